@@ -1,0 +1,71 @@
+"""What the tools share: reading their inputs, and saying what is wrong."""
+import os.path as osp
+import sys
+from typing import Callable, Optional
+
+import mmengine
+from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
+
+
+class UserError(Exception):
+    """An input that the user must mend; shown without a traceback."""
+
+
+def cli(main: Callable[[], None]) -> None:
+    """Run a tool; a :class:`UserError` ends it with one sentence, exit 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f'{osp.basename(sys.argv[0])}: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read the config file and merge ``options`` into it."""
+    if not osp.isfile(path):
+        raise UserError(f'The config must be a file, but got {path!r}. Name '
+                        'one of configs/ or of your own.')
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def check_checkpoint(path: str) -> dict:
+    """Load the checkpoint at ``path`` on the CPU, or say why it cannot be."""
+    if '://' not in path and not osp.isfile(path):
+        raise UserError(f'The checkpoint must be a file, but got {path!r}. '
+                        'Train first, or name another.')
+    try:
+        checkpoint = _load_checkpoint(path, map_location='cpu')
+    except Exception as error:  # each format and torch version has its own
+        cause = str(error).strip().splitlines()[0]
+        raise UserError(f'The checkpoint {path!r} cannot be read ({cause}). '
+                        'It is damaged or no checkpoint: name another, or '
+                        'resume from the one before.') from error
+    return checkpoint
+
+
+def check_data(loader: Config) -> None:
+    """Say where the data set of ``loader`` is missing, before work begins.
+
+    A data set that downloads itself may be missing.
+    """
+    dataset = loader.get('dataset', {})
+    while 'dataset' in dataset:  # RepeatDataset and other wrappers
+        dataset = dataset['dataset']
+    root = dataset.get('data_root')
+    downloads = str(dataset.get('type')).endswith(('MNIST', 'CIFAR10',
+                                                   'CIFAR100'))
+    if root and '://' not in root and not downloads and not osp.isdir(root):
+        raise UserError(f'The data set must be at {root!r}, but there is no '
+                        'such folder. Put it there, or set '
+                        '`train_dataloader.dataset.data_root`.')
+
+
+def dump(data: dict, path: str) -> None:
+    """Write ``data`` to ``path``, whole or not at all."""
+    from .checkpoint import AtomicLocalBackend
+    text = mmengine.dump(data, file_format='json', indent=2)
+    AtomicLocalBackend().put(text.encode(), path)

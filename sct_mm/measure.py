@@ -1,0 +1,73 @@
+"""Cost of a network at one input size: FLOPs, latency, throughput, stride."""
+import statistics
+import time
+from typing import Callable, List
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def seconds_of(run: Callable[[], object], budget: float = 1.0,
+               least: int = 5) -> List[float]:
+    """Wall-clock seconds of single calls of ``run`` after two to warm up:
+    at least ``least`` calls, and more until ``budget`` seconds are spent."""
+    cuda = torch.cuda.is_available()
+    times: List[float] = []
+    for _ in range(2):
+        run()
+    while len(times) < least or sum(times) < budget:
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+@torch.no_grad()
+def cost_of(model: nn.Module, one: dict, batch: dict) -> dict:
+    """GFLOPs and milliseconds of ``model.test_step`` for one picture, and
+    pictures per second in batches.
+
+    The GFLOPs are multiply-adds of convolutions and matrix products, as
+    OpenMMLab's tables count them (ResNet-50 at 224: 4.09). Times are medians
+    and include the preprocessor and the post-processing, not the loading.
+
+    Args:
+        one: a collated batch of one picture, as the data loader gives it.
+        batch: a collated batch of the size to measure throughput with.
+    """
+    with FlopCounterMode(display=False) as counter:
+        model.test_step(one)
+    latency = statistics.median(seconds_of(lambda: model.test_step(one)))
+    batched = statistics.median(seconds_of(lambda: model.test_step(batch)))
+    return dict(
+        gflops=counter.get_total_flops() / 2 / 1e9,
+        latency_ms=latency * 1e3,
+        pictures_per_s=len(batch['inputs']) / batched)
+
+
+@torch.no_grad()
+def network_stride(model: nn.Module, channels: int, size: int = 256) -> int:
+    """Total stride of the network's convolutions, in pixels of the input.
+
+    It is read off a forward pass at ``size`` pixels, which must be a multiple
+    of it. Maps of one element do not count: they lie behind a pooling.
+    """
+    edges: List[int] = []
+
+    def note(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        edges.append(min(output.shape[2:]))
+
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    handles = [conv.register_forward_hook(note) for conv in convs]
+    try:
+        device = next(model.parameters()).device
+        model(torch.zeros(1, channels, size, size, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return size // min([edge for edge in edges if edge > 1], default=size)

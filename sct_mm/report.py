@@ -1,0 +1,57 @@
+"""The result of a test at several sizes, as a table, as JSON, as a plot."""
+from typing import List
+
+from rich.table import Table
+
+
+def metric_names(rows: List[dict]) -> List[str]:
+    """Names of the metrics of ``rows``, in the order of the evaluators."""
+    return list(dict.fromkeys(name for row in rows for name in row['metrics']))
+
+
+def make_table(title: str, rows: List[dict]) -> Table:
+    """One row a size, the largest first; see tools/test.py for the keys."""
+    table = Table(title=title)
+    table.add_column('scale', justify='right')
+    table.add_column('served\nby', justify='right')
+    names = metric_names(rows)
+    for name in (*names, 'GFLOPs', 'latency/ms', 'pictures/per s'):
+        table.add_column(name.replace('/', '\n'), justify='right')
+    for row in rows:
+        served_by = row['served_by']
+        table.add_row(
+            str(row['scale']), '-' if served_by is None else str(served_by),
+            *(f'{row["metrics"].get(name, float("nan")):.2f}'
+              for name in names),
+            f'{row["gflops"]:.4g}', f'{row["latency_ms"]:.2f}',
+            f'{row["pictures_per_s"]:.0f}')
+    return table
+
+
+def draw(models: List[dict], path: str) -> None:
+    """Draw the first metric of each model over the scale into a PNG.
+
+    Filled markers are scales with statistics of their own.
+    """
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    name = metric_names(models[0]['rows'])[0]
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
+    for model in models:
+        rows = [row for row in model['rows'] if name in row['metrics']]
+        x = [row['scale'] for row in rows]
+        y = [row['metrics'][name] for row in rows]
+        line, = axes.plot(x, y, label=model['label'])
+        for row, left, bottom in zip(rows, x, y):
+            own = row['served_by'] == row['scale']
+            axes.plot(left, bottom, 'o', color=line.get_color(),
+                      fillstyle='full' if own else 'none')
+    sizes = sorted({row['scale'] for m in models for row in m['rows']})
+    axes.set_xticks(sizes)
+    axes.set_xlabel('size of the input (pixels)')
+    axes.set_ylabel(name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,96 @@
+"""Train a config of any OpenMMLab project, with or without SCT."""
+import argparse
+import os
+import os.path as osp
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+import sct_mm  # noqa: F401  (registers the components)
+from sct_mm.cli import check_checkpoint, check_data, cli, load_config
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument(
+        '--work-dir', help='for logs and checkpoints; '
+        'default: work_dirs/NAME_OF_CONFIG')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+        help='go on from this checkpoint; without a path, from the last one '
+        'in the work directory, if any')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true',
+        help='scale the learning rate by the actual batch size')
+    parser.add_argument(
+        '--no-pin-memory', action='store_true',
+        help='do not pin the memory of batches')
+    parser.add_argument(
+        '--persistent-workers', action='store_true',
+        help='keep data workers over epochs: a faster start of epochs, but '
+        'a resumed run draws other augmentations than an unbroken one')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='settings that override the config, e.g. train_cfg.max_epochs=1')
+    parser.add_argument(
+        '--launcher', default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
+    # torch.distributed.launch passes this one, torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Write the options of the command line into the config."""
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
+        'work_dirs', osp.splitext(osp.basename(args.config))[0])
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
+        'checkpoint', dict(type='CheckpointHook', interval=1))
+    checkpoint.setdefault('backend_args', dict(backend='atomic_local'))
+    pin_memory = torch.cuda.is_available() and not args.no_pin_memory
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader is not None:
+            loader.setdefault('pin_memory', pin_memory)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.setdefault('persistent_workers', args.persistent_workers
+                              and loader.get('num_workers', 0) > 0)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = merge_args(load_config(args.config, args.cfg_options), args)
+    start = cfg.get('load_from')
+    if start is None and cfg.get('resume') and osp.isdir(cfg.work_dir):
+        start = find_latest_checkpoint(cfg.work_dir)
+    if start:
+        check_checkpoint(start)
+    check_data(cfg.train_dataloader)
+    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
+              else Runner.from_cfg(cfg))
+    runner.train()
+
+
+if __name__ == '__main__':
+    cli(main)
