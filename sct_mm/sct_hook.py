@@ -21,8 +21,8 @@ def log_name(scale: int, name: str) -> str:
     adds up every key that contains it. ``loss`` becomes ``s128/total``,
     ``loss_cls`` ``s128/cls``, ``accuracy_top-1`` ``s128/accuracy_top-1``.
     """
-    words = [w for w in name.replace('loss', '').split('_') if w]
-    return f's{scale}/{"_".join(words) or "total"}'
+    name = name.replace('loss_', '').replace('loss', '').strip('_.')
+    return f's{scale}/{name or "total"}'
 
 
 def check_loss_weights(weights: Optional[Sequence[float]],

@@ -3,15 +3,15 @@ _base_ = ['mmpretrain::_base_/models/resnet18_cifar.py',
           'mmpretrain::_base_/default_runtime.py']
 size = 28  # pixels; the resize below is what tools/test.py rewrites
 model = dict(
-    backbone=dict(in_channels=1, stem_channels=16, base_channels=16, num_stages=3,
-                  strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, )),
-    head=dict(in_channels=64))
+    backbone=dict(in_channels=1, stem_channels=16, base_channels=16,
+                  strides=(2, 2, 2, 1)),
+    head=dict(in_channels=128))
 data_preprocessor = dict(mean=[72.94], std=[90.02], to_rgb=False)
 resize = dict(type='Resize', scale=size, backend='pillow')
 train_dataloader = dict(
     batch_size=128, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', pipeline=[
-        dict(type='RandomFlip', prob=0.5), resize, dict(type='PackInputs')]))
+    dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', indices=50000,
+                 pipeline=[resize, dict(type='PackInputs')]))
 test_dataloader = dict(
     batch_size=250, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', split='test',
@@ -19,11 +19,11 @@ test_dataloader = dict(
 val_dataloader = test_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 optim_wrapper = dict(optimizer=dict(
-    type='SGD', lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True))
+    type='AdamW', lr=4e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
-    dict(type='CosineAnnealingLR', T_max=2, convert_to_iter_based=True)]
-train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=2)
+    dict(type='CosineAnnealingLR', T_max=3, convert_to_iter_based=True)]
+train_cfg = dict(by_epoch=True, max_epochs=3, val_interval=3)
 val_cfg = dict()
 test_cfg = dict()
 randomness = dict(seed=0)

@@ -1,0 +1,57 @@
+"""Shared pieces of the tests: a small model, and data of a moment."""
+import os
+import os.path as osp
+import sys
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+os.environ.setdefault('MPLBACKEND', 'Agg')
+SCALES = (16, 12, 8)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    yield
+    DefaultScope._instance_dict.clear()  # a Runner leaves its scope behind
+
+
+@MODELS.register_module(force=True)
+class TinyModel(BaseModel):
+    """conv, norm, conv, norm, global pooling, norm, classifier."""
+
+    def __init__(self, norm, data_preprocessor=None, init_cfg=None):
+        super().__init__(data_preprocessor, init_cfg)
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2, 1), norm(4), nn.ReLU(),
+            nn.Conv2d(4, 6, 3, 1, 1), norm(6), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), norm(6), nn.Flatten(), nn.Linear(6, 5))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        logits = self.net(inputs)
+        if mode != 'loss':
+            return logits
+        target = torch.tensor([int(s.gt_label) for s in data_samples])
+        accuracy = (logits.argmax(1) == target).float().mean()
+        return dict(loss=nn.functional.cross_entropy(logits, target),
+                    accuracy=accuracy)
+
+
+@pytest.fixture
+def run_tool():
+    """Run a tool as a user does; returns (exit code, all its output)."""
+    import subprocess
+
+    def run(tool, *args, cwd=ROOT, timeout=240):
+        done = subprocess.run(
+            [sys.executable, osp.join(ROOT, 'tools', tool), *map(str, args)],
+            cwd=cwd, capture_output=True, text=True, timeout=timeout,
+            env={**os.environ, 'PYTHONPATH': ROOT, 'COLUMNS': '120'})
+        return done.returncode, done.stdout + done.stderr
+
+    return run

@@ -1,0 +1,55 @@
+"""Every shipped config is short, builds, and trains a step where it is SCT."""
+import glob
+import os.path as osp
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+
+import sct_mm  # noqa: F401
+from sct_mm.pipeline import nominal_size
+from sct_mm.scale import scales_of
+
+from conftest import ROOT
+
+CONFIGS = sorted(glob.glob(osp.join(ROOT, 'configs', '*.py')))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=osp.basename)
+def test_config(path):
+    with open(path) as f:
+        assert len(f.readlines()) <= 25
+    cfg = Config.fromfile(path)
+    assert Config.fromstring(cfg.pretty_text, '.py').model == cfg.model
+    init_default_scope(cfg.default_scope)
+    pipelines = {}
+    for name in ('train', 'val', 'test'):
+        pipelines[name] = cfg[f'{name}_dataloader'].dataset.pipeline
+        Compose(pipelines[name])
+    size = nominal_size(pipelines['test'])
+    assert size == nominal_size(pipelines['val'])
+    processor = dict(cfg.get('data_preprocessor', {}),
+                     type='ClsDataPreprocessor')
+    model = MODELS.build(dict(cfg.model, data_preprocessor=processor))
+    hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
+    scales = scales_of(model)
+    sct = [hook for hook in hooks if hasattr(hook, 'attach')]
+    assert bool(sct) == osp.basename(path).startswith('sct')
+    if not sct:
+        assert scales is None
+        return
+    assert (scales is None) == ('shared-bn' in path)
+    sct[0].attach(model)
+    assert size == (scales or sct[0].scales)[0]
+    channels = cfg.model.backbone.get('in_channels', 3)
+    batch = model.data_preprocessor(dict(
+        inputs=torch.randint(0, 256, (2, channels, size, size),
+                             dtype=torch.uint8),
+        data_samples=[DataSample().set_gt_label(i) for i in range(2)]), True)
+    loss = model(**batch, mode='loss')['loss']
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None for p in model.parameters())

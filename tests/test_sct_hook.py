@@ -1,0 +1,243 @@
+"""The hook's loss against a loop written by hand, within real training."""
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.testing import assert_close
+from torchvision.transforms.v2 import functional as tv
+
+from sct_mm import (SSBN, EpochSeedHook, SCTLossHook, SyncSSBN, set_scale,
+                    use_scale)
+from sct_mm.scale import ssbn_layers
+from sct_mm.sct_hook import check_loss_weights, log_name
+
+from conftest import SCALES, TinyModel
+
+
+def ssbn_model():
+    return TinyModel(lambda c: SSBN(c, SCALES))
+
+
+def samples(n=8, size=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [dict(inputs=torch.randn(3, size, size, generator=generator),
+                 data_samples=BaseDataElement(gt_label=i % 5))
+            for i in range(n)]
+
+
+def collate(items):
+    return dict(inputs=torch.stack([i['inputs'] for i in items]),
+                data_samples=[i['data_samples'] for i in items])
+
+
+def batch(**options):
+    return collate(samples(**options))
+
+
+def grads(model):
+    return {k: p.grad for k, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('weights', [None, (1.0, 0.5, 2.0)])
+def test_loss_and_gradients_are_those_of_a_loop(weights):
+    model, by_hand = ssbn_model(), ssbn_model()
+    by_hand.load_state_dict(model.state_dict())
+    data = batch()
+    hook = SCTLossHook(loss_weights=weights)
+    hook.attach(model)
+    losses = model(**data, mode='loss')
+    model.parse_losses(losses)[0].backward()
+
+    total = 0
+    target = torch.tensor([s.gt_label for s in data['data_samples']])
+    for scale, weight in zip(SCALES, weights or (1 / 3, ) * 3):
+        set_scale(by_hand, scale)
+        x = tv.resize(data['inputs'], [scale, scale], antialias=True)
+        logits = by_hand.net(x)
+        loss = F.cross_entropy(logits, target)
+        assert_close(losses[f's{scale}/total'], loss)
+        assert_close(losses[f's{scale}/accuracy'],
+                     (logits.argmax(1) == target).float().mean())
+        total = total + weight * loss
+    total.backward()
+    assert_close(losses['loss'], total)
+    assert_close(grads(model), grads(by_hand))
+    for name, value in by_hand.state_dict().items():
+        assert_close(model.state_dict()[name], value)
+    assert_close(model.parse_losses(losses)[0], losses['loss'])
+
+
+def test_every_parameter_has_a_gradient():
+    """DDP needs no find_unused_parameters."""
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    model(**batch(), mode='loss')['loss'].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(layer.weight.grad.abs().sum(1).min() > 0
+               for layer in ssbn_layers(model))
+
+
+def test_only_training_passes_in_loss_mode_change():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    data = batch()
+    assert isinstance(model(**data, mode='tensor'), torch.Tensor)
+    assert set(model.eval()(**data, mode='loss')) == {'loss', 'accuracy'}
+
+
+def test_it_leaves_no_trace():
+    model = ssbn_model()
+    before = {k: v for k, v in vars(model).items() if 'hook' in k}
+    before = {k: dict(v) for k, v in before.items() if v is not None}
+    hook = SCTLossHook()
+    hook.attach(model)
+    model(**batch(), mode='loss')
+    hook.detach()
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert {k: dict(v) for k, v in vars(model).items() if k in before} == (
+        before)
+    assert set(model(**batch(), mode='loss')) == {'loss', 'accuracy'}
+
+
+def test_an_error_in_a_pass_unpins_the_model():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    with pytest.raises(AttributeError, match='gt_label'):
+        model(inputs=torch.rand(2, 3, 16, 16), data_samples=[1, 2],
+              mode='loss')
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
+def test_names_in_the_log():
+    assert log_name(128, 'loss') == 's128/total'
+    assert log_name(128, 'loss_rpn_cls') == 's128/rpn_cls'
+    assert log_name(128, 'd0.loss_cls') == 's128/d0.cls'
+    assert log_name(128, 'accuracy_top-1') == 's128/accuracy_top-1'
+
+
+# -- bad input
+
+
+def test_scales_that_contradict_the_norm():
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got \(16, 8\)'):
+        SCTLossHook(scales=(8, 16)).attach(ssbn_model())
+
+
+def test_model_without_ssbn(caplog):
+    model = TinyModel(nn.BatchNorm2d)
+    with pytest.raises(ValueError, match='TinyModel has none'):
+        SCTLossHook().attach(model)
+    with caplog.at_level(logging.WARNING):
+        SCTLossHook(scales=SCALES).attach(model)
+    assert 's8/total' in model(**batch(), mode='loss')
+
+
+def test_sync_bn_torch_is_refused():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(ssbn_model())
+    with pytest.raises(RuntimeError, match='SyncSSBN'):
+        SCTLossHook().attach(model)
+    SCTLossHook().attach(TinyModel(lambda c: SyncSSBN(c, SCALES)))
+
+
+def test_pictures_of_another_size():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    with pytest.raises(ValueError, match='scale 16 and pictures of 14'):
+        model(**batch(size=14), mode='loss')
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
+@pytest.mark.parametrize('weights', [(1, 1), (1, 1, -1), (0, 0, 0),
+                                     (1, 1, float('nan'))])
+def test_bad_loss_weights(weights):
+    with pytest.raises(ValueError, match='one finite number >= 0 per scale'):
+        check_loss_weights(weights, SCALES)
+
+
+def test_bad_backward():
+    with pytest.raises(ValueError, match="but got 'twice'"):
+        SCTLossHook(backward='twice')
+
+
+# -- within mmengine's Runner
+
+
+class Dies(Hook):
+    """A run that is killed in the middle of its second epoch."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 2:
+            raise KeyboardInterrupt
+
+
+def train(work_dir, epochs, model=None, hooks=None, resume=False):
+    if hooks is None:
+        hooks = [SCTLossHook(), EpochSeedHook(), EMAHook()]
+    torch.manual_seed(0)
+    runner = Runner(
+        model=model or ssbn_model(), work_dir=str(work_dir),
+        experiment_name=f'{work_dir.name}-{epochs}-{resume}',
+        train_dataloader=dict(
+            batch_size=4, dataset=samples(), collate_fn=collate,
+            sampler=dict(type='DefaultSampler', shuffle=True)),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        param_scheduler=dict(type='StepLR', step_size=1, gamma=0.5),
+        default_hooks=dict(checkpoint=dict(
+            type='CheckpointHook', interval=1,
+            backend_args=dict(backend='atomic_local'))),
+        custom_hooks=hooks, randomness=dict(seed=7), resume=resume,
+        log_level='ERROR')
+    runner.train()
+    return runner
+
+
+def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path):
+    whole = train(tmp_path / 'whole', 2).model
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / 'parts', 2, hooks=[
+            SCTLossHook(), EpochSeedHook(), EMAHook(), Dies()])
+    resumed = train(tmp_path / 'parts', 2, resume=True)
+    assert resumed.iter == 4
+    want = whole.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert_close(value, want[name], rtol=0, atol=0)
+    for ours, theirs in zip(ssbn_layers(resumed.model), ssbn_layers(whole)):
+        assert ours.extents == theirs.extents
+    ema = [torch.load(tmp_path / d / 'epoch_2.pth', weights_only=True)
+           ['state_dict'] for d in ('whole', 'parts')]
+    for name, value in ema[0].items():
+        assert_close(value, ema[1][name], rtol=0, atol=0)
+    assert not list(tmp_path.rglob('*.partial'))
+
+
+def test_one_scale_is_plain_batchnorm_training_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    ours = TinyModel(lambda c: SSBN(c, (16, )))
+    plain = TinyModel(nn.BatchNorm2d)
+    plain.load_state_dict({k: v.reshape(p.shape) for (k, v), p in zip(
+        ours.state_dict().items(), plain.state_dict().values())})
+    train(tmp_path / 'ours', 2, ours, [SCTLossHook(), EpochSeedHook()])
+    train(tmp_path / 'plain', 2, plain, [EpochSeedHook()])
+    for a, b in zip(ours.state_dict().values(), plain.state_dict().values()):
+        assert_close(a.reshape(b.shape), b, rtol=0, atol=0)
+
+
+def test_the_ema_copy_and_its_checkpoint_choose_the_scale(tmp_path):
+    ema = EMAHook()
+    train(tmp_path, 1, hooks=[SCTLossHook(), ema])
+    loaded = ssbn_model()
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    loaded.load_state_dict(checkpoint['state_dict'])
+    average = ema.ema_model.module
+    for network in (average.eval(), loaded.eval()):
+        for scale in SCALES:
+            x = torch.randn(2, 3, scale, scale)
+            with use_scale(network, scale):
+                want = network(x)
+            assert_close(network(x), want, rtol=0, atol=0)

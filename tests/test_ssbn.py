@@ -1,0 +1,256 @@
+"""SSBN against as many separate nn.BatchNorm layers as there are scales."""
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn import build_norm_layer, is_norm
+from torch import nn
+from torch.testing import assert_close
+
+from sct_mm import (SSBN, SyncSSBN, convert_to_ssbn, extract_scale, set_scale,
+                    use_scale)
+
+SCALES = (16, 12, 8)
+
+
+def paired(scales=SCALES, channels=3, **options):
+    """An SSBN with random rows, and one plain BN for each of them."""
+    layer = SSBN(channels, scales, **options)
+    plain = {}
+    for row, scale in enumerate(scales):
+        bn = nn.BatchNorm2d(channels, **options)
+        for name, value in bn.state_dict().items():
+            if value.is_floating_point():
+                value.uniform_(0.5, 2.0)
+                getattr(layer, name).data[row] = value
+        plain[scale] = bn
+    return layer, plain
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 4), h=st.integers(1, 5), w=st.integers(1, 5),
+    channels=st.integers(1, 4),
+    momentum=st.sampled_from([None, 0.0, 0.1, 1.0]), affine=st.booleans(),
+    track=st.booleans(), channels_last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    steps=st.lists(st.tuples(st.sampled_from(SCALES), st.booleans()),
+                   min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_each_scale_is_a_batchnorm_of_its_own(
+        n, h, w, channels, momentum, affine, track, channels_last, dtype,
+        steps, seed):
+    torch.manual_seed(seed)
+    layer, plain = paired(channels=channels, momentum=momentum, affine=affine,
+                          track_running_stats=track)
+    layer = layer.to(dtype)
+    for bn in plain.values():
+        bn.to(dtype)
+    for scale, training in steps:
+        x = torch.randn(n, channels, h, w, dtype=dtype)
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        with use_scale(layer.train(training), scale):
+            ours = layer(a)
+        theirs = plain[scale].train(training)(b)
+        assert_close(ours, theirs, rtol=0, atol=0)
+        assert ours.stride() == theirs.stride()
+        weight = torch.randn_like(ours)
+        (ours * weight).sum().backward()
+        (theirs * weight).sum().backward()
+        assert_close(a.grad, b.grad, rtol=0, atol=0)
+    for row, scale in enumerate(SCALES):
+        bn = plain[scale]
+        for name, value in bn.state_dict().items():
+            assert_close(layer.state_dict()[name][row], value, rtol=0, atol=0)
+        for name, parameter in bn.named_parameters():
+            grad = getattr(layer, name).grad
+            want = parameter.grad
+            if grad is not None:
+                want = torch.zeros_like(parameter) if want is None else want
+                assert_close(grad[row], want, rtol=0, atol=0)
+
+
+def test_several_scales_before_one_backward():
+    layer, plain = paired()
+    xs = {s: torch.randn(2, 3, s, s) for s in SCALES}
+    total = 0
+    for scale, x in xs.items():
+        with use_scale(layer, scale):
+            total = total + layer(x).pow(3).sum()
+    total.backward()
+    for row, scale in enumerate(SCALES):
+        plain[scale](xs[scale]).pow(3).sum().backward()
+        assert_close(layer.weight.grad[row], plain[scale].weight.grad)
+        assert_close(layer.running_var[row], plain[scale].running_var)
+
+
+def test_empty_batch_is_as_batchnorm():
+    layer, plain = paired()
+    x = torch.randn(0, 3, 4, 4)
+    assert_close(layer.eval()(x), plain[16].eval()(x))
+
+
+@pytest.mark.parametrize('dims, bn, shape', [
+    (1, nn.BatchNorm1d, (4, 3)), (1, nn.BatchNorm1d, (4, 3, 5)),
+    (3, nn.BatchNorm3d, (2, 3, 4, 4, 4))])
+def test_other_dimensions(dims, bn, shape):
+    x = torch.randn(shape)
+    assert_close(SSBN(3, SCALES, spatial_dims=dims)(x), bn(3)(x))
+
+
+def test_hosts_take_it_for_a_batchnorm():
+    name, layer = build_norm_layer(
+        dict(type='SSBN', scales=SCALES, requires_grad=False), 3, postfix=1)
+    assert name == 'bn1' and is_norm(layer)
+    assert not layer.weight.requires_grad
+    assert set(layer.state_dict()) == set(nn.BatchNorm2d(3).state_dict())
+
+
+def test_default_scales_and_order():
+    assert SSBN(2).scales == (224, 192, 160, 128)
+    assert SSBN(2, [8, 16, 12]).scales == SCALES
+
+
+@pytest.mark.parametrize('scales, error, match', [
+    ((), ValueError, r'distinct positive ints, but got \(\)'),
+    ((8, 8), ValueError, r'\(8, 8\)'),
+    ((8, 0), ValueError, r'\(8, 0\)'),
+    ((8, 4.0), TypeError, r'\(8, 4.0\)'),
+    (8, TypeError, 'sequence of ints'),
+])
+def test_bad_scales(scales, error, match):
+    with pytest.raises(error, match=match):
+        SSBN(3, scales)
+
+
+@pytest.mark.parametrize('shape, match', [
+    ((2, 4, 5, 5), r'3 channels, but got shape \(2, 4, 5, 5\)'),
+    ((2, 3, 5), '4 dimensions')])
+def test_input_it_was_not_built_for(shape, match):
+    with pytest.raises(ValueError, match=match):
+        SSBN(3, SCALES)(torch.zeros(shape))
+
+
+def test_bad_spatial_dims():
+    with pytest.raises(ValueError, match='1, 2 or 3, but got 4'):
+        SSBN(3, SCALES, spatial_dims=4)
+
+
+# -- checkpoints
+
+
+def test_stock_checkpoint_fills_every_scale():
+    bn = nn.BatchNorm2d(3)
+    bn(torch.randn(4, 3, 5, 5))
+    layer = SSBN(3, SCALES)
+    layer.load_state_dict(bn.state_dict())
+    x = torch.randn(2, 3, 4, 4)
+    for scale in SCALES:
+        with use_scale(layer.eval(), scale):
+            assert_close(layer(x), bn.eval()(x), rtol=0, atol=0)
+    layer.weight.data[0] += 1  # rows are not views of one another
+    assert_close(layer.weight[1], bn.weight)
+
+
+def test_state_dict_round_trip_with_weights_only():
+    layer, _ = paired()
+    for scale in SCALES:
+        with use_scale(layer, scale):
+            layer(torch.randn(2, 3, scale // 2, scale // 2))
+    stream = io.BytesIO()
+    torch.save(layer.state_dict(), stream)
+    stream.seek(0)
+    loaded = SSBN(3, SCALES)
+    loaded.load_state_dict(torch.load(stream, weights_only=True))
+    assert loaded.extents == layer.extents == {16: [8, 8], 12: [6, 6],
+                                               8: [4, 4]}
+    for name, value in layer.state_dict().items():
+        assert_close(loaded.state_dict()[name], value)
+
+
+def test_checkpoint_with_other_number_of_scales():
+    with pytest.raises(ValueError, match=r'2 scales \(\(16, 8\)\)'):
+        SSBN(3, SCALES).load_state_dict(SSBN(3, (16, 8)).state_dict())
+
+
+def test_checkpoint_with_other_scales_loads_by_rank_without_extents():
+    source, _ = paired()
+    with use_scale(source, 8):
+        source(torch.randn(2, 3, 4, 4))
+    target = SSBN(3, (800, 640, 480))
+    target.load_state_dict(source.state_dict())
+    assert_close(target.weight, source.weight)
+    assert target.extents == {}
+
+
+# -- conversions
+
+
+def plain_net(sync=False):
+    norm = nn.SyncBatchNorm if sync else nn.BatchNorm2d
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(1),
+                         nn.Linear(4 * 6 * 6, 5), nn.BatchNorm1d(5))
+
+
+def test_convert_keeps_the_function_and_extract_gives_it_back():
+    net = plain_net()
+    x = torch.randn(4, 3, 8, 8)
+    net(x)
+    want = copy.deepcopy(net).eval()(x)
+    keys = list(net.state_dict())
+    converted = convert_to_ssbn(net, SCALES)
+    assert converted is net and isinstance(net[1], SSBN)
+    assert list(net.state_dict()) == keys
+    for scale in SCALES:
+        with use_scale(net.eval(), scale):
+            assert_close(net(x), want, rtol=0, atol=0)
+    net[1].bias.data[1] += 1
+    net[1].bias.requires_grad = False
+    plain = extract_scale(net, 12)
+    assert type(plain[1]) is nn.BatchNorm2d
+    assert type(plain[4]) is nn.BatchNorm1d
+    assert not plain[1].bias.requires_grad
+    with use_scale(net, 12):
+        assert_close(plain(x), net(x), rtol=0, atol=0)
+    plain_net().load_state_dict(plain.state_dict())
+    plain[1].weight.data.zero_()  # independent of its source
+    assert net[1].weight.abs().sum() > 0
+
+
+def test_convert_is_idempotent_and_replaces_a_root_and_a_shared_layer():
+    bn = nn.BatchNorm2d(3)
+    net = convert_to_ssbn(nn.Sequential(bn, bn), SCALES)
+    assert net[0] is net[1] and isinstance(net[0], SSBN)
+    layer = net[0]
+    assert convert_to_ssbn(net, SCALES)[0] is layer
+    assert isinstance(convert_to_ssbn(nn.BatchNorm2d(3), SCALES), SSBN)
+
+
+def test_convert_sync_and_unknown_norms():
+    assert isinstance(convert_to_ssbn(plain_net(sync=True), SCALES)[1],
+                      SyncSSBN)
+
+    class NormAndMore(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(TypeError, match='NormAndMore'):
+        convert_to_ssbn(nn.Sequential(NormAndMore(3)), SCALES)
+
+
+def test_extract_errors():
+    with pytest.raises(ValueError, match='Sequential has none'):
+        extract_scale(plain_net(), 8)
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
+        extract_scale(convert_to_ssbn(plain_net(), SCALES), 9)
+
+
+def test_sync_is_ssbn_in_one_process():
+    sync, layer = SyncSSBN(3, SCALES), SSBN(3, SCALES)
+    x = torch.randn(4, 3, 5, 5)
+    assert_close(sync(x), layer(x), rtol=0, atol=0)
+    set_scale(sync, 8)
+    assert sync.pinned_scale == 8
