@@ -4,6 +4,7 @@
 # Each goes on where it was interrupted. PYTHON chooses the interpreter.
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: demo test lint reproduce clean
 
 PYTHON ?= python3
@@ -46,13 +47,14 @@ endef
 
 # mmcv-lite has no compiled operators, and may not stand beside mmcv.
 $(VENV)/classification.done: setup.py | $(BIN)/python
-	if [ ! -e $(VENV)/all.done ]; then $(PIP) install -e '.[classification]'; fi
+	if [ ! -e $(VENV)/mmcv.built ]; then $(PIP) install -e '.[classification]'; fi
 	$(USE_HEADLESS_OPENCV)
 	touch $@
 
 $(VENV)/all.done: setup.py tools/build_mmcv.sh | $(BIN)/python
 	$(PIP) install -e '.[test]' 'setuptools<81' wheel ninja
 	bash tools/build_mmcv.sh $(BIN)/python $(CACHE)/wheels
+	touch $(VENV)/mmcv.built
 	$(PIP) install -e '.[test,detection]'
 	$(USE_HEADLESS_OPENCV)
 	touch $(VENV)/classification.done $@

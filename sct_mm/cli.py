@@ -1,4 +1,5 @@
 """What the tools share: reading their inputs, and saying what is wrong."""
+import os
 import os.path as osp
 import sys
 from typing import Callable, Optional
@@ -40,10 +41,13 @@ def check_checkpoint(path: str) -> dict:
     try:
         checkpoint = _load_checkpoint(path, map_location='cpu')
     except Exception as error:  # each format and torch version has its own
-        cause = str(error).strip().splitlines()[0]
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f'The checkpoint {path!r} cannot be read ({cause}). '
                         'It is damaged or no checkpoint: name another, or '
                         'resume from the one before.') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'The checkpoint {path!r} must hold a dict, but got '
+                        f'a {type(checkpoint).__name__}. Name another.')
     return checkpoint
 
 
@@ -58,10 +62,11 @@ def check_data(loader: Config) -> None:
     root = dataset.get('data_root')
     downloads = str(dataset.get('type')).endswith(('MNIST', 'CIFAR10',
                                                    'CIFAR100'))
-    if root and '://' not in root and not downloads and not osp.isdir(root):
+    if root and '://' not in root and not downloads and not (
+            osp.isdir(root) and os.listdir(root)):
         raise UserError(f'The data set must be at {root!r}, but there is no '
-                        'such folder. Put it there, or set '
-                        '`train_dataloader.dataset.data_root`.')
+                        'such folder, or nothing in it. Put it there, or set '
+                        '`data_root` in the config.')
 
 
 def dump(data: dict, path: str) -> None:

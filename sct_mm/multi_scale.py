@@ -1,6 +1,7 @@
 """The batch transform of Scale Calibrated Training."""
 from typing import Any, Optional, Sequence
 
+import numpy as np
 import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
@@ -19,11 +20,16 @@ def _check_no_pixels(element: BaseDataElement, path: str) -> None:
         where = f'{path}.{name}'
         if isinstance(value, BaseDataElement):
             _check_no_pixels(value, where)
-        elif getattr(value, 'ndim', 0) > 1:
-            raise TypeError(f'`MultiScaleBatch` resizes samples with labels '
-                            f'and scores, but got `{where}` of shape '
-                            f'{tuple(value.shape)}, which may carry pixels or '
-                            'coordinates. Remove the field from PackInputs.')
+        elif not (isinstance(value, (bool, int, float, str, type(None)))
+                  or isinstance(value, (Tensor, np.ndarray, np.generic))
+                  and value.ndim <= 1):
+            shape = getattr(value, 'shape', None)
+            what = (type(value).__name__ if shape is None
+                    else f'shape {tuple(shape)}')
+            raise TypeError('`MultiScaleBatch` knows labels and scores, but '
+                            f'got `{where}` of {what}, which may carry '
+                            'pixels or coordinates. Remove the field from '
+                            'PackInputs.')
 
 
 def resized_sample(sample: BaseDataElement, shape: Sequence[int],
@@ -59,9 +65,9 @@ class MultiScaleBatch(BaseTransform):
     is what torchvision and PIL do to pictures at test time.
 
     Required keys: ``inputs`` (N, C, H, W), float; ``data_samples`` (a list of
-    samples with labels and scores, or None) is optional. Both keys are in the
-    result; other keys are passed on. Nothing of the input is changed in
-    place. At the base scale the result is the input itself.
+    samples with labels and scores, or None) and ``mode`` are optional and in
+    the result. Nothing of the input is changed in place.
+    At the base scale the result is the input itself.
 
     Args:
         scale: the scale of the result in pixels.
@@ -73,7 +79,8 @@ class MultiScaleBatch(BaseTransform):
 
     Raises:
         TypeError: for a sample with pixels or coordinates, naming the field,
-            and for inputs that are no (N, C, H, W) tensor.
+            for another key, and for inputs that are no (N, C, H, W) tensor.
+        ValueError: for ``antialias`` with another interpolation.
     """
 
     def __init__(self,
@@ -85,6 +92,10 @@ class MultiScaleBatch(BaseTransform):
         self.scale = scale
         self.base_scale = base_scale
         self.size_divisor = size_divisor
+        if antialias and interpolation not in ('bilinear', 'bicubic'):
+            raise ValueError("`antialias` needs interpolation 'bilinear' or "
+                             f"'bicubic', but got {interpolation!r}. Set "
+                             'antialias=False.')
         self.interpolation = interpolation
         self.antialias = antialias
 
@@ -97,12 +108,18 @@ class MultiScaleBatch(BaseTransform):
             raise TypeError('`MultiScaleBatch` takes a tensor (N, C, H, W) as '
                             f'`inputs`, but got {got}. Use a data '
                             'preprocessor that stacks the images.')
+        other = set(results) - {'inputs', 'data_samples', 'mode'}
+        if other:
+            raise TypeError('`MultiScaleBatch` knows the keys inputs, '
+                            f'data_samples and mode, but got {sorted(other)}, '
+                            'which may carry pixels. Remove them.')
         base_shape = inputs.shape[-2:]
         shape = [resized_edge(edge, self.scale, self.base_scale,
                               self.size_divisor) for edge in base_shape]
-        align = None if self.interpolation in ('nearest', 'area') else False
+        smooth = self.interpolation in ('bilinear', 'bicubic')
         resized = F.interpolate(inputs, shape, mode=self.interpolation,
-                                align_corners=align, antialias=self.antialias)
+                                align_corners=False if smooth else None,
+                                antialias=self.antialias)
         samples: Optional[list] = results.get('data_samples')
         if samples is not None:
             samples = [resized_sample(s, shape, base_shape) for s in samples]

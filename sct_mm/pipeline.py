@@ -62,4 +62,7 @@ def rescale_pipeline(pipeline: List[dict], size: int) -> List[dict]:
             value = transform[key]
             transform[key] = (scaled(value) if isinstance(value, (int, float))
                               else tuple(scaled(edge) for edge in value))
+            if 'EfficientNet' in str(transform['type']):
+                transform['crop_padding'] = scaled(
+                    transform.get('crop_padding', 32))  # mmpretrain's default
     return pipeline

@@ -1,5 +1,8 @@
 """Hooks for how a run runs, with or without SCT."""
+from functools import partial
+
 import torch
+from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -11,14 +14,18 @@ class EpochSeedHook(Hook):
     """Seed Python, numpy and torch from (seed, epoch, rank) as each epoch
     starts, so that a resumed run draws what the unbroken one would.
 
-    It covers what the main process draws: mixup, dropout, and the transforms
-    with ``num_workers=0``. Workers are seeded by mmengine when they start: a
-    run with workers resumes exactly with ``persistent_workers=False``.
+    The workers of the data loader are seeded so too (mmengine alone seeds
+    them with the same numbers in each epoch), unless
+    ``persistent_workers=True`` keeps them over epochs.
     """
 
     def before_train_epoch(self, runner) -> None:
         seed = runner.seed + 1_000_003 * runner.epoch + get_rank()
         set_random_seed(seed % 2**32)
+        loader = runner.train_dataloader
+        loader.worker_init_fn = partial(
+            worker_init_fn, num_workers=loader.num_workers, rank=get_rank(),
+            seed=runner.seed + 1_000_003 * runner.epoch)
 
 
 @HOOKS.register_module()

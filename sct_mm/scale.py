@@ -20,9 +20,9 @@ def check_scales(scales: Sequence[int]) -> Tuple[int, ...]:
         TypeError: if a scale is not an int.
         ValueError: if there is none, one is not positive, or one is repeated.
     """
-    if isinstance(scales, (int, str)) or not all(
+    if not isinstance(scales, (tuple, list)) or not all(
             isinstance(s, int) and not isinstance(s, bool) for s in scales):
-        raise TypeError('`scales` must be a sequence of ints (pixels), but '
+        raise TypeError('`scales` must be a tuple of ints (pixels), but '
                         f'got {scales!r}. Write e.g. scales=(224, 160).')
     if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
         raise ValueError('`scales` must be distinct positive ints, but got '
@@ -78,8 +78,8 @@ class _PrecedingScale(threading.local):
     """The scale at which the SSBN layer before ran, in the same thread.
 
     Only a layer whose own input cannot tell the scales apart reads it; every
-    layer writes it. It is never older than the layer that ran just before, so
-    nothing of it has to survive a forward pass, and threads do not meet.
+    layer writes it. Threads do not meet. Where a backward pass runs layers
+    again (activation checkpointing), SCTLossHook sets it before each scale.
     """
     scale: Optional[int] = None
 
@@ -107,10 +107,15 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
     return found.pop() if found else None
 
 
-def set_scale(model: nn.Module, scale: Optional[int]) -> None:
+def set_scale(model: nn.Module,
+              scale: Optional[int],
+              record: bool = False) -> None:
     """Pin every SSBN layer of ``model`` to ``scale`` pixels; None unpins.
 
-    A model without SSBN has nothing to pin and is left as it is.
+    A model without SSBN has nothing to pin and is left as it is. A pinned
+    layer records the extent of its input if it is in training mode, or with
+    ``record``: a network that trains may have layers in evaluation mode
+    (``norm_eval``, ``frozen_stages``).
 
     Raises:
         ValueError: if the model was not built for ``scale``; nothing is
@@ -124,21 +129,26 @@ def set_scale(model: nn.Module, scale: Optional[int]) -> None:
                              'nearest of them instead.')
     for layer in layers:
         layer.pinned_scale = scale
+        layer.record = record
 
 
 @contextmanager
-def use_scale(model: nn.Module, scale: Optional[int]) -> Iterator[nn.Module]:
+def use_scale(model: nn.Module,
+              scale: Optional[int],
+              record: bool = False) -> Iterator[nn.Module]:
     """Pin ``model`` to ``scale`` within a ``with`` block; blocks may nest.
 
-    On leaving, also by an error, every layer gets back the pin it had.
+    On leaving, also by an error, every layer gets back the pin it had. See
+    :func:`set_scale` for ``record``.
     """
-    before = [(layer, layer.pinned_scale) for layer in ssbn_layers(model)]
-    set_scale(model, scale)
+    before = [(layer, layer.pinned_scale, layer.record)
+              for layer in ssbn_layers(model)]
+    set_scale(model, scale, record)
     try:
         yield model
     finally:
-        for layer, pinned in before:
-            layer.pinned_scale = pinned
+        for layer, pinned, records in before:
+            layer.pinned_scale, layer.record = pinned, records
 
 
 def serving_scale(scales: Sequence[int], size: int) -> int:

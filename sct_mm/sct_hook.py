@@ -1,17 +1,18 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import logging
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from torch import Tensor, nn
 
-from .scale import check_scales, scales_of, use_scale
+from .scale import check_scales, preceding, scales_of, use_scale
 from .ssbn import damaged_by_sync_bn
 
-_BATCH_KEYS = ('inputs', 'data_samples')
+_ARGUMENTS = ('inputs', 'data_samples', 'mode')
 
 
 def log_name(scale: int, name: str) -> str:
@@ -25,6 +26,25 @@ def log_name(scale: int, name: str) -> str:
     return f's{scale}/{name or "total"}'
 
 
+class _RecallScale(torch.autograd.Function):
+    """The identity; its backward says at which scale layers run again.
+
+    Activation checkpointing calls layers a second time in the backward pass,
+    the last block first, when no pin is left: one that cannot tell the scale
+    from its input needs to be told.
+    """
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, scale: int) -> Tensor:
+        ctx.scale = scale
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
+        preceding.scale = ctx.scale
+        return grad, None
+
+
 def check_loss_weights(weights: Optional[Sequence[float]],
                        scales: Sequence[int]) -> Tuple[float, ...]:
     """lambda_s for each of ``scales``; 1/S each by default.
@@ -35,6 +55,9 @@ def check_loss_weights(weights: Optional[Sequence[float]],
     """
     if weights is None:
         return (1 / len(scales), ) * len(scales)
+    if not isinstance(weights, (tuple, list)):
+        raise TypeError('`loss_weights` must be a tuple of one number per '
+                        f'scale, but got {weights!r}. Leave it out for 1/S.')
     if len(weights) != len(scales) or not all(
             0 <= w < float('inf') for w in weights) or sum(weights) == 0:
         raise ValueError('`loss_weights` must be one finite number >= 0 per '
@@ -134,8 +157,8 @@ class SCTLossHook(Hook):
             getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1)
         self._transforms = {
             scale: TRANSFORMS.build(
-                dict(size_divisor=divisor, **self.batch_transform,
-                     scale=scale, base_scale=scales[0]))
+                dict(dict(size_divisor=divisor), **dict(
+                    self.batch_transform, scale=scale, base_scale=scales[0])))
             for scale in scales[1:]
         }
         self._base = scales[0]
@@ -153,16 +176,16 @@ class SCTLossHook(Hook):
         self._handles = []
 
     def _trains(self, model: nn.Module, args: tuple, kwargs: dict) -> bool:
-        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+        mode = {**dict(zip(_ARGUMENTS, args)), **kwargs}.get('mode')
         return mode == 'loss' and model.training and not self._busy
 
     def _before_pass(self, model: nn.Module, args: tuple,
                      kwargs: dict) -> None:
         if not self._trains(model, args, kwargs):
             return
-        batch = {**dict(zip(_BATCH_KEYS, args)), **kwargs}
+        batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
         self._check_size(batch['inputs'])
-        self._pin = use_scale(model, self._base)
+        self._pin = use_scale(model, self._base, record=True)
         self._pin.__enter__()
 
     def _check_size(self, inputs) -> None:
@@ -182,23 +205,29 @@ class SCTLossHook(Hook):
         self._pin = None
         if losses is None:  # the pass at the base scale raised
             return None
-        batch = {**dict(zip(_BATCH_KEYS, args)), **kwargs}
+        batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
+        results = [self._result_of(model, losses, self._base)]
         self._busy = True
         try:
-            each = [(self._base, losses)]
             for scale, resize in self._transforms.items():
-                with use_scale(model, scale):
-                    each.append((scale, model(**resize(batch))))
+                with use_scale(model, scale, record=True):
+                    losses = model(**resize(batch))
+                results.append(self._result_of(model, losses, scale))
         finally:
             self._busy = False
-        return self._combine(model, each)
+        logs: Dict[str, Tensor] = {}
+        for _, each in results:
+            logs.update(each)
+        return {'loss': sum(loss for loss, _ in results), **logs}
 
-    def _combine(self, model: nn.Module,
-                 each: List[Tuple[int, dict]]) -> Dict[str, Tensor]:
-        total, logs = 0.0, {}
-        for scale, losses in each:
-            loss, log_vars = model.parse_losses(losses)
-            total = total + self._weights[scale] * loss
-            logs.update({log_name(scale, name): value.detach()
-                         for name, value in log_vars.items()})
-        return {'loss': total, **logs}
+    def _result_of(self, model: nn.Module, losses: dict,
+                   scale: int) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """The weighted loss of one pass, and its values for the log.
+
+        Called before the next pass starts: autograd runs the node of
+        _RecallScale after those of later passes and before those of this one.
+        """
+        loss, log_vars = model.parse_losses(losses)
+        logs = {log_name(scale, name): value.detach()
+                for name, value in log_vars.items()}
+        return self._weights[scale] * _RecallScale.apply(loss, scale), logs

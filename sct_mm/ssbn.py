@@ -70,6 +70,7 @@ class SSBN(_BatchNorm):
         self.scales = scales
         self.spatial_dims = spatial_dims
         self.pinned_scale: Optional[int] = None
+        self.record = False  # the extents in evaluation mode too
         self.extents = ExtentRecord()
         for name in (*_ROWS, 'num_batches_tracked'):
             single = getattr(self, name)
@@ -125,7 +126,7 @@ class SSBN(_BatchNorm):
                 scale = preceding.scale
             if scale not in self.scales:
                 scale = self.scales[0]
-        elif self.training:
+        elif self.training or self.record:
             self.extents.add(scale, extent)
         preceding.scale = scale
         return scale
@@ -165,8 +166,8 @@ class SSBN(_BatchNorm):
         # Rows load by rank: a detector at 800/480 may start from a classifier
         # at 224/128. The extents mean something at the same scales only.
         if tuple(local_metadata.get('scales', ())) == self.scales:
-            self.extents.clear()
-            self.extents.update(local_metadata['extents'])
+            self.extents = ExtentRecord(copy.deepcopy(
+                local_metadata['extents']))
 
 
 @MODELS.register_module()

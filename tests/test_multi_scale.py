@@ -76,12 +76,24 @@ def test_other_interpolation_and_dtype():
     ('gt_sem_seg', PixelData(data=torch.zeros(1, 16, 16)),
      'DataSample.gt_sem_seg.data'),
     ('gt_instances', InstanceData(bboxes=torch.zeros(2, 4)),
-     r'DataSample.gt_instances.bboxes` of shape \(2, 4\)')])
+     r'DataSample.gt_instances.bboxes` of shape \(2, 4\)'),
+    ('mask', [[1, 2]], 'DataSample.mask` of list')])
 def test_fields_with_pixels_are_refused(name, value, match):
     data = batch()
     data['data_samples'][0].set_field(value, name)
     with pytest.raises(TypeError, match=match):
         MultiScaleBatch(scale=8, base_scale=16)(data)
+
+
+def test_other_keys_are_refused():
+    with pytest.raises(TypeError, match=r"\['mask'\]"):
+        MultiScaleBatch(scale=8, base_scale=16)(
+            dict(inputs=torch.rand(1, 3, 16, 16), mask=torch.rand(1, 16, 16)))
+
+
+def test_antialias_needs_a_smooth_interpolation():
+    with pytest.raises(ValueError, match="but got 'nearest'"):
+        MultiScaleBatch(scale=8, base_scale=16, interpolation='nearest')
 
 
 def test_inputs_must_be_stacked():

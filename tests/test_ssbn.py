@@ -120,7 +120,8 @@ def test_default_scales_and_order():
     ((8, 8), ValueError, r'\(8, 8\)'),
     ((8, 0), ValueError, r'\(8, 0\)'),
     ((8, 4.0), TypeError, r'\(8, 4.0\)'),
-    (8, TypeError, 'sequence of ints'),
+    (8, TypeError, 'tuple of ints'),
+    (None, TypeError, 'but got None'),
 ])
 def test_bad_scales(scales, error, match):
     with pytest.raises(error, match=match):
@@ -246,6 +247,15 @@ def test_extract_errors():
         extract_scale(plain_net(), 8)
     with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
         extract_scale(convert_to_ssbn(plain_net(), SCALES), 9)
+
+
+def test_sync_over_processes_on_a_cpu_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    layer, x = SyncSSBN(3, SCALES), torch.randn(4, 3, 5, 5)
+    with pytest.raises(RuntimeError, match='2 processes on a GPU only'):
+        layer(x)
+    assert_close(layer.eval()(x), SSBN(3, SCALES).eval()(x))
 
 
 def test_sync_is_ssbn_in_one_process():

@@ -147,6 +147,28 @@ def test_pipeline_without_a_resize(trained, options, run_tool):
     assert 'Traceback' not in output
 
 
+def test_checkpoint_of_another_model(trained, options, run_tool):
+    code, output = run_tool('test.py', PLAIN, trained[SCT] / 'epoch_2.pth',
+                            *options)
+    assert code == 2 and 'does not fit the config' in output
+    assert 'Traceback' not in output
+
+
+def test_a_transform_that_sets_another_size(trained, options, run_tool):
+    code, output = run_tool(
+        'test.py', SCT, trained[SCT] / 'epoch_2.pth', '--scales', 14,
+        *options, "test_dataloader.dataset.pipeline=[{'type':'Resize',"
+        "'scale':28},{'type':'Pad','size':(28,28)},{'type':'PackInputs'}]")
+    assert code == 2 and 'pictures of 14 pixels, but makes 28' in output
+
+
+def test_empty_checkpoint_file(run_tool, tmp_path):
+    (tmp_path / 'a.pth').touch()
+    code, output = run_tool('test.py', SCT, tmp_path / 'a.pth')
+    assert code == 2 and 'cannot be read' in output
+    assert 'Traceback' not in output
+
+
 def test_scales_larger_than_the_pictures(options, run_tool, tmp_path):
     code, output = run_tool(
         'train.py', SCT, '--work-dir', tmp_path, *options,

@@ -39,8 +39,12 @@ def from_package(target: str) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         def run(*command: str) -> bool:
-            return subprocess.run(command, cwd=folder, timeout=300,
-                                  capture_output=True).returncode == 0
+            try:
+                done = subprocess.run(command, cwd=folder, timeout=300,
+                                      capture_output=True)
+            except subprocess.TimeoutExpired:
+                return False
+            return done.returncode == 0
 
         download = ('apt-get', '-o', 'APT::Sandbox::User=root', 'download',
                     'dataset-fashion-mnist')

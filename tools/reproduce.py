@@ -103,7 +103,7 @@ def main() -> None:
     for arm, sizes in summary.items():
         table.add_row(arm, *(f'{mean:.2f} ± {deviation:.2f}'
                              for mean, deviation in sizes.values()))
-    Console(width=100).print(table)
+    Console(width=120).print(table)
     dump(dict(seeds=args.seeds, top1=summary),
          osp.join(args.out, 'summary.json'))
     draw(summary, osp.join(args.out, 'summary.png'))

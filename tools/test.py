@@ -88,6 +88,23 @@ def config_at(cfg: Config, checkpoint: str, out: str,
     return cfg
 
 
+def check_fits(model, path: str) -> None:
+    """Refuse weights of other shapes, which mmengine would leave out."""
+    state = check_checkpoint(path)
+    state = state.get('state_dict', state)
+    own = {k: v.shape for k, v in model.state_dict().items()}
+    ssbn_rows = len(scales_of(model) or ())
+    for name, value in state.items():
+        shape = own.get(name.removeprefix('module.'))
+        if shape is None or shape in (value.shape,
+                                      (ssbn_rows, *value.shape)):
+            continue
+        raise UserError(f'{path!r} does not fit the config: {name} has shape '
+                        f'{tuple(value.shape)}, but the model '
+                        f'{tuple(shape)}. Name the config it was trained '
+                        'with.')
+
+
 def warn_untrained(model, one: dict, size: int, trained: tuple) -> None:
     """Say which statistics serve ``size``, and what may cost accuracy."""
     message = (f'{size} pixels were not trained: the statistics of scale '
@@ -109,9 +126,16 @@ def test_at(cfg: Config, size: int, title: str) -> dict:
     set_scale(model, served_by)
     if is_main_process():
         runner.register_hook(ProgressHook(title))
-    metrics = runner.test()
-    loader = runner.test_dataloader
+    check_fits(model, cfg.load_from)
+    loader = runner.test_loop.dataloader
     one = loader.collate_fn([loader.dataset[0]])
+    edge = min(one['inputs'][0].shape[-2:])
+    if edge != size:
+        raise UserError(f'The test pipeline must make pictures of {size} '
+                        f'pixels, but makes {edge}. A transform sets the '
+                        'size that tools/test.py does not know: use Resize, '
+                        'ResizeEdge, CenterCrop.')
+    metrics = runner.test()
     model.eval()
     if served_by not in (None, size):
         warn_untrained(model, one, size, trained)
@@ -134,11 +158,11 @@ def test_model(config: str, checkpoint: str, args, out: str) -> dict:
     """Test one checkpoint at every size."""
     cfg = load_config(config, args.cfg_options)
     cfg.launcher = args.launcher
-    check_checkpoint(checkpoint)
+    check_checkpoint(checkpoint)  # before any data set is read
     check_data(cfg.test_dataloader)
     label = osp.splitext(osp.basename(config))[0]
-    sizes = sorted(set(args.scales or default_scales(cfg)), reverse=True)
     try:
+        sizes = sorted(set(args.scales or default_scales(cfg)), reverse=True)
         configs = [config_at(cfg, checkpoint, out, size) for size in sizes]
     except ValueError as error:
         raise UserError(error) from error
