@@ -109,7 +109,7 @@ def test_inferencer_chooses_the_scale(trained, options, tmp_path):
     from sct_mm import use_scale
     from sct_mm.pipeline import rescale_pipeline
     cfg = Config.fromfile(osp.join(ROOT, SCT))
-    picture = np.random.default_rng(1).integers(0, 255, (28, 28, 1), np.uint8)
+    picture = np.random.default_rng(1).integers(0, 255, (28, 28), np.uint8)
     for scale in (14, 28):
         loader = cfg.test_dataloader.dataset
         loader.pipeline = rescale_pipeline(loader.pipeline, scale)
@@ -139,10 +139,18 @@ def test_bad_input_is_one_sentence(tool, arguments, match, run_tool):
     assert 'Traceback' not in output
 
 
-def test_pipeline_without_a_resize(trained, options, run_tool):
+def with_test_pipeline(folder, transforms):
+    path = folder / 'config.py'
+    path.write_text(f'_base_ = {osp.join(ROOT, SCT)!r}\n'
+                    'test_dataloader = dict(dataset=dict(pipeline='
+                    f'{[*transforms, dict(type="PackInputs")]}))\n')
+    return path
+
+
+def test_pipeline_without_a_resize(trained, options, run_tool, tmp_path):
     code, output = run_tool(
-        'test.py', SCT, trained[SCT] / 'epoch_2.pth', '--scales', 14,
-        *options, "test_dataloader.dataset.pipeline=[{'type':'PackInputs'}]")
+        'test.py', with_test_pipeline(tmp_path, []),
+        trained[SCT] / 'epoch_2.pth', '--scales', 14, *options)
     assert code == 2 and 'must have one of' in output
     assert 'Traceback' not in output
 
@@ -154,11 +162,14 @@ def test_checkpoint_of_another_model(trained, options, run_tool):
     assert 'Traceback' not in output
 
 
-def test_a_transform_that_sets_another_size(trained, options, run_tool):
+def test_a_transform_that_sets_another_size(
+        trained, options, run_tool, tmp_path):
+    config = with_test_pipeline(tmp_path, [
+        dict(type='Resize', scale=28),
+        dict(type='mmcv.Pad', size=(28, 28), pad_val=0)])
     code, output = run_tool(
-        'test.py', SCT, trained[SCT] / 'epoch_2.pth', '--scales', 14,
-        *options, "test_dataloader.dataset.pipeline=[{'type':'Resize',"
-        "'scale':28},{'type':'Pad','size':(28,28)},{'type':'PackInputs'}]")
+        'test.py', config, trained[SCT] / 'epoch_2.pth', '--scales', 14,
+        '--out', tmp_path, *options)
     assert code == 2 and 'pictures of 14 pixels, but makes 28' in output
 
 
