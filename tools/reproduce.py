@@ -78,7 +78,7 @@ def draw(summary: Dict[str, Dict[int, List[float]]], path: str) -> None:
     axes.set_xlabel('size of the input (pixels)')
     axes.set_ylabel('top-1 accuracy on Fashion-MNIST (%)')
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc='lower right')
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -101,7 +101,7 @@ def main() -> None:
     for size in SIZES:
         table.add_column(str(size), justify='right')
     for arm, sizes in summary.items():
-        table.add_row(arm, *(f'{mean:.2f} ± {deviation:.2f}'
+        table.add_row(arm, *(f'{mean:.2f}±{deviation:.2f}'
                              for mean, deviation in sizes.values()))
     Console(width=120).print(table)
     dump(dict(seeds=args.seeds, top1=summary),
