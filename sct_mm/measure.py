@@ -8,22 +8,27 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
+def timed(run: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call of ``run``, its GPU work included."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def seconds_of(run: Callable[[], object], budget: float = 1.0,
                least: int = 5) -> List[float]:
     """Wall-clock seconds of single calls of ``run`` after two to warm up:
     at least ``least`` calls, and more until ``budget`` seconds are spent."""
-    cuda = torch.cuda.is_available()
     times: List[float] = []
     for _ in range(2):
         run()
     while len(times) < least or sum(times) < budget:
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(timed(run))
     return times
 
 

@@ -31,9 +31,10 @@ class EpochSeedHook(Hook):
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
     """Keep the weights, and so the maps, of convolutions in the memory format
-    ``torch.channels_last``: faster on CPUs, and on GPUs in half precision.
+    ``torch.channels_last``.
 
-    Checkpoints are the same in either format.
+    Whether it is faster depends on the device and the channels: measure it
+    (``tools/benchmark.py --channels-last``).
     """
 
     def before_run(self, runner) -> None:

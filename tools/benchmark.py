@@ -6,7 +6,6 @@ is taken within a round, and its median and quartiles over the rounds printed.
 import argparse
 import os.path as osp
 import statistics
-import time
 from typing import Callable, Dict, List
 
 import torch
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from sct_mm import SCTLossHook, extract_scale
 from sct_mm.cli import UserError, cli, load_config
+from sct_mm.measure import timed
 from sct_mm.multi_scale import MultiScaleBatch
 from sct_mm.scale import scales_of
 
@@ -78,18 +78,12 @@ def inference(model, batch: dict) -> Callable[[], None]:
 def rounds_of(arms: Dict[str, Callable[[], None]], rounds: int,
               title: str) -> Dict[str, List[float]]:
     """Seconds of each arm in each round, after one round to warm up."""
-    cuda = torch.cuda.is_available()
     seconds: Dict[str, List[float]] = {name: [] for name in arms}
     for index in track(range(rounds + 1), title, transient=True):
         for name, run in arms.items():
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if cuda:
-                torch.cuda.synchronize()
+            once = timed(run)
             if index:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(once)
     return seconds
 
 
