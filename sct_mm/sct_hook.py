@@ -9,7 +9,10 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from torch import Tensor, nn
 
-from .scale import check_scales, preceding, scales_of, use_scale
+from .backward import BACKWARDS
+from .scale import check_scales, scales_of, use_scale
+from .schedule import (check_scales_per_step, scales_of_step, shares_of_step,
+                       weights_of_step)
 from .ssbn import damaged_by_sync_bn
 
 _ARGUMENTS = ('inputs', 'data_samples', 'mode')
@@ -24,25 +27,6 @@ def log_name(scale: int, name: str) -> str:
     """
     name = name.replace('loss_', '').replace('loss', '').strip('_.')
     return f's{scale}/{name or "total"}'
-
-
-class _RecallScale(torch.autograd.Function):
-    """The identity; its backward says at which scale layers run again.
-
-    Activation checkpointing calls layers a second time in the backward pass,
-    the last block first, when no pin is left: one that cannot tell the scale
-    from its input needs to be told.
-    """
-
-    @staticmethod
-    def forward(ctx, loss: Tensor, scale: int) -> Tensor:
-        ctx.scale = scale
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
-        preceding.scale = ctx.scale
-        return grad, None
 
 
 def check_loss_weights(weights: Optional[Sequence[float]],
@@ -115,53 +99,90 @@ class SCTLossHook(Hook):
         loss_weights: lambda_s, from the largest scale down. Defaults to 1/S
             each (our choice: the weights of the paper are not public to us;
             RS-Nets, arXiv 2007.09558, sum without dividing by S).
-        backward: 'joint': the graphs of all scales live until the one
-            backward pass.
+        backward: 'per_scale': each scale's gradients are taken, and its graph
+            freed, before the next scale starts, in the memory of the base
+            scale. 'joint': all graphs live until the one backward pass, for
+            a model with gradient hooks on its parameters. The gradients are
+            the same.
+        scales_per_step: train the base scale and ``scales_per_step - 1`` of
+            the others in each step, drawn from (``seed``, step). A scale
+            drawn counts more, so that the mean over the steps is the same
+            loss. Defaults to all scales.
+        partition: divide each batch over the scales of the step, so that a
+            picture is seen at one of them: the cost is the mean over the
+            scales instead of the sum. Batch statistics then come from 1/S of
+            the batch: enlarge it.
+        seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
 
     Raises:
-        ValueError: for `scales` or `loss_weights` that do not fit the model,
-            or a batch whose pictures have not the base scale.
-        RuntimeError: if SSBN was converted by ``sync_bn='torch'``.
+        ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
+            not fit the model, or a batch whose pictures have not the base
+            scale.
+        RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
+            'per_scale', for a model whose parameters have gradient hooks.
     """
 
     def __init__(self,
                  scales: Optional[Sequence[int]] = None,
                  loss_weights: Optional[Sequence[float]] = None,
-                 backward: str = 'joint',
+                 backward: str = 'per_scale',
+                 scales_per_step: Optional[int] = None,
+                 partition: bool = False,
+                 seed: int = 0,
                  batch_transform: Optional[dict] = None) -> None:
-        if backward != 'joint':
-            raise ValueError(f"`backward` must be 'joint', but got "
-                             f'{backward!r}. Leave it out.')
+        if backward not in BACKWARDS:
+            raise ValueError("`backward` must be 'per_scale' or 'joint', but "
+                             f"got {backward!r}. Leave it out for "
+                             "'per_scale'.")
         self.scales = None if scales is None else check_scales(scales)
         self.loss_weights = loss_weights
+        self.backward = BACKWARDS[backward]
+        self.scales_per_step = scales_per_step
+        self.partition = partition
+        self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
+        self._step = 0
         self._handles: list = []
         self._pin = None  # the open use_scale() of the base scale's pass
         self._busy = False  # within a pass that this hook started
 
     def before_train(self, runner) -> None:
         model = runner.model
-        self.attach(model.module if is_model_wrapper(model) else model)
+        self.attach(model.module if is_model_wrapper(model) else model,
+                    getattr(runner.optim_wrapper, 'loss_scaler', None))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._step = runner.iter
 
     def after_train(self, runner) -> None:
         self.detach()
 
-    def attach(self, model: nn.Module) -> None:
-        """Check the configuration against ``model`` and hook it."""
-        scales = resolve_scales(model, self.scales)
-        self._weights = dict(
-            zip(scales, check_loss_weights(self.loss_weights, scales)))
+    def attach(self, model: nn.Module, scaler=None) -> None:
+        """Check the configuration against ``model`` and hook it.
+
+        Args:
+            scaler: the ``GradScaler`` of the training loop, if it has one.
+        """
+        self._scales = scales = resolve_scales(model, self.scales)
+        self._count = check_scales_per_step(self.scales_per_step, scales)
+        weights = check_loss_weights(self.loss_weights, scales)
+        self._weights = weights_of_step(dict(zip(scales, weights)),
+                                        self._count)
+        self._scaler = scaler
         divisor = getattr(
             getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1)
         self._transforms = {
             scale: TRANSFORMS.build(
                 dict(dict(size_divisor=divisor), **dict(
                     self.batch_transform, scale=scale, base_scale=scales[0])))
-            for scale in scales[1:]
+            for scale in scales
         }
-        self._base = scales[0]
+        # Under torch.compile the passes are compiled, not what joins them.
+        self._losses_of_step = torch.compiler.disable(
+            type(self)._losses_of_step.__get__(self), recursive=False)
+        self._take = torch.compiler.disable(type(self)._take.__get__(self))
         self._handles = [
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),
@@ -175,59 +196,82 @@ class SCTLossHook(Hook):
             handle.remove()
         self._handles = []
 
-    def _trains(self, model: nn.Module, args: tuple, kwargs: dict) -> bool:
-        mode = {**dict(zip(_ARGUMENTS, args)), **kwargs}.get('mode')
-        return mode == 'loss' and model.training and not self._busy
+    def _trains(self, model: nn.Module, batch: dict) -> bool:
+        return (batch.get('mode') == 'loss' and model.training
+                and not self._busy)
 
     def _before_pass(self, model: nn.Module, args: tuple,
-                     kwargs: dict) -> None:
-        if not self._trains(model, args, kwargs):
-            return
+                     kwargs: dict) -> Optional[tuple]:
         batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
+        if not self._trains(model, batch):
+            return None
         self._check_size(batch['inputs'])
-        self._pin = use_scale(model, self._base, record=True)
+        self._parts = self._divide(batch)
+        self._pin = use_scale(model, self._scales[0], record=True)
         self._pin.__enter__()
+        return (), self._parts[self._scales[0]]
 
     def _check_size(self, inputs) -> None:
+        base = self._scales[0]
         edge = min(inputs.shape[-2:]) if isinstance(inputs, Tensor) else None
-        if edge not in (None, self._base):
+        if edge not in (None, base):
             raise ValueError('The base scale must be the size of the pictures '
                              'that the training pipeline makes, but got '
-                             f'scale {self._base} and pictures of {edge} '
+                             f'scale {base} and pictures of {edge} '
                              'pixels. Change `scales`, or the crop or resize '
                              'of the pipeline.')
 
+    def _divide(self, batch: dict) -> Dict[int, dict]:
+        """The part of the batch that each scale of this step trains on."""
+        scales = scales_of_step(self._scales, self._count, self.seed,
+                                self._step)
+        if not self.partition:
+            return dict.fromkeys(scales, batch)
+        shares = shares_of_step(len(batch['inputs']), scales, self._step)
+        samples = batch.get('data_samples')
+        return {scale: {**batch, 'inputs': batch['inputs'][share],
+                        'data_samples': samples and samples[share]}
+                for scale, share in shares.items()}
+
     def _after_pass(self, model: nn.Module, args: tuple, kwargs: dict,
                     losses: Optional[dict]) -> Optional[dict]:
-        if not self._trains(model, args, kwargs) or self._pin is None:
+        if not self._trains(model, kwargs) or self._pin is None:
             return None
-        self._pin.__exit__(None, None, None)
-        self._pin = None
-        if losses is None:  # the pass at the base scale raised
-            return None
-        batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
-        results = [self._result_of(model, losses, self._base)]
-        self._busy = True
         try:
-            for scale, resize in self._transforms.items():
-                with use_scale(model, scale, record=True):
-                    losses = model(**resize(batch))
-                results.append(self._result_of(model, losses, scale))
+            if losses is None:  # the pass at the base scale raised
+                return None
+            return self._losses_of_step(model, losses)
         finally:
-            self._busy = False
-        logs: Dict[str, Tensor] = {}
-        for _, each in results:
-            logs.update(each)
-        return {'loss': sum(loss for loss, _ in results), **logs}
+            self._unpin()
+            self._parts = {}
 
-    def _result_of(self, model: nn.Module, losses: dict,
-                   scale: int) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """The weighted loss of one pass, and its values for the log.
+    def _unpin(self) -> None:
+        if self._pin is not None:
+            self._pin.__exit__(None, None, None)
+        self._pin = None
 
-        Called before the next pass starts: autograd runs the node of
-        _RecallScale after those of later passes and before those of this one.
-        """
+    def _losses_of_step(self, model: nn.Module, losses: dict) -> dict:
+        """The loss to minimise and each scale's values for the log."""
+        base, *others = self._parts
+        with self.backward(model, self._scaler) as backward:
+            logs = self._take(backward, model, losses, base)
+            self._unpin()
+            self._busy = True
+            try:
+                for scale in others:
+                    part = self._transforms[scale](self._parts[scale])
+                    with use_scale(model, scale, record=True):
+                        losses = model(**part)
+                        logs.update(self._take(backward, model, losses,
+                                               scale))
+            finally:
+                self._busy = False
+            return {'loss': backward.total(), **logs}
+
+    def _take(self, backward, model: nn.Module, losses: dict,
+              scale: int) -> Dict[str, Tensor]:
+        """Hand one scale's weighted loss to ``backward``; its log values."""
         loss, log_vars = model.parse_losses(losses)
-        logs = {log_name(scale, name): value.detach()
+        backward.add(self._weights[scale] * loss, scale)
+        return {log_name(scale, name): value.detach()
                 for name, value in log_vars.items()}
-        return self._weights[scale] * _RecallScale.apply(loss, scale), logs

@@ -1,0 +1,67 @@
+"""Which scales one training step runs, and on which of its pictures.
+
+Pure functions of (seed, step): every process agrees, and a resumed run goes
+on as the unbroken one would.
+"""
+from typing import Dict, Optional, Sequence, Tuple
+
+import torch
+
+
+def check_scales_per_step(count: Optional[int],
+                          scales: Sequence[int]) -> int:
+    """How many of ``scales`` a step trains; None means all of them.
+
+    Raises:
+        ValueError: if it is no int from 2 (the base and another) to S.
+    """
+    if count is None:
+        return len(scales)
+    if isinstance(count, bool) or not isinstance(
+            count, int) or not 2 <= count <= len(scales):
+        raise ValueError('`scales_per_step` must be an int from 2 to the '
+                         f'{len(scales)} scales {tuple(scales)}, but got '
+                         f'{count!r}. Leave it out to train all of them.')
+    return count
+
+
+def scales_of_step(scales: Sequence[int], count: int, seed: int,
+                   step: int) -> Tuple[int, ...]:
+    """The base scale and ``count - 1`` of the others, from the largest down.
+
+    Each of the others is as likely as the next (our choice; US-Nets, arXiv
+    1903.05134, keep the smallest too and draw those between).
+    """
+    if count == len(scales):
+        return tuple(scales)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    drawn = torch.randperm(len(scales) - 1, generator=generator)[:count - 1]
+    return (scales[0], *(scales[i + 1] for i in sorted(drawn.tolist())))
+
+
+def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
+    """lambda_s such that the mean over the steps is the loss of all scales:
+    one drawn in (k - 1) of (S - 1) steps counts (S - 1)/(k - 1) times."""
+    base = max(weights)
+    factor = (len(weights) - 1) / (count - 1) if count > 1 else 1.0
+    return {scale: weight if scale == base else weight * factor
+            for scale, weight in weights.items()}
+
+
+def shares_of_step(pictures: int, scales: Sequence[int],
+                   step: int) -> Dict[int, slice]:
+    """Divide a batch over ``scales``: {scale: its pictures}.
+
+    The shares differ by one picture at most, and who gets the larger ones
+    rotates with ``step``. A batch of fewer than 2S pictures serves the base
+    and as many of the others as get two each, which batch statistics need;
+    these rotate as well.
+    """
+    used = max(min(len(scales), pictures // 2), 1)
+    others = scales[1:]
+    turn, first = divmod(step, max(len(others), 1))
+    turns = (scales[0], *(others[first:] + others[:first])[:used - 1])
+    turns = turns[turn % used:] + turns[:turn % used]
+    ends = [pictures * i // used for i in range(used + 1)]
+    shares = dict(zip(turns, map(slice, ends, ends[1:])))
+    return {scale: shares[scale] for scale in scales if scale in shares}
