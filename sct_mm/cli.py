@@ -5,7 +5,9 @@ import sys
 from typing import Callable, Optional
 
 import mmengine
+import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner.checkpoint import _load_checkpoint
 
 
@@ -31,6 +33,20 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     if options:
         cfg.merge_from_dict(options)
     return cfg
+
+
+def join_processes(cfg: Config) -> None:
+    """Join the processes that torchrun started, where there is no GPU.
+
+    mmengine 0.10 joins them on an accelerator only: its launcher sets a CUDA
+    device. On a CPU the backend is gloo.
+    """
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
+        cfg.setdefault('model_wrapper_cfg', dict(
+            type='MMDistributedDataParallel', device_ids=None,
+            broadcast_buffers=False))
 
 
 def check_checkpoint(path: str) -> dict:

@@ -33,24 +33,31 @@ def seconds_of(run: Callable[[], object], budget: float = 1.0,
 
 
 @torch.no_grad()
+def flops_of(run: Callable[[], object]) -> float:
+    """Multiply-adds of the convolutions and matrix products in one call of
+    ``run``, as OpenMMLab's tables count them (ResNet-50 at 224: 4.09e9)."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2
+
+
+@torch.no_grad()
 def cost_of(model: nn.Module, one: dict, batch: dict) -> dict:
     """GFLOPs and milliseconds of ``model.test_step`` for one picture, and
     pictures per second in batches.
 
-    The GFLOPs are multiply-adds of convolutions and matrix products, as
-    OpenMMLab's tables count them (ResNet-50 at 224: 4.09). Times are medians
-    and include the preprocessor and the post-processing, not the loading.
+    The GFLOPs are those of :func:`flops_of`. Times are medians and include
+    the preprocessor and the post-processing, not the loading.
 
     Args:
         one: a collated batch of one picture, as the data loader gives it.
         batch: a collated batch of the size to measure throughput with.
     """
-    with FlopCounterMode(display=False) as counter:
-        model.test_step(one)
+    gflops = flops_of(lambda: model.test_step(one)) / 1e9
     latency = statistics.median(seconds_of(lambda: model.test_step(one)))
     batched = statistics.median(seconds_of(lambda: model.test_step(batch)))
     return dict(
-        gflops=counter.get_total_flops() / 2 / 1e9,
+        gflops=gflops,
         latency_ms=latency * 1e3,
         pictures_per_s=len(batch['inputs']) / batched)
 

@@ -38,16 +38,26 @@ class ExtentRecord(Dict[int, List[int]]):
     network's geometry, not its weights.
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._fits: Dict[int, Optional[int]] = {}  # answers of fitting()
+
     def __deepcopy__(self, memo: dict) -> 'ExtentRecord':
         return self
 
+    def fitting(self, extent: int) -> Optional[int]:
+        """:func:`fitting_scale` of ``extent``, looked up once."""
+        fits = self._fits  # add() replaces it, maybe in another thread
+        if extent not in fits:
+            fits[extent] = fitting_scale(extent, self)
+        return fits[extent]
+
     def add(self, scale: int, extent: int) -> None:
-        seen = self.get(scale)
-        if seen is None:
-            self[scale] = [extent, extent]
-        elif not seen[0] <= extent <= seen[1]:
+        low, high = self.get(scale, (extent, extent))
+        if scale not in self or not low <= extent <= high:
             # Written only on a change: torch.compile guards on the values.
-            self[scale] = [min(seen[0], extent), max(seen[1], extent)]
+            self[scale] = [min(low, extent), max(high, extent)]
+            self._fits = {}
 
 
 def fitting_scale(extent: int,

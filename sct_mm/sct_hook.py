@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS, TRANSFORMS
 from torch import Tensor, nn
 
 from .backward import BACKWARDS
-from .scale import check_scales, scales_of, use_scale
+from .scale import check_scales, scales_of, ssbn_layers, use_scale
 from .schedule import (check_scales_per_step, scales_of_step, shares_of_step,
                        weights_of_step)
 from .ssbn import damaged_by_sync_bn
@@ -143,7 +143,7 @@ class SCTLossHook(Hook):
         self.partition = partition
         self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
-        self._step = 0
+        self.step = 0
         self._handles: list = []
         self._pin = None  # the open use_scale() of the base scale's pass
         self._busy = False  # within a pass that this hook started
@@ -154,7 +154,7 @@ class SCTLossHook(Hook):
                     getattr(runner.optim_wrapper, 'loss_scaler', None))
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self._step = runner.iter
+        self.step = runner.iter
 
     def after_train(self, runner) -> None:
         self.detach()
@@ -171,6 +171,7 @@ class SCTLossHook(Hook):
         self._weights = weights_of_step(dict(zip(scales, weights)),
                                         self._count)
         self._scaler = scaler
+        self._norms = nn.ModuleList(ssbn_layers(model))
         divisor = getattr(
             getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1)
         self._transforms = {
@@ -207,7 +208,7 @@ class SCTLossHook(Hook):
             return None
         self._check_size(batch['inputs'])
         self._parts = self._divide(batch)
-        self._pin = use_scale(model, self._scales[0], record=True)
+        self._pin = use_scale(self._norms, self._scales[0], record=True)
         self._pin.__enter__()
         return (), self._parts[self._scales[0]]
 
@@ -224,10 +225,10 @@ class SCTLossHook(Hook):
     def _divide(self, batch: dict) -> Dict[int, dict]:
         """The part of the batch that each scale of this step trains on."""
         scales = scales_of_step(self._scales, self._count, self.seed,
-                                self._step)
+                                self.step)
         if not self.partition:
             return dict.fromkeys(scales, batch)
-        shares = shares_of_step(len(batch['inputs']), scales, self._step)
+        shares = shares_of_step(len(batch['inputs']), scales, self.step)
         samples = batch.get('data_samples')
         return {scale: {**batch, 'inputs': batch['inputs'][share],
                         'data_samples': samples and samples[share]}
@@ -260,7 +261,7 @@ class SCTLossHook(Hook):
             try:
                 for scale in others:
                     part = self._transforms[scale](self._parts[scale])
-                    with use_scale(model, scale, record=True):
+                    with use_scale(self._norms, scale, record=True):
                         losses = model(**part)
                         logs.update(self._take(backward, model, losses,
                                                scale))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as _sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .scale import (DEFAULT_SCALES, ExtentRecord, check_scales, fitting_scale,
-                    preceding, ssbn_layers)
+from .scale import (DEFAULT_SCALES, ExtentRecord, check_scales, preceding,
+                    ssbn_layers)
 
 _ROWS = ('weight', 'bias', 'running_mean', 'running_var')
 _PLAIN_BN = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -85,18 +85,19 @@ class SSBN(_BatchNorm):
         """Normalise ``x`` (N, C, H, W) with the row of its scale."""
         self._check_input(x)
         row = self.scales.index(self._choose_scale(x))
-        mean, var, weight, bias = [
-            None if rows is None else rows[row]
-            for rows in (self.running_mean, self.running_var, self.weight,
-                         self.bias)]
+        mean, var = self.running_mean, self.running_var
+        if mean is not None:
+            mean, var = mean[row], var[row]
+        weight, bias = self.weight, self.bias
+        if weight is not None:
+            weight, bias = weight[row], bias[row]
         factor = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats:
-            counter = self.num_batches_tracked
-            if counter is not None:
-                counter[row].add_(1)
-                if self.momentum is None:  # cumulative moving average
-                    factor = 1.0 / float(counter[row])
-        use_batch = self.training or (mean is None and var is None)
+        counter = self.num_batches_tracked
+        if self.training and self.track_running_stats and counter is not None:
+            counter[row].add_(1)
+            if self.momentum is None:  # cumulative moving average
+                factor = 1.0 / float(counter[row])
+        use_batch = self.training or mean is None
         if self.training and not self.track_running_stats:
             mean = var = None
         return self._normalize(x, mean, var, weight, bias, use_batch, factor)
@@ -106,10 +107,10 @@ class SSBN(_BatchNorm):
                             self.eps)
 
     def _check_input(self, x: Tensor) -> None:
-        dims = (2, 3) if self.spatial_dims == 1 else (self.spatial_dims + 2, )
-        if x.dim() not in dims:
+        dims = self.spatial_dims + 2
+        if x.dim() != dims and not (dims == 3 and x.dim() == 2):
             raise ValueError(f'SSBN with `spatial_dims={self.spatial_dims}` '
-                             f'takes an input of {dims[-1]} dimensions, but '
+                             f'takes an input of {dims} dimensions, but '
                              f'got shape {tuple(x.shape)}. Set '
                              '`spatial_dims` to fit the input.')
         if x.shape[1] != self.num_features:
@@ -121,7 +122,7 @@ class SSBN(_BatchNorm):
         extent = min(x.shape[2:]) if x.dim() > 2 else 1
         scale = self.pinned_scale
         if scale is None:
-            scale = fitting_scale(extent, self.extents)
+            scale = self.extents.fitting(extent)
             if scale is None and self.extents:
                 scale = preceding.scale
             if scale not in self.scales:

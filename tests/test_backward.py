@@ -77,7 +77,7 @@ def trained(backward, make=lambda: TinyModel(lambda c: SSBN(c, SCALES)),
     optim.initialize_count_status(model, 0, 4)
     logs = []
     for i in range(4):
-        sct._step = i
+        sct.step = i
         logs.append(step(batch(seed=i), optim))
     return model.state_dict(), logs
 

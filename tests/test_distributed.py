@@ -25,8 +25,8 @@ def steps(model, hook, halves, accumulate=1):
                          accumulative_counts=accumulate)
     optim.initialize_count_status(model, 0, STEPS)
     logged = []
-    for hook._step in range(STEPS):
-        logged.append(sorted(model.train_step(halves[hook._step], optim)))
+    for hook.step in range(STEPS):
+        logged.append(sorted(model.train_step(halves[hook.step], optim)))
     return logged
 
 
@@ -87,7 +87,7 @@ def by_one_process(start, options, accumulate):
         hook.attach(model)
     for step in range(STEPS):
         for rank, (model, hook) in enumerate(zip(models, hooks)):
-            hook._step = step
+            hook.step = step
             loss = model(**half(step, rank), mode='loss')['loss']
             (loss / 2 / accumulate).backward()
         if (step + 1) % accumulate == 0:

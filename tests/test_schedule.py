@@ -96,10 +96,10 @@ def test_a_step_of_two_scales_trains_two():
     hook = SCTLossHook(scales_per_step=2, loss_weights=(1., 2., 3.))
     hook.attach(model)
     seen = set()
-    for hook._step in range(8):
+    for hook.step in range(8):
         losses = model(**batch(), mode='loss')
         scales = [s for s in SCALES if f's{s}/total' in losses]
-        assert scales == list(scales_of_step(SCALES, 2, 0, hook._step))
+        assert scales == list(scales_of_step(SCALES, 2, 0, hook.step))
         seen.update(scales)
         assert_close(losses['loss'], losses['s16/total'] + 2 * (
             {12: 2, 8: 3}[scales[1]] * losses[f's{scales[1]}/total']))

@@ -100,6 +100,29 @@ def test_train_resumes_and_ends_at_once_when_done(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_two_processes_of_torchrun_train_and_test(options, tmp_path):
+    """As a user starts them; the tables of both are one table."""
+    import subprocess
+    import sys
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+           '--nproc-per-node', '2']
+    environment = {**__import__('os').environ, 'PYTHONPATH': ROOT,
+                   'COLUMNS': '120', 'OMP_NUM_THREADS': '1'}
+
+    def start(*command):
+        done = subprocess.run(
+            [*run, *map(str, command), '--launcher', 'pytorch', *options],
+            cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    start('tools/train.py', SCT, '--work-dir', tmp_path, '--no-validate')
+    output = start('tools/test.py', SCT, tmp_path / 'epoch_2.pth',
+                   '--scales', 28, '--out', tmp_path)
+    assert output.count('served') == 1
+
+
 def test_inferencer_chooses_the_scale(trained, options, tmp_path):
     """mmpretrain's own inferencer, with no code of ours but the import."""
     import torch

@@ -1,23 +1,23 @@
 """Cost of SCT beside plain training, and of SSBN beside BN, in one run.
 
-The arms are interleaved, so that a noisy machine hits all of them; each ratio
-is taken within a round, and its median and quartiles over the rounds printed.
+Each arm has a process of its own, so that its peak memory is its own; they
+take turns, so that a noisy machine hits all of them. A ratio is taken within
+a round; its median and quartiles over the rounds are printed.
 """
 import argparse
 import os.path as osp
 import statistics
-from typing import Callable, Dict, List
+from typing import Dict, List, Optional, Sequence
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
+import torch.multiprocessing as mp
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from sct_mm import SCTLossHook, extract_scale
-from sct_mm.cli import UserError, cli, load_config
-from sct_mm.measure import timed
-from sct_mm.multi_scale import MultiScaleBatch
+from sct_mm.benchmark import ARMS, serve
+from sct_mm.cli import UserError, cli, dump, load_config
+from sct_mm.measure import flops_of
 from sct_mm.scale import scales_of
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -29,111 +29,162 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', nargs='?', default=DEFAULT,
                         help='a classifier with SSBN; default: ResNet-50')
     parser.add_argument('--batch-size', type=int, default=16)
-    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--rounds', type=int, default=5,
+                        help='turns of each arm, after one to warm up')
+    parser.add_argument('--calls', type=int,
+                        help='steps in a turn, of which the median counts; '
+                        'default: 1 on a CPU, 10 on a GPU')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS,
+                        metavar='ARM', help='of ' + ', '.join(ARMS)
+                        + '; those beside plain training')
+    parser.add_argument('--amp', choices=('float16', 'bfloat16'),
+                        help='mixed precision (on a GPU)')
     parser.add_argument('--channels-last', action='store_true')
-    return parser.parse_args()
+    parser.add_argument('--out', help='write the figures to this JSON file')
+    args = parser.parse_args()
+    if args.rounds < 3:
+        parser.error(f'--rounds must be at least 3, but got {args.rounds}. '
+                     'The spread needs them.')
+    if args.amp and not torch.cuda.is_available():
+        parser.error('--amp needs a GPU, but torch sees none. Leave it out.')
+    args.calls = args.calls or (10 if torch.cuda.is_available() else 1)
+    return args
 
 
-def build(cfg, args, device: str):
-    """The network of ``cfg`` and a random batch for its base scale."""
-    from mmpretrain.structures import DataSample
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model).to(device)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    scales = scales_of(model)
-    if scales is None:
-        raise UserError(f'The config must have SSBN, but {args.config!r} has '
-                        "none. Set norm_cfg=dict(type='SSBN').")
-    channels = cfg.model.backbone.get('in_channels', 3)
-    classes = cfg.model.head.num_classes
-    samples = [DataSample().set_gt_label(i % classes).to(device)
-               for i in range(args.batch_size)]
-    inputs = torch.randn(args.batch_size, channels, scales[0], scales[0],
-                         device=device)
-    return model, scales, dict(inputs=inputs, data_samples=samples)
+class Arm:
+    """The process of one arm; :meth:`ask` gives it a turn and waits."""
+
+    def __init__(self, name: str, scale: Optional[int], args) -> None:
+        context = mp.get_context('spawn')
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, name, scale, args), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, *command):
+        try:
+            self.pipe.send(command)
+            answer = self.pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            self.process.join()
+            raise UserError('A process of the benchmark ended with exit code '
+                            f'{self.process.exitcode}; -9 means that memory '
+                            'ran out: reduce --batch-size.') from error
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
 
-def training_step(model, batch: dict) -> Callable[[], None]:
-    """One whole step: loss, backward, SGD."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def step() -> None:
-        loss, _ = model.parse_losses(model(**batch, mode='loss'))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def inference(model, batch: dict) -> Callable[[], None]:
-    @torch.no_grad()
-    def run() -> None:
-        model(batch['inputs'])
-
-    return run
-
-
-def rounds_of(arms: Dict[str, Callable[[], None]], rounds: int,
-              title: str) -> Dict[str, List[float]]:
-    """Seconds of each arm in each round, after one round to warm up."""
+def measure(arms: Dict[str, Arm], args) -> Dict[str, List[float]]:
+    """Seconds of a step of each arm in each round."""
     seconds: Dict[str, List[float]] = {name: [] for name in arms}
-    for index in track(range(rounds + 1), title, transient=True):
-        for name, run in arms.items():
-            once = timed(run)
+    for index in track(range(args.rounds + 1), 'training'):
+        for name, arm in arms.items():
+            once = arm.ask('step', args.calls)
             if index:
                 seconds[name].append(once)
     return seconds
 
 
-def spread(values: List[float]) -> str:
+def measure_inference(plain: Dict[int, Arm], ssbn: Arm,
+                      args) -> Dict[int, List[float]]:
+    """{scale: SSBN's time over BN's in each round}."""
+    ratios: Dict[int, List[float]] = {scale: [] for scale in plain}
+    for index in track(range(3 * args.rounds + 1), 'inference'):
+        for scale, arm in plain.items():
+            theirs = arm.ask('infer', scale, 5 * args.calls)
+            ours = ssbn.ask('infer', scale, 5 * args.calls)
+            if index:
+                ratios[scale].append(ours / theirs)
+    return ratios
+
+
+def spread(values: Sequence[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
-    return f'{middle:.3f} ({low:.3f} to {high:.3f})'
+    return f'{middle:.3f} ({low:.3f}-{high:.3f})'
+
+
+def ratios(ours: List[float], theirs: List[float]) -> List[float]:
+    return [a / b for a, b in zip(ours, theirs)]
+
+
+def flops_ratio(arm: str, flops: List[float]) -> float:
+    """FLOPs of a step over those of a plain step at the base scale."""
+    others = sum(flops[1:])
+    total = {'ssbn': flops[0], 'partition': sum(flops) / len(flops),
+             'two_scales': flops[0] + others / max(len(flops) - 1, 1)}
+    return total.get(arm, sum(flops)) / flops[0]
 
 
 def main() -> None:
     args = parse_args()
-    if args.rounds < 3:
-        raise UserError(f'--rounds must be at least 3, but got {args.rounds}. '
-                        'The spread needs them.')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model, scales, batch = build(load_config(args.config), args, device)
-    batches = {s: MultiScaleBatch(scale=s, base_scale=scales[0])(batch)
-               for s in scales}
-    arms = {f'plain BN at {s}': training_step(extract_scale(model, s),
-                                              batches[s]) for s in scales}
-    SCTLossHook().attach(model)
-    arms['SCT, all scales'] = training_step(model, batch)
-    step = rounds_of(arms, args.rounds, 'training')
-    model.eval()
-    arms = {}
-    for s in scales:
-        arms[f'BN at {s}'] = inference(extract_scale(model, s), batches[s])
-        arms[f'SSBN at {s}'] = inference(model, batches[s])
-    test = rounds_of(arms, 3 * args.rounds, 'inference')
-
-    name = torch.cuda.get_device_name() if device == 'cuda' else (
-        f'CPU, {torch.get_num_threads()} threads')
+    cfg = load_config(args.config)
+    scales, flops = scales_and_flops(cfg, args)
+    plain = {scale: Arm('plain', scale, args) for scale in scales}
+    sct = {name: Arm(name, None, args) for name in args.arms}
+    step = measure({**plain, **sct}, args)
+    peaks = {name: arm.ask('peak') for name, arm in {**plain, **sct}.items()}
+    base = scales[0]
+    total = [sum(each) for each in zip(*(step[s] for s in scales))]
+    device = plain[base].ask('device_name')
     table = Table(title=f'{osp.basename(args.config)}, batch '
-                  f'{args.batch_size}, {name}: median (quartiles)')
-    for column in ('arm', 'ms', 'ratio'):
-        table.add_column(column, justify='left' if column == 'arm'
-                         else 'right')
-    plain = [sum(each) for each in zip(
-        *(seconds for arm, seconds in step.items() if 'plain' in arm))]
-    for arm, seconds in step.items():
-        ratio = '' if 'plain' in arm else spread(
-            [a / b for a, b in zip(seconds, plain)]) + ' of the sum above'
-        table.add_row(f'step: {arm}',
-                      f'{statistics.median(seconds) * 1e3:.1f}', ratio)
-    for s in scales:
-        ours, theirs = test[f'SSBN at {s}'], test[f'BN at {s}']
-        table.add_row(f'inference: SSBN at {s}',
-                      f'{statistics.median(ours) * 1e3:.1f}',
-                      spread([a / b for a, b in zip(ours, theirs)])
-                      + ' of BN')
-    Console(width=100).print(table)
+                  f'{args.batch_size}, {device}')
+    for column in ('training step', 'ms', f'FLOPs\n/ plain {base}',
+                   f'time / plain {base}', 'time / sum of plain',
+                   'peak MB\nabove model', f'peak\n/ plain {base}'):
+        table.add_column(column, justify='left' if column[0] == 't'
+                         and column[1] == 'r' else 'right')
+    rows = []
+    for name in (*scales, *sct):
+        of_flops = (flops[scales.index(name)] / flops[0] if name in plain
+                    else flops_ratio(name, flops))
+        row = dict(arm=f'plain BN at {name}' if name in plain else name,
+                   ms=statistics.median(step[name]) * 1e3, flops=of_flops,
+                   of_base=ratios(step[name], step[base]),
+                   of_sum=ratios(step[name], total),
+                   peak_mb=peaks[name] / 2**20,
+                   of_peak=peaks[name] / peaks[base])
+        rows.append(row)
+        table.add_row(row['arm'], f'{row["ms"]:.1f}', f'{of_flops:.2f}',
+                      spread(row['of_base']), spread(row['of_sum']),
+                      f'{row["peak_mb"]:.0f}', f'{row["of_peak"]:.2f}')
+    console = Console(width=110)
+    shares = {}
+    if 'per_scale' in sct:
+        inference = measure_inference(plain, sct['per_scale'], args)
+        seconds = statistics.median(step['per_scale'])
+        shares = dict(resize=sct['per_scale'].ask('resize') / seconds)
+        loading = sct['per_scale'].ask('load')
+        if loading is not None:
+            shares['loader'] = loading / seconds
+    console.print(table)
+    if shares:
+        console.print('inference, SSBN / BN: ' + ', '.join(
+            f'{spread(r)} at {s}' for s, r in inference.items()))
+        console.print(f'Of a per_scale step: resize '
+                      f'{shares["resize"]:.1%}; the data loader, if it ran '
+                      'alone, ' + (f'{shares["loader"]:.1%}.' if 'loader' in
+                                   shares else 'not run: no data set.'))
+    if args.out:
+        dump(dict(device=device, args=vars(args), training=rows,
+                  inference=inference if shares else {}, shares=shares),
+             args.out)
+
+
+def scales_and_flops(cfg, args):
+    from mmengine.registry import MODELS, init_default_scope
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model)
+    scales = scales_of(model)
+    if scales is None:
+        raise UserError(f'The config must have SSBN, but {args.config!r} has '
+                        "none. Set norm_cfg=dict(type='SSBN').")
+    channels = cfg.model.backbone.get('in_channels', 3)
+    model.eval()
+    return scales, [
+        flops_of(lambda s=s: model(torch.zeros(1, channels, s, s)))
+        for s in scales]
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from sct_mm import set_scale
 from sct_mm.cli import (UserError, check_checkpoint, check_data, cli, dump,
-                        load_config)
+                        join_processes, load_config)
 from sct_mm.measure import cost_of, network_stride
 from sct_mm.pipeline import nominal_size, rescale_pipeline
 from sct_mm.report import draw, make_table
@@ -160,6 +160,7 @@ def test_model(config: str, checkpoint: str, args, out: str) -> dict:
     cfg.launcher = args.launcher
     check_checkpoint(checkpoint)  # before any data set is read
     check_data(cfg.test_dataloader)
+    join_processes(cfg)
     label = osp.splitext(osp.basename(config))[0]
     try:
         sizes = sorted(set(args.scales or default_scales(cfg)), reverse=True)

@@ -9,7 +9,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import sct_mm  # noqa: F401  (registers the components)
-from sct_mm.cli import check_checkpoint, check_data, cli, load_config
+from sct_mm.cli import (check_checkpoint, check_data, cli, join_processes,
+                        load_config)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -87,6 +88,7 @@ def main() -> None:
     if start:
         check_checkpoint(start)
     check_data(cfg.train_dataloader)
+    join_processes(cfg)
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
               else Runner.from_cfg(cfg))
     runner.train()

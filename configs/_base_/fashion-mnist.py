@@ -11,7 +11,7 @@ resize = dict(type='Resize', scale=size, backend='pillow')
 train_dataloader = dict(
     batch_size=128, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', indices=50000,
-                 pipeline=[resize, dict(type='PackInputs')]))
+                 pipeline=[dict(type='PackInputs')]))
 test_dataloader = dict(
     batch_size=250, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', split='test',
@@ -19,7 +19,7 @@ test_dataloader = dict(
 val_dataloader = test_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 optim_wrapper = dict(optimizer=dict(
-    type='AdamW', lr=8e-3, weight_decay=0.05))
+    type='AdamW', lr=8e-3, weight_decay=0.05, fused=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(type='CosineAnnealingLR', T_max=3, convert_to_iter_based=True)]
