@@ -7,6 +7,8 @@ from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly over [0, 1)
+
 
 def check_scales_per_step(count: Optional[int],
                           scales: Sequence[int]) -> int:
@@ -48,20 +50,31 @@ def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
             for scale, weight in weights.items()}
 
 
-def shares_of_step(pictures: int, scales: Sequence[int],
+def shares_of_step(pictures: int, weights: Dict[int, float],
                    step: int) -> Dict[int, slice]:
-    """Divide a batch over ``scales``: {scale: its pictures}.
+    """Divide a batch over the scales of ``weights``: {scale: its pictures}.
 
-    The shares differ by one picture at most, and who gets the larger ones
-    rotates with ``step``. A batch of fewer than 2S pictures serves the base
-    and as many of the others as get two each, which batch statistics need;
-    these rotate as well.
+    Shares are proportional to the weights, so that each picture counts the
+    same in the loss; how they are rounded changes with ``step`` and evens out
+    over the steps. A scale with less than two pictures, which batch
+    statistics need, leaves them to the base; a base with less takes all.
     """
-    used = max(min(len(scales), pictures // 2), 1)
-    others = scales[1:]
-    turn, first = divmod(step, max(len(others), 1))
-    turns = (scales[0], *(others[first:] + others[:first])[:used - 1])
-    turns = turns[turn % used:] + turns[:turn % used]
-    ends = [pictures * i // used for i in range(used + 1)]
-    shares = dict(zip(turns, map(slice, ends, ends[1:])))
-    return {scale: shares[scale] for scale in scales if scale in shares}
+    phase = step * _GOLDEN % 1
+    total = sum(weights.values())
+    sizes, end, reached = {}, 0, 0.0
+    for scale in sorted(weights):  # the base is the last: it takes the rest
+        reached += weights[scale] / total
+        sizes[scale] = int(pictures * reached + phase) - end
+        if sizes[scale] < 2:
+            sizes[scale] = 0
+        end += sizes[scale]
+    base = max(weights)
+    sizes[base] += pictures - end
+    if sizes[base] < 2:
+        sizes = {base: pictures}
+    shares, end = {}, pictures
+    for scale, size in sizes.items():
+        if size:
+            shares[scale] = slice(end - size, end)
+        end -= size
+    return {scale: shares[scale] for scale in weights if scale in shares}

@@ -108,10 +108,10 @@ class SCTLossHook(Hook):
             the others in each step, drawn from (``seed``, step). A scale
             drawn counts more, so that the mean over the steps is the same
             loss. Defaults to all scales.
-        partition: divide each batch over the scales of the step, so that a
-            picture is seen at one of them: the cost is the mean over the
-            scales instead of the sum. Batch statistics then come from 1/S of
-            the batch: enlarge it.
+        partition: divide each batch over the scales of the step, in
+            proportion to lambda_s, so that a picture is seen at one of them:
+            the cost is the mean over the scales instead of the sum. Batch
+            statistics then come from a share of the batch: enlarge it.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
@@ -168,6 +168,10 @@ class SCTLossHook(Hook):
         self._scales = scales = resolve_scales(model, self.scales)
         self._count = check_scales_per_step(self.scales_per_step, scales)
         weights = check_loss_weights(self.loss_weights, scales)
+        if self.partition and not all(weights):
+            raise ValueError('`loss_weights` must be > 0 with partition=True, '
+                             f'which gives shares by them, but got {weights}. '
+                             'Train without partition, or with less scales.')
         self._weights = weights_of_step(dict(zip(scales, weights)),
                                         self._count)
         self._scaler = scaler
@@ -228,7 +232,8 @@ class SCTLossHook(Hook):
                                 self.step)
         if not self.partition:
             return dict.fromkeys(scales, batch)
-        shares = shares_of_step(len(batch['inputs']), scales, self.step)
+        shares = shares_of_step(len(batch['inputs']), {
+            scale: self._weights[scale] for scale in scales}, self.step)
         samples = batch.get('data_samples')
         return {scale: {**batch, 'inputs': batch['inputs'][share],
                         'data_samples': samples and samples[share]}

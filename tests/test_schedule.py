@@ -44,31 +44,40 @@ def test_the_mean_over_steps_is_the_loss_of_all_scales():
     assert weights_of_step({16: 1.0}, 1) == {16: 1.0}
 
 
-@given(pictures=st.integers(1, 40), count=st.integers(1, 5),
-       step=st.integers(0, 10**6))
-def test_every_picture_is_at_one_scale(pictures, count, step):
-    scales = tuple(range(count, 0, -1))
-    shares = shares_of_step(pictures, scales, step)
-    taken = sorted(i for share in shares.values()
-                   for i in range(pictures)[share])
+@given(pictures=st.integers(1, 40), step=st.integers(0, 10**6),
+       weights=st.lists(st.floats(0.1, 3), min_size=1, max_size=5))
+def test_every_picture_is_at_one_scale(pictures, step, weights):
+    weights = {20 - i: weight for i, weight in enumerate(weights)}
+    shares = shares_of_step(pictures, weights, step)
+    taken = [i for share in shares.values() for i in range(pictures)[share]]
     assert taken == list(range(pictures))
-    assert next(iter(shares)) == scales[0]
-    sizes = [len(range(pictures)[s]) for s in shares.values()]
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= min(2, pictures)
-    assert len(shares) == count or pictures < 2 * count
+    assert list(shares) == [s for s in weights if s in shares]
+    assert next(iter(shares)) == 20
+    sizes = {s: len(range(pictures)[part]) for s, part in shares.items()}
+    assert min(sizes.values()) >= min(2, pictures)
+    if len(shares) == len(weights) and min(sizes.values()) > 2:
+        for scale, weight in weights.items():
+            assert abs(sizes[scale] - pictures * weight / sum(
+                weights.values())) < 1 + 1e-9
 
 
-@pytest.mark.parametrize('pictures', [32, 20, 5])
+@pytest.mark.parametrize('pictures', [128, 32, 20])
 def test_shares_are_fair_over_the_steps(pictures):
+    weights = {28: 0.6, 21: 0.9, 14: 1.5}
     total = Counter()
-    for step in range(60):
-        shares = shares_of_step(pictures, (28, 21, 14), step)
+    for step in range(2000):
+        shares = shares_of_step(pictures, weights, step)
         total.update({s: len(range(pictures)[p]) for s, p in shares.items()})
-    if pictures >= 6:
-        assert set(total.values()) == {pictures * 20}
-    else:  # the base is in every step, the others take turns
-        assert total[21] == total[14]
+    for scale, weight in weights.items():
+        assert total[scale] / 2000 == pytest.approx(pictures * weight / 3,
+                                                    abs=0.01)
+
+
+def test_a_small_batch_goes_to_fewer_scales():
+    equal = {28: 1., 21: 1., 14: 1.}
+    assert shares_of_step(1, equal, 0) == {28: slice(0, 1)}
+    seen = {tuple(shares_of_step(5, equal, step)) for step in range(9)}
+    assert (28, 21) in seen and (28, 14) in seen
 
 
 def test_partition_is_a_loop_over_the_parts():
@@ -79,8 +88,9 @@ def test_partition_is_a_loop_over_the_parts():
     losses = model(**data, mode='loss')
     losses['loss'].backward()
     target = torch.tensor([s.gt_label for s in data['data_samples']])
+    parts = shares_of_step(7, dict.fromkeys(SCALES, 1.), 0).values()
     total = 0
-    for scale, part in zip(SCALES, (slice(0, 2), slice(2, 4), slice(4, 7))):
+    for scale, part in zip(SCALES, parts):
         set_scale(by_hand, scale)
         x = tv.resize(data['inputs'][part], [scale, scale], antialias=True)
         loss = F.cross_entropy(by_hand.net(x), target[part])
@@ -110,3 +120,9 @@ def test_a_step_of_two_scales_trains_two():
 def test_bad_scales_per_step(count):
     with pytest.raises(ValueError, match='an int from 2 to the 3 scales'):
         check_scales_per_step(count, SCALES)
+
+
+def test_partition_needs_a_share_for_each_scale():
+    with pytest.raises(ValueError, match='> 0 with partition=True'):
+        SCTLossHook(partition=True, loss_weights=(1., 1., 0.)).attach(
+            TinyModel(lambda c: SSBN(c, SCALES)))

@@ -19,7 +19,7 @@ test_dataloader = dict(
 val_dataloader = test_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 optim_wrapper = dict(optimizer=dict(
-    type='AdamW', lr=8e-3, weight_decay=0.05, fused=True))
+    type='AdamW', lr=1e-2, weight_decay=0.05, fused=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(type='CosineAnnealingLR', T_max=3, convert_to_iter_based=True)]
