@@ -1,6 +1,6 @@
 # make demo       trains and tests the Fashion-MNIST demo (classification only)
 # make test       installs everything, lints, runs all tests
-# make reproduce  every arm of the demo with three seeds: the table of README
+# make reproduce  every arm of the demo with three seeds: the tables of README
 # Each goes on where it was interrupted. PYTHON chooses the interpreter.
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
@@ -29,6 +29,7 @@ lint: $(VENV)/all.done
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py
+	$(BIN)/python tools/reproduce.py --schedules
 
 clean:
 	rm -rf $(VENV) work_dirs

@@ -59,7 +59,7 @@ def test_a_backbone_that_cannot_be_traced():
 
 def test_the_tool_prints_time_flops_and_memory(run_tool, tmp_path):
     code, output = run_tool(
-        'benchmark.py', CONFIG, '--rounds', 3, '--batch-size', 6,
+        'benchmark.py', CONFIG, '--rounds', 3, '--batch-size', 4,
         '--arms', 'per_scale', 'partition', '--out', tmp_path / 'out.json')
     assert code == 0, output
     result = json.loads((tmp_path / 'out.json').read_text())
