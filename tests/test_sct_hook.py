@@ -210,7 +210,7 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False):
     torch.manual_seed(0)
     runner = Runner(
         model=model or ssbn_model(), work_dir=str(work_dir),
-        experiment_name=f'{work_dir.name}-{epochs}-{resume}',
+        experiment_name=f'{work_dir.parent.name}-{work_dir.name}-{resume}',
         train_dataloader=dict(
             batch_size=4, dataset=samples(), collate_fn=collate,
             sampler=dict(type='DefaultSampler', shuffle=True)),
@@ -226,12 +226,16 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False):
     return runner
 
 
-def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path):
-    whole = train(tmp_path / 'whole', 2).model
+@pytest.mark.parametrize('schedule', [
+    {}, dict(scales_per_step=2), dict(partition=True)])
+def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
+    def hooks():
+        return [SCTLossHook(**schedule), EpochSeedHook(), EMAHook()]
+
+    whole = train(tmp_path / 'whole', 2, hooks=hooks()).model
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / 'parts', 2, hooks=[
-            SCTLossHook(), EpochSeedHook(), EMAHook(), Dies()])
-    resumed = train(tmp_path / 'parts', 2, resume=True)
+        train(tmp_path / 'parts', 2, hooks=[*hooks(), Dies()])
+    resumed = train(tmp_path / 'parts', 2, hooks=hooks(), resume=True)
     assert resumed.iter == 4
     want = whole.state_dict()
     for name, value in resumed.model.state_dict().items():
