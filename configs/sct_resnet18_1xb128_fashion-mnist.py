@@ -1,7 +1,9 @@
-# Each batch is divided over the scales: 8 epochs cost less than training the
-# three networks to compare with, one a scale, for 3 epochs each.
+# Each batch is divided over the scales, unevenly: a picture of 14 pixels costs
+# a quarter of one of 28. 8 epochs cost less than training the three networks
+# to compare with, one a scale, for 3 epochs each.
 _base_ = './_base_/fashion-mnist.py'
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(28, 21, 14))))
 train_cfg = dict(max_epochs=8, val_interval=8)
 param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], 'T_max': 8}]
-custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook', partition=True)]
+custom_hooks = [*_base_.custom_hooks, dict(
+    type='SCTLossHook', partition=True, loss_weights=(0.34, 0.26, 0.4))]

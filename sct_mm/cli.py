@@ -49,6 +49,16 @@ def join_processes(cfg: Config) -> None:
             broadcast_buffers=False))
 
 
+def set_loader_defaults(loader: Optional[Config], cfg: Config,
+                        pin_memory: bool = True) -> None:
+    """What the tools of mmpretrain set where its configs are silent; other
+    projects' configs are complete, and their samples differ in shape."""
+    if loader is not None and cfg.get('default_scope') == 'mmpretrain':
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.setdefault('pin_memory',
+                          pin_memory and torch.cuda.is_available())
+
+
 def check_checkpoint(path: str) -> dict:
     """Load the checkpoint at ``path`` on the CPU, or say why it cannot be."""
     if '://' not in path and not osp.isfile(path):

@@ -1,58 +1,21 @@
 """The batch transform of Scale Calibrated Training."""
-from typing import Any, Optional, Sequence
+from typing import Any, List, Optional
 
-import numpy as np
+import torch
 import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
-from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
+
+from .samples import Shape, content_shape, padded_shape, resized_sample
 
 
-def resized_edge(edge: int, scale: int, base_scale: int, divisor: int) -> int:
-    """``edge`` pixels at the base scale, in pixels at ``scale``: a multiple
-    of ``divisor``, at least one."""
-    return max(round(edge * scale / base_scale / divisor), 1) * divisor
+def resized_edge(edge: int, scale: int, base_scale: int) -> int:
+    """``edge`` pixels at the base scale, in pixels at ``scale``; at least 1.
 
-
-def _check_no_pixels(element: BaseDataElement, path: str) -> None:
-    for name, value in element.items():
-        where = f'{path}.{name}'
-        if isinstance(value, BaseDataElement):
-            _check_no_pixels(value, where)
-        elif not (isinstance(value, (bool, int, float, str, type(None)))
-                  or isinstance(value, (Tensor, np.ndarray, np.generic))
-                  and value.ndim <= 1):
-            shape = getattr(value, 'shape', None)
-            what = (type(value).__name__ if shape is None
-                    else f'shape {tuple(shape)}')
-            raise TypeError('`MultiScaleBatch` knows labels and scores, but '
-                            f'got `{where}` of {what}, which may carry '
-                            'pixels or coordinates. Remove the field from '
-                            'PackInputs.')
-
-
-def resized_sample(sample: BaseDataElement, shape: Sequence[int],
-                   base_shape: Sequence[int]) -> BaseDataElement:
-    """A sample for the resized image, which shares the data of ``sample``.
-
-    Labels and scores (mixup's and cutmix's too) are the same objects. Of the
-    metainfo, ``img_shape`` becomes ``shape`` (H, W) in pixels and
-    ``scale_factor`` (w, h) is multiplied by the ratio.
-
-    Raises:
-        TypeError: for a field that may carry pixels, naming it.
+    Half a pixel counts as one, as in mmcv's ``rescale_size``.
     """
-    _check_no_pixels(sample, type(sample).__name__)
-    metainfo = sample.metainfo
-    metainfo['img_shape'] = tuple(shape)
-    if 'scale_factor' in metainfo:
-        w, h = metainfo['scale_factor']
-        metainfo['scale_factor'] = (w * shape[1] / base_shape[1],
-                                    h * shape[0] / base_shape[0])
-    resized = type(sample)(metainfo=metainfo)
-    resized.set_data(dict(sample.items()))
-    return resized
+    return max(int(edge * scale / base_scale + 0.5), 1)
 
 
 @TRANSFORMS.register_module()
@@ -64,22 +27,30 @@ class MultiScaleBatch(BaseTransform):
     where the batch is. Antialiased bilinear interpolation is our choice: it
     is what torchvision and PIL do to pictures at test time.
 
+    Padding is not resized: each picture is, and is then padded as the data
+    preprocessor would, so that the result is what the test pipeline makes of
+    a picture at that scale. Pictures without padding take one call together.
+
     Required keys: ``inputs`` (N, C, H, W), float; ``data_samples`` (a list of
-    samples with labels and scores, or None) and ``mode`` are optional and in
-    the result. Nothing of the input is changed in place.
-    At the base scale the result is the input itself.
+    mmpretrain's ``DataSample`` or mmdet's ``DetDataSample``, or None; see
+    :func:`resized_sample`) and ``mode`` are optional and in the result.
+    Nothing of the input is changed in place. At the base scale the result is
+    the input itself.
 
     Args:
         scale: the scale of the result in pixels.
         base_scale: the scale of the given batch in pixels.
-        size_divisor: edges of the result are multiples of it.
+        size_divisor: edges of the result are padded to multiples of it.
+        pad_value: of the padding, in the units of ``inputs``.
+        seg_pad_value: label of the padding of semantic maps.
         interpolation: a mode of ``torch.nn.functional.interpolate``.
         antialias: low-pass filter before reducing; for 'bilinear' and
             'bicubic'.
 
     Raises:
-        TypeError: for a sample with pixels or coordinates, naming the field,
-            for another key, and for inputs that are no (N, C, H, W) tensor.
+        TypeError: for a sample with pixels or coordinates that are not known,
+            naming the field, for another key, and for inputs that are no
+            (N, C, H, W) tensor.
         ValueError: for ``antialias`` with another interpolation.
     """
 
@@ -87,11 +58,15 @@ class MultiScaleBatch(BaseTransform):
                  scale: int,
                  base_scale: int,
                  size_divisor: int = 1,
+                 pad_value: float = 0,
+                 seg_pad_value: int = 255,
                  interpolation: str = 'bilinear',
                  antialias: bool = True) -> None:
         self.scale = scale
         self.base_scale = base_scale
         self.size_divisor = size_divisor
+        self.pad_value = pad_value
+        self.seg_pad_value = seg_pad_value
         if antialias and interpolation not in ('bilinear', 'bicubic'):
             raise ValueError("`antialias` needs interpolation 'bilinear' or "
                              f"'bicubic', but got {interpolation!r}. Set "
@@ -113,17 +88,42 @@ class MultiScaleBatch(BaseTransform):
             raise TypeError('`MultiScaleBatch` knows the keys inputs, '
                             f'data_samples and mode, but got {sorted(other)}, '
                             'which may carry pixels. Remove them.')
-        base_shape = inputs.shape[-2:]
-        shape = [resized_edge(edge, self.scale, self.base_scale,
-                              self.size_divisor) for edge in base_shape]
-        smooth = self.interpolation in ('bilinear', 'bicubic')
-        resized = F.interpolate(inputs, shape, mode=self.interpolation,
-                                align_corners=False if smooth else None,
-                                antialias=self.antialias)
         samples: Optional[list] = results.get('data_samples')
+        base_shape = tuple(inputs.shape[-2:])
+        old = [base_shape if samples is None
+               else content_shape(samples[i], base_shape)
+               for i in range(len(inputs))]
+        new = [tuple(resized_edge(edge, self.scale, self.base_scale)
+                     for edge in shape) for shape in old]
+        padded = padded_shape([max(edges) for edges in zip(*new)],
+                              self.size_divisor)
         if samples is not None:
-            samples = [resized_sample(s, shape, base_shape) for s in samples]
-        return {**results, 'inputs': resized, 'data_samples': samples}
+            samples = [resized_sample(sample, *shapes, padded,
+                                      self.size_divisor, self.seg_pad_value)
+                       for sample, *shapes in zip(samples, old, new)]
+        return {**results, 'inputs': self._resize(inputs, old, new, padded),
+                'data_samples': samples}
+
+    def _resize(self, inputs: Tensor, old: List[Shape], new: List[Shape],
+                padded: Shape) -> Tensor:
+        if len(set(old)) == 1:
+            h, w = old[0]
+            parts = [self._interpolate(inputs[..., :h, :w], new[0])]
+            if new[0] == padded:
+                return parts[0]
+        else:
+            parts = [self._interpolate(inputs[i:i + 1, :, :h, :w], new[i])
+                     for i, (h, w) in enumerate(old)]
+        return torch.cat([
+            F.pad(part, (0, padded[1] - part.shape[-1],
+                         0, padded[0] - part.shape[-2]), value=self.pad_value)
+            for part in parts])
+
+    def _interpolate(self, pictures: Tensor, shape: Shape) -> Tensor:
+        smooth = self.interpolation in ('bilinear', 'bicubic')
+        return F.interpolate(pictures, shape, mode=self.interpolation,
+                             align_corners=False if smooth else None,
+                             antialias=self.antialias)
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(scale={self.scale}, '
@@ -131,3 +131,13 @@ class MultiScaleBatch(BaseTransform):
                 f'size_divisor={self.size_divisor}, '
                 f'interpolation={self.interpolation!r}, '
                 f'antialias={self.antialias})')
+
+
+def padding_of(model: nn.Module) -> dict:
+    """How the data preprocessor of ``model`` pads, for MultiScaleBatch."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    names = dict(pad_size_divisor='size_divisor', pad_value='pad_value',
+                 seg_pad_value='seg_pad_value')
+    return {ours: getattr(preprocessor, theirs)
+            for theirs, ours in names.items()
+            if hasattr(preprocessor, theirs)}

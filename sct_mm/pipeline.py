@@ -1,6 +1,6 @@
 """Rewriting a test pipeline for another size of the input."""
 import copy
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 # Transform -> the argument that holds its size in pixels.
 _SIZES = {
@@ -8,13 +8,24 @@ _SIZES = {
     'ResizeEdge': 'scale',
     'CenterCrop': 'crop_size',
     'EfficientNetCenterCrop': 'crop_size',
+    'FixScaleResize': 'scale',
+    'Pad': 'size',
+}
+# What sets the size of the training pictures only.
+_TRAIN_SIZES = {
+    **_SIZES,
+    'RandomResize': 'scale',
+    'RandomChoiceResize': 'scales',
+    'RandomResizedCrop': 'scale',
+    'RandomCrop': 'crop_size',
 }
 
 
-def _size_key(transform: dict) -> Optional[str]:
+def _size_key(transform: dict, sizes: Dict[str, str] = _SIZES
+              ) -> Optional[str]:
     kind = transform.get('type')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    key = _SIZES.get(name.rpartition('.')[2])
+    key = sizes.get(name.rpartition('.')[2])
     return key if key and transform.get(key) is not None else None
 
 
@@ -22,6 +33,16 @@ def _edges(value: Any) -> List[int]:
     """The edges in pixels that a size gives; -1 leaves one to the other."""
     edges = [value] if isinstance(value, (int, float)) else list(value)
     return [edge for edge in edges if edge > 0]
+
+
+def pipeline_of(loader: dict) -> Optional[list]:
+    """The pipeline of a data loader's config, inside of the wrappers of its
+    data set (``RepeatDataset``, ``MultiImageMixDataset``): the outermost."""
+    dataset = loader.get('dataset') or {}
+    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'),
+                                                   dict):
+        dataset = dataset['dataset']
+    return dataset.get('pipeline')
 
 
 def nominal_size(pipeline: List[dict]) -> int:
@@ -39,6 +60,45 @@ def nominal_size(pipeline: List[dict]) -> int:
     raise ValueError('The test pipeline must have one of '
                      f'{sorted(_SIZES)} to set the size, but got {names}. '
                      "Add e.g. dict(type='Resize', scale=224).")
+
+
+def keeps_ratio(pipeline: List[dict]) -> bool:
+    """Whether the pictures' aspect is kept, so that the shorter edge of a
+    long picture is less than the nominal size."""
+    for transform in reversed(pipeline):
+        if _size_key(transform):
+            return bool(transform.get('keep_ratio', False))
+    return False
+
+
+def _random_sizes(transform: dict, value: Any) -> List[float]:
+    """The ends of the sizes in pixels that one transform draws from."""
+    if isinstance(value, (list, tuple)) and isinstance(value[0],
+                                                       (list, tuple)):
+        return [min(_edges(each)) for each in value]
+    size = min(_edges(value))
+    ratios = transform.get('ratio_range')
+    # mmpretrain's RandomResizedCrop means the aspect by `ratio_range`.
+    if ratios and str(transform['type']).endswith('RandomResize'):
+        return [size * ratio for ratio in ratios]
+    return [size]
+
+
+def train_sizes(pipeline: List[dict]) -> Tuple[int, ...]:
+    """The nominal sizes in pixels of the pictures that a training pipeline
+    makes, the largest first; empty if no transform tells.
+
+    The last resize, crop or padding tells; the nominal size is the shorter
+    edge of its size. A ``ratio_range`` gives its two ends.
+    """
+    for transform in reversed(pipeline):
+        key = _size_key(transform, _TRAIN_SIZES)
+        if key and transform.get('crop_type', 'absolute') == 'absolute':
+            sizes = _random_sizes(transform, transform[key])
+        else:
+            continue
+        return tuple(sorted({round(size) for size in sizes}, reverse=True))
+    return ()
 
 
 def rescale_pipeline(pipeline: List[dict], size: int) -> List[dict]:

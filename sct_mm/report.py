@@ -9,6 +9,13 @@ def metric_names(rows: List[dict]) -> List[str]:
     return list(dict.fromkeys(name for row in rows for name in row['metrics']))
 
 
+def formatted(value: float, rows: List[dict], name: str) -> str:
+    """``value`` with two decimals; three for a metric between -1 and 1, as
+    mAP (-1 where there is no object to find)."""
+    values = [row['metrics'].get(name, 0) for row in rows]
+    return f'{value:.{3 if max(map(abs, values)) <= 1 else 2}f}'
+
+
 def make_table(title: str, rows: List[dict]) -> Table:
     """One row a size, the largest first; see tools/test.py for the keys."""
     table = Table(title=title)
@@ -21,7 +28,7 @@ def make_table(title: str, rows: List[dict]) -> Table:
         served_by = row['served_by']
         table.add_row(
             str(row['scale']), '-' if served_by is None else str(served_by),
-            *(f'{row["metrics"].get(name, float("nan")):.2f}'
+            *(formatted(row['metrics'].get(name, float('nan')), rows, name)
               for name in names),
             f'{row["gflops"]:.4g}', f'{row["latency_ms"]:.2f}',
             f'{row["pictures_per_s"]:.0f}')
@@ -36,7 +43,8 @@ def draw(models: List[dict], path: str) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    name = metric_names(models[0]['rows'])[0]
+    names = metric_names([row for model in models for row in model['rows']])
+    name = names[0] if names else 'no metric'  # a detector that found nothing
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
     for model in models:
         rows = [row for row in model['rows'] if name in row['metrics']]

@@ -119,13 +119,19 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
 
 def set_scale(model: nn.Module,
               scale: Optional[int],
-              record: bool = False) -> None:
+              record: bool = False,
+              edge: Optional[int] = None) -> None:
     """Pin every SSBN layer of ``model`` to ``scale`` pixels; None unpins.
 
     A model without SSBN has nothing to pin and is left as it is. A pinned
     layer records the extent of its input if it is in training mode, or with
     ``record``: a network that trains may have layers in evaluation mode
     (``norm_eval``, ``frozen_stages``).
+
+    Args:
+        edge: shorter edge of the model's input in pixels, where it is not
+            ``scale``, as with a detector's pictures of all shapes. Recorded
+            is the extent that a picture of ``scale`` pixels has.
 
     Raises:
         ValueError: if the model was not built for ``scale``; nothing is
@@ -140,25 +146,27 @@ def set_scale(model: nn.Module,
     for layer in layers:
         layer.pinned_scale = scale
         layer.record = record
+        layer.record_ratio = 1.0 if edge is None else scale / edge
 
 
 @contextmanager
 def use_scale(model: nn.Module,
               scale: Optional[int],
-              record: bool = False) -> Iterator[nn.Module]:
+              record: bool = False,
+              edge: Optional[int] = None) -> Iterator[nn.Module]:
     """Pin ``model`` to ``scale`` within a ``with`` block; blocks may nest.
 
     On leaving, also by an error, every layer gets back the pin it had. See
-    :func:`set_scale` for ``record``.
+    :func:`set_scale` for ``record`` and ``edge``.
     """
-    before = [(layer, layer.pinned_scale, layer.record)
+    before = [(layer, layer.pinned_scale, layer.record, layer.record_ratio)
               for layer in ssbn_layers(model)]
-    set_scale(model, scale, record)
+    set_scale(model, scale, record, edge)
     try:
         yield model
     finally:
-        for layer, pinned, records in before:
-            layer.pinned_scale, layer.record = pinned, records
+        for layer, *state in before:
+            layer.pinned_scale, layer.record, layer.record_ratio = state
 
 
 def serving_scale(scales: Sequence[int], size: int) -> int:

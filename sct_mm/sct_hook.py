@@ -1,19 +1,19 @@
 """The hook that turns a model's training loss into the SCT loss."""
-import logging
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from torch import Tensor, nn
 
 from .backward import BACKWARDS
-from .scale import check_scales, scales_of, ssbn_layers, use_scale
+from .checks import (check_loss_weights, check_pictures, check_pipeline,
+                     resolve_scales, warn_if_frozen)
+from .multi_scale import padding_of
+from .scale import check_scales, ssbn_layers, use_scale
 from .schedule import (check_scales_per_step, scales_of_step, shares_of_step,
                        weights_of_step)
-from .ssbn import damaged_by_sync_bn
 
 _ARGUMENTS = ('inputs', 'data_samples', 'mode')
 
@@ -27,58 +27,6 @@ def log_name(scale: int, name: str) -> str:
     """
     name = name.replace('loss_', '').replace('loss', '').strip('_.')
     return f's{scale}/{name or "total"}'
-
-
-def check_loss_weights(weights: Optional[Sequence[float]],
-                       scales: Sequence[int]) -> Tuple[float, ...]:
-    """lambda_s for each of ``scales``; 1/S each by default.
-
-    Raises:
-        ValueError: if there is not one finite number >= 0 per scale, or all
-            are 0.
-    """
-    if weights is None:
-        return (1 / len(scales), ) * len(scales)
-    if not isinstance(weights, (tuple, list)):
-        raise TypeError('`loss_weights` must be a tuple of one number per '
-                        f'scale, but got {weights!r}. Leave it out for 1/S.')
-    if len(weights) != len(scales) or not all(
-            0 <= w < float('inf') for w in weights) or sum(weights) == 0:
-        raise ValueError('`loss_weights` must be one finite number >= 0 per '
-                         f'scale of {tuple(scales)}, not all 0, but got '
-                         f'{tuple(weights)}. Leave it out for 1/S each.')
-    return tuple(weights)
-
-
-def resolve_scales(model: nn.Module,
-                   wanted: Optional[Sequence[int]]) -> Tuple[int, ...]:
-    """The scales to train ``model`` at: those of its SSBN layers, or
-    ``wanted`` for a model without SSBN.
-
-    Raises:
-        ValueError: if ``wanted`` contradicts the layers, or neither tells.
-        RuntimeError: if mmengine's ``sync_bn='torch'`` has converted SSBN.
-    """
-    if damaged_by_sync_bn(model):
-        raise RuntimeError("`sync_bn='torch'` replaces SSBN by SyncBatchNorm "
-                           'and drops the statistics of each scale. Remove '
-                           "it and set norm_cfg=dict(type='SyncSSBN').")
-    built = scales_of(model)
-    wanted = None if wanted is None else check_scales(wanted)
-    if built is None and wanted is None:
-        raise ValueError('`SCTLossHook` takes its scales from SSBN layers, '
-                         f'but {type(model).__name__} has none. Set '
-                         "norm_cfg=dict(type='SSBN'), or give the hook "
-                         '`scales` to train with shared normalization.')
-    if built and wanted and built != wanted:
-        raise ValueError(f'`scales` of SCTLossHook must be those of the SSBN '
-                         f'layers, {built}, but got {wanted}. Leave it out: '
-                         'the hook reads them from the model.')
-    if built is None:
-        print_log('SCTLossHook: the model has no SSBN, so all scales '
-                  f'{wanted} share their normalization.', 'current',
-                  logging.WARNING)
-    return built or wanted
 
 
 @HOOKS.register_module()
@@ -147,11 +95,14 @@ class SCTLossHook(Hook):
         self._handles: list = []
         self._pin = None  # the open use_scale() of the base scale's pass
         self._busy = False  # within a pass that this hook started
+        self._looked = False  # whether SSBN's rows are frozen
 
     def before_train(self, runner) -> None:
         model = runner.model
-        self.attach(model.module if is_model_wrapper(model) else model,
-                    getattr(runner.optim_wrapper, 'loss_scaler', None))
+        model = model.module if is_model_wrapper(model) else model
+        scales = resolve_scales(model, self.scales)
+        check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
+        self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.step = runner.iter
@@ -176,13 +127,10 @@ class SCTLossHook(Hook):
                                         self._count)
         self._scaler = scaler
         self._norms = nn.ModuleList(ssbn_layers(model))
-        divisor = getattr(
-            getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1)
         self._transforms = {
-            scale: TRANSFORMS.build(
-                dict(dict(size_divisor=divisor), **dict(
-                    self.batch_transform, scale=scale, base_scale=scales[0])))
-            for scale in scales
+            scale: TRANSFORMS.build(dict(
+                {**padding_of(model), **self.batch_transform},
+                scale=scale, base_scale=scales[0])) for scale in scales
         }
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
@@ -210,21 +158,20 @@ class SCTLossHook(Hook):
         batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
         if not self._trains(model, batch):
             return None
-        self._check_size(batch['inputs'])
+        check_pictures(batch, self._scales[0])
         self._parts = self._divide(batch)
-        self._pin = use_scale(self._norms, self._scales[0], record=True)
+        part = self._parts[self._scales[0]]
+        self._pin = self._pinned(self._scales[0], part)
         self._pin.__enter__()
-        return (), self._parts[self._scales[0]]
+        if not self._looked:
+            self._looked = True
+            warn_if_frozen(self._norms)
+        return (), part
 
-    def _check_size(self, inputs) -> None:
-        base = self._scales[0]
+    def _pinned(self, scale: int, part: dict):
+        inputs = part['inputs']
         edge = min(inputs.shape[-2:]) if isinstance(inputs, Tensor) else None
-        if edge not in (None, base):
-            raise ValueError('The base scale must be the size of the pictures '
-                             'that the training pipeline makes, but got '
-                             f'scale {base} and pictures of {edge} '
-                             'pixels. Change `scales`, or the crop or resize '
-                             'of the pipeline.')
+        return use_scale(self._norms, scale, record=True, edge=edge)
 
     def _divide(self, batch: dict) -> Dict[int, dict]:
         """The part of the batch that each scale of this step trains on."""
@@ -266,7 +213,7 @@ class SCTLossHook(Hook):
             try:
                 for scale in others:
                     part = self._transforms[scale](self._parts[scale])
-                    with use_scale(self._norms, scale, record=True):
+                    with self._pinned(scale, part):
                         losses = model(**part)
                         logs.update(self._take(backward, model, losses,
                                                scale))

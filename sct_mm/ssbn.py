@@ -70,7 +70,7 @@ class SSBN(_BatchNorm):
         self.scales = scales
         self.spatial_dims = spatial_dims
         self.pinned_scale: Optional[int] = None
-        self.record = False  # the extents in evaluation mode too
+        self.record, self.record_ratio = False, 1.0  # see set_scale()
         self.extents = ExtentRecord()
         for name in (*_ROWS, 'num_batches_tracked'):
             single = getattr(self, name)
@@ -128,7 +128,7 @@ class SSBN(_BatchNorm):
             if scale not in self.scales:
                 scale = self.scales[0]
         elif self.training or self.record:
-            self.extents.add(scale, extent)
+            self.extents.add(scale, round(extent * self.record_ratio))
         preceding.scale = scale
         return scale
 

@@ -55,11 +55,14 @@ def test_the_base_scale_is_the_batch_itself():
     assert MultiScaleBatch(scale=16, base_scale=16)(data) is data
 
 
-def test_edges_are_multiples_of_the_divisor_and_keep_the_aspect():
+def test_edges_are_padded_to_multiples_of_the_divisor():
     inputs = torch.rand(1, 3, 64, 96)
-    small = MultiScaleBatch(scale=40, base_scale=64, size_divisor=8)(
-        dict(inputs=inputs))
+    small = MultiScaleBatch(scale=40, base_scale=64, size_divisor=8,
+                            pad_value=7)(dict(inputs=inputs))
     assert small['inputs'].shape == (1, 3, 40, 64)
+    assert_close(small['inputs'][..., :60],
+                 tv.resize(inputs, [40, 60], antialias=True))
+    assert (small['inputs'][..., 60:] == 7).all()
     assert small['data_samples'] is None
 
 
@@ -75,8 +78,13 @@ def test_other_interpolation_and_dtype():
 @pytest.mark.parametrize('name, value, match', [
     ('gt_sem_seg', PixelData(data=torch.zeros(1, 16, 16)),
      'DataSample.gt_sem_seg.data'),
-    ('gt_instances', InstanceData(bboxes=torch.zeros(2, 4)),
-     r'DataSample.gt_instances.bboxes` of shape \(2, 4\)'),
+    ('proposals', InstanceData(bboxes=torch.zeros(2, 4)),
+     r'DataSample.proposals.bboxes` of shape \(2, 4\)'),
+    ('gt_instances', InstanceData(keypoints=torch.zeros(2, 17, 2)),
+     r'DataSample.gt_instances.keypoints` of shape \(2, 17, 2\)'),
+    ('gt_instances', InstanceData(bboxes=torch.zeros(2, 5)),
+     r'DataSample.gt_instances.bboxes` of shape \(2, 5\)'),
+    ('depth', torch.zeros(16, 16), r'DataSample.depth` of shape \(16, 16\)'),
     ('mask', [[1, 2]], 'DataSample.mask` of list')])
 def test_fields_with_pixels_are_refused(name, value, match):
     data = batch()

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 from sct_mm import (SSBN, EpochSeedHook, SCTLossHook, SyncSSBN, set_scale,
                     use_scale)
 from sct_mm.scale import ssbn_layers
-from sct_mm.sct_hook import check_loss_weights, log_name
+from sct_mm.checks import check_loss_weights
+from sct_mm.sct_hook import log_name
 
 from conftest import SCALES, TinyModel
 

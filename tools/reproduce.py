@@ -1,4 +1,4 @@
-"""Train and test every arm of the Fashion-MNIST demo; tables and a figure.
+"""Train and test every arm of an experiment; a table and a figure.
 
 Each arm runs in work_dirs/reproduce/ARM/SEED with the commands a user types;
 what is done is not done again. Where it was interrupted it goes on.
@@ -10,7 +10,7 @@ import os.path as osp
 import statistics
 import subprocess
 import sys
-from typing import Dict, List
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
@@ -19,29 +19,72 @@ from sct_mm.cli import UserError, cli, dump
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
-# Arm -> its config, its epochs (None: those of the config), other options, and
-# how many times each scale sees each picture.
-ARMS = {
-    '28 alone': ('resnet18_1xb128_fashion-mnist-28px', None, (), {28: 3}),
-    '21 alone': ('resnet18_1xb128_fashion-mnist-21px', None, (), {21: 3}),
-    '14 alone': ('resnet18_1xb128_fashion-mnist-14px', None, (), {14: 3}),
-    'SCT, shared BN': ('sct-shared-bn_resnet18_1xb128_fashion-mnist', None,
-                       (), {28: 8 / 3, 21: 8 / 3, 14: 8 / 3}),
-    'SCT, SSBN': (DEMO, None, (), {28: 8 / 3, 21: 8 / 3, 14: 8 / 3}),
-}
-SCHEDULES = {
-    'partition, 8 epochs': ARMS['SCT, SSBN'],
-    'partition, 5 epochs': (DEMO, 5, (), {28: 5 / 3, 21: 5 / 3, 14: 5 / 3}),
-    'all scales, 3 epochs': (DEMO, 3, ('custom_hooks.2.partition=False', ),
-                             {28: 3, 21: 3, 14: 3}),
-    'scales_per_step=2, 4 epochs': (
-        DEMO, 4, ('custom_hooks.2.partition=False',
-                  'custom_hooks.2.scales_per_step=2'),
-        {28: 4, 21: 2, 14: 2}),
-    '28 alone, 3 epochs': ARMS['28 alone'],
-    '28 alone, 5 epochs': (ARMS['28 alone'][0], 5, (), {28: 5}),
-}
-SIZES = (28, 24, 21, 18, 14, 10)
+DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
+
+
+class Arm(NamedTuple):
+    config: str
+    seen: Dict[int, float]  # how often a scale sees each picture
+    epochs: Optional[int] = None  # None: those of the config
+    options: Tuple[str, ...] = ()
+    start: Optional['Arm'] = None  # the backbone starts from its checkpoint
+
+
+class Experiment(NamedTuple):
+    arms: Dict[str, Arm]
+    sizes: Tuple[int, ...]
+    metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
+    unit: float = 1  # what 1 % is
+
+
+def divided(epochs: int) -> Dict[int, float]:
+    """How often a scale sees a picture in ``epochs`` of the demo's
+    partition, by the demo's loss weights."""
+    return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
+
+
+ALONE = {scale: Arm(f'resnet18_1xb128_fashion-mnist-{scale}px', {scale: 3})
+         for scale in (28, 21, 14)}
+SSBN = Arm(DEMO, divided(8))
+EVERY_SCALE = ('custom_hooks.2.partition=False',
+               'custom_hooks.2.loss_weights=None')
+DET_SEEN = {128: 3, 96: 3, 64: 3}
+TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
+MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
+       'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
+       'coco/bbox_mAP_m': 'AP of larger objects (%)'}
+SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
+EXPERIMENTS = dict(
+    scales=Experiment({
+        **{f'{scale} alone': arm for scale, arm in ALONE.items()},
+        'SCT, shared BN': Arm('sct-shared-bn_resnet18_1xb128_fashion-mnist',
+                              divided(8)),
+        'SCT, SSBN': SSBN,
+    }, SIZES, TOP1),
+    schedules=Experiment({
+        'partition, 8 epochs': SSBN,
+        'partition, 5 epochs': Arm(DEMO, divided(5), 5),
+        'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
+                                    EVERY_SCALE),
+        'scales_per_step=2, 4 epochs': Arm(
+            DEMO, {28: 4, 21: 2, 14: 2}, 4,
+            (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
+        '28 alone, 3 epochs': ALONE[28],
+        '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
+    }, SIZES, TOP1),
+    detection=Experiment({
+        '128 alone': Arm('retinanet_r18_fpn_1xb8_fashion-det-128px',
+                         {128: 3}),
+        'SCT, shared BN': Arm(
+            'sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det', DET_SEEN),
+        'SCT, SSBN': Arm(DETECTOR, DET_SEEN),
+    }, DET_SIZES, MAP, 0.01),
+    transfer=Experiment({
+        'from nothing': Arm(DETECTOR, DET_SEEN),
+        'from 28 alone': Arm(DETECTOR, DET_SEEN, start=ALONE[28]),
+        'from SCT, SSBN': Arm(DETECTOR, DET_SEEN, start=SSBN),
+    }, DET_SIZES, MAP, 0.01),
+)
 
 
 def run_tool(tool: str, *arguments) -> None:
@@ -52,40 +95,61 @@ def run_tool(tool: str, *arguments) -> None:
                         'and run this again: it goes on here.')
 
 
-def result_of(arm: tuple, seed: int, out: str) -> List[dict]:
+def folder_of(arm: Arm, seed: int, out: str) -> str:
+    parts = [arm.config, *arm.options]
+    if arm.epochs is not None:
+        parts.append(f'{arm.epochs}-epochs')
+    if arm.start is not None:
+        parts.append(f'from-{arm.start.config}')
+    return osp.join(out, '_'.join(parts), str(seed))
+
+
+def train(arm: Arm, seed: int, out: str) -> str:
+    """The path of the arm's last checkpoint, trained if need be."""
+    folder = folder_of(arm, seed, out)
+    options = [f'randomness.seed={seed}', *arm.options]
+    if arm.epochs is not None:
+        options += [f'train_cfg.max_epochs={arm.epochs}',
+                    f'train_cfg.val_interval={arm.epochs}',
+                    f'param_scheduler.1.T_max={arm.epochs}']
+    if arm.start is not None:
+        init = 'model.backbone.init_cfg'
+        options += [f'{init}.type=Pretrained', f'{init}.prefix=backbone.',
+                    f'{init}.checkpoint={train(arm.start, seed, out)}']
+    if not osp.exists(osp.join(folder, 'trained')):
+        run_tool('train.py', osp.join('configs', f'{arm.config}.py'),
+                 '--work-dir', folder, '--resume', '--no-validate',
+                 '--cfg-options', *options)
+        open(osp.join(folder, 'trained'), 'w').close()
+    with open(osp.join(folder, 'last_checkpoint')) as f:
+        return osp.join(folder, osp.basename(f.read().strip()))
+
+
+def result_of(arm: Arm, seed: int, out: str,
+              sizes: Tuple[int, ...]) -> List[dict]:
     """The rows of one arm with one seed, trained and tested if need be."""
-    config, epochs, options, _ = arm
-    options = [f'randomness.seed={seed}', *options]
-    folder = osp.join(out, config, str(seed))
-    if epochs is not None:
-        options += [f'train_cfg.max_epochs={epochs}',
-                    f'train_cfg.val_interval={epochs}',
-                    f'param_scheduler.1.T_max={epochs}']
-        folder = osp.join(out, '_'.join([config, *options[1:]]), str(seed))
+    folder = folder_of(arm, seed, out)
     path = osp.join(folder, 'scales.json')
     if not osp.exists(path):
-        config_path = osp.join('configs', f'{config}.py')
-        run_tool('train.py', config_path, '--work-dir', folder, '--resume',
-                 '--no-validate', '--cfg-options', *options)
-        with open(osp.join(folder, 'last_checkpoint')) as f:
-            checkpoint = f.read().strip()
-        run_tool('test.py', config_path, checkpoint, '--out', folder,
-                 '--scales', *SIZES)
+        run_tool('test.py', osp.join('configs', f'{arm.config}.py'),
+                 train(arm, seed, out), '--out', folder, '--scales', *sizes)
     with open(path) as f:
         return json.load(f)['models'][0]['rows']
 
 
-def summarise(runs: List[List[dict]]) -> Dict[int, List[float]]:
-    """{size: [mean, standard deviation] of top-1} over the seeds."""
+def summarise(runs: List[List[dict]], metric: str,
+              unit: float) -> Dict[int, List[float]]:
+    """{size: [mean, standard deviation] of the metric} over the seeds."""
     summary = {}
     for rows in zip(*runs):
-        top1 = [row['metrics']['accuracy/top1'] for row in rows]
-        deviation = statistics.stdev(top1) if len(top1) > 1 else 0.0
-        summary[rows[0]['scale']] = [statistics.mean(top1), deviation]
+        values = [row['metrics'][metric] / unit for row in rows]
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        summary[rows[0]['scale']] = [statistics.mean(values), deviation]
     return summary
 
 
-def draw(summary: Dict[str, Dict[int, List[float]]], path: str) -> None:
+def draw(summary: Dict[str, Dict[int, List[float]]], label: str,
+         path: str) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -97,54 +161,60 @@ def draw(summary: Dict[str, Dict[int, List[float]]], path: str) -> None:
                       label=arm, marker='o', capsize=3,
                       linewidth=2.5 if ours else 1.2,
                       linestyle='-' if arm.startswith('SCT') else '--')
-    axes.set_xticks(SIZES)
+    axes.set_xticks(list(sizes))
     axes.set_xlabel('size of the input (pixels)')
-    axes.set_ylabel('top-1 accuracy on Fashion-MNIST (%)')
+    axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def compute_of(arm: tuple, rows: List[dict]) -> float:
-    """FLOPs of the training, in those of an epoch at the base scale."""
+def compute_of(arm: Arm, rows: List[dict]) -> float:
+    """FLOPs of the training, in those of an epoch at the largest size."""
     gflops = {row['scale']: row['gflops'] for row in rows}
-    return sum(times * gflops[s] for s, times in arm[3].items()) / gflops[28]
+    return (sum(times * gflops[s] for s, times in arm.seen.items())
+            / max(gflops.values()))
 
 
-def print_table(title: str, arms: Dict[str, tuple],
+def print_table(title: str, experiment: Experiment, metric: str,
                 runs: Dict[str, List[List[dict]]]) -> None:
     table = Table(title=title)
-    for name in ('trained on', 'compute', *map(str, SIZES)):
-        table.add_column(name, justify='left' if name == 'trained on'
-                         else 'right')
-    for arm in arms:
-        table.add_row(arm, f'{compute_of(arms[arm], runs[arm][0]):.2f}',
-                      *(f'{mean:.2f}±{deviation:.2f}' for mean, deviation
-                        in summarise(runs[arm]).values()))
+    for name in ('arm', 'compute', *map(str, experiment.sizes)):
+        table.add_column(name, justify='left' if name == 'arm' else 'right')
+    for name, arm in experiment.arms.items():
+        summary = summarise(runs[name], metric, experiment.unit)
+        table.add_row(name, f'{compute_of(arm, runs[name][0]):.2f}',
+                      *(f'{mean:.2f}±{deviation:.2f}'
+                        for mean, deviation in summary.values()))
     Console(width=120).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('experiment', choices=EXPERIMENTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--schedules', action='store_true',
-                        help='compare schedules at equal compute instead')
     parser.add_argument('--out', default=osp.join('work_dirs', 'reproduce'))
     args = parser.parse_args()
     os.chdir(ROOT)
-    arms = SCHEDULES if args.schedules else ARMS
-    runs: Dict[str, List[List[dict]]] = {arm: [] for arm in arms}
-    jobs = [(seed, arm) for seed in args.seeds for arm in arms]
+    experiment = EXPERIMENTS[args.experiment]
+    runs: Dict[str, List[List[dict]]] = {arm: [] for arm in experiment.arms}
+    jobs = [(seed, arm) for seed in args.seeds for arm in experiment.arms]
     for done, (seed, arm) in enumerate(jobs):
         print(f'[{done + 1}/{len(jobs)}] {arm}, seed {seed}', flush=True)
-        runs[arm].append(result_of(arms[arm], seed, args.out))
-    print_table('top-1 on Fashion-MNIST, mean ± standard deviation over seeds '
-                f'{args.seeds}; compute in epochs at 28', arms, runs)
-    summary = {arm: summarise(each) for arm, each in runs.items()}
-    name = osp.join(args.out, 'schedules' if args.schedules else 'summary')
-    dump(dict(seeds=args.seeds, top1=summary), f'{name}.json')
-    draw(summary, f'{name}.png')
+        runs[arm].append(result_of(experiment.arms[arm], seed, args.out,
+                                   experiment.sizes))
+    result = {}
+    for metric, label in experiment.metrics.items():
+        print_table(f'{label}, mean ± standard deviation over seeds '
+                    f'{args.seeds}; compute in epochs at the largest size',
+                    experiment, metric, runs)
+        result[metric] = {arm: summarise(each, metric, experiment.unit)
+                          for arm, each in runs.items()}
+    name = osp.join(args.out, args.experiment)
+    dump(dict(seeds=args.seeds, **result), f'{name}.json')
+    first = next(iter(experiment.metrics))
+    draw(result[first], experiment.metrics[first], f'{name}.png')
     print(f'{name}.json and .png hold the same.')
 
 

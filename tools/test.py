@@ -17,9 +17,10 @@ from rich.progress import Progress
 
 from sct_mm import set_scale
 from sct_mm.cli import (UserError, check_checkpoint, check_data, cli, dump,
-                        join_processes, load_config)
+                        join_processes, load_config, set_loader_defaults)
 from sct_mm.measure import cost_of, network_stride
-from sct_mm.pipeline import nominal_size, rescale_pipeline
+from sct_mm.pipeline import (keeps_ratio, nominal_size, pipeline_of,
+                             rescale_pipeline)
 from sct_mm.report import draw, make_table
 from sct_mm.scale import scales_of, serving_scale
 
@@ -78,13 +79,10 @@ def config_at(cfg: Config, checkpoint: str, out: str,
     cfg.load_from, cfg.work_dir, cfg.resume = checkpoint, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
     loader = cfg.test_dataloader
-    loader.setdefault('collate_fn', dict(type='default_collate'))
-    loader.setdefault('pin_memory', torch.cuda.is_available())
+    set_loader_defaults(loader, cfg)
     if size is not None:
-        dataset = loader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
-        dataset.pipeline = rescale_pipeline(dataset.pipeline, size)
+        pipeline = pipeline_of(loader)
+        pipeline[:] = rescale_pipeline(pipeline, size)
     return cfg
 
 
@@ -109,7 +107,9 @@ def warn_untrained(model, one: dict, size: int, trained: tuple) -> None:
     """Say which statistics serve ``size``, and what may cost accuracy."""
     message = (f'{size} pixels were not trained: the statistics of scale '
                f'{serving_scale(trained, size)} serve them')
-    stride = network_stride(model, one['inputs'][0].shape[0])
+    stride = 1
+    if getattr(model.data_preprocessor, 'pad_size_divisor', 1) == 1:
+        stride = network_stride(model, one['inputs'][0].shape[0])
     if size % stride:
         message += (f', and {size} is no multiple of the stride {stride} of '
                     'the network, which costs accuracy')
@@ -130,7 +130,8 @@ def test_at(cfg: Config, size: int, title: str) -> dict:
     loader = runner.test_loop.dataloader
     one = loader.collate_fn([loader.dataset[0]])
     edge = min(one['inputs'][0].shape[-2:])
-    if edge != size:
+    narrow = edge < size and keeps_ratio(pipeline_of(cfg.test_dataloader))
+    if edge != size and not narrow:
         raise UserError(f'The test pipeline must make pictures of {size} '
                         f'pixels, but makes {edge}. A transform sets the '
                         'size that tools/test.py does not know: use Resize, '
@@ -150,8 +151,7 @@ def default_scales(cfg: Config) -> List[int]:
     from mmengine.registry import MODELS, init_default_scope
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     trained = scales_of(MODELS.build(cfg.model))
-    return list(trained or [nominal_size(cfg.test_dataloader.dataset
-                                         .pipeline)])
+    return list(trained or [nominal_size(pipeline_of(cfg.test_dataloader))])
 
 
 def test_model(config: str, checkpoint: str, args, out: str) -> dict:
@@ -181,9 +181,14 @@ def main() -> None:
                                          *args.compare]]
     if not is_main_process():
         return
+    tables = [make_table(model['label'], model['rows']) for model in models]
     console = Console()
-    for model in models:
-        console.print(make_table(model['label'], model['rows']))
+    if not console.is_terminal:  # a file or a pipe has room for all columns
+        wide = Console(width=1000)
+        console = Console(width=max(
+            80, *(wide.measure(table).maximum for table in tables)))
+    for table in tables:
+        console.print(table)
     device = (torch.cuda.get_device_name() if torch.cuda.is_available()
               else f'CPU, {torch.get_num_threads()} threads')
     dump(dict(device=device, models=models), osp.join(out, 'scales.json'))

@@ -3,14 +3,13 @@ import argparse
 import os
 import os.path as osp
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import sct_mm  # noqa: F401  (registers the components)
 from sct_mm.cli import (check_checkpoint, check_data, cli, join_processes,
-                        load_config)
+                        load_config, set_loader_defaults)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -68,12 +67,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
         'checkpoint', dict(type='CheckpointHook', interval=1))
     checkpoint.setdefault('backend_args', dict(backend='atomic_local'))
-    pin_memory = torch.cuda.is_available() and not args.no_pin_memory
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
+        set_loader_defaults(loader, cfg, not args.no_pin_memory)
         if loader is not None:
-            loader.setdefault('pin_memory', pin_memory)
-            loader.setdefault('collate_fn', dict(type='default_collate'))
             loader.setdefault('persistent_workers', args.persistent_workers
                               and loader.get('num_workers', 0) > 0)
     return cfg

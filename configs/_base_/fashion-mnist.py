@@ -10,7 +10,7 @@ data_preprocessor = dict(mean=[72.94], std=[90.02], to_rgb=False)
 resize = dict(type='Resize', scale=size, backend='pillow')
 train_dataloader = dict(
     batch_size=128, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', indices=50000,
+    dataset=dict(type='FashionMNIST', data_root='data/fashion-mnist', indices=40000,
                  pipeline=[dict(type='PackInputs')]))
 test_dataloader = dict(
     batch_size=250, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),

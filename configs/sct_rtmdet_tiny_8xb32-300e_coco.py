@@ -1,0 +1,6 @@
+_base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
+custom_imports = dict(imports=['sct_mm'], allow_failed_imports=False)
+norm = dict(type='SyncSSBN', scales=(640, 512, 384))
+model = dict(backbone=dict(norm_cfg=norm), neck=dict(norm_cfg=norm),
+             bbox_head=dict(norm_cfg=norm))
+custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook')]
