@@ -7,7 +7,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
-from .samples import Shape, content_shape, padded_shape, resized_sample
+from .samples import (Geometry, Shape, content_shape, padded_shape,
+                      resized_sample)
 
 
 def resized_edge(edge: int, scale: int, base_scale: int) -> int:
@@ -98,9 +99,9 @@ class MultiScaleBatch(BaseTransform):
         padded = padded_shape([max(edges) for edges in zip(*new)],
                               self.size_divisor)
         if samples is not None:
-            samples = [resized_sample(sample, *shapes, padded,
-                                      self.size_divisor, self.seg_pad_value)
-                       for sample, *shapes in zip(samples, old, new)]
+            samples = [resized_sample(sample, Geometry(
+                *shapes, padded, self.size_divisor, self.seg_pad_value))
+                for sample, *shapes in zip(samples, old, new)]
         return {**results, 'inputs': self._resize(inputs, old, new, padded),
                 'data_samples': samples}
 

@@ -3,7 +3,7 @@
 Shapes are (H, W) in pixels. A *content* is the part of a picture before its
 padding at the right and the bottom.
 """
-from typing import Any, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -50,30 +50,49 @@ def _refuse(value: Any, path: str) -> None:
                     'pipeline.')
 
 
-def _check_plain(element: BaseDataElement, path: str) -> None:
-    for name, value in element.items():
-        if isinstance(value, BaseDataElement):
-            _check_plain(value, f'{path}.{name}')
-        elif not _is_plain(value):
-            _refuse(value, f'{path}.{name}')
+def _check_plain(value: Any, path: str) -> None:
+    if isinstance(value, BaseDataElement):
+        for name, field in value.items():
+            _check_plain(field, f'{path}.{name}')
+    elif not _is_plain(value):
+        _refuse(value, path)
 
 
-def _resized_boxes(boxes: Any, factor: Tuple[float, float], path: str) -> Any:
-    """Boxes times ``factor`` (w, h), a copy; none is dropped, as by mmdet's
+def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
+    """``shape`` with each edge padded to a multiple of ``divisor``."""
+    return tuple(-(-edge // divisor) * divisor for edge in shape)
+
+
+class Geometry(NamedTuple):
+    """How one picture was resized; shapes are (H, W) in pixels."""
+    old: Shape  # the content before
+    new: Shape  # the content after
+    padded: Shape  # the batch after
+    divisor: int = 1  # of the edges of a padded picture
+    ignore: int = 255  # label of the padding of a semantic map
+
+    @property
+    def factor(self) -> Tuple[float, float]:
+        """(w, h) of the content after, in those before."""
+        return self.new[1] / self.old[1], self.new[0] / self.old[0]
+
+
+def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
+    """A copy of the boxes at the new size; none is dropped, as by mmdet's
     ``Resize``, however small it becomes."""
     if hasattr(boxes, 'rescale_'):  # mmdet's BaseBoxes
         boxes = boxes.clone()
-        boxes.rescale_(factor)
+        boxes.rescale_(geometry.factor)
         return boxes
     if not isinstance(boxes, Tensor) or boxes.shape[-1] != 4:
         _refuse(boxes, path)
-    return boxes * boxes.new_tensor((*factor, *factor))
+    return boxes * boxes.new_tensor(geometry.factor * 2)
 
 
-def _resized_masks(masks: Any, old: Shape, new: Shape, padded: Shape) -> Any:
-    """mmdet's bitmap or polygon masks of the content ``old``, resized to
-    ``new``; padded to ``padded`` if they were padded."""
-    was_padded = (masks.height, masks.width) != tuple(old)
+def _resized_masks(masks: Any, geometry: Geometry) -> Any:
+    """mmdet's bitmap or polygon masks; padded if they were padded."""
+    old, new, padded, *_ = geometry
+    was_padded = (masks.height, masks.width) != old
     content = masks.masks
     if isinstance(content, np.ndarray):
         content = content[:, :old[0], :old[1]]
@@ -81,10 +100,10 @@ def _resized_masks(masks: Any, old: Shape, new: Shape, padded: Shape) -> Any:
     return resized.pad(padded, pad_val=0) if was_padded else resized
 
 
-def _resized_map(labels: Tensor, old: Shape, new: Shape, padded: Shape,
-                 ignore: int) -> Tensor:
+def _resized_map(labels: Tensor, geometry: Geometry) -> Tensor:
     """A map of labels (1, H, W), by nearest neighbour."""
-    was_padded = tuple(labels.shape[-2:]) != tuple(old)
+    old, new, padded, _, ignore = geometry
+    was_padded = tuple(labels.shape[-2:]) != old
     content = labels[None, :, :old[0], :old[1]].float()
     resized = F.interpolate(content, new, mode='nearest')[0].to(labels.dtype)
     if was_padded:
@@ -93,14 +112,13 @@ def _resized_map(labels: Tensor, old: Shape, new: Shape, padded: Shape,
     return resized
 
 
-def _resized_metainfo(sample: BaseDataElement, factor: Tuple[float, float],
-                      new: Shape, padded: Shape, divisor: int) -> dict:
-    metainfo = sample.metainfo
-    metainfo['img_shape'] = tuple(new)
+def _resized_metainfo(metainfo: dict, geometry: Geometry) -> dict:
+    metainfo = dict(metainfo, img_shape=geometry.new)
     if 'batch_input_shape' in metainfo:
-        metainfo['batch_input_shape'] = tuple(padded)
+        metainfo['batch_input_shape'] = geometry.padded
     if 'pad_shape' in metainfo:
-        metainfo['pad_shape'] = padded_shape(new, divisor)
+        metainfo['pad_shape'] = padded_shape(geometry.new, geometry.divisor)
+    factor = geometry.factor
     if 'scale_factor' in metainfo:
         w, h = metainfo['scale_factor']
         metainfo['scale_factor'] = (w * factor[0], h * factor[1])
@@ -110,57 +128,46 @@ def _resized_metainfo(sample: BaseDataElement, factor: Tuple[float, float],
     return metainfo
 
 
-def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
-    """``shape`` with each edge padded to a multiple of ``divisor``."""
-    return tuple(-(-edge // divisor) * divisor for edge in shape)
+def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
+                     path: str) -> BaseDataElement:
+    """A field of a sample that is itself made of fields."""
+    known = {}
+    if name in _INSTANCES:
+        if 'bboxes' in element:
+            known['bboxes'] = _resized_boxes(element.bboxes, geometry,
+                                             f'{path}.bboxes')
+        if hasattr(element.get('masks'), 'resize'):
+            known['masks'] = _resized_masks(element.masks, geometry)
+    elif name == 'gt_sem_seg' and isinstance(element.get('sem_seg'), Tensor):
+        known['sem_seg'] = _resized_map(element.sem_seg, geometry)
+    fields = {key: known.get(key, value) for key, value in element.items()}
+    for key, value in fields.items():
+        if key not in known:
+            _check_plain(value, f'{path}.{key}')
+    return type(element)(metainfo=element.metainfo, **fields)
 
 
-def resized_sample(sample: BaseDataElement, old: Sequence[int],
-                   new: Sequence[int], padded: Sequence[int],
-                   divisor: int = 1, ignore: int = 255) -> BaseDataElement:
-    """The sample of a picture whose content ``old`` was resized to ``new``.
+def resized_sample(sample: BaseDataElement,
+                   geometry: Geometry) -> BaseDataElement:
+    """The sample of a picture that was resized; ``sample`` is unchanged.
 
     Labels and scores (mixup's and cutmix's too) are the same objects, not
     copies. Boxes, masks and the semantic map of mmdet's ``DetDataSample`` are
     resized as mmdet's ``Resize`` does, and the metainfo ``img_shape``,
     ``batch_input_shape``, ``pad_shape``, ``scale_factor`` and
-    ``homography_matrix`` follow. ``sample`` is unchanged.
-
-    Args:
-        padded: shape of the resized batch.
-        divisor: of its edges.
-        ignore: label of the padding of a semantic map.
+    ``homography_matrix`` follow.
 
     Raises:
         TypeError: for another field that may carry pixels or coordinates
             (proposals, keypoints, depth), naming it.
     """
-    old, new, padded = tuple(old), tuple(new), tuple(padded)
-    factor = (new[1] / old[1], new[0] / old[0])
-    resized = type(sample)(metainfo=_resized_metainfo(sample, factor, new,
-                                                      padded, divisor))
+    resized = type(sample)(metainfo=_resized_metainfo(sample.metainfo,
+                                                      geometry))
     for name, value in sample.items():
         path = f'{type(sample).__name__}.{name}'
-        known = {}
         if isinstance(value, BaseDataElement):
-            if name in _INSTANCES:
-                if 'bboxes' in value:
-                    known['bboxes'] = _resized_boxes(value.bboxes, factor,
-                                                     f'{path}.bboxes')
-                if hasattr(value.get('masks'), 'resize'):
-                    known['masks'] = _resized_masks(value.masks, old, new,
-                                                    padded)
-            elif name == 'gt_sem_seg' and isinstance(value.get('sem_seg'),
-                                                     Tensor):
-                known['sem_seg'] = _resized_map(value.sem_seg, old, new,
-                                                padded, ignore)
-            rest = type(value)(metainfo=value.metainfo)
-            rest.set_data({k: v for k, v in value.items() if k not in known})
-            _check_plain(rest, path)
-            value = type(value)(metainfo=value.metainfo,
-                                **{k: known.get(k, v)
-                                   for k, v in value.items()})
-        elif not _is_plain(value):
-            _refuse(value, path)
+            value = _resized_element(name, value, geometry, path)
+        else:
+            _check_plain(value, path)
         resized.set_field(value, name)
     return resized

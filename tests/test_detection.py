@@ -46,6 +46,20 @@ def walk(node, change):
             walk(child, change)
 
 
+def load_clothes(cfg, pictures):
+    """Let the config's data loaders read 4 pictures."""
+    for name, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, batch_size=2,
+                      pin_memory=False)
+        loader.dataset.update(
+            data_root=str(pictures), ann_file=f'{split}.json', indices=4,
+            data_prefix=dict(img=f'{split}/'),
+            metainfo=dict(classes=CLOTHES))
+        if name != 'train':
+            cfg[f'{name}_evaluator'].ann_file = str(pictures / 'val.json')
+
+
 def small(path, pictures, work_dir, smallest=32):
     """The config at ``path`` at a few pixels, on 4 pictures of clothes."""
     cfg = Config.fromfile(path)
@@ -74,16 +88,7 @@ def small(path, pictures, work_dir, smallest=32):
             node['init_cfg'] = None
 
     walk(cfg._cfg_dict, change)
-    for name, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
-        loader = cfg[f'{name}_dataloader']
-        loader.update(num_workers=0, persistent_workers=False, batch_size=2,
-                      pin_memory=False)
-        loader.dataset.update(
-            data_root=str(pictures), ann_file=f'{split}.json', indices=4,
-            data_prefix=dict(img=f'{split}/'),
-            metainfo=dict(classes=CLOTHES))
-        if name != 'train':
-            cfg[f'{name}_evaluator'].ann_file = str(pictures / 'val.json')
+    load_clothes(cfg, pictures)
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
     cfg.work_dir, cfg.log_level = str(work_dir), 'WARNING'
     cfg.experiment_name = f'experiment-{next(COUNT)}'  # one a Runner

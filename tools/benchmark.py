@@ -117,38 +117,48 @@ def flops_ratio(arm: str, flops: List[float]) -> float:
     return total.get(arm, sum(flops)) / flops[0]
 
 
+def step_rows(step: dict, peaks: dict, scales: tuple,
+              flops: list) -> List[dict]:
+    """One row an arm, the plain ones (whose name is their scale) first."""
+    base = scales[0]
+    total = [sum(each) for each in zip(*(step[s] for s in scales))]
+    return [
+        dict(arm=f'plain BN at {name}' if name in scales else name,
+             ms=statistics.median(step[name]) * 1e3,
+             flops=(flops[scales.index(name)] / flops[0] if name in scales
+                    else flops_ratio(name, flops)),
+             of_base=ratios(step[name], step[base]),
+             of_sum=ratios(step[name], total),
+             peak_mb=peaks[name] / 2**20, of_peak=peaks[name] / peaks[base])
+        for name in step
+    ]
+
+
+def step_table(title: str, base: int, rows: List[dict]) -> Table:
+    table = Table(title=title)
+    table.add_column('training step')
+    for column in ('ms', f'FLOPs\n/ plain {base}', f'time / plain {base}',
+                   'time / sum of plain', 'peak MB\nabove model',
+                   f'peak\n/ plain {base}'):
+        table.add_column(column, justify='right')
+    for row in rows:
+        table.add_row(row['arm'], f'{row["ms"]:.1f}', f'{row["flops"]:.2f}',
+                      spread(row['of_base']), spread(row['of_sum']),
+                      f'{row["peak_mb"]:.0f}', f'{row["of_peak"]:.2f}')
+    return table
+
+
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args.config)
-    scales, flops = scales_and_flops(cfg, args)
+    scales, flops = scales_and_flops(load_config(args.config), args)
     plain = {scale: Arm('plain', scale, args) for scale in scales}
     sct = {name: Arm(name, None, args) for name in args.arms}
     step = measure({**plain, **sct}, args)
     peaks = {name: arm.ask('peak') for name, arm in {**plain, **sct}.items()}
-    base = scales[0]
-    total = [sum(each) for each in zip(*(step[s] for s in scales))]
-    device = plain[base].ask('device_name')
-    table = Table(title=f'{osp.basename(args.config)}, batch '
-                  f'{args.batch_size}, {device}')
-    for column in ('training step', 'ms', f'FLOPs\n/ plain {base}',
-                   f'time / plain {base}', 'time / sum of plain',
-                   'peak MB\nabove model', f'peak\n/ plain {base}'):
-        table.add_column(column, justify='left' if column[0] == 't'
-                         and column[1] == 'r' else 'right')
-    rows = []
-    for name in (*scales, *sct):
-        of_flops = (flops[scales.index(name)] / flops[0] if name in plain
-                    else flops_ratio(name, flops))
-        row = dict(arm=f'plain BN at {name}' if name in plain else name,
-                   ms=statistics.median(step[name]) * 1e3, flops=of_flops,
-                   of_base=ratios(step[name], step[base]),
-                   of_sum=ratios(step[name], total),
-                   peak_mb=peaks[name] / 2**20,
-                   of_peak=peaks[name] / peaks[base])
-        rows.append(row)
-        table.add_row(row['arm'], f'{row["ms"]:.1f}', f'{of_flops:.2f}',
-                      spread(row['of_base']), spread(row['of_sum']),
-                      f'{row["peak_mb"]:.0f}', f'{row["of_peak"]:.2f}')
+    rows = step_rows(step, peaks, scales, flops)
+    device = plain[scales[0]].ask('device_name')
+    table = step_table(f'{osp.basename(args.config)}, batch '
+                       f'{args.batch_size}, {device}', scales[0], rows)
     console = Console(width=110)
     shares = {}
     if 'per_scale' in sct:
