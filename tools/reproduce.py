@@ -153,7 +153,7 @@ def draw(summary: Dict[str, Dict[int, List[float]]], label: str,
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
+    figure, axes = plt.subplots(figsize=(6.4, 4.8), layout='constrained')
     for arm, sizes in summary.items():
         ours = arm == 'SCT, SSBN'
         axes.errorbar(list(sizes), [mean for mean, _ in sizes.values()],
@@ -165,7 +165,7 @@ def draw(summary: Dict[str, Dict[int, List[float]]], label: str,
     axes.set_xlabel('size of the input (pixels)')
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    axes.legend(loc='lower right')
+    figure.legend(loc='outside lower center', ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
