@@ -93,11 +93,12 @@ def train_sizes(pipeline: List[dict]) -> Tuple[int, ...]:
     """
     for transform in reversed(pipeline):
         key = _size_key(transform, _TRAIN_SIZES)
-        if key and transform.get('crop_type', 'absolute') == 'absolute':
+        if key and transform.get('crop_type', 'absolute') != 'absolute':
+            return ()  # a crop of any size
+        if key:
             sizes = _random_sizes(transform, transform[key])
-        else:
-            continue
-        return tuple(sorted({round(size) for size in sizes}, reverse=True))
+            return tuple(sorted({round(size) for size in sizes},
+                                reverse=True))
     return ()
 
 

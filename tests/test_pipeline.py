@@ -65,8 +65,9 @@ def test_padding_and_its_resize_change_together():
     ([dict(type='RandomResize', scale=[(1333, 640), (1333, 800)])],
      (800, 640)),
     ([dict(type='RandomResizedCrop', scale=224)], (224, )),
-    ([dict(type='RandomCrop', crop_size=(0.3, 0.9),
-           crop_type='relative_range')], ()),
+    ([dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0)),
+      dict(type='RandomCrop', crop_size=(1024, 1024),
+           crop_type='absolute_range')], ()),
     ([dict(type='RandomFlip')], ())])
 def test_nominal_sizes_of_training_pictures(transforms, want):
     pipeline = [dict(type='LoadImageFromFile'), *transforms]
