@@ -178,6 +178,16 @@ def test_pipeline_without_a_resize(trained, options, run_tool, tmp_path):
     assert 'Traceback' not in output
 
 
+def test_a_data_set_without_a_pipeline(trained, run_tool, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(f'_base_ = {osp.join(ROOT, SCT)!r}\n'
+                    'test_dataloader = dict(dataset=dict(_delete_=True, '
+                    "type='ConcatDataset', datasets=[]))\n")
+    code, output = run_tool('test.py', path, trained[SCT] / 'epoch_2.pth')
+    assert code == 2 and 'but got ConcatDataset' in output
+    assert 'Traceback' not in output
+
+
 def test_checkpoint_of_another_model(trained, options, run_tool):
     code, output = run_tool('test.py', PLAIN, trained[SCT] / 'epoch_2.pth',
                             *options)

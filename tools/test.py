@@ -72,6 +72,18 @@ class ProgressHook(Hook):
         self.bar.stop()
 
 
+def pipeline_at(cfg: Config) -> list:
+    """The test pipeline of ``cfg``."""
+    loader = cfg.get('test_dataloader')
+    pipeline = pipeline_of(loader or {})
+    if pipeline is None:
+        got = loader.dataset.get('type') if loader else None
+        raise UserError('The config must have a `test_dataloader` whose data '
+                        f'set has a `pipeline`, but got {got}. Test the data '
+                        'sets that it joins one by one, by --cfg-options.')
+    return pipeline
+
+
 def config_at(cfg: Config, checkpoint: str, out: str,
               size: Optional[int]) -> Config:
     """The config of the test at ``size`` pixels; None keeps the size."""
@@ -81,7 +93,7 @@ def config_at(cfg: Config, checkpoint: str, out: str,
     loader = cfg.test_dataloader
     set_loader_defaults(loader, cfg)
     if size is not None:
-        pipeline = pipeline_of(loader)
+        pipeline = pipeline_at(cfg)
         pipeline[:] = rescale_pipeline(pipeline, size)
     return cfg
 
@@ -130,7 +142,7 @@ def test_at(cfg: Config, size: int, title: str) -> dict:
     loader = runner.test_loop.dataloader
     one = loader.collate_fn([loader.dataset[0]])
     edge = min(one['inputs'][0].shape[-2:])
-    narrow = edge < size and keeps_ratio(pipeline_of(cfg.test_dataloader))
+    narrow = edge < size and keeps_ratio(pipeline_at(cfg))
     if edge != size and not narrow:
         raise UserError(f'The test pipeline must make pictures of {size} '
                         f'pixels, but makes {edge}. A transform sets the '
@@ -151,7 +163,7 @@ def default_scales(cfg: Config) -> List[int]:
     from mmengine.registry import MODELS, init_default_scope
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     trained = scales_of(MODELS.build(cfg.model))
-    return list(trained or [nominal_size(pipeline_of(cfg.test_dataloader))])
+    return list(trained or [nominal_size(pipeline_at(cfg))])
 
 
 def test_model(config: str, checkpoint: str, args, out: str) -> dict:
@@ -159,6 +171,7 @@ def test_model(config: str, checkpoint: str, args, out: str) -> dict:
     cfg = load_config(config, args.cfg_options)
     cfg.launcher = args.launcher
     check_checkpoint(checkpoint)  # before any data set is read
+    pipeline_at(cfg)
     check_data(cfg.test_dataloader)
     join_processes(cfg)
     label = osp.splitext(osp.basename(config))[0]
