@@ -2,7 +2,8 @@
 
 Each arm has a process of its own, so that its peak memory is its own; they
 take turns, so that a noisy machine hits all of them. A ratio is taken within
-a round; its median and quartiles over the rounds are printed.
+a round; its median and quartiles over the rounds are printed. In inference,
+SSBN and BN take turns in one process.
 """
 import argparse
 import os.path as osp
@@ -87,16 +88,13 @@ def measure(arms: Dict[str, Arm], args) -> Dict[str, List[float]]:
     return seconds
 
 
-def measure_inference(plain: Dict[int, Arm], ssbn: Arm,
+def measure_inference(scales: Sequence[int], arm: Arm,
                       args) -> Dict[int, List[float]]:
     """{scale: SSBN's time over BN's in each round}."""
-    ratios: Dict[int, List[float]] = {scale: [] for scale in plain}
-    for index in track(range(3 * args.rounds + 1), 'inference'):
-        for scale, arm in plain.items():
-            theirs = arm.ask('infer', scale, 5 * args.calls)
-            ours = ssbn.ask('infer', scale, 5 * args.calls)
-            if index:
-                ratios[scale].append(ours / theirs)
+    ratios: Dict[int, List[float]] = {scale: [] for scale in scales}
+    for _ in track(range(3 * args.rounds), 'inference'):
+        for scale in scales:
+            ratios[scale].append(arm.ask('infer', scale, 5 * args.calls))
     return ratios
 
 
@@ -162,7 +160,7 @@ def main() -> None:
     console = Console(width=110)
     shares = {}
     if 'per_scale' in sct:
-        inference = measure_inference(plain, sct['per_scale'], args)
+        inference = measure_inference(scales, sct['per_scale'], args)
         seconds = statistics.median(step['per_scale'])
         shares = dict(resize=sct['per_scale'].ask('resize') / seconds)
         loading = sct['per_scale'].ask('load')
