@@ -204,7 +204,9 @@ class Worker:
             batches = iter(Runner.build_dataloader(loader))
         except (UserError, OSError):
             return None
-        next(batches)
+        ahead = loader.get('num_workers', 0) * loader.get('prefetch_factor', 2)
+        for _ in range(ahead + 1):  # those made while nobody waited
+            next(batches)
         return timed(lambda: [next(batches) for _ in range(10)]) / 10
 
     def device_name(self) -> str:

@@ -10,6 +10,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner.checkpoint import _load_checkpoint
 
+from .pipeline import type_name
+
 
 class UserError(Exception):
     """An input that the user must mend; shown without a traceback."""
@@ -86,9 +88,10 @@ def check_data(loader: Config) -> None:
     while 'dataset' in dataset:  # RepeatDataset and other wrappers
         dataset = dataset['dataset']
     root = dataset.get('data_root')
-    downloads = str(dataset.get('type')).endswith(('MNIST', 'CIFAR10',
-                                                   'CIFAR100'))
-    if root and '://' not in root and not downloads and not (
+    downloads = type_name(dataset).endswith(('MNIST', 'CIFAR10', 'CIFAR100'))
+    remote = (dataset.get('backend_args') or {}).get('backend',
+                                                     'local') != 'local'
+    if root and '://' not in root and not (downloads or remote) and not (
             osp.isdir(root) and os.listdir(root)):
         raise UserError(f'The data set must be at {root!r}, but there is no '
                         'such folder, or nothing in it. Put it there, or set '

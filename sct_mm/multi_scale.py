@@ -100,7 +100,8 @@ class MultiScaleBatch(BaseTransform):
                               self.size_divisor)
         if samples is not None:
             samples = [resized_sample(sample, Geometry(
-                *shapes, padded, self.size_divisor, self.seg_pad_value))
+                *shapes, base_shape, padded, self.size_divisor,
+                self.seg_pad_value))
                 for sample, *shapes in zip(samples, old, new)]
         return {**results, 'inputs': self._resize(inputs, old, new, padded),
                 'data_samples': samples}

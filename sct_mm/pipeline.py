@@ -21,11 +21,16 @@ _TRAIN_SIZES = {
 }
 
 
+def type_name(config: dict) -> str:
+    """The ``type`` of a config without its scope; it may be the class."""
+    kind = config.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2]
+
+
 def _size_key(transform: dict, sizes: Dict[str, str] = _SIZES
               ) -> Optional[str]:
-    kind = transform.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    key = sizes.get(name.rpartition('.')[2])
+    key = sizes.get(type_name(transform))
     return key if key and transform.get(key) is not None else None
 
 
@@ -73,13 +78,17 @@ def keeps_ratio(pipeline: List[dict]) -> bool:
 
 def _random_sizes(transform: dict, value: Any) -> List[float]:
     """The ends of the sizes in pixels that one transform draws from."""
-    if isinstance(value, (list, tuple)) and isinstance(value[0],
-                                                       (list, tuple)):
+    pairs = (isinstance(value, (list, tuple))
+             and isinstance(value[0], (list, tuple)))
+    # mmcv's RandomChoiceResize takes a list of sizes, or one tuple.
+    choice = (isinstance(value, list)
+              and type_name(transform) == 'RandomChoiceResize')
+    if pairs or choice:
         return [min(_edges(each)) for each in value]
     size = min(_edges(value))
     ratios = transform.get('ratio_range')
     # mmpretrain's RandomResizedCrop means the aspect by `ratio_range`.
-    if ratios and str(transform['type']).endswith('RandomResize'):
+    if ratios and type_name(transform) == 'RandomResize':
         return [size * ratio for ratio in ratios]
     return [size]
 
@@ -123,7 +132,7 @@ def rescale_pipeline(pipeline: List[dict], size: int) -> List[dict]:
             value = transform[key]
             transform[key] = (scaled(value) if isinstance(value, (int, float))
                               else tuple(scaled(edge) for edge in value))
-            if 'EfficientNet' in str(transform['type']):
+            if type_name(transform).startswith('EfficientNet'):
                 transform['crop_padding'] = scaled(
                     transform.get('crop_padding', 32))  # mmpretrain's default
     return pipeline

@@ -67,6 +67,7 @@ class Geometry(NamedTuple):
     """How one picture was resized; shapes are (H, W) in pixels."""
     old: Shape  # the content before
     new: Shape  # the content after
+    batch: Shape  # the batch before, padding included
     padded: Shape  # the batch after
     divisor: int = 1  # of the edges of a padded picture
     ignore: int = 255  # label of the padding of a semantic map
@@ -90,9 +91,10 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
 
 
 def _resized_masks(masks: Any, geometry: Geometry) -> Any:
-    """mmdet's bitmap or polygon masks; padded if they were padded."""
-    old, new, padded, *_ = geometry
-    was_padded = (masks.height, masks.width) != old
+    """mmdet's bitmap or polygon masks; those of the batch's shape are padded
+    to it again, even if a picture filled it."""
+    old, new, batch, padded, *_ = geometry
+    was_padded = (masks.height, masks.width) == batch
     content = masks.masks
     if isinstance(content, np.ndarray):
         content = content[:, :old[0], :old[1]]
@@ -101,9 +103,9 @@ def _resized_masks(masks: Any, geometry: Geometry) -> Any:
 
 
 def _resized_map(labels: Tensor, geometry: Geometry) -> Tensor:
-    """A map of labels (1, H, W), by nearest neighbour."""
-    old, new, padded, _, ignore = geometry
-    was_padded = tuple(labels.shape[-2:]) != old
+    """A map of labels (1, H, W), by nearest neighbour; padded as masks."""
+    old, new, batch, padded, _, ignore = geometry
+    was_padded = tuple(labels.shape[-2:]) == batch
     content = labels[None, :, :old[0], :old[1]].float()
     resized = F.interpolate(content, new, mode='nearest')[0].to(labels.dtype)
     if was_padded:

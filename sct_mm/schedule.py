@@ -3,6 +3,7 @@
 Pure functions of (seed, step): every process agrees, and a resumed run goes
 on as the unbroken one would.
 """
+import math
 from typing import Dict, Optional, Sequence, Tuple
 
 import torch
@@ -50,6 +51,23 @@ def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
             for scale, weight in weights.items()}
 
 
+def check_shares(pictures: int, weights: Dict[int, float]) -> None:
+    """Whether each scale gets its share of a batch of ``pictures``.
+
+    Raises:
+        ValueError: if that of one is less than two pictures: batches would
+            leave it out.
+    """
+    smallest = min(weights, key=weights.get)
+    part = weights[smallest] / sum(weights.values())
+    if pictures * part < 2 - 1e-6:
+        raise ValueError(f'partition=True gives scale {smallest} a share of '
+                         f'{part:.2f} of the {pictures} pictures of a batch, '
+                         'but batch statistics need two. Set batch_size to '
+                         f'{math.ceil(2 / part - 1e-6)} or more, or train '
+                         'without partition.')
+
+
 def shares_of_step(pictures: int, weights: Dict[int, float],
                    step: int) -> Dict[int, slice]:
     """Divide a batch over the scales of ``weights``: {scale: its pictures}.
@@ -57,7 +75,9 @@ def shares_of_step(pictures: int, weights: Dict[int, float],
     Shares are proportional to the weights, so that each picture counts the
     same in the loss; how they are rounded changes with ``step`` and evens out
     over the steps. A scale with less than two pictures, which batch
-    statistics need, leaves them to the base; a base with less takes all.
+    statistics need, leaves them to the next larger one; a base with less
+    takes all. Only a short last batch is that small, see
+    :func:`check_shares`.
     """
     phase = step * _GOLDEN % 1
     total = sum(weights.values())

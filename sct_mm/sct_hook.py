@@ -12,8 +12,8 @@ from .checks import (check_loss_weights, check_pictures, check_pipeline,
                      resolve_scales, warn_if_frozen)
 from .multi_scale import padding_of
 from .scale import check_scales, ssbn_layers, use_scale
-from .schedule import (check_scales_per_step, scales_of_step, shares_of_step,
-                       weights_of_step)
+from .schedule import (check_scales_per_step, check_shares, scales_of_step,
+                       shares_of_step, weights_of_step)
 
 _ARGUMENTS = ('inputs', 'data_samples', 'mode')
 
@@ -59,15 +59,16 @@ class SCTLossHook(Hook):
         partition: divide each batch over the scales of the step, in
             proportion to lambda_s, so that a picture is seen at one of them:
             the cost is the mean over the scales instead of the sum. Batch
-            statistics then come from a share of the batch: enlarge it.
+            statistics then come from a share of the batch: enlarge it. Each
+            share must have two pictures.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
 
     Raises:
         ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
-            not fit the model, or a batch whose pictures have not the base
-            scale.
+            not fit the model, a batch too small for `partition`, or one whose
+            pictures have not the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks.
     """
@@ -103,6 +104,9 @@ class SCTLossHook(Hook):
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
+        size = runner.train_dataloader.batch_size
+        if self.partition and size:
+            check_shares(size, self._weights)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.step = runner.iter
@@ -116,6 +120,7 @@ class SCTLossHook(Hook):
         Args:
             scaler: the ``GradScaler`` of the training loop, if it has one.
         """
+        self.detach()  # of a run that an error ended
         self._scales = scales = resolve_scales(model, self.scales)
         self._count = check_scales_per_step(self.scales_per_step, scales)
         weights = check_loss_weights(self.loss_weights, scales)

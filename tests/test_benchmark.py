@@ -59,7 +59,7 @@ def test_a_backbone_that_cannot_be_traced():
 
 def test_the_tool_prints_time_flops_and_memory(run_tool, tmp_path):
     code, output = run_tool(
-        'benchmark.py', CONFIG, '--rounds', 3, '--batch-size', 4,
+        'benchmark.py', CONFIG, '--rounds', 3, '--batch-size', 6,
         '--arms', 'per_scale', 'partition', '--out', tmp_path / 'out.json')
     assert code == 0, output
     result = json.loads((tmp_path / 'out.json').read_text())
@@ -74,6 +74,11 @@ def test_the_tool_prints_time_flops_and_memory(run_tool, tmp_path):
     assert set(result['inference']) == {'28', '21', '14'}
     assert 0 < result['shares']['resize'] < 1
     assert 'peak MB' in output
+
+
+def test_partition_needs_two_pictures_a_scale(run_tool):
+    code, output = run_tool('benchmark.py', CONFIG, '--batch-size', 5)
+    assert code == 2 and 'Set batch_size to 6 or more' in output
 
 
 def test_a_config_without_ssbn(run_tool):

@@ -2,6 +2,7 @@
 import copy
 
 import pytest
+from mmcv.transforms import RandomResize
 
 from sct_mm.pipeline import (keeps_ratio, nominal_size, pipeline_of,
                              rescale_pipeline, train_sizes)
@@ -58,6 +59,10 @@ def test_padding_and_its_resize_change_together():
     ([dict(type='Resize', scale=(1333, 800), keep_ratio=True)], (800, )),
     ([dict(type='mmdet.RandomChoiceResize', keep_ratio=True,
            scales=[(1333, 640), (1333, 800), (1333, 672)])], (800, 672, 640)),
+    ([dict(type='RandomChoiceResize', scales=[480, 800],
+           resize_type='ResizeShortestEdge', max_size=1333)], (800, 480)),
+    ([dict(type=RandomResize, scale=(1333, 800), ratio_range=(0.5, 1.25))],
+     (1000, 400)),
     ([dict(type='RandomResize', scale=(1280, 1280), ratio_range=(0.1, 2.0))],
      (2560, 128)),
     ([dict(type='RandomResize', scale=(1280, 1280), ratio_range=(0.1, 2.0)),

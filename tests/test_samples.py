@@ -103,6 +103,17 @@ def test_it_is_mmdets_own_resize(masks, pad, boxes_to_tensor):
         assert torch.equal(ours.gt_sem_seg.sem_seg, theirs.gt_sem_seg.sem_seg)
 
 
+@pytest.mark.parametrize('masks', ['bitmap', 'polygon'])
+def test_a_picture_that_fills_the_batch_is_padded_at_the_smaller_scale(masks):
+    small = resized(at(BASE, [(64, 96)], masks=masks))
+    want = at(SCALE, [(64, 96)], masks=masks)
+    ours, theirs = (b['data_samples'][0] for b in (small, want))
+    assert small['inputs'].shape[-2:] == (48, 64) != ours.img_shape
+    assert torch.equal(ours.gt_sem_seg.sem_seg, theirs.gt_sem_seg.sem_seg)
+    mine, other = ours.gt_instances.masks, theirs.gt_instances.masks
+    assert (mine.height, mine.width) == (other.height, other.width)
+
+
 def test_there_and_back_gives_the_boxes_and_pictures():
     shapes = [(64, 96), (64, 80)]
     batch = at(BASE, shapes)

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SCTLossHook, SSBN, set_scale
-from sct_mm.schedule import (check_scales_per_step, scales_of_step,
-                             shares_of_step, weights_of_step)
+from sct_mm.schedule import (check_scales_per_step, check_shares,
+                             scales_of_step, shares_of_step, weights_of_step)
 
 from conftest import SCALES, TinyModel
 from test_sct_hook import batch, grads
@@ -120,6 +120,20 @@ def test_a_step_of_two_scales_trains_two():
 def test_bad_scales_per_step(count):
     with pytest.raises(ValueError, match='an int from 2 to the 3 scales'):
         check_scales_per_step(count, SCALES)
+
+
+@pytest.mark.parametrize('weights, least', [
+    ((1., 1., 1.), 6), ((.34, .26, .4), 8), ((1., 1., 1., 1.), 8)])
+def test_every_scale_is_in_every_batch_that_check_shares_takes(weights,
+                                                               least):
+    weights = dict(zip((28, 21, 14, 7), weights))
+    check_shares(least, weights)
+    for pictures in range(least, 3 * least):
+        for step in range(50):
+            assert set(shares_of_step(pictures, weights, step)) == (
+                set(weights))
+    with pytest.raises(ValueError, match=f'batch_size to {least} or more'):
+        check_shares(least - 1, weights)
 
 
 def test_partition_needs_a_share_for_each_scale():

@@ -1,5 +1,6 @@
 """The hook's loss against a loop written by hand, within real training."""
 import logging
+from unittest import mock
 
 import pytest
 import torch
@@ -134,6 +135,23 @@ def test_it_leaves_no_trace():
     assert set(model(**batch(), mode='loss')) == {'loss', 'accuracy'}
 
 
+def test_attached_twice_it_acts_once():
+    model = ssbn_model()
+    hook = SCTLossHook(partition=True)
+    hook.attach(model)
+    hook.attach(model)
+    with mock.patch.object(hook, '_divide', wraps=hook._divide) as divide:
+        model(**batch(), mode='loss')
+    assert divide.call_count == 1
+
+
+def test_a_batch_too_small_for_partition(tmp_path):
+    model = TinyModel(lambda c: SSBN(c, (16, 12, 8)))
+    hook = SCTLossHook(partition=True, loss_weights=(2., 2., 1.))
+    with pytest.raises(ValueError, match='Set batch_size to 10 or more'):
+        train(tmp_path / 'run', 1, model, [hook])
+
+
 def test_an_error_in_a_pass_unpins_the_model():
     model = ssbn_model()
     SCTLossHook().attach(model)
@@ -213,7 +231,7 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False):
         model=model or ssbn_model(), work_dir=str(work_dir),
         experiment_name=f'{work_dir.parent.name}-{work_dir.name}-{resume}',
         train_dataloader=dict(
-            batch_size=4, dataset=samples(), collate_fn=collate,
+            batch_size=6, dataset=samples(), collate_fn=collate,
             sampler=dict(type='DefaultSampler', shuffle=True)),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),

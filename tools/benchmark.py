@@ -20,6 +20,7 @@ from sct_mm.benchmark import ARMS, serve
 from sct_mm.cli import UserError, cli, dump, load_config
 from sct_mm.measure import flops_of
 from sct_mm.scale import scales_of
+from sct_mm.schedule import check_shares
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 DEFAULT = osp.join(ROOT, 'configs', 'sct_resnet50_8xb32_in1k.py')
@@ -188,6 +189,11 @@ def scales_and_flops(cfg, args):
     if scales is None:
         raise UserError(f'The config must have SSBN, but {args.config!r} has '
                         "none. Set norm_cfg=dict(type='SSBN').")
+    if 'partition' in args.arms:
+        try:
+            check_shares(args.batch_size, dict.fromkeys(scales, 1.0))
+        except ValueError as error:
+            raise UserError(str(error)) from error
     channels = cfg.model.backbone.get('in_channels', 3)
     model.eval()
     return scales, [

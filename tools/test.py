@@ -6,6 +6,7 @@ import os.path as osp
 import warnings
 from typing import List, Optional
 
+import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
@@ -154,7 +155,9 @@ def test_at(cfg: Config, size: int, title: str) -> dict:
         warn_untrained(model, one, size, trained)
     batch = next(iter(loader))
     return dict(scale=size, served_by=served_by,
-                metrics={k: float(v) for k, v in metrics.items()},
+                # A matrix, or one value a class, is in the log alone.
+                metrics={k: float(v) for k, v in metrics.items()
+                         if np.ndim(v) == 0},
                 **cost_of(model, one, batch))
 
 

@@ -8,7 +8,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import sct_mm  # noqa: F401  (registers the components)
-from sct_mm.cli import (check_checkpoint, check_data, cli, join_processes,
+from sct_mm.cli import (UserError, check_checkpoint, check_data, cli,
+                        join_processes,
                         load_config, set_loader_defaults)
 
 
@@ -63,6 +64,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError('--auto-scale-lr needs the batch size that the '
+                            'learning rate is meant for, but the config has '
+                            'none. Set auto_scale_lr=dict(base_batch_size='
+                            '256), or leave the option out.')
         cfg.auto_scale_lr.enable = True
     checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
         'checkpoint', dict(type='CheckpointHook', interval=1))
