@@ -17,11 +17,24 @@ class UserError(Exception):
     """An input that the user must mend; shown without a traceback."""
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether this package raised ``error`` itself: its text is for the user.
+    One that a host or torch raised below us is not."""
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    raised_in = traceback.tb_frame.f_globals['__name__']
+    return isinstance(error, UserError) or raised_in.startswith('sct_mm.')
+
+
 def cli(main: Callable[[], None]) -> None:
-    """Run a tool; a :class:`UserError` ends it with one sentence, exit 2."""
+    """Run a tool; what this package refuses ends it with one sentence and
+    exit code 2, without a traceback."""
     try:
         main()
-    except UserError as error:
+    except (UserError, TypeError, ValueError, RuntimeError) as error:
+        if not is_refusal(error):
+            raise
         print(f'{osp.basename(sys.argv[0])}: {error}', file=sys.stderr)
         sys.exit(2)
 

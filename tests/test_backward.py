@@ -112,7 +112,15 @@ def test_both_backwards_train_alike(regime):
     far = sum((joint[k] - p).norm()**2 for k, p in start.items())
     apart = sum((joint[k] - ours[k]).norm()**2 for k in start)
     assert 0 < apart < 0.03**2 * far
-    assert_close(logs, joint_logs, rtol=2e-2, atol=2e-2)
+    # Up to the first optimizer step the two are the same to the bit. After
+    # it, a picture whose best classes tie may change sides: losses count.
+    first = options.get('accumulative_counts', 1)
+    assert_close(logs[:first], joint_logs[:first], rtol=0, atol=0)
+    for ours, want in zip(logs[first:], joint_logs[first:]):
+        assert ours.keys() == want.keys()
+        losses = [name for name in want if 'accuracy' not in name]
+        assert_close([ours[name] for name in losses],
+                     [want[name] for name in losses], rtol=1e-2, atol=0)
 
 
 def test_gradients_at_hand_are_added_to_and_survive_an_error():

@@ -218,5 +218,23 @@ def test_scales_larger_than_the_pictures(options, run_tool, tmp_path):
         'train.py', SCT, '--work-dir', tmp_path, *options,
         'model.backbone.norm_cfg.scales=(32, 14)',
         'custom_hooks.2.loss_weights=None')
-    assert code != 0
-    assert 'scale 32 and pictures of 28 pixels' in output
+    assert code == 2 and 'scale 32 and pictures of 28 pixels' in output
+    assert 'Traceback' not in output
+
+
+@pytest.mark.parametrize('scales, match', [
+    ('(28, 28)', 'distinct positive ints, but got (28, 28)'),
+    ('(28, 21.5)', 'must be a tuple of ints'),
+    ('(28, 14)', 'one finite number >= 0 per scale of (28, 14)')])
+def test_what_the_parts_refuse_is_one_sentence(scales, match, options,
+                                               run_tool, tmp_path):
+    code, output = run_tool('train.py', SCT, '--work-dir', tmp_path, *options,
+                            f'model.backbone.norm_cfg.scales={scales}')
+    assert code == 2 and match in output
+    assert 'Traceback' not in output and not list(tmp_path.rglob('*.pth'))
+
+
+def test_an_error_of_a_host_keeps_its_traceback(options, run_tool, tmp_path):
+    code, output = run_tool('train.py', SCT, '--work-dir', tmp_path, *options,
+                            'optim_wrapper.optimizer.lr=-1')
+    assert code == 1 and 'Traceback' in output

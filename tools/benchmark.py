@@ -190,10 +190,7 @@ def scales_and_flops(cfg, args):
         raise UserError(f'The config must have SSBN, but {args.config!r} has '
                         "none. Set norm_cfg=dict(type='SSBN').")
     if 'partition' in args.arms:
-        try:
-            check_shares(args.batch_size, dict.fromkeys(scales, 1.0))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        check_shares(args.batch_size, dict.fromkeys(scales, 1.0))
     channels = cfg.model.backbone.get('in_channels', 3)
     model.eval()
     return scales, [

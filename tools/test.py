@@ -178,11 +178,8 @@ def test_model(config: str, checkpoint: str, args, out: str) -> dict:
     check_data(cfg.test_dataloader)
     join_processes(cfg)
     label = osp.splitext(osp.basename(config))[0]
-    try:
-        sizes = sorted(set(args.scales or default_scales(cfg)), reverse=True)
-        configs = [config_at(cfg, checkpoint, out, size) for size in sizes]
-    except ValueError as error:
-        raise UserError(error) from error
+    sizes = sorted(set(args.scales or default_scales(cfg)), reverse=True)
+    configs = [config_at(cfg, checkpoint, out, size) for size in sizes]
     rows = [test_at(c, size, f'{label} at {size}')
             for c, size in zip(configs, sizes)]
     return dict(label=label, config=config, checkpoint=checkpoint, rows=rows)
