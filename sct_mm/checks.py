@@ -95,7 +95,8 @@ def check_pictures(batch: dict, base: int) -> None:
     if not isinstance(inputs, Tensor):
         return  # MultiScaleBatch says what it takes
     edge = min(inputs.shape[-2:])
-    padded = bool(samples) and is_padded(samples[0])
+    padded = (samples is not None and len(samples) > 0
+              and is_padded(samples[0]))
     if padded:
         edge = max(min(content_shape(sample, inputs.shape[-2:]))
                    for sample in samples)

@@ -2,6 +2,7 @@
 import os
 import os.path as osp
 import sys
+import traceback
 from typing import Callable, Optional
 
 import mmengine
@@ -18,13 +19,12 @@ class UserError(Exception):
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether this package raised ``error`` itself: its text is for the user.
-    One that a host or torch raised below us is not."""
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    raised_in = traceback.tb_frame.f_globals['__name__']
-    return isinstance(error, UserError) or raised_in.startswith('sct_mm.')
+    """Whether a ``raise`` of this package made ``error``: its text is for the
+    user. A bug, or what a host or torch found wrong, wants its traceback."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return isinstance(error, UserError) or (
+        osp.dirname(frame.filename) == osp.dirname(__file__)
+        and (frame.line or '').startswith('raise '))
 
 
 def cli(main: Callable[[], None]) -> None:
@@ -104,11 +104,17 @@ def check_data(loader: Config) -> None:
     downloads = type_name(dataset).endswith(('MNIST', 'CIFAR10', 'CIFAR100'))
     remote = (dataset.get('backend_args') or {}).get('backend',
                                                      'local') != 'local'
-    if root and '://' not in root and not (downloads or remote) and not (
-            osp.isdir(root) and os.listdir(root)):
+    if not root or '://' in root or downloads or remote:
+        return
+    if not (osp.isdir(root) and os.listdir(root)):
         raise UserError(f'The data set must be at {root!r}, but there is no '
                         'such folder, or nothing in it. Put it there, or set '
                         '`data_root` in the config.')
+    annotations = osp.join(root, dataset.get('ann_file') or '')
+    if not osp.exists(annotations):
+        raise UserError('The annotations of the data set must be at '
+                        f'{annotations!r}, but there is no such file. Put it '
+                        'there, or set `ann_file` in the config.')
 
 
 def dump(data: dict, path: str) -> None:

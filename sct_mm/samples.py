@@ -102,10 +102,14 @@ def _resized_masks(masks: Any, geometry: Geometry) -> Any:
     return resized.pad(padded, pad_val=0) if was_padded else resized
 
 
-def _resized_map(labels: Tensor, geometry: Geometry) -> Tensor:
+def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     """A map of labels (1, H, W), by nearest neighbour; padded as masks."""
     old, new, batch, padded, _, ignore = geometry
     was_padded = tuple(labels.shape[-2:]) == batch
+    if not was_padded and tuple(labels.shape[-2:]) != old:
+        raise ValueError(f'`{path}` must be as large as its picture, {old}, '
+                         f'but got shape {tuple(labels.shape)}. Remove '
+                         'SegRescale from the pipeline.')
     content = labels[None, :, :old[0], :old[1]].float()
     resized = F.interpolate(content, new, mode='nearest')[0].to(labels.dtype)
     if was_padded:
@@ -138,10 +142,11 @@ def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
         if 'bboxes' in element:
             known['bboxes'] = _resized_boxes(element.bboxes, geometry,
                                              f'{path}.bboxes')
-        if hasattr(element.get('masks'), 'resize'):
+        if hasattr(element.get('masks'), 'rescale'):  # mmdet's masks
             known['masks'] = _resized_masks(element.masks, geometry)
     elif name == 'gt_sem_seg' and isinstance(element.get('sem_seg'), Tensor):
-        known['sem_seg'] = _resized_map(element.sem_seg, geometry)
+        known['sem_seg'] = _resized_map(element.sem_seg, geometry,
+                                        f'{path}.sem_seg')
     fields = {key: known.get(key, value) for key, value in element.items()}
     for key, value in fields.items():
         if key not in known:
@@ -163,6 +168,10 @@ def resized_sample(sample: BaseDataElement,
         TypeError: for another field that may carry pixels or coordinates
             (proposals, keypoints, depth), naming it.
     """
+    if not isinstance(sample, BaseDataElement):
+        raise TypeError('`data_samples` must be BaseDataElements of mmengine, '
+                        f'but got a {type(sample).__name__}. Pack them as '
+                        'mmpretrain and mmdet do.')
     resized = type(sample)(metainfo=_resized_metainfo(sample.metainfo,
                                                       geometry))
     for name, value in sample.items():

@@ -103,6 +103,11 @@ class SCTLossHook(Hook):
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
+        if (self.backward is not BACKWARDS['joint']
+                and getattr(runner.model, 'static_graph', False)):
+            raise ValueError("`backward='per_scale'` cannot hand gradients to "
+                             'DDP with static_graph=True. Set '
+                             "backward='joint', or leave static_graph out.")
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
         size = runner.train_dataloader.batch_size
         if self.partition and size:
@@ -153,6 +158,7 @@ class SCTLossHook(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._unpin()  # a pass that Ctrl-C ended
 
     def _trains(self, model: nn.Module, batch: dict) -> bool:
         return (batch.get('mode') == 'loss' and model.training
@@ -188,7 +194,8 @@ class SCTLossHook(Hook):
             scale: self._weights[scale] for scale in scales}, self.step)
         samples = batch.get('data_samples')
         return {scale: {**batch, 'inputs': batch['inputs'][share],
-                        'data_samples': samples and samples[share]}
+                        'data_samples': None if samples is None
+                        else samples[share]}
                 for scale, share in shares.items()}
 
     def _after_pass(self, model: nn.Module, args: tuple, kwargs: dict,

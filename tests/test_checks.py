@@ -16,7 +16,7 @@ def log(caplog):
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
-    MMLogger._instance_dict.clear()
+    del MMLogger._instance_dict['checks']
 
 
 def loader(*transforms):

@@ -84,6 +84,8 @@ def test_other_interpolation_and_dtype():
      r'DataSample.gt_instances.keypoints` of shape \(2, 17, 2\)'),
     ('gt_instances', InstanceData(bboxes=torch.zeros(2, 5)),
      r'DataSample.gt_instances.bboxes` of shape \(2, 5\)'),
+    ('gt_instances', InstanceData(masks=torch.zeros(2, 16, 16)),
+     r'DataSample.gt_instances.masks` of shape \(2, 16, 16\)'),
     ('depth', torch.zeros(16, 16), r'DataSample.depth` of shape \(16, 16\)'),
     ('mask', [[1, 2]], 'DataSample.mask` of list')])
 def test_fields_with_pixels_are_refused(name, value, match):
@@ -91,6 +93,21 @@ def test_fields_with_pixels_are_refused(name, value, match):
     data['data_samples'][0].set_field(value, name)
     with pytest.raises(TypeError, match=match):
         MultiScaleBatch(scale=8, base_scale=16)(data)
+
+
+def test_a_semantic_map_of_another_size_is_refused():
+    data = batch()
+    data['data_samples'][0].gt_sem_seg = PixelData(
+        sem_seg=torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match=r'\(16, 16\), but got shape'):
+        MultiScaleBatch(scale=8, base_scale=16)(data)
+
+
+def test_samples_that_are_no_data_elements_are_refused():
+    with pytest.raises(TypeError, match='but got a Tensor'):
+        MultiScaleBatch(scale=8, base_scale=16)(dict(
+            inputs=torch.rand(2, 3, 16, 16),
+            data_samples=torch.zeros(2, dtype=torch.long)))
 
 
 def test_other_keys_are_refused():

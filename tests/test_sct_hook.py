@@ -5,15 +5,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import (SSBN, EpochSeedHook, SCTLossHook, SyncSSBN, set_scale,
-                    use_scale)
+from sct_mm import SSBN, EpochSeedHook, SCTLossHook, SyncSSBN, set_scale
 from sct_mm.scale import ssbn_layers
 from sct_mm.checks import check_loss_weights
 from sct_mm.sct_hook import log_name
@@ -39,6 +38,29 @@ def collate(items):
 
 def batch(**options):
     return collate(samples(**options))
+
+
+def train(work_dir, epochs, model=None, hooks=None, resume=False,
+          **options):
+    if hooks is None:
+        hooks = [SCTLossHook(), EpochSeedHook(), EMAHook()]
+    torch.manual_seed(0)
+    runner = Runner(
+        model=model or ssbn_model(), work_dir=str(work_dir),
+        experiment_name=f'{work_dir.parent.name}-{work_dir.name}-{resume}',
+        train_dataloader=dict(
+            batch_size=6, dataset=samples(), collate_fn=collate,
+            sampler=dict(type='DefaultSampler', shuffle=True)),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        param_scheduler=dict(type='StepLR', step_size=1, gamma=0.5),
+        default_hooks=dict(checkpoint=dict(
+            type='CheckpointHook', interval=1,
+            backend_args=dict(backend='atomic_local'))),
+        custom_hooks=hooks, randomness=dict(seed=7), resume=resume,
+        log_level='ERROR', **options)
+    runner.train()
+    return runner
 
 
 def grads(model):
@@ -152,6 +174,18 @@ def test_a_batch_too_small_for_partition(tmp_path):
         train(tmp_path / 'run', 1, model, [hook])
 
 
+def test_ctrl_c_in_a_pass_leaves_no_pin_behind():
+    model = ssbn_model()
+    hook = SCTLossHook()
+    hook.attach(model)
+    model.net.register_forward_pre_hook(
+        mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch(), mode='loss')
+    hook.detach()
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
 def test_an_error_in_a_pass_unpins_the_model():
     model = ssbn_model()
     SCTLossHook().attach(model)
@@ -207,89 +241,14 @@ def test_bad_loss_weights(weights):
         check_loss_weights(weights, SCALES)
 
 
+def test_ddp_with_a_static_graph_needs_joint(tmp_path):
+    model = ssbn_model()
+    model.static_graph = True  # as DistributedDataParallel has it
+    with pytest.raises(ValueError, match="Set backward='joint'"):
+        train(tmp_path / 'a', 1, model, [SCTLossHook()])
+    train(tmp_path / 'b', 1, model, [SCTLossHook(backward='joint')])
+
+
 def test_bad_backward():
     with pytest.raises(ValueError, match="but got 'twice'"):
         SCTLossHook(backward='twice')
-
-
-# -- within mmengine's Runner
-
-
-class Dies(Hook):
-    """A run that is killed in the middle of its second epoch."""
-
-    def after_train_iter(self, runner, *args, **kwargs):
-        if runner.iter == 2:
-            raise KeyboardInterrupt
-
-
-def train(work_dir, epochs, model=None, hooks=None, resume=False):
-    if hooks is None:
-        hooks = [SCTLossHook(), EpochSeedHook(), EMAHook()]
-    torch.manual_seed(0)
-    runner = Runner(
-        model=model or ssbn_model(), work_dir=str(work_dir),
-        experiment_name=f'{work_dir.parent.name}-{work_dir.name}-{resume}',
-        train_dataloader=dict(
-            batch_size=6, dataset=samples(), collate_fn=collate,
-            sampler=dict(type='DefaultSampler', shuffle=True)),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
-        param_scheduler=dict(type='StepLR', step_size=1, gamma=0.5),
-        default_hooks=dict(checkpoint=dict(
-            type='CheckpointHook', interval=1,
-            backend_args=dict(backend='atomic_local'))),
-        custom_hooks=hooks, randomness=dict(seed=7), resume=resume,
-        log_level='ERROR')
-    runner.train()
-    return runner
-
-
-@pytest.mark.parametrize('schedule', [
-    {}, dict(scales_per_step=2), dict(partition=True)])
-def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
-    def hooks():
-        return [SCTLossHook(**schedule), EpochSeedHook(), EMAHook()]
-
-    whole = train(tmp_path / 'whole', 2, hooks=hooks()).model
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / 'parts', 2, hooks=[*hooks(), Dies()])
-    resumed = train(tmp_path / 'parts', 2, hooks=hooks(), resume=True)
-    assert resumed.iter == 4
-    want = whole.state_dict()
-    for name, value in resumed.model.state_dict().items():
-        assert_close(value, want[name], rtol=0, atol=0)
-    for ours, theirs in zip(ssbn_layers(resumed.model), ssbn_layers(whole)):
-        assert ours.extents == theirs.extents
-    ema = [torch.load(tmp_path / d / 'epoch_2.pth', weights_only=True)
-           ['state_dict'] for d in ('whole', 'parts')]
-    for name, value in ema[0].items():
-        assert_close(value, ema[1][name], rtol=0, atol=0)
-    assert not list(tmp_path.rglob('*.partial'))
-
-
-def test_one_scale_is_plain_batchnorm_training_to_the_bit(tmp_path):
-    torch.manual_seed(0)
-    ours = TinyModel(lambda c: SSBN(c, (16, )))
-    plain = TinyModel(nn.BatchNorm2d)
-    plain.load_state_dict({k: v.reshape(p.shape) for (k, v), p in zip(
-        ours.state_dict().items(), plain.state_dict().values())})
-    train(tmp_path / 'ours', 2, ours, [SCTLossHook(), EpochSeedHook()])
-    train(tmp_path / 'plain', 2, plain, [EpochSeedHook()])
-    for a, b in zip(ours.state_dict().values(), plain.state_dict().values()):
-        assert_close(a.reshape(b.shape), b, rtol=0, atol=0)
-
-
-def test_the_ema_copy_and_its_checkpoint_choose_the_scale(tmp_path):
-    ema = EMAHook()
-    train(tmp_path, 1, hooks=[SCTLossHook(), ema])
-    loaded = ssbn_model()
-    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
-    loaded.load_state_dict(checkpoint['state_dict'])
-    average = ema.ema_model.module
-    for network in (average.eval(), loaded.eval()):
-        for scale in SCALES:
-            x = torch.randn(2, 3, scale, scale)
-            with use_scale(network, scale):
-                want = network(x)
-            assert_close(network(x), want, rtol=0, atol=0)

@@ -154,6 +154,10 @@ def test_inferencer_chooses_the_scale(trained, options, tmp_path):
     ('train.py', ['configs/sct_resnet18_8xb32_in1k.py', '--cfg-options',
                   'train_dataloader.dataset.data_root=nowhere'],
      "must be at 'nowhere', but there is no such folder"),
+    ('train.py', ['configs/sct_resnet18_8xb32_in1k.py', '--cfg-options',
+                  'train_dataloader.dataset.data_root=tests',
+                  'train_dataloader.dataset.ann_file=a.txt'],
+     "annotations of the data set must be at 'tests/a.txt'"),
     ('test.py', [SCT, 'README.md', '--scales', '0'], 'must be positive'),
 ])
 def test_bad_input_is_one_sentence(tool, arguments, match, run_tool):
@@ -188,10 +192,18 @@ def test_a_data_set_without_a_pipeline(trained, run_tool, tmp_path):
     assert 'Traceback' not in output
 
 
-def test_checkpoint_of_another_model(trained, options, run_tool):
-    code, output = run_tool('test.py', PLAIN, trained[SCT] / 'epoch_2.pth',
-                            *options)
+@pytest.mark.parametrize('names, match', [
+    (lambda name: name, r'bn1.weight of shape \(16,\) has shape \(3, 16\)'),
+    (lambda name: f'encoder.{name}', 'conv1.weight of shape .* is missing')])
+def test_checkpoint_of_another_model(names, match, trained, options, run_tool,
+                                     tmp_path):
+    import torch
+    state = torch.load(trained[SCT] / 'epoch_2.pth')['state_dict']
+    torch.save({names(name): value for name, value in state.items()},
+               tmp_path / 'a.pth')
+    code, output = run_tool('test.py', PLAIN, tmp_path / 'a.pth', *options)
     assert code == 2 and 'does not fit the config' in output
+    assert re.search(match, output)
     assert 'Traceback' not in output
 
 
@@ -232,6 +244,36 @@ def test_what_the_parts_refuse_is_one_sentence(scales, match, options,
                             f'model.backbone.norm_cfg.scales={scales}')
     assert code == 2 and match in output
     assert 'Traceback' not in output and not list(tmp_path.rglob('*.pth'))
+
+
+def merged(*arguments):
+    """The config that tools/train.py trains with these arguments."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from sct_mm.cli import load_config
+    spec = spec_from_file_location('train', osp.join(ROOT, 'tools/train.py'))
+    train = module_from_spec(spec)
+    spec.loader.exec_module(train)
+    args = train.parse_args([osp.join(ROOT, arguments[0]), *arguments[1:]])
+    return train.merge_args(load_config(args.config, args.cfg_options), args)
+
+
+def test_resume_starts_where_nothing_is_to_be_resumed(trained, tmp_path):
+    warm = 'configs/sct_resnet50_8xb32-warm-start_in1k.py'
+    cfg = merged(warm, '--resume', '--work-dir', str(tmp_path))
+    assert cfg.load_from.endswith('ea4938fc.pth') and not cfg.get('resume')
+    cfg = merged(warm, '--resume', '--work-dir', str(trained[SCT]))
+    assert cfg.resume and cfg.load_from == str(trained[SCT] / 'epoch_2.pth')
+
+
+def test_checkpoints_may_be_off_or_elsewhere():
+    assert merged(SCT, '--cfg-options', 'default_hooks.checkpoint=None'
+                  ).default_hooks.checkpoint is None
+    hook = 'default_hooks.checkpoint'
+    cfg = merged(SCT, '--cfg-options', f'{hook}.out_dir=s3://bucket')
+    assert 'backend_args' not in cfg.default_hooks.checkpoint
+    cfg = merged(SCT)
+    assert cfg.default_hooks.checkpoint.backend_args.backend == 'atomic_local'
 
 
 def test_an_error_of_a_host_keeps_its_traceback(options, run_tool, tmp_path):

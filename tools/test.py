@@ -100,20 +100,23 @@ def config_at(cfg: Config, checkpoint: str, out: str,
 
 
 def check_fits(model, path: str) -> None:
-    """Refuse weights of other shapes, which mmengine would leave out."""
+    """Refuse weights that are missing or of other shapes, which mmengine
+    would leave as they were initialised."""
     state = check_checkpoint(path)
-    state = state.get('state_dict', state)
-    own = {k: v.shape for k, v in model.state_dict().items()}
-    ssbn_rows = len(scales_of(model) or ())
-    for name, value in state.items():
-        shape = own.get(name.removeprefix('module.'))
-        if shape is None or shape in (value.shape,
-                                      (ssbn_rows, *value.shape)):
-            continue
-        raise UserError(f'{path!r} does not fit the config: {name} has shape '
-                        f'{tuple(value.shape)}, but the model '
-                        f'{tuple(shape)}. Name the config it was trained '
-                        'with.')
+    state = {name.removeprefix('module.'): value.shape
+             for name, value in state.get('state_dict', state).items()}
+    rows = len(scales_of(model) or ())
+    for name, value in model.state_dict().items():
+        if name in state:
+            fits = value.shape in (state[name], (rows, *state[name]))
+            got = f'has shape {tuple(state[name])}'
+        else:  # BN of before torch 0.4.1 had no counter
+            fits = name.endswith('num_batches_tracked')
+            got = 'is missing'
+        if not fits:
+            raise UserError(f'{path!r} does not fit the config: {name} of '
+                            f'shape {tuple(value.shape)} {got} there. Name '
+                            'the config it was trained with.')
 
 
 def warn_untrained(model, one: dict, size: int, trained: tuple) -> None:

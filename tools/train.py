@@ -61,8 +61,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        found = args.resume if args.resume != 'auto' else (
+            osp.isdir(cfg.work_dir) and find_latest_checkpoint(cfg.work_dir))
+        if found:  # else the run starts, from `load_from` if that is set
+            cfg.resume, cfg.load_from = True, found
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr needs the batch size that the '
@@ -72,7 +74,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
         'checkpoint', dict(type='CheckpointHook', interval=1))
-    checkpoint.setdefault('backend_args', dict(backend='atomic_local'))
+    # None switches it off; a folder elsewhere has a backend of its own.
+    if checkpoint and '://' not in (checkpoint.get('out_dir') or ''):
+        checkpoint.setdefault('backend_args', dict(backend='atomic_local'))
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         set_loader_defaults(loader, cfg, not args.no_pin_memory)
