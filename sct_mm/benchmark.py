@@ -1,4 +1,5 @@
 """The arms of tools/benchmark.py, each of which runs in its own process."""
+import itertools
 import resource
 import statistics
 from functools import partial
@@ -9,9 +10,9 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, fx, nn
 
-from .cli import UserError, check_data, load_config
-from .measure import timed
-from .multi_scale import MultiScaleBatch
+from .cli import UserError, check_data, load_config, set_loader_defaults
+from .measure import flops_of, timed
+from .multi_scale import MultiScaleBatch, padding_of
 from .scale import scales_of
 from .sct_hook import SCTLossHook
 from .ssbn import SSBN, extract_scale
@@ -60,12 +61,16 @@ class ListModel(nn.Module):
     """A classifier with one BN a scale in a list, over a list of inputs.
 
     Raises:
-        UserError: if torch.fx cannot trace the backbone.
+        UserError: for another model than a classifier, or if torch.fx cannot
+            trace the backbone.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         scales = scales_of(model)
+        if not hasattr(model, 'head'):
+            raise UserError('The arm `lists` needs a classifier, but got a '
+                            f'{type(model).__name__}. Leave it out of --arms.')
         try:
             graph = _Tracer().trace(model.backbone)
         except Exception as error:  # whatever the backbone's code meets
@@ -121,14 +126,15 @@ class Worker:
         torch.manual_seed(0)
         model = MODELS.build(self.cfg.model)
         self.scales = scales_of(model)
-        channels = self.cfg.model.backbone.get('in_channels', 3)
-        self.batch = self._make_batch(args.batch_size, channels, model)
+        self.padding = padding_of(model)
+        model = model.to(self.device)
+        self.batch = self._make_batch(args.batch_size, model)
         if name == 'plain':
             model = extract_scale(model, scale)
             self.batch = self._resized(scale)
         elif name == 'lists':
             model = ListModel(model)
-        self.model = model.to(self.device).train()
+        self.model = model.train()
         if args.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
@@ -142,8 +148,14 @@ class Worker:
         self.amp = args.amp
         self.before = _memory_at_hand()
 
-    def _make_batch(self, size: int, channels: int, model) -> dict:
+    def _make_batch(self, size: int, model) -> dict:
+        """A batch at the base scale: noise for a classifier, else the first
+        of the config's training pictures."""
+        if not hasattr(model, 'head'):
+            batches = iter(self._loader(size))
+            return model.data_preprocessor(next(batches), True)
         from mmpretrain.structures import DataSample
+        channels = self.cfg.model.backbone.get('in_channels', 3)
         samples = [DataSample().set_gt_label(i % model.head.num_classes).to(
             self.device) for i in range(size)]
         edge = self.scales[0]
@@ -152,7 +164,8 @@ class Worker:
                     data_samples=samples)
 
     def _resized(self, scale: int) -> dict:
-        return MultiScaleBatch(scale, self.scales[0])(self.batch)
+        return MultiScaleBatch(scale, self.scales[0], **self.padding)(
+            self.batch)
 
     def _step(self) -> None:
         if self.hook:
@@ -180,11 +193,11 @@ class Worker:
         process, whose memory serves both, and call beside call."""
         networks = (self.model.eval(),
                     extract_scale(self.model, scale).eval())
-        inputs = self._resized(scale)['inputs']
+        batch = self._resized(scale)
         with torch.autocast(self.device, getattr(torch, self.amp or 'float32'),
                             enabled=bool(self.amp)):
-            seconds = [[timed(partial(net, inputs)) for net in networks]
-                       for _ in range(calls + 1)]
+            seconds = [[timed(partial(net, **batch, mode='tensor'))
+                        for net in networks] for _ in range(calls + 1)]
         ours, theirs = map(statistics.median, zip(*seconds[1:]))
         return ours / theirs
 
@@ -192,19 +205,31 @@ class Worker:
         """Seconds of the resizes of one step."""
         return _median(lambda: [self._resized(s) for s in self.scales[1:]], 5)
 
+    def flops(self) -> float:
+        """Multiply-adds of a forward pass."""
+        self.model.eval()
+        try:
+            return flops_of(lambda: self.model(**self.batch, mode='tensor'))
+        finally:
+            self.model.train()
+
+    def _loader(self, size: int):
+        from mmengine.runner import Runner
+        loader = self.cfg.train_dataloader
+        loader.batch_size = size
+        set_loader_defaults(loader, self.cfg)
+        check_data(loader)
+        return Runner.build_dataloader(loader)
+
     def load(self) -> Optional[float]:
         """Seconds in which the config's loader makes a batch of this size;
         None if its data set is not there."""
-        from mmengine.runner import Runner
-        loader = self.cfg.train_dataloader
-        loader.batch_size = len(self.batch['inputs'])
-        loader.setdefault('collate_fn', dict(type='default_collate'))
         try:
-            check_data(loader)
-            batches = iter(Runner.build_dataloader(loader))
+            loader = self._loader(len(self.batch['inputs']))
         except (UserError, OSError):
             return None
-        ahead = loader.get('num_workers', 0) * loader.get('prefetch_factor', 2)
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        ahead = loader.num_workers * (loader.prefetch_factor or 0)
         for _ in range(ahead + 1):  # those made while nobody waited
             next(batches)
         return timed(lambda: [next(batches) for _ in range(10)]) / 10

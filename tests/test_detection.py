@@ -216,6 +216,20 @@ def test_tools_serve_a_detector(trained, pictures, run_tool, tmp_path):
     assert 's64/total' in output and 'coco/bbox_mAP' in output
 
 
+def test_the_benchmark_serves_a_detector(trained, run_tool, tmp_path):
+    code, output = run_tool(
+        'benchmark.py', trained[0], '--rounds', 3, '--batch-size', 2,
+        '--arms', 'per_scale', '--out', tmp_path / 'out.json')
+    assert code == 0, output
+    rows = json.loads((tmp_path / 'out.json').read_text())['training']
+    flops = {row['arm']: row['flops'] for row in rows}
+    assert flops['plain BN at 128'] == 1 and flops['plain BN at 64'] < 0.35
+    assert flops['per_scale'] == pytest.approx(sum(list(flops.values())[:3]))
+    code, output = run_tool('benchmark.py', trained[0], '--batch-size', 2,
+                            '--arms', 'lists')
+    assert code == 2 and 'needs a classifier, but got a RetinaNet' in output
+
+
 def test_the_composed_pictures_are_a_function_of_the_seed(
         pictures, run_tool, tmp_path):
     code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',

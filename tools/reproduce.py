@@ -49,6 +49,8 @@ SSBN = Arm(DEMO, divided(8))
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 DET_SEEN = {128: 3, 96: 3, 64: 3}
+# The shortcuts of the detector's backbone, for a classifier to start it from.
+DET_SHORTCUTS = ('model.backbone.avg_down=False', )
 TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
 MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
        'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
@@ -81,8 +83,10 @@ EXPERIMENTS = dict(
     }, DET_SIZES, MAP, 0.01),
     transfer=Experiment({
         'from nothing': Arm(DETECTOR, DET_SEEN),
-        'from 28 alone': Arm(DETECTOR, DET_SEEN, start=ALONE[28]),
-        'from SCT, SSBN': Arm(DETECTOR, DET_SEEN, start=SSBN),
+        'from 28 alone': Arm(DETECTOR, DET_SEEN, start=ALONE[28]._replace(
+            options=DET_SHORTCUTS)),
+        'from SCT, SSBN': Arm(DETECTOR, DET_SEEN, start=SSBN._replace(
+            options=DET_SHORTCUTS)),
     }, DET_SIZES, MAP, 0.01),
 )
 

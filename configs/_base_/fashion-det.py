@@ -1,6 +1,6 @@
 # Clothes of Fashion-MNIST on cluttered canvases (tools/make_fashion_det.py), and
-# a thin RetinaNet for them: an experiment of minutes on a CPU. Its backbone has
-# the shapes of the classifiers of fashion-mnist.py, from which it may start.
+# a thin RetinaNet for them: an experiment of minutes on a CPU. It may start from
+# a classifier of fashion-mnist.py that was trained with avg_down=False.
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 size, root = (160, 128), 'data/fashion-det/'  # pixels
 model = dict(
