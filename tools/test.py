@@ -106,13 +106,13 @@ def check_fits(model, path: str) -> None:
     state = {name.removeprefix('module.'): value.shape
              for name, value in state.get('state_dict', state).items()}
     rows = len(scales_of(model) or ())
+    needed = dict(model.named_parameters())  # a buffer may be computed
     for name, value in model.state_dict().items():
         if name in state:
             fits = value.shape in (state[name], (rows, *state[name]))
             got = f'has shape {tuple(state[name])}'
-        else:  # BN of before torch 0.4.1 had no counter
-            fits = name.endswith('num_batches_tracked')
-            got = 'is missing'
+        else:
+            fits, got = name not in needed, 'is missing'
         if not fits:
             raise UserError(f'{path!r} does not fit the config: {name} of '
                             f'shape {tuple(value.shape)} {got} there. Name '
