@@ -111,7 +111,7 @@ def check_data(loader: Config) -> None:
                         'such folder, or nothing in it. Put it there, or set '
                         '`data_root` in the config.')
     annotations = osp.join(root, dataset.get('ann_file') or '')
-    if not osp.exists(annotations):
+    if '://' not in annotations and not osp.exists(annotations):
         raise UserError('The annotations of the data set must be at '
                         f'{annotations!r}, but there is no such file. Put it '
                         'there, or set `ann_file` in the config.')

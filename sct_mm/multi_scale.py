@@ -52,7 +52,8 @@ class MultiScaleBatch(BaseTransform):
         TypeError: for a sample with pixels or coordinates that are not known,
             naming the field, for another key, and for inputs that are no
             (N, C, H, W) tensor.
-        ValueError: for ``antialias`` with another interpolation.
+        ValueError: for ``antialias`` with another interpolation, and for a
+            semantic map that is not as large as its picture.
     """
 
     def __init__(self,

@@ -166,7 +166,9 @@ def resized_sample(sample: BaseDataElement,
 
     Raises:
         TypeError: for another field that may carry pixels or coordinates
-            (proposals, keypoints, depth), naming it.
+            (proposals, keypoints, depth), naming it, and for another sample
+            than a ``BaseDataElement``.
+        ValueError: for a semantic map that is not as large as its picture.
     """
     if not isinstance(sample, BaseDataElement):
         raise TypeError('`data_samples` must be BaseDataElements of mmengine, '
