@@ -68,6 +68,8 @@ EXPERIMENTS = dict(
         'partition, 5 epochs': Arm(DEMO, divided(5), 5),
         'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
                                     EVERY_SCALE),
+        'all scales, 5 epochs': Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5,
+                                    EVERY_SCALE),
         'scales_per_step=2, 4 epochs': Arm(
             DEMO, {28: 4, 21: 2, 14: 2}, 4,
             (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
