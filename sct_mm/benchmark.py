@@ -145,7 +145,7 @@ class Worker:
             self.hook = SCTLossHook(**_HOOKS[name])
             self.hook.attach(self.model,
                              getattr(self.optim, 'loss_scaler', None))
-        self.amp = args.amp
+        self.amp, self.args = args.amp, args
         self.before = _memory_at_hand()
 
     def _make_batch(self, size: int, model) -> dict:
@@ -186,6 +186,20 @@ class Worker:
     def peak(self) -> int:
         """Peak bytes above what stood before the first step."""
         return _memory() - self.before
+
+    def beside_plain(self, calls: int) -> float:
+        """Seconds of a training step over those of a plain step at the base
+        scale, in one process, whose memory serves both, step beside step."""
+        if not hasattr(self, 'plain'):
+            self.plain = Worker('plain', self.scales[0], self.args)
+            self.plain._step()
+        seconds = []
+        for _ in range(calls):  # each of the two is first once
+            ours, theirs = timed(self._step), timed(self.plain._step)
+            seconds += [(ours, theirs),
+                        (timed(self.plain._step), timed(self._step))[::-1]]
+        ours, theirs = map(statistics.median, zip(*seconds))
+        return ours / theirs
 
     @torch.no_grad()
     def infer(self, scale: int, calls: int) -> float:

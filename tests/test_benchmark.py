@@ -60,17 +60,20 @@ def test_a_backbone_that_cannot_be_traced():
 def test_the_tool_prints_time_flops_and_memory(run_tool, tmp_path):
     code, output = run_tool(
         'benchmark.py', CONFIG, '--rounds', 3, '--batch-size', 6,
-        '--arms', 'per_scale', 'partition', '--out', tmp_path / 'out.json')
+        '--arms', 'ssbn', 'per_scale', 'partition',
+        '--out', tmp_path / 'out.json')
     assert code == 0, output
     result = json.loads((tmp_path / 'out.json').read_text())
     flops = {row['arm']: row['flops'] for row in result['training']}
     assert list(flops) == ['plain BN at 28', 'plain BN at 21',
-                           'plain BN at 14', 'per_scale', 'partition']
+                           'plain BN at 14', 'ssbn', 'per_scale', 'partition']
     total = sum(list(flops.values())[:3])
     assert flops['per_scale'] == pytest.approx(total)
     assert flops['partition'] == pytest.approx(total / 3)
     for row in result['training']:
         assert row['peak_mb'] > 0 and len(row['of_sum']) == 3
+    assert len(result['beside_plain']) == 3 and min(
+        result['beside_plain']) > 0
     assert set(result['inference']) == {'28', '21', '14'}
     assert 0 < result['shares']['resize'] < 1
     assert 'peak MB' in output

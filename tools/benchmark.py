@@ -3,7 +3,7 @@
 Each arm has a process of its own, so that its peak memory is its own; they
 take turns, so that a noisy machine hits all of them. A ratio is taken within
 a round; its median and quartiles over the rounds are printed. In inference,
-SSBN and BN take turns in one process.
+SSBN and BN take turns in one process, and in training once more.
 """
 import argparse
 import os.path as osp
@@ -161,6 +161,10 @@ def main() -> None:
     table = step_table(f'{osp.basename(args.config)}, batch '
                        f'{args.batch_size}, {device}', scales[0], rows)
     console = Console(width=110)
+    beside = []
+    if 'ssbn' in sct:
+        beside = [sct['ssbn'].ask('beside_plain', args.calls)
+                  for _ in track(range(args.rounds), 'SSBN beside BN')]
     shares = {}
     if 'per_scale' in sct:
         inference = measure_inference(scales, sct['per_scale'], args)
@@ -170,6 +174,9 @@ def main() -> None:
         if loading is not None:
             shares['loader'] = loading / seconds
     console.print(table)
+    if beside:
+        console.print(f'training step at {scales[0]}, SSBN / BN in one '
+                      f'process: {spread(beside)}')
     if shares:
         console.print('inference, SSBN / BN: ' + ', '.join(
             f'{spread(r)} at {s}' for s, r in inference.items()))
@@ -179,8 +186,8 @@ def main() -> None:
                                    shares else 'not run: no data set.'))
     if args.out:
         dump(dict(device=device, args=vars(args), training=rows,
-                  inference=inference if shares else {}, shares=shares),
-             args.out)
+                  beside_plain=beside, shares=shares,
+                  inference=inference if shares else {}), args.out)
 
 
 def scales_to_measure(args) -> Sequence[int]:
