@@ -2,7 +2,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'",
@@ -23,7 +23,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=['sct_mm'],
+    packages=find_packages(include=['sct_mm*']),
     python_requires='>=3.10',
     # mmengine and mmcv are imported, but have several distributions each
     # (mmcv, mmcv-lite, the onedl forks): none is forced on those who have one.

@@ -10,18 +10,21 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 
 import sct_mm  # noqa: F401
-from sct_mm.pipeline import nominal_size
-from sct_mm.scale import scales_of
+from sct_mm.datasets.pipeline import nominal_size
+from sct_mm.models.scale import scales_of
 
 from conftest import ROOT
 
 # Those of detectors are in test_detection.py.
-CONFIGS = sorted(path for path in glob.glob(osp.join(ROOT, 'configs', '*.py'))
-                 if not path.endswith('coco.py') and '-det' not in path)
+CONFIGS = sorted(
+    path for path in glob.glob('configs/**/*.py', root_dir=ROOT,
+                               recursive=True)
+    if '_base_' not in path and '_coco' not in path and '-det' not in path)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=osp.basename)
 def test_config(path):
+    path, file = osp.join(ROOT, path), osp.basename(path)
     with open(path) as f:
         assert len(f.readlines()) <= 25
     cfg = Config.fromfile(path)
@@ -39,11 +42,11 @@ def test_config(path):
     hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
     scales = scales_of(model)
     sct = [hook for hook in hooks if hasattr(hook, 'attach')]
-    assert bool(sct) == osp.basename(path).startswith('sct')
+    assert bool(sct) == file.startswith('sct')
     if not sct:
         assert scales is None
         return
-    assert (scales is None) == ('shared-bn' in path)
+    assert (scales is None) == ('shared-bn' in file)
     sct[0].attach(model)
     assert size == (scales or sct[0].scales)[0]
     channels = cfg.model.backbone.get('in_channels', 3)

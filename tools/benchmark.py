@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from sct_mm.benchmark import ARMS, serve
-from sct_mm.cli import UserError, cli, dump, load_config
-from sct_mm.scale import scales_of
-from sct_mm.schedule import check_shares
+from sct_mm.evaluation.benchmark import ARMS, serve
+from sct_mm.cli import cli
+from sct_mm.engine.checkpoint import dump
+from sct_mm.engine.config import UserError, load_config
+from sct_mm.models.scale import scales_of
+from sct_mm.engine.schedule import check_shares
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 DEFAULT = osp.join(ROOT, 'configs', 'sct_resnet50_8xb32_in1k.py')

@@ -11,8 +11,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from sct_mm.checkpoint import AtomicLocalBackend
-from sct_mm.cli import UserError, cli
+from sct_mm.cli import cli
+from sct_mm.engine.checkpoint import AtomicLocalBackend
+from sct_mm.engine.config import UserError
 
 FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
          't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')

@@ -18,7 +18,9 @@ from mmpretrain.datasets import FashionMNIST
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from sct_mm.cli import UserError, cli, dump
+from sct_mm.cli import cli
+from sct_mm.engine.checkpoint import dump
+from sct_mm.engine.config import UserError
 
 SHORT, LONG = 128, 160  # edges of a canvas, at most
 SMALL, LARGE = 14, 64  # edges of a photo on it

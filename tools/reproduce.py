@@ -15,7 +15,9 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 from rich.console import Console
 from rich.table import Table
 
-from sct_mm.cli import UserError, cli, dump
+from sct_mm.cli import cli
+from sct_mm.engine.checkpoint import dump
+from sct_mm.engine.config import UserError
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
@@ -43,8 +45,8 @@ def divided(epochs: int) -> Dict[int, float]:
     return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
 
 
-ALONE = {scale: Arm(f'resnet18_1xb128_fashion-mnist-{scale}px', {scale: 3})
-         for scale in (28, 21, 14)}
+ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
+                    {scale: 3}) for scale in (28, 21, 14)}
 SSBN = Arm(DEMO, divided(8))
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
@@ -59,8 +61,9 @@ SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
 EXPERIMENTS = dict(
     scales=Experiment({
         **{f'{scale} alone': arm for scale, arm in ALONE.items()},
-        'SCT, shared BN': Arm('sct-shared-bn_resnet18_1xb128_fashion-mnist',
-                              divided(8)),
+        'SCT, shared BN': Arm(
+            'baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
+            divided(8)),
         'SCT, SSBN': SSBN,
     }, SIZES, TOP1),
     schedules=Experiment({
@@ -77,10 +80,11 @@ EXPERIMENTS = dict(
         '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
     }, SIZES, TOP1),
     detection=Experiment({
-        '128 alone': Arm('retinanet_r18_fpn_1xb8_fashion-det-128px',
+        '128 alone': Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
                          {128: 3}),
         'SCT, shared BN': Arm(
-            'sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det', DET_SEEN),
+            'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det',
+            DET_SEEN),
         'SCT, SSBN': Arm(DETECTOR, DET_SEEN),
     }, DET_SIZES, MAP, 0.01),
     transfer=Experiment({
@@ -102,11 +106,11 @@ def run_tool(tool: str, *arguments) -> None:
 
 
 def folder_of(arm: Arm, seed: int, out: str) -> str:
-    parts = [arm.config, *arm.options]
+    parts = [osp.basename(arm.config), *arm.options]
     if arm.epochs is not None:
         parts.append(f'{arm.epochs}-epochs')
     if arm.start is not None:
-        parts.append(f'from-{arm.start.config}')
+        parts.append(f'from-{osp.basename(arm.start.config)}')
     return osp.join(out, '_'.join(parts), str(seed))
 
 

@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sct_mm import set_scale
-from sct_mm.cli import (UserError, check_checkpoint, check_data, cli, dump,
-                        join_processes, load_config, set_loader_defaults)
-from sct_mm.measure import cost_of, network_stride
-from sct_mm.pipeline import (keeps_ratio, nominal_size, pipeline_of,
+from sct_mm.cli import cli
+from sct_mm.engine.checkpoint import check_checkpoint, dump
+from sct_mm.engine.config import (UserError, check_data, join_processes,
+                                  load_config, set_loader_defaults)
+from sct_mm.evaluation.measure import cost_of, network_stride
+from sct_mm.datasets.pipeline import (keeps_ratio, nominal_size, pipeline_of,
                              rescale_pipeline)
-from sct_mm.report import draw, make_table
-from sct_mm.scale import scales_of, serving_scale
+from sct_mm.evaluation.report import draw, make_table
+from sct_mm.models.scale import scales_of, serving_scale
 
 
 def parse_args(argv=None) -> argparse.Namespace:

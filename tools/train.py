@@ -8,9 +8,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import sct_mm  # noqa: F401  (registers the components)
-from sct_mm.cli import (UserError, check_checkpoint, check_data, cli,
-                        join_processes,
-                        load_config, set_loader_defaults)
+from sct_mm.cli import cli
+from sct_mm.engine.checkpoint import check_checkpoint
+from sct_mm.engine.config import (UserError, check_data, join_processes,
+                                  load_config, set_loader_defaults)
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -1,0 +1,3 @@
+# To compare with: SCT without private normalization.
+_base_ = '../_base_/fashion-det.py'
+custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook', scales=(128, 96, 64))]

@@ -1,0 +1,121 @@
+"""What SCTLossHook compares before it trains: scales, model and pictures."""
+import logging
+from typing import Optional, Sequence, Tuple
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..datasets.pipeline import pipeline_of, train_sizes
+from ..datasets.samples import content_shape, is_padded
+from ..models.scale import check_scales, scales_of
+from ..models.ssbn import damaged_by_sync_bn
+
+
+def check_loss_weights(weights: Optional[Sequence[float]],
+                       scales: Sequence[int]) -> Tuple[float, ...]:
+    """lambda_s for each of ``scales``; 1/S each by default.
+
+    Raises:
+        ValueError: if there is not one finite number >= 0 per scale, or all
+            are 0.
+    """
+    if weights is None:
+        return (1 / len(scales), ) * len(scales)
+    if not isinstance(weights, (tuple, list)):
+        raise TypeError('`loss_weights` must be a tuple of one number per '
+                        f'scale, but got {weights!r}. Leave it out for 1/S.')
+    if len(weights) != len(scales) or not all(
+            0 <= w < float('inf') for w in weights) or sum(weights) == 0:
+        raise ValueError('`loss_weights` must be one finite number >= 0 per '
+                         f'scale of {tuple(scales)}, not all 0, but got '
+                         f'{tuple(weights)}. Leave it out for 1/S each.')
+    return tuple(weights)
+
+
+def resolve_scales(model: nn.Module,
+                   wanted: Optional[Sequence[int]]) -> Tuple[int, ...]:
+    """The scales to train ``model`` at: those of its SSBN layers, or
+    ``wanted`` for a model without SSBN.
+
+    Raises:
+        ValueError: if ``wanted`` contradicts the layers, or neither tells.
+        RuntimeError: if mmengine's ``sync_bn='torch'`` has converted SSBN.
+    """
+    if damaged_by_sync_bn(model):
+        raise RuntimeError("`sync_bn='torch'` replaces SSBN by SyncBatchNorm "
+                           'and drops the statistics of each scale. Remove '
+                           "it and set norm_cfg=dict(type='SyncSSBN').")
+    built = scales_of(model)
+    wanted = None if wanted is None else check_scales(wanted)
+    if built is None and wanted is None:
+        raise ValueError('`SCTLossHook` takes its scales from SSBN layers, '
+                         f'but {type(model).__name__} has none. Set '
+                         "norm_cfg=dict(type='SSBN'), or give the hook "
+                         '`scales` to train with shared normalization.')
+    if built and wanted and built != wanted:
+        raise ValueError(f'`scales` of SCTLossHook must be those of the SSBN '
+                         f'layers, {built}, but got {wanted}. Leave it out: '
+                         'the hook reads them from the model.')
+    if built is None:
+        print_log('SCTLossHook: the model has no SSBN, so all scales '
+                  f'{wanted} share their normalization.', 'current',
+                  logging.WARNING)
+    return built or wanted
+
+
+def check_pipeline(loader: Optional[dict], base: int) -> None:
+    """Compare the base scale with the training pipeline, as far as it tells.
+
+    Raises:
+        ValueError: if the pipeline makes pictures of another nominal size.
+    """
+    pipeline = pipeline_of(loader or {})
+    sizes = train_sizes(pipeline) if pipeline else ()
+    if sizes and sizes[0] != base:
+        raise ValueError('The base scale must be the nominal size of the '
+                         f'pictures of the training pipeline, {sizes[0]} '
+                         f'pixels, but got scale {base}. Change `scales`, or '
+                         'the resize or crop of the pipeline.')
+    if len(sizes) > 1:
+        print_log('SCTLossHook: the training pipeline makes pictures of '
+                  f'{len(sizes)} sizes, {sizes[0]} to {sizes[-1]} pixels. '
+                  f'The nominal scale of all is {base}; smaller scales '
+                  'shrink them by the same ratio.', 'current')
+
+
+def check_pictures(batch: dict, base: int) -> None:
+    """Compare the base scale with the pictures of a batch.
+
+    Raises:
+        ValueError: if the shorter edge of the pictures is not ``base``
+            pixels. Of padded pictures (detection) none may be larger; long
+            ones are narrower than the nominal scale.
+    """
+    inputs, samples = batch['inputs'], batch.get('data_samples')
+    if not isinstance(inputs, Tensor):
+        return  # MultiScaleBatch says what it takes
+    edge = min(inputs.shape[-2:])
+    padded = (samples is not None and len(samples) > 0
+              and is_padded(samples[0]))
+    if padded:
+        edge = max(min(content_shape(sample, inputs.shape[-2:]))
+                   for sample in samples)
+    if edge != base and not (padded and edge < base):
+        raise ValueError('The base scale must be the size of the pictures '
+                         f'that the training pipeline makes, but got scale '
+                         f'{base} and pictures of {edge} pixels. Change '
+                         '`scales`, or the crop or resize of the pipeline.')
+
+
+def warn_if_frozen(norms: nn.ModuleList) -> None:
+    """Warn where no scale can get statistics of its own: every SSBN layer is
+    in evaluation mode (``norm_eval``, ``frozen_stages``) and its rows are the
+    same."""
+    if len(norms) and not any(layer.training or layer.running_mean is None
+                              or (layer.running_mean
+                                  != layer.running_mean[0]).any()
+                              for layer in norms):
+        print_log('SCTLossHook: the running statistics of all SSBN layers are '
+                  'frozen, and the same for each scale. Set norm_eval=False '
+                  'and frozen_stages=-1, or start from a checkpoint trained '
+                  'at several scales.', 'current', logging.WARNING)

@@ -1,0 +1,74 @@
+"""Reading an experiment's config, and saying what is wrong with it."""
+import os
+import os.path as osp
+from typing import Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..datasets.pipeline import type_name
+
+
+class UserError(ValueError):
+    """An input that the user must mend; tools show it without a traceback."""
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read the config file and merge ``options`` into it."""
+    if not osp.isfile(path):
+        raise UserError(f'The config must be a file, but got {path!r}. Name '
+                        'one of configs/ or of your own.')
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def join_processes(cfg: Config) -> None:
+    """Join the processes that torchrun started, where there is no GPU.
+
+    mmengine 0.10 joins them on an accelerator only: its launcher sets a CUDA
+    device. On a CPU the backend is gloo.
+    """
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
+        cfg.setdefault('model_wrapper_cfg', dict(
+            type='MMDistributedDataParallel', device_ids=None,
+            broadcast_buffers=False))
+
+
+def set_loader_defaults(loader: Optional[Config], cfg: Config,
+                        pin_memory: bool = True) -> None:
+    """What the tools of mmpretrain set where its configs are silent; other
+    projects' configs are complete, and their samples differ in shape."""
+    if loader is not None and cfg.get('default_scope') == 'mmpretrain':
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.setdefault('pin_memory',
+                          pin_memory and torch.cuda.is_available())
+
+
+def check_data(loader: Config) -> None:
+    """Say where the data set of ``loader`` is missing, before work begins.
+
+    A data set that downloads itself may be missing.
+    """
+    dataset = loader.get('dataset', {})
+    while 'dataset' in dataset:  # RepeatDataset and other wrappers
+        dataset = dataset['dataset']
+    root = dataset.get('data_root')
+    downloads = type_name(dataset).endswith(('MNIST', 'CIFAR10', 'CIFAR100'))
+    remote = (dataset.get('backend_args') or {}).get('backend',
+                                                     'local') != 'local'
+    if not root or '://' in root or downloads or remote:
+        return
+    if not (osp.isdir(root) and os.listdir(root)):
+        raise UserError(f'The data set must be at {root!r}, but there is no '
+                        'such folder, or nothing in it. Put it there, or set '
+                        '`data_root` in the config.')
+    annotations = osp.join(root, dataset.get('ann_file') or '')
+    if '://' not in annotations and not osp.exists(annotations):
+        raise UserError('The annotations of the data set must be at '
+                        f'{annotations!r}, but there is no such file. Put it '
+                        'there, or set `ann_file` in the config.')

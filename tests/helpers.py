@@ -1,0 +1,56 @@
+"""Models, batches and runs that several tests share."""
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from sct_mm import SSBN, EpochSeedHook, SCTLossHook
+
+from conftest import SCALES, TinyModel
+
+
+def ssbn_model():
+    return TinyModel(lambda c: SSBN(c, SCALES))
+
+
+def samples(n=8, size=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [dict(inputs=torch.randn(3, size, size, generator=generator),
+                 data_samples=BaseDataElement(gt_label=i % 5))
+            for i in range(n)]
+
+
+def collate(items):
+    return dict(inputs=torch.stack([i['inputs'] for i in items]),
+                data_samples=[i['data_samples'] for i in items])
+
+
+def batch(**options):
+    return collate(samples(**options))
+
+
+def train(work_dir, epochs, model=None, hooks=None, resume=False,
+          **options):
+    if hooks is None:
+        hooks = [SCTLossHook(), EpochSeedHook(), EMAHook()]
+    torch.manual_seed(0)
+    runner = Runner(
+        model=model or ssbn_model(), work_dir=str(work_dir),
+        experiment_name=f'{work_dir.parent.name}-{work_dir.name}-{resume}',
+        train_dataloader=dict(
+            batch_size=6, dataset=samples(), collate_fn=collate,
+            sampler=dict(type='DefaultSampler', shuffle=True)),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        param_scheduler=dict(type='StepLR', step_size=1, gamma=0.5),
+        default_hooks=dict(checkpoint=dict(
+            type='CheckpointHook', interval=1,
+            backend_args=dict(backend='atomic_local'))),
+        custom_hooks=hooks, randomness=dict(seed=7), resume=resume,
+        log_level='ERROR', **options)
+    runner.train()
+    return runner
+
+
+def grads(model):
+    return {k: p.grad for k, p in model.named_parameters()}

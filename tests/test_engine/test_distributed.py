@@ -1,0 +1,117 @@
+"""Two gloo processes on the CPU against one process."""
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from torch.testing import assert_close
+
+from sct_mm import SCTLossHook, SSBN, SyncSSBN, use_scale
+
+from conftest import SCALES, TinyModel
+from helpers import batch
+
+STEPS = 4
+SCHEDULES = dict(full={}, drawn=dict(scales_per_step=2),
+                 partition=dict(partition=True))
+
+
+def steps(model, hook, halves, accumulate=1):
+    """SGD on a DDP model; the names that each step logged."""
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1),
+                         accumulative_counts=accumulate)
+    optim.initialize_count_status(model, 0, STEPS)
+    logged = []
+    for hook.step in range(STEPS):
+        logged.append(sorted(model.train_step(halves[hook.step], optim)))
+    return logged
+
+
+def ssbn_model():
+    return TinyModel(lambda c: SSBN(c, SCALES)).double()
+
+
+def half(step, rank):
+    data = batch(n=6, seed=10 * step + rank)
+    return {**data, 'inputs': data['inputs'].double()}
+
+
+def work(rank, folder):
+    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank,
+                            world_size=2)
+    start = torch.load(f'{folder}/start.pth')
+    results = {}
+    for name, options in SCHEDULES.items():
+        for backward in ('joint', 'per_scale'):
+            for accumulate in (1, 2):
+                model = ssbn_model()
+                model.load_state_dict(start)
+                hook = SCTLossHook(backward=backward, **options)
+                hook.attach(model)
+                wrapped = MMDistributedDataParallel(
+                    model, broadcast_buffers=False)
+                logged = steps(wrapped, hook, [
+                    half(i, rank) for i in range(STEPS)], accumulate)
+                results[name, backward, accumulate] = (model.state_dict(),
+                                                       logged)
+    layer = SyncSSBN(4, SCALES)
+    try:
+        with use_scale(layer, 8):
+            layer(torch.rand(2, 4, 4, 4))
+    except RuntimeError as error:
+        results['sync'] = str(error)
+    torch.save(results, f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ranks')
+    torch.manual_seed(0)
+    start = ssbn_model().state_dict()
+    torch.save(start, folder / 'start.pth')
+    mp.spawn(work, (str(folder), ), nprocs=2)
+    return start, [torch.load(folder / f'{rank}.pth') for rank in range(2)]
+
+
+def by_one_process(start, options, accumulate):
+    """Each half of the batch through its own copy, which keeps its own
+    statistics as a process does; one optimizer on the mean gradient."""
+    models = [ssbn_model() for _ in range(2)]
+    hooks = [SCTLossHook(backward='joint', **options) for _ in models]
+    for model, hook in zip(models, hooks):
+        model.load_state_dict(start)
+        hook.attach(model)
+    for step in range(STEPS):
+        for rank, (model, hook) in enumerate(zip(models, hooks)):
+            hook.step = step
+            loss = model(**half(step, rank), mode='loss')['loss']
+            (loss / 2 / accumulate).backward()
+        if (step + 1) % accumulate == 0:
+            for a, b in zip(*(m.parameters() for m in models)):
+                update = 0.1 * (a.grad + b.grad)
+                for parameter in (a, b):
+                    parameter.data -= update
+                    parameter.grad = None
+    return [copy.deepcopy(m.state_dict()) for m in models]
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('backward', ['joint', 'per_scale'])
+@pytest.mark.parametrize('schedule', SCHEDULES)
+def test_two_processes_train_as_one(ranks, schedule, backward, accumulate):
+    start, results = ranks
+    want = by_one_process(start, SCHEDULES[schedule], accumulate)
+    for rank in range(2):
+        state, logged = results[rank][schedule, backward, accumulate]
+        assert_close(state, want[rank])
+        assert logged == results[0][schedule, backward, accumulate][1]
+    for name in dict(ssbn_model().named_parameters()):
+        assert not torch.equal(want[0][name], start[name]), name
+
+
+def test_sync_ssbn_says_that_it_needs_a_gpu(ranks):
+    assert 'on a GPU only' in ranks[1][0]['sync']

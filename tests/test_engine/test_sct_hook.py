@@ -1,0 +1,205 @@
+"""The hook's loss against a loop written by hand, within real training."""
+import logging
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+from torchvision.transforms.v2 import functional as tv
+
+from sct_mm import SSBN, SCTLossHook, SyncSSBN, set_scale
+from sct_mm.models.scale import ssbn_layers
+from sct_mm.engine.checks import check_loss_weights
+from sct_mm.engine.sct_hook import log_name
+
+from conftest import SCALES, TinyModel
+from helpers import batch, grads, ssbn_model, train
+
+
+@pytest.mark.parametrize('weights', [None, (1.0, 0.5, 2.0)])
+def test_loss_and_gradients_are_those_of_a_loop(weights):
+    model, by_hand = ssbn_model(), ssbn_model()
+    by_hand.load_state_dict(model.state_dict())
+    data = batch()
+    hook = SCTLossHook(loss_weights=weights)
+    hook.attach(model)
+    losses = model(**data, mode='loss')
+    model.parse_losses(losses)[0].backward()
+
+    total = 0
+    target = torch.tensor([s.gt_label for s in data['data_samples']])
+    for scale, weight in zip(SCALES, weights or (1 / 3, ) * 3):
+        set_scale(by_hand, scale)
+        x = tv.resize(data['inputs'], [scale, scale], antialias=True)
+        logits = by_hand.net(x)
+        loss = F.cross_entropy(logits, target)
+        assert_close(losses[f's{scale}/total'], loss)
+        assert_close(losses[f's{scale}/accuracy'],
+                     (logits.argmax(1) == target).float().mean())
+        total = total + weight * loss
+    total.backward()
+    assert_close(losses['loss'], total)
+    assert_close(grads(model), grads(by_hand))
+    for name, value in by_hand.state_dict().items():
+        assert_close(model.state_dict()[name], value)
+    assert_close(model.parse_losses(losses)[0], losses['loss'])
+
+
+def test_checkpointing_block_by_block_where_extents_coincide():
+    """The last block runs again first, with no pin; 16 and 15 look alike."""
+    from mmpretrain.models import ResNet_CIFAR
+
+    class Net(TinyModel):
+        def __init__(self, with_cp):
+            super().__init__(nn.Identity)
+            self.net = nn.Sequential(
+                ResNet_CIFAR(18, base_channels=4, stem_channels=4,
+                             with_cp=with_cp, zero_init_residual=False,
+                             norm_cfg=dict(type='SSBN', scales=(16, 15, 8))),
+                Last(), nn.Linear(32, 5))
+
+    class Last(nn.Module):
+        def forward(self, maps):
+            return maps[-1].mean((2, 3))
+
+    models = [Net(False).double(), Net(True).double()]
+    models[1].load_state_dict(models[0].state_dict())
+    data = batch()
+    data['inputs'] = data['inputs'].double()
+    for model in models:
+        for layer in ssbn_layers(model):
+            layer.weight.data.copy_(torch.tensor([[1.], [3.], [2.]]))
+        SCTLossHook().attach(model)
+        model(**data, mode='loss')['loss'].backward()
+    assert_close(*map(grads, models))
+
+
+def test_every_parameter_has_a_gradient():
+    """DDP needs no find_unused_parameters."""
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    model(**batch(), mode='loss')['loss'].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(layer.weight.grad.abs().sum(1).min() > 0
+               for layer in ssbn_layers(model))
+
+
+def test_only_training_passes_in_loss_mode_change():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    data = batch()
+    assert isinstance(model(**data, mode='tensor'), torch.Tensor)
+    assert set(model.eval()(**data, mode='loss')) == {'loss', 'accuracy'}
+
+
+def test_it_leaves_no_trace():
+    model = ssbn_model()
+    before = {k: v for k, v in vars(model).items() if 'hook' in k}
+    before = {k: dict(v) for k, v in before.items() if v is not None}
+    hook = SCTLossHook()
+    hook.attach(model)
+    model(**batch(), mode='loss')
+    hook.detach()
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert {k: dict(v) for k, v in vars(model).items() if k in before} == (
+        before)
+    assert set(model(**batch(), mode='loss')) == {'loss', 'accuracy'}
+
+
+def test_attached_twice_it_acts_once():
+    model = ssbn_model()
+    hook = SCTLossHook(partition=True)
+    hook.attach(model)
+    hook.attach(model)
+    with mock.patch.object(hook, '_divide', wraps=hook._divide) as divide:
+        model(**batch(), mode='loss')
+    assert divide.call_count == 1
+
+
+def test_a_batch_too_small_for_partition(tmp_path):
+    model = TinyModel(lambda c: SSBN(c, (16, 12, 8)))
+    hook = SCTLossHook(partition=True, loss_weights=(2., 2., 1.))
+    with pytest.raises(ValueError, match='Set batch_size to 10 or more'):
+        train(tmp_path / 'run', 1, model, [hook])
+
+
+def test_ctrl_c_in_a_pass_leaves_no_pin_behind():
+    model = ssbn_model()
+    hook = SCTLossHook()
+    hook.attach(model)
+    model.net.register_forward_pre_hook(
+        mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch(), mode='loss')
+    hook.detach()
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
+def test_an_error_in_a_pass_unpins_the_model():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    with pytest.raises(AttributeError, match='gt_label'):
+        model(inputs=torch.rand(2, 3, 16, 16), data_samples=[1, 2],
+              mode='loss')
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
+def test_names_in_the_log():
+    assert log_name(128, 'loss') == 's128/total'
+    assert log_name(128, 'loss_rpn_cls') == 's128/rpn_cls'
+    assert log_name(128, 'd0.loss_cls') == 's128/d0.cls'
+    assert log_name(128, 'accuracy_top-1') == 's128/accuracy_top-1'
+
+
+# -- bad input
+
+
+def test_scales_that_contradict_the_norm():
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got \(16, 8\)'):
+        SCTLossHook(scales=(8, 16)).attach(ssbn_model())
+
+
+def test_model_without_ssbn(caplog):
+    model = TinyModel(nn.BatchNorm2d)
+    with pytest.raises(ValueError, match='TinyModel has none'):
+        SCTLossHook().attach(model)
+    with caplog.at_level(logging.WARNING):
+        SCTLossHook(scales=SCALES).attach(model)
+    assert 's8/total' in model(**batch(), mode='loss')
+
+
+def test_sync_bn_torch_is_refused():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(ssbn_model())
+    with pytest.raises(RuntimeError, match='SyncSSBN'):
+        SCTLossHook().attach(model)
+    SCTLossHook().attach(TinyModel(lambda c: SyncSSBN(c, SCALES)))
+
+
+def test_pictures_of_another_size():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    with pytest.raises(ValueError, match='scale 16 and pictures of 14'):
+        model(**batch(size=14), mode='loss')
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
+@pytest.mark.parametrize('weights', [(1, 1), (1, 1, -1), (0, 0, 0),
+                                     (1, 1, float('nan'))])
+def test_bad_loss_weights(weights):
+    with pytest.raises(ValueError, match='one finite number >= 0 per scale'):
+        check_loss_weights(weights, SCALES)
+
+
+def test_ddp_with_a_static_graph_needs_joint(tmp_path):
+    model = ssbn_model()
+    model.static_graph = True  # as DistributedDataParallel has it
+    with pytest.raises(ValueError, match="Set backward='joint'"):
+        train(tmp_path / 'a', 1, model, [SCTLossHook()])
+    train(tmp_path / 'b', 1, model, [SCTLossHook(backward='joint')])
+
+
+def test_bad_backward():
+    with pytest.raises(ValueError, match="but got 'twice'"):
+        SCTLossHook(backward='twice')

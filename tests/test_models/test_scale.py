@@ -1,0 +1,213 @@
+"""Which scale serves: pinned, else read off the input, wherever it runs."""
+import copy
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from sct_mm import SSBN, set_scale, use_scale
+from sct_mm.models.scale import (ExtentRecord, fitting_scale, scales_of,
+                          serving_scale, ssbn_layers)
+
+from conftest import SCALES, TinyModel
+
+
+def trained(seed=0):
+    """A model trained a little at each scale, its rows far apart."""
+    torch.manual_seed(seed)
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    for step, scale in enumerate(SCALES):
+        with use_scale(model, scale):
+            for _ in range(3):
+                model(torch.randn(4, 3, scale, scale) * (step + 1) + step)
+    for layer in ssbn_layers(model):
+        layer.weight.data.uniform_(0.5, 2)
+    return model.eval()
+
+
+def pinned(model, x):
+    with use_scale(model, x.shape[-1]):
+        return model(x)
+
+
+def test_every_layer_finds_the_scale_also_behind_global_pooling():
+    model = trained()
+    for scale in (8, 16, 12, 16, 8):
+        x = torch.randn(2, 3, scale, scale)
+        got = model(x)
+        assert_close(got, pinned(model, x), rtol=0, atol=0)
+    other = pinned(model, torch.randn(2, 3, 8, 8))
+    with use_scale(model, 16):
+        assert not torch.equal(model(torch.randn(2, 3, 8, 8)), other)
+
+
+def test_a_loaded_model_and_a_copy_find_it():
+    model = trained()
+    loaded = TinyModel(lambda c: SSBN(c, SCALES)).eval()
+    loaded.load_state_dict(model.state_dict())
+    for scale in SCALES:
+        x = torch.randn(2, 3, scale, scale)
+        for network in (loaded, copy.deepcopy(model)):
+            assert_close(network(x), pinned(model, x), rtol=0, atol=0)
+
+
+def test_a_copy_made_before_training_finds_it():
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    average = copy.deepcopy(model)
+    for scale in SCALES:
+        with use_scale(model, scale):
+            model(torch.randn(4, 3, scale, scale))
+    average.load_state_dict({k: v.clone()
+                             for k, v in model.state_dict().items()})
+    x = torch.randn(2, 3, 8, 8)
+    assert_close(average.eval()(x), pinned(model.eval(), x))
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_second_forward_of_activation_checkpointing(reentrant):
+    """All passes first, one backward later: the pins are long gone."""
+    def grads(with_cp):
+        torch.manual_seed(1)
+        model = trained().train()
+        total = 0
+        for scale in SCALES:
+            x = torch.randn(4, 3, scale, scale, requires_grad=True)
+            with use_scale(model, scale):
+                y = (checkpoint(model.net, x, use_reentrant=reentrant)
+                     if with_cp else model.net(x))
+            total = total + y.pow(2).sum()
+        total.backward()
+        return [p.grad for p in model.parameters()]
+
+    for ours, want in zip(grads(True), grads(False)):
+        assert_close(ours, want)
+
+
+def test_layers_in_evaluation_mode_record_on_demand():
+    layer = SSBN(3, SCALES).eval()
+    with use_scale(layer, 8):
+        layer(torch.randn(2, 3, 8, 8))
+    assert layer.extents == {}
+    with use_scale(layer, 8, record=True):
+        layer(torch.randn(2, 3, 8, 8))
+    assert layer.extents == {8: [8, 8]} and not layer.record
+
+
+def test_loading_into_a_copy_leaves_the_original():
+    model = trained()
+    x = torch.randn(2, 3, 8, 8)
+    want = model(x)
+    other = trained(1)
+    for layer in ssbn_layers(other):
+        layer.extents = ExtentRecord({16: [1, 1]})
+    copy.deepcopy(model).load_state_dict(other.state_dict())
+    assert_close(model(x), want, rtol=0, atol=0)
+
+
+def test_two_threads_do_not_meet():
+    models = [trained(0), trained(1)]
+    wrong = []
+    # Both threads stand before the layer that cannot tell, and then go on.
+    meet = threading.Barrier(2)
+
+    def wait(*args):
+        meet.wait(30)
+
+    for model in models:
+        model.net[6].register_forward_hook(wait)
+
+    def work(model, scales):
+        for scale in scales * 10:
+            x = torch.randn(2, 3, scale, scale)
+            if not torch.equal(model(x), pinned(model, x)):
+                wrong.append(scale)
+
+    threads = [threading.Thread(target=work, args=(m, s))
+               for m, s in zip(models, ([8, 16, 12], [12, 8, 16]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_compiled_model_finds_it():
+    model = trained()
+    torch.compiler.reset()  # what other tests compiled counts to its limit
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    for scale in SCALES:
+        x = torch.randn(2, 3, scale, scale)
+        assert_close(compiled(x), pinned(model, x))
+
+
+def test_without_any_pin_it_is_a_batchnorm_at_the_base_scale():
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    plain = TinyModel(nn.BatchNorm2d)
+    plain.load_state_dict({k: v[0] if 'net' in k and v.shape[:1] == (3, )
+                           else v for k, v in model.state_dict().items()})
+    for size in (8, 16, 11):
+        x = torch.randn(4, 3, size, size)
+        assert_close(model(x), plain(x), rtol=0, atol=0)
+    assert_close(model.eval()(x), plain.eval()(x), rtol=0, atol=0)
+    assert all(layer.num_batches_tracked.tolist() == [3, 0, 0]
+               for layer in ssbn_layers(model))
+
+
+def test_pins_nest_and_are_restored_by_an_error():
+    model = trained()
+    layer = ssbn_layers(model)[0]
+    with use_scale(model, 16):
+        with pytest.raises(RuntimeError, match='mine'):
+            with use_scale(model, 8):
+                assert layer.pinned_scale == 8
+                raise RuntimeError('mine')
+        assert layer.pinned_scale == 16
+    assert layer.pinned_scale is None
+
+
+def test_an_untrained_pin_is_refused_and_nothing_is_pinned():
+    model = trained()
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
+        set_scale(model, 9)
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+
+
+def test_scales_of_layers_that_disagree():
+    assert scales_of(nn.Linear(2, 2)) is None
+    with pytest.raises(ValueError, match=r'\(8,\), \(16,\)'):
+        scales_of(nn.Sequential(SSBN(2, (16, )), SSBN(2, (8, ))))
+
+
+@given(st.dictionaries(st.integers(1, 300), st.integers(1, 99), min_size=1),
+       st.integers(1, 120))
+def test_fitting_scale_is_the_nearest_or_none_if_it_cannot_tell(edges, edge):
+    record = {scale: [extent, extent] for scale, extent in edges.items()}
+    least = min(abs(extent - edge) for extent in edges.values())
+    best = [s for s, extent in edges.items() if abs(extent - edge) == least]
+    cannot_tell = len(best) > 1 and len({edges[s] for s in best}) == 1
+    assert fitting_scale(edge, record) == (
+        None if cannot_tell else max(best))
+
+
+def test_nothing_recorded_fits_nothing():
+    assert fitting_scale(5, {}) is None
+
+
+def test_extents_seen_at_several_sizes_are_a_range():
+    record = ExtentRecord()
+    for extent in (50, 100, 25):
+        record.add(800, extent)
+    record.add(640, 20)
+    assert record == {800: [25, 100], 640: [20, 20]}
+    assert fitting_scale(70, record) == 800 and fitting_scale(1, record) == 640
+
+
+def test_serving_scale_takes_the_larger_on_a_tie():
+    assert serving_scale((128, 160), 144) == 160
+    assert serving_scale((128, 160), 143) == 128
+    assert serving_scale((128, 160), 500) == 160

@@ -1,0 +1,261 @@
+"""Every detection config trains and evaluates, on clothes of Fashion-MNIST."""
+import glob
+import itertools
+import json
+import os.path as osp
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from sct_mm import SCTLossHook, use_scale
+from sct_mm.models.scale import scales_of, ssbn_layers
+
+from conftest import ROOT
+
+DEMO = osp.join(ROOT, 'configs', 'sct_retinanet_r18_fpn_1xb8_fashion-det.py')
+CONFIGS = sorted(
+    path for path in glob.glob('configs/**/*.py', root_dir=ROOT,
+                               recursive=True)
+    if '_base_' not in path and ('_coco' in path or 'fashion-det' in path))
+COUNT = itertools.count()
+CLOTHES = Config.fromfile(DEMO).clothes
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """A small data set, composed as a user does."""
+    folder = tmp_path_factory.mktemp('fashion-det')
+    subprocess.run(
+        [sys.executable, 'tools/make_fashion_det.py', 'data/fashion-mnist',
+         folder, '--train', '8', '--val', '4'], cwd=ROOT, check=True,
+        capture_output=True, env={**__import__('os').environ,
+                                  'PYTHONPATH': ROOT})
+    return folder
+
+
+def walk(node, change):
+    """Call change(dict) on every dict of a config."""
+    if isinstance(node, dict):
+        change(node)
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            walk(child, change)
+
+
+def load_clothes(cfg, pictures):
+    """Let the config's data loaders read 4 pictures."""
+    for name, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, batch_size=2,
+                      pin_memory=False)
+        loader.dataset.update(
+            data_root=str(pictures), ann_file=f'{split}.json', indices=4,
+            data_prefix=dict(img=f'{split}/'),
+            metainfo=dict(classes=CLOTHES))
+        if name != 'train':
+            cfg[f'{name}_evaluator'].ann_file = str(pictures / 'val.json')
+
+
+def small(path, pictures, work_dir, smallest=32):
+    """The config at ``path`` at a few pixels, on 4 pictures of clothes."""
+    cfg = Config.fromfile(path)
+    found = []
+    walk(cfg.model, lambda d: found.append(d.get('scales', ()))
+         if str(d.get('type')).endswith('SSBN') else None)
+    scales = found[0] if found else (128, 96, 64)
+    sizes = tuple(smallest + 32 * i for i in range(len(scales)))[::-1]
+    ratio = sizes[0] / scales[0]
+
+    def change(node):
+        if str(node.get('type')).endswith(('SSBN', 'SCTLossHook')) and (
+                'scales' in node):
+            node['scales'] = sizes
+        elif 'Resize' in str(node.get('type')) or node.get('type') in (
+                'CachedMosaic', 'CachedMixUp', 'RandomCrop', 'Pad'):
+            for key in ('scale', 'img_scale', 'crop_size', 'size'):
+                if node.get(key):
+                    node[key] = tuple(round(v * ratio) for v in node[key])
+        if node.get('num_classes') == 80:
+            node['num_classes'] = len(CLOTHES)
+        if 'score_thr' in node:
+            # Two steps make no confident detector.
+            node.update(score_thr=0.0, max_per_img=5)
+        if 'init_cfg' in node:
+            node['init_cfg'] = None
+
+    walk(cfg._cfg_dict, change)
+    load_clothes(cfg, pictures)
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+    cfg.work_dir, cfg.log_level = str(work_dir), 'WARNING'
+    cfg.experiment_name = f'experiment-{next(COUNT)}'  # one a Runner
+    cfg.visualizer.name = cfg.experiment_name
+    cfg.default_hooks.logger.interval = 1
+    return cfg
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=osp.basename)
+def test_config_trains_two_steps_and_evaluates(path, pictures, tmp_path):
+    path, name = osp.join(ROOT, path), osp.basename(path)
+    with open(path) as f:
+        assert len(f.readlines()) <= 25
+    runner = Runner.from_cfg(small(path, pictures, tmp_path))
+    model = runner.model
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    runner.train()
+    assert runner.iter == 2
+    logged = runner.message_hub.log_scalars
+    assert np.isfinite(logged['train/loss'].current())
+    assert 'val/coco/bbox_mAP' in logged
+    scales = scales_of(model)
+    assert (scales is not None) == name.startswith('sct_')
+    if not name.startswith('sct'):
+        return
+    for scale in scales or (96, 64, 32):
+        assert any(name.startswith(f'train/s{scale}/') for name in logged)
+    after = model.state_dict()
+    moved = [name for name in after if name.endswith('running_mean')
+             and scales and (after[name] != before[name]).flatten(1).any(1)
+             .all()]
+    statistics = len(ssbn_layers(model))
+    # Only the config that starts from an SCT classifier keeps norm_eval.
+    assert len(moved) == (0 if 'r50-sct' in name else statistics)
+
+
+def gradients(cfg, backward, **options):
+    torch.manual_seed(0)
+    cfg.experiment_name = f'experiment-{next(COUNT)}'
+    cfg.visualizer.name = cfg.experiment_name
+    runner = Runner.from_cfg(cfg)
+    torch.manual_seed(0)
+    runner.model.init_weights()
+    hook = SCTLossHook(backward=backward, **options)
+    hook.attach(runner.model)
+    runner.model.train()
+    data = runner.model.data_preprocessor(next(iter(
+        runner.train_dataloader)), True)
+    loss = runner.model(**data, mode='loss')['loss']
+    loss.backward()
+    return {n: p.grad for n, p in runner.model.named_parameters()}
+
+
+@pytest.mark.parametrize('options', [{}, dict(partition=True)],
+                         ids=['all', 'partition'])
+def test_per_scale_and_joint_are_equal(options, pictures, tmp_path):
+    cfg = small(DEMO, pictures, tmp_path)
+    cfg.custom_hooks = []
+    cfg.train_dataloader.batch_size = 6
+    cfg.train_dataloader.dataset.indices = 8
+    want = gradients(cfg, 'joint', **options)
+    got = gradients(cfg, 'per_scale', **options)
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, msg=name)
+
+
+@pytest.fixture(scope='module')
+def trained(pictures, tmp_path_factory):
+    """Config file and checkpoint of a detector trained for four steps."""
+    folder = tmp_path_factory.mktemp('det')
+    cfg = small(DEMO, pictures, folder, smallest=64)
+    cfg.train_cfg.max_epochs = 2
+    cfg.dump(str(folder / 'config.py'))
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return folder / 'config.py', folder / 'epoch_2.pth'
+
+
+def resized(cfg, scale):
+    from sct_mm.datasets.pipeline import pipeline_of, rescale_pipeline
+    pipeline = pipeline_of(cfg.test_dataloader)
+    pipeline[:] = rescale_pipeline(pipeline, scale)
+    return cfg
+
+
+@pytest.mark.parametrize('scale', [128, 96, 64])
+def test_inferencer_and_init_detector_choose_the_scale(
+        scale, trained, pictures):
+    """mmdet's own, with no code of ours but the config's import."""
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+    config, checkpoint = map(str, trained)
+    cfg = resized(Config.fromfile(config), scale)
+    path = str(pictures / 'val' / '000000.png')
+    inferencer = DetInferencer(cfg, checkpoint, device='cpu',
+                               show_progress=False)
+
+    def scores():
+        return inferencer(path)['predictions'][0]['scores']
+
+    free = scores()
+    with use_scale(inferencer.model, scale):
+        assert scores() == free
+    with use_scale(inferencer.model, 64 if scale == 128 else 128):
+        assert scores() != free
+    model = init_detector(cfg, checkpoint, device='cpu')
+    found = inference_detector(model, path).pred_instances.scores
+    torch.testing.assert_close(found, torch.tensor(free), atol=1e-4, rtol=0)
+
+
+def test_tools_serve_a_detector(trained, pictures, run_tool, tmp_path):
+    config, checkpoint = trained
+    code, output = run_tool('test.py', config, checkpoint, '--out', tmp_path,
+                            '--scales', 128, 100, 64)
+    assert code == 0, output
+    model, = json.loads((tmp_path / 'scales.json').read_text())['models']
+    assert [row['served_by'] for row in model['rows']] == [128, 96, 64]
+    for row in model['rows']:
+        assert {'coco/bbox_mAP', 'coco/bbox_mAP_s'} <= set(row['metrics'])
+        assert row['latency_ms'] > 0
+    assert model['rows'][0]['gflops'] > 3 * model['rows'][2]['gflops'] > 0
+    assert 'bbox_mAP' in output and (tmp_path / 'scales.png').exists()
+    code, output = run_tool(
+        'train.py', config, '--work-dir', tmp_path / 'run', '--resume',
+        '--cfg-options', 'train_cfg.max_epochs=1', 'log_level=INFO')
+    assert code == 0, output
+    assert 's64/total' in output and 'coco/bbox_mAP' in output
+
+
+def test_the_benchmark_serves_a_detector(trained, run_tool, tmp_path):
+    code, output = run_tool(
+        'benchmark.py', trained[0], '--rounds', 3, '--batch-size', 2,
+        '--arms', 'per_scale', '--out', tmp_path / 'out.json')
+    assert code == 0, output
+    rows = json.loads((tmp_path / 'out.json').read_text())['training']
+    flops = {row['arm']: row['flops'] for row in rows}
+    assert flops['plain BN at 128'] == 1 and flops['plain BN at 64'] < 0.35
+    assert flops['per_scale'] == pytest.approx(sum(list(flops.values())[:3]))
+    code, output = run_tool('benchmark.py', trained[0], '--batch-size', 2,
+                            '--arms', 'lists')
+    assert code == 2 and 'needs a classifier, but got a RetinaNet' in output
+
+
+def test_the_composed_pictures_are_a_function_of_the_seed(
+        pictures, run_tool, tmp_path):
+    code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
+                            tmp_path, '--train', 2, '--val', 4)
+    assert code == 0, output
+    for name in ('val.json', 'val/000003.png', 'train/000001.png'):
+        assert (tmp_path / name).read_bytes() == (pictures / name).read_bytes()
+    code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
+                            tmp_path, '--train', 2, '--val', 4)
+    assert '4 pictures are there' in output
+    code, output = run_tool('make_fashion_det.py', 'nowhere', tmp_path)
+    assert code == 2 and "must be in 'nowhere'" in output
+    assert 'Traceback' not in output
+
+
+def test_boxes_and_masks_of_the_composed_pictures_agree(pictures):
+    from pycocotools import mask as coco_mask
+    data = json.loads((pictures / 'train.json').read_text())
+    assert len(data['images']) == 8 and data['annotations']
+    for annotation in data['annotations']:
+        mask = coco_mask.decode(annotation['segmentation'])
+        rows, columns = np.where(mask)
+        x, y, w, h = annotation['bbox']
+        assert (columns.min(), rows.min()) == (x, y)
+        assert (columns.max() + 1, rows.max() + 1) == (x + w, y + h)
+        assert annotation['area'] == mask.sum()
