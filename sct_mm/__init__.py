@@ -2,15 +2,16 @@
 from .engine.checkpoint import AtomicLocalBackend, allow_checkpoint_types
 from .datasets.multi_scale import MultiScaleBatch
 from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
+from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
 from .models.scale import set_scale, use_scale
+from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
 from .engine.sct_hook import SCTLossHook
-from .models.ssbn import SSBN, SyncSSBN, convert_to_ssbn, extract_scale
 
 __version__ = '0.1.0'
 __all__ = [
     'AtomicLocalBackend', 'ChannelsLastHook', 'EpochSeedHook',
-    'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SyncSSBN', 'convert_to_ssbn',
-    'extract_scale', 'set_scale', 'use_scale'
+    'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SSBN1d', 'SSBN3d', 'SyncSSBN',
+    'WithSSBN', 'convert_to_ssbn', 'extract_scale', 'set_scale', 'use_scale'
 ]
 
 allow_checkpoint_types()

@@ -6,8 +6,8 @@ import sct_mm
 
 PACKAGE = Path(sct_mm.__file__).parent
 # A folder or file of the package may import those below it, and its own.
-LAYERS = (('models', 'datasets'), ('engine', ), ('evaluation', 'export'),
-          ('cli', 'doctor'))
+LAYERS = (('arguments', ), ('models', 'datasets'), ('engine', ),
+          ('evaluation', 'export'), ('cli', 'doctor'))
 
 
 def layer_of(part):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..datasets.pipeline import pipeline_of, train_sizes
 from ..datasets.samples import content_shape, is_padded
+from ..models.convert import damaged_by_sync_bn
 from ..models.scale import check_scales, scales_of
-from ..models.ssbn import damaged_by_sync_bn
 
 
 def check_loss_weights(weights: Optional[Sequence[float]],

@@ -14,9 +14,9 @@ from ..engine.config import (UserError, check_data, load_config,
                              set_loader_defaults)
 from .measure import flops_of, timed
 from ..datasets.multi_scale import MultiScaleBatch, padding_of
-from ..models.scale import scales_of
+from ..models.convert import extract_scale
+from ..models.scale import ScaleSpecific, scales_of
 from ..engine.sct_hook import SCTLossHook
-from ..models.ssbn import SSBN, extract_scale
 
 # Arm -> arguments of SCTLossHook; None trains without it.
 _HOOKS: Dict[str, Optional[dict]] = dict(
@@ -54,8 +54,8 @@ class _Lists(fx.Interpreter):
 class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, SSBN) or super().is_leaf_module(module,
-                                                                  name)
+        return (isinstance(module, ScaleSpecific)
+                or super().is_leaf_module(module, name))
 
 
 class ListModel(nn.Module):
@@ -80,7 +80,7 @@ class ListModel(nn.Module):
                             '--arms.') from error
         backbone = fx.GraphModule(model.backbone, graph)
         for name, layer in list(backbone.named_modules()):
-            if isinstance(layer, SSBN):
+            if isinstance(layer, ScaleSpecific):
                 parent, _, child = name.rpartition('.')
                 setattr(backbone.get_submodule(parent), child, nn.ModuleList(
                     extract_scale(layer, s) for s in scales))

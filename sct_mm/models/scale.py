@@ -4,11 +4,15 @@ A *scale* is the nominal edge of the network's input in pixels. The *extent* of
 a layer's input is the shorter of its spatial edges, in elements of that map;
 two layers of one network see different extents at one scale.
 """
+import sys
 import threading
+import warnings
+import weakref
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 DEFAULT_SCALES = (224, 192, 160, 128)
 
@@ -51,6 +55,12 @@ class ExtentRecord(Dict[int, List[int]]):
         if extent not in fits:
             fits[extent] = fitting_scale(extent, self)
         return fits[extent]
+
+    def take(self, rows: Sequence[Sequence[int]]) -> None:
+        """Take over rows of (scale, smallest, largest extent) that were
+        recorded elsewhere; 0 says that none was."""
+        self.update({scale: [low, high] for scale, low, high in rows if high})
+        self._fits = {}
 
     def add(self, scale: int, extent: int) -> None:
         low, high = self.get(scale, (extent, extent))
@@ -97,8 +107,93 @@ class _PrecedingScale(threading.local):
 preceding = _PrecedingScale()
 
 
+_warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
+
+
+def _outermost_call() -> Tuple[Optional[nn.Module], Optional[int]]:
+    """The outermost module that runs in this thread, and the shorter edge in
+    pixels of the pictures it was called with; read off the call stack."""
+    model, edge = None, None
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_locals.get('self')
+        if (isinstance(module, nn.Module)
+                and frame.f_code.co_name == '_call_impl'):
+            values = [*frame.f_locals.get('args', ()),
+                      *frame.f_locals.get('kwargs', {}).values()]
+            edges = [min(v.shape[2:]) for v in values
+                     if isinstance(v, Tensor) and v.dim() > 2]
+            model, edge = module, edges[0] if edges else edge
+        frame = frame.f_back
+    return model, edge
+
+
 class ScaleSpecific:
-    """What has one row a scale: the base of SSBN in all its forms."""
+    """A layer with one row a scale: how it chooses the row. The base of SSBN
+    in all its forms."""
+
+    # What a layer has beside the norm that it stands in for.
+    STATE = ('scales', 'pinned_scale', 'record', 'record_ratio', 'extents',
+             'plain_type', '_strange')
+
+    def start(self, scales: Sequence[int]) -> None:
+        self.scales = check_scales(scales)
+        self.pinned_scale: Optional[int] = None
+        self.record, self.record_ratio = False, 1.0  # see set_scale()
+        self.extents = ExtentRecord()
+        self._strange: Optional[int] = None  # the last extent without record
+
+    def choose_scale(self, x: Tensor) -> int:
+        """The scale that serves ``x``: the pinned one, else the one whose
+        recorded extent fits best, else the one of the layer before."""
+        extent = min(x.shape[2:]) if x.dim() > 2 else 1
+        scale = self.pinned_scale
+        if scale is None:
+            scale = self.extents.fitting(extent)
+            if scale is None and self.extents:
+                scale = preceding.scale
+            if scale not in self.scales:
+                scale = self.scales[0]
+            if not self.extents and extent != self._strange:
+                self._strange = extent
+                self._warn_without_record()
+        elif self.training or self.record:
+            self.extents.add(scale, round(extent * self.record_ratio))
+        preceding.scale = scale
+        return scale
+
+    def _warn_without_record(self) -> None:
+        """Say once that any size is served by the base scale."""
+        if len(self.scales) == 1 or torch.compiler.is_compiling():
+            return
+        model, edge = _outermost_call()
+        if model in _warned or model is self or edge in (
+                None, self.scales[0]):
+            return
+        _warned.add(model)
+        warnings.warn(
+            f'{type(model).__name__} serves pictures of {edge} pixels by the '
+            f'rows of its base scale {self.scales[0]}: it has no record of '
+            'what its layers see at each scale. Train it with SCTLossHook, '
+            'load a checkpoint with its `_extra_state` keys, or pin a scale '
+            'by use_scale().', stacklevel=2)
+
+    def get_extra_state(self) -> Tensor:
+        """(S, 3), int64: each scale, and the smallest and the largest extent
+        of the layer's input at it, 0 where none was recorded. A tensor goes
+        through any carrier: a plain dict, safetensors, a hub."""
+        return torch.tensor([(scale, *self.extents.get(scale, (0, 0)))
+                             for scale in self.scales], device='cpu')
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a record of the same scales: those of others tell
+        nothing, though the rows load by rank (a detector at 800/480 may
+        start from a classifier at 224/128)."""
+        if state.is_meta:
+            return
+        rows = [[round(value) for value in row] for row in state.tolist()]
+        if tuple(row[0] for row in rows) == self.scales:
+            self.extents.take(rows)
 
 
 def ssbn_layers(model: nn.Module) -> List[nn.Module]:

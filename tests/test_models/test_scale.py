@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from sct_mm import SSBN, set_scale, use_scale
+from sct_mm import SSBN, extract_scale, set_scale, use_scale
 from sct_mm.models.scale import (ExtentRecord, fitting_scale, scales_of,
                           serving_scale, ssbn_layers)
 
@@ -148,11 +148,15 @@ def test_compiled_model_finds_it():
 def test_without_any_pin_it_is_a_batchnorm_at_the_base_scale():
     model = TinyModel(lambda c: SSBN(c, SCALES))
     plain = TinyModel(nn.BatchNorm2d)
-    plain.load_state_dict({k: v[0] if 'net' in k and v.shape[:1] == (3, )
-                           else v for k, v in model.state_dict().items()})
-    for size in (8, 16, 11):
-        x = torch.randn(4, 3, size, size)
+    plain.load_state_dict(extract_scale(model, 16).state_dict())
+    x = torch.randn(4, 3, 16, 16)
+    assert_close(model(x), plain(x), rtol=0, atol=0)
+    x = torch.randn(4, 3, 8, 8)
+    with pytest.warns(UserWarning, match='8 pixels by the rows of its base '
+                      'scale 16: it has no record'):
         assert_close(model(x), plain(x), rtol=0, atol=0)
+    x = torch.randn(4, 3, 11, 11)  # it has said so
+    assert_close(model(x), plain(x), rtol=0, atol=0)
     assert_close(model.eval()(x), plain.eval()(x), rtol=0, atol=0)
     assert all(layer.num_batches_tracked.tolist() == [3, 0, 0]
                for layer in ssbn_layers(model))

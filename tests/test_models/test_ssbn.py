@@ -1,5 +1,4 @@
 """SSBN against as many separate nn.BatchNorm layers as there are scales."""
-import copy
 import io
 
 import pytest
@@ -10,8 +9,7 @@ from mmcv.cnn import build_norm_layer, is_norm
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import (SSBN, SyncSSBN, convert_to_ssbn, extract_scale, set_scale,
-                    use_scale)
+from sct_mm import (SSBN, SSBN1d, SSBN3d, SyncSSBN, set_scale, use_scale)
 
 SCALES = (16, 12, 8)
 
@@ -20,12 +18,12 @@ def paired(scales=SCALES, channels=3, **options):
     """An SSBN with random rows, and one plain BN for each of them."""
     layer = SSBN(channels, scales, **options)
     plain = {}
-    for row, scale in enumerate(scales):
+    for scale in scales:
         bn = nn.BatchNorm2d(channels, **options)
         for name, value in bn.state_dict().items():
             if value.is_floating_point():
                 value.uniform_(0.5, 2.0)
-                getattr(layer, name).data[row] = value
+                layer.row(scale)[name].data.copy_(value)
         plain[scale] = bn
     return layer, plain
 
@@ -65,13 +63,13 @@ def test_each_scale_is_a_batchnorm_of_its_own(
     for row, scale in enumerate(SCALES):
         bn = plain[scale]
         for name, value in bn.state_dict().items():
-            assert_close(layer.state_dict()[name][row], value, rtol=0, atol=0)
+            assert_close(layer.row(scale)[name], value, rtol=0, atol=0)
         for name, parameter in bn.named_parameters():
             grad = getattr(layer, name).grad
             want = parameter.grad
             if grad is not None:
                 want = torch.zeros_like(parameter) if want is None else want
-                assert_close(grad[row], want, rtol=0, atol=0)
+                assert_close(grad.view(3, -1)[row], want, rtol=0, atol=0)
 
 
 def test_several_scales_before_one_backward():
@@ -84,7 +82,8 @@ def test_several_scales_before_one_backward():
     total.backward()
     for row, scale in enumerate(SCALES):
         plain[scale](xs[scale]).pow(3).sum().backward()
-        assert_close(layer.weight.grad[row], plain[scale].weight.grad)
+        assert_close(layer.weight.grad.view(3, -1)[row],
+                     plain[scale].weight.grad)
         assert_close(layer.running_var[row], plain[scale].running_var)
 
 
@@ -94,20 +93,26 @@ def test_empty_batch_is_as_batchnorm():
     assert_close(layer.eval()(x), plain[16].eval()(x))
 
 
-@pytest.mark.parametrize('dims, bn, shape', [
-    (1, nn.BatchNorm1d, (4, 3)), (1, nn.BatchNorm1d, (4, 3, 5)),
-    (3, nn.BatchNorm3d, (2, 3, 4, 4, 4))])
-def test_other_dimensions(dims, bn, shape):
+@pytest.mark.parametrize('norm, bn, shape', [
+    (SSBN1d, nn.BatchNorm1d, (4, 3)), (SSBN1d, nn.BatchNorm1d, (4, 3, 5)),
+    (SSBN3d, nn.BatchNorm3d, (2, 3, 4, 4, 4))])
+def test_other_dimensions(norm, bn, shape):
     x = torch.randn(shape)
-    assert_close(SSBN(3, SCALES, spatial_dims=dims)(x), bn(3)(x))
+    layer = norm(3, SCALES)
+    assert isinstance(layer, bn) and not isinstance(layer, nn.BatchNorm2d)
+    assert_close(layer(x), bn(3)(x))
+    with pytest.raises(ValueError, match='dimensions, but got shape'):
+        layer(torch.zeros(2, 3, 4, 4))
 
 
 def test_hosts_take_it_for_a_batchnorm():
     name, layer = build_norm_layer(
         dict(type='SSBN', scales=SCALES, requires_grad=False), 3, postfix=1)
     assert name == 'bn1' and is_norm(layer)
+    assert isinstance(layer, nn.BatchNorm2d)
     assert not layer.weight.requires_grad
-    assert set(layer.state_dict()) == set(nn.BatchNorm2d(3).state_dict())
+    assert set(layer.state_dict()) == {*nn.BatchNorm2d(3).state_dict(),
+                                       '_extra_state'}
 
 
 def test_default_scales_and_order():
@@ -136,9 +141,18 @@ def test_input_it_was_not_built_for(shape, match):
         SSBN(3, SCALES)(torch.zeros(shape))
 
 
-def test_bad_spatial_dims():
-    with pytest.raises(ValueError, match='1, 2 or 3, but got 4'):
-        SSBN(3, SCALES, spatial_dims=4)
+@pytest.mark.parametrize('options, error, match', [
+    (dict(eps='1e-5'), TypeError, "`eps` must be a number, but got '1e-5'"),
+    (dict(eps=-1.), ValueError, '`eps` must be a finite number, at least 0'),
+    (dict(momentum='x'), TypeError, "`momentum` must be a number"),
+    (dict(momentum=2), ValueError, '`momentum` must be .* from 0 to 1'),
+    (dict(affine='no'), TypeError, "`affine` must be True or False"),
+    (dict(track_running_stats=1), TypeError, '`track_running_stats` must'),
+    (dict(num_features=0), ValueError, 'at least 1, but got 0'),
+    (dict(num_features=2.5), TypeError, '`num_features` must be an int')])
+def test_bad_options(options, error, match):
+    with pytest.raises(error, match=match):
+        SSBN(**{'num_features': 3, **options})
 
 
 # -- checkpoints
@@ -153,8 +167,39 @@ def test_stock_checkpoint_fills_every_scale():
     for scale in SCALES:
         with use_scale(layer.eval(), scale):
             assert_close(layer(x), bn.eval()(x), rtol=0, atol=0)
-    layer.weight.data[0] += 1  # rows are not views of one another
-    assert_close(layer.weight[1], bn.weight)
+    layer.row(16)['weight'].data += 1  # rows are not views of one another
+    assert_close(layer.row(12)['weight'], bn.weight)
+
+
+def test_assigned_rows_have_memory_of_their_own():
+    layer = SSBN(3, SCALES)
+    layer.load_state_dict(nn.BatchNorm2d(3).state_dict(), assign=True)
+    with use_scale(layer, 8):
+        layer(torch.randn(2, 3, 4, 4) + 5)
+    assert layer.running_mean[2].abs().min() > 0
+    assert layer.running_mean[:2].abs().max() == 0
+    assert layer.num_batches_tracked.tolist() == [0, 0, 1]
+
+
+def test_a_checkpoint_whose_rows_are_a_matrix():
+    layer, _ = paired()
+    state = layer.state_dict()
+    for name in ('weight', 'bias'):
+        state[name] = state[name].view(3, 3)
+    loaded = SSBN(3, SCALES)
+    loaded.load_state_dict(state)
+    assert_close(loaded.weight, layer.weight, rtol=0, atol=0)
+
+
+def test_the_record_goes_through_tensors_alone(tmp_path):
+    from safetensors.torch import load_file, save_file
+    layer, _ = paired()
+    with use_scale(layer, 8):
+        layer(torch.randn(2, 3, 4, 4))
+    save_file(layer.state_dict(), tmp_path / 'a.safetensors')
+    loaded = SSBN(3, SCALES)
+    loaded.load_state_dict(load_file(tmp_path / 'a.safetensors'))
+    assert loaded.extents == {8: [4, 4]}
 
 
 def test_state_dict_round_trip_with_weights_only():
@@ -174,7 +219,8 @@ def test_state_dict_round_trip_with_weights_only():
 
 
 def test_checkpoint_with_other_number_of_scales():
-    with pytest.raises(ValueError, match=r'2 scales \(\(16, 8\)\)'):
+    with pytest.raises(ValueError, match=r'2 scales in weight, but the '
+                       r'model has 3 \(\(16, 12, 8\)\)'):
         SSBN(3, SCALES).load_state_dict(SSBN(3, (16, 8)).state_dict())
 
 
@@ -188,70 +234,9 @@ def test_checkpoint_with_other_scales_loads_by_rank_without_extents():
     assert target.extents == {}
 
 
-# -- conversions
-
-
-def plain_net(sync=False):
-    norm = nn.SyncBatchNorm if sync else nn.BatchNorm2d
-    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(1),
-                         nn.Linear(4 * 6 * 6, 5), nn.BatchNorm1d(5))
-
-
-def test_convert_keeps_the_function_and_extract_gives_it_back():
-    net = plain_net()
-    x = torch.randn(4, 3, 8, 8)
-    net(x)
-    want = copy.deepcopy(net).eval()(x)
-    keys = list(net.state_dict())
-    converted = convert_to_ssbn(net, SCALES)
-    assert converted is net and isinstance(net[1], SSBN)
-    assert list(net.state_dict()) == keys
-    for scale in SCALES:
-        with use_scale(net.eval(), scale):
-            assert_close(net(x), want, rtol=0, atol=0)
-    net[1].bias.data[1] += 1
-    net[1].bias.requires_grad = False
-    plain = extract_scale(net, 12)
-    assert type(plain[1]) is nn.BatchNorm2d
-    assert type(plain[4]) is nn.BatchNorm1d
-    assert not plain[1].bias.requires_grad
-    with use_scale(net, 12):
-        assert_close(plain(x), net(x), rtol=0, atol=0)
-    plain_net().load_state_dict(plain.state_dict())
-    plain[1].weight.data.zero_()  # independent of its source
-    assert net[1].weight.abs().sum() > 0
-
-
-def test_convert_is_idempotent_and_replaces_a_root_and_a_shared_layer():
-    bn = nn.BatchNorm2d(3)
-    net = convert_to_ssbn(nn.Sequential(bn, bn), SCALES)
-    assert net[0] is net[1] and isinstance(net[0], SSBN)
-    layer = net[0]
-    assert convert_to_ssbn(net, SCALES)[0] is layer
-    assert isinstance(convert_to_ssbn(nn.BatchNorm2d(3), SCALES), SSBN)
-
-
-def test_convert_sync_and_unknown_norms():
-    assert isinstance(convert_to_ssbn(plain_net(sync=True), SCALES)[1],
-                      SyncSSBN)
-
-    class NormAndMore(nn.BatchNorm2d):
-        pass
-
-    with pytest.raises(TypeError, match='NormAndMore'):
-        convert_to_ssbn(nn.Sequential(NormAndMore(3)), SCALES)
-
-
-def test_extract_errors():
-    with pytest.raises(ValueError, match='Sequential has none'):
-        extract_scale(plain_net(), 8)
-    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
-        extract_scale(convert_to_ssbn(plain_net(), SCALES), 9)
-
-
 def test_sync_over_processes_on_a_cpu_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: 2)
     layer, x = SyncSSBN(3, SCALES), torch.randn(4, 3, 5, 5)
     with pytest.raises(RuntimeError, match='2 processes on a GPU only'):
         layer(x)

@@ -1,0 +1,232 @@
+"""To SSBN and back: any torch model's norms with rows, one scale without."""
+import copy
+import warnings
+from collections import Counter
+from typing import Any, Callable, Dict, Optional, Sequence, Type, Union
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.utils import parametrize
+
+from .scale import DEFAULT_SCALES, check_scales, ssbn_layers
+from .ssbn import SSBN, RowwiseNorm, SSBN1d, SSBN3d, SyncSSBN
+
+
+class _Activated:
+    """What timm's norms do behind the normalization."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        for name in ('drop', 'act'):
+            if name in self._modules:
+                x = self._modules[name](x)
+        return x
+
+
+class _Foreign(RowwiseNorm):
+    """Any other norm: its own ``forward`` runs on one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_export(x)
+        return self.plain(self.choose_scale(x)).forward(x)
+
+
+# The norm that a layer stands in for -> the layer's class.
+_FORMS: Dict[type, Type[RowwiseNorm]] = {
+    nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
+    nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
+                           dict(plain_type=nn.SyncBatchNorm)),
+}
+
+
+def _form_of(plain: Type[_BatchNorm]) -> Type[RowwiseNorm]:
+    """The class that stands in for ``plain``: a subclass of it, but of no
+    ``nn.SyncBatchNorm`` (see :class:`SyncSSBN`).
+
+    Raises:
+        TypeError: for an unknown subclass of ``nn.SyncBatchNorm``.
+    """
+    if plain in _FORMS:
+        return _FORMS[plain]
+    base = next((b for b in plain.__mro__ if b in _FORMS), nn.BatchNorm2d)
+    activated = plain.__module__ == 'timm.layers.norm_act'
+    same = plain.forward in (base.forward, _BatchNorm.forward)
+    if base is nn.SyncBatchNorm:
+        if not same and not activated:
+            raise TypeError(f'`model` has a {plain.__name__}, which does more '
+                            'than nn.SyncBatchNorm. Replace it by '
+                            'nn.SyncBatchNorm, and what else it does, first.')
+        bases = (_FORMS[base], nn.BatchNorm2d, _BatchNorm)
+    else:
+        bases = (RowwiseNorm if same or activated else _Foreign, plain,
+                 _BatchNorm)
+    _FORMS[plain] = type(
+        f'SSBN_{plain.__name__}', (_Activated, *bases) if activated else bases,
+        dict(plain_type=plain, dims=_FORMS[base].dims, __module__=__name__))
+    return _FORMS[plain]
+
+
+def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
+    """``bn`` with a row for each scale: all else, as options, hooks, what is
+    frozen and in evaluation mode, is as its host made it."""
+    if isinstance(bn, _LazyNormBase) or parametrize.is_parametrized(bn):
+        raise TypeError(f'`model` has a {type(bn).__name__}, whose parameters '
+                        'are not its own yet. Run one batch through a lazy '
+                        'model, or remove the parametrization, first.')
+    layer = _form_of(type(bn)).__new__(_form_of(type(bn)))
+    layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
+                          _buffers=dict(bn._buffers))
+    layer.start(scales)
+    return layer
+
+
+def _replace(model: nn.Module, swap: Callable) -> nn.Module:
+    """``model`` with every module m for which swap(m) is not None replaced by
+    it; a module that stands at two places is replaced by one."""
+    swapped = {id(m): swap(m) for m in model.modules()}
+
+    def at(value: Any) -> Any:
+        new = swapped.get(id(value))
+        return value if new is None else new
+
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            parent._modules[name] = at(child)
+        for name, value in vars(parent).items():
+            # Some hosts keep norms in a list or under another name, too.
+            if type(value) in (list, tuple) and any(
+                    isinstance(v, nn.Module) for v in value):
+                parent.__dict__[name] = type(value)(map(at, value))
+            elif isinstance(value, nn.Module):
+                parent.__dict__[name] = at(value)
+    return at(model)
+
+
+def _left_behind(model: nn.Module) -> str:
+    """Norms with statistics that are no batch normalization of torch, as
+    torchvision's FrozenBatchNorm2d: '53 FrozenBatchNorm2d'; '' if none."""
+    found = Counter(
+        type(m).__name__ for m in model.modules()
+        if not isinstance(m, _BatchNorm)
+        and isinstance(getattr(m, 'running_mean', None), Tensor)
+        and isinstance(getattr(m, 'running_var', None), Tensor))
+    return ', '.join(f'{n} {name}' for name, n in sorted(found.items()))
+
+
+def convert_to_ssbn(model: nn.Module,
+                    scales: Sequence[int] = DEFAULT_SCALES) -> nn.Module:
+    """Replace every batch normalization of any torch model by SSBN, in place.
+
+    Each scale starts from the weights and statistics at hand; options, hooks,
+    evaluation mode and what is frozen stay. ``nn.SyncBatchNorm`` becomes
+    :class:`SyncSSBN`; a norm that does more, such as timm's
+    ``BatchNormAct2d``, goes on doing it; SSBN layers are left as they are.
+    Norms that look alike and are none of torch's (torchvision's
+    ``FrozenBatchNorm2d``) stay as they are, for all scales: a warning names
+    them. Returns the model, which is another object only if ``model`` itself
+    was a norm layer.
+
+    Raises:
+        TypeError: for a lazy or parametrized norm, and for a subclass of
+            ``nn.SyncBatchNorm`` that does more than it.
+        ValueError: for a model without batch normalization.
+    """
+    scales = check_scales(scales)
+    if not isinstance(model, nn.Module):
+        raise TypeError('`model` must be an nn.Module, but got a '
+                        f'{type(model).__name__}. Build it first.')
+    others = _left_behind(model)
+    if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise ValueError('`model` must have batch normalization to give each '
+                         f'scale its own, but {type(model).__name__} has '
+                         f'{others or "none"}. Build it with '
+                         'nn.BatchNorm2d, or train it without SSBN: '
+                         'SCTLossHook(scales=...).')
+    model = _replace(model, lambda m: _with_rows(m, scales) if isinstance(
+        m, _BatchNorm) and not isinstance(m, RowwiseNorm) else None)
+    if others:
+        warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
+                      'all scales: only batch normalization of torch becomes '
+                      'SSBN.', stacklevel=2)
+    return model
+
+
+@MODELS.register_module()
+def WithSSBN(model: Union[dict, nn.Module],
+             scales: Sequence[int] = DEFAULT_SCALES,
+             data_preprocessor: Optional[Any] = None) -> nn.Module:
+    """Build the model of another config and convert its norms to SSBN: for
+    norms that no ``norm_cfg`` reaches (timm, torchvision), or with options
+    that a ``norm_cfg`` of one's own would drop. No wrapper stays.
+
+    Args:
+        model: config of the model, or the model.
+        scales: see :class:`SSBN`.
+        data_preprocessor: of the inner model, where its config has none:
+            mmengine's Runner hands it to the outermost config.
+
+    Raises:
+        TypeError: for a model that is neither, and as
+            :func:`convert_to_ssbn`.
+    """
+    scales = check_scales(scales)
+    if isinstance(model, dict):
+        model = dict(model)
+        if data_preprocessor is not None:
+            model.setdefault('data_preprocessor', data_preprocessor)
+        model = MODELS.build(model)
+    elif not isinstance(model, nn.Module):
+        raise TypeError('`model` of WithSSBN must be the config of a model, '
+                        f'but got {model!r}. Write model=_base_.model.')
+    return convert_to_ssbn(model, scales)
+
+
+def extract_scale(model: nn.Module, scale: int) -> nn.Module:
+    """An independent copy of ``model`` at one scale, with the plain layers
+    that SSBN stands in for.
+
+    Its state dict has the keys and shapes of a network that never knew SSBN:
+    stock mmpretrain, mmdet and timm load it, without this package.
+
+    Raises:
+        ValueError: if the model has no SSBN layer or was not built for
+            ``scale`` pixels.
+    """
+    layers = ssbn_layers(model)
+    if not layers:
+        raise ValueError('`model` must have SSBN layers to extract a scale '
+                         f'from, but {type(model).__name__} has none. It is '
+                         'an ordinary model already.')
+    for layer in layers:
+        if scale not in layer.scales:
+            raise ValueError(f'`scale` must be one of the trained scales '
+                             f'{layer.scales}, but got {scale!r}. Extract the '
+                             'nearest of them instead.')
+
+    def swap(layer: nn.Module) -> Optional[nn.Module]:
+        return (_own(layer.plain(scale)) if isinstance(layer, RowwiseNorm)
+                else None)
+
+    return _replace(copy.deepcopy(model), swap)
+
+
+def _own(layer: _BatchNorm) -> _BatchNorm:
+    """``layer`` with tensors of its own in place of views."""
+    for name, view in layer._parameters.items():
+        if view is not None:
+            layer._parameters[name] = nn.Parameter(
+                view.detach().clone(), requires_grad=view.requires_grad)
+    for name, view in layer._buffers.items():
+        if view is not None:
+            layer._buffers[name] = view.clone()
+    return layer
+
+
+def damaged_by_sync_bn(model: nn.Module) -> bool:
+    """Whether ``nn.SyncBatchNorm.convert_sync_batchnorm`` replaced an SSBN
+    layer: it keeps the tensors but forgets what the rows mean."""
+    return any(
+        isinstance(m, _BatchNorm) and not isinstance(m, RowwiseNorm)
+        and any(isinstance(t, Tensor) and t.shape != (m.num_features, )
+                for t in (m.weight, m.running_mean)) for m in model.modules())

@@ -1,0 +1,294 @@
+"""To SSBN and back, for whatever a host's norm does and whoever asks."""
+import copy
+import io
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.testing import assert_close
+
+from sct_mm import (SSBN, SyncSSBN, WithSSBN, convert_to_ssbn, extract_scale,
+                    use_scale)
+from sct_mm.models.scale import ssbn_layers
+
+SCALES = (16, 12, 8)
+
+
+def plain_net(sync=False):
+    norm = nn.SyncBatchNorm if sync else nn.BatchNorm2d
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(1),
+                         nn.Linear(4 * 6 * 6, 5), nn.BatchNorm1d(5))
+
+
+def test_convert_keeps_the_function_and_extract_gives_it_back():
+    net = plain_net()
+    x = torch.randn(4, 3, 8, 8)
+    net(x)
+    want = copy.deepcopy(net).eval()(x)
+    keys = list(net.state_dict())
+    converted = convert_to_ssbn(net, SCALES)
+    assert converted is net and isinstance(net[1], SSBN)
+    assert [k for k in net.state_dict() if '_extra' not in k] == keys
+    for scale in SCALES:
+        with use_scale(net.eval(), scale):
+            assert_close(net(x), want, rtol=0, atol=0)
+    net[1].row(12)['bias'].data += 1
+    net[1].bias.requires_grad = False
+    plain = extract_scale(net, 12)
+    assert type(plain[1]) is nn.BatchNorm2d
+    assert type(plain[4]) is nn.BatchNorm1d
+    assert not plain[1].bias.requires_grad
+    with use_scale(net, 12):
+        assert_close(plain(x), net(x), rtol=0, atol=0)
+    plain_net().load_state_dict(plain.state_dict())
+    plain[1].weight.data.zero_()  # independent of its source
+    assert net[1].weight.abs().sum() > 0
+
+
+def test_convert_is_idempotent_and_replaces_a_root_and_a_shared_layer():
+    bn = nn.BatchNorm2d(3)
+    net = convert_to_ssbn(nn.Sequential(bn, bn), SCALES)
+    assert net[0] is net[1] and isinstance(net[0], SSBN)
+    layer = net[0]
+    assert convert_to_ssbn(net, SCALES)[0] is layer
+    assert isinstance(convert_to_ssbn(nn.BatchNorm2d(3), SCALES), SSBN)
+
+
+def test_extract_errors():
+    with pytest.raises(ValueError, match='Sequential has none'):
+        extract_scale(plain_net(), 8)
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
+        extract_scale(convert_to_ssbn(plain_net(), SCALES), 9)
+
+
+def randomised(net):
+    """``net`` with rows far apart, which the base's answers do not show."""
+    for layer in ssbn_layers(net):
+        for scale in layer.scales[1:]:
+            row = layer.row(scale)
+            row['running_var'].uniform_(0.5, 2)
+            if layer.affine:
+                row['weight'].data.uniform_(0.5, 2)
+    return net
+
+
+def test_sync_becomes_sync_and_back():
+    net = convert_to_ssbn(plain_net(sync=True), SCALES)
+    assert isinstance(net[1], SyncSSBN) and isinstance(net[1],
+                                                       nn.BatchNorm2d)
+    assert not isinstance(net[1], nn.SyncBatchNorm)
+    assert type(extract_scale(net, 8)[1]) is nn.SyncBatchNorm
+
+
+class Doubled(nn.BatchNorm2d):
+    """A norm that does more, in a forward of its own."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.factor = nn.Parameter(torch.tensor(2.))
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
+class Named(nn.BatchNorm2d):
+    """A norm that only has another name."""
+
+
+@pytest.mark.parametrize('norm', [Doubled, Named])
+def test_a_norm_of_ones_own_goes_on_doing_what_it_does(norm):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4)).eval()
+    seen = []
+    net[1].register_forward_hook(lambda *args: seen.append(1))
+    x = torch.randn(2, 3, 16, 16)
+    want = net(x)
+    convert_to_ssbn(net, SCALES)
+    assert isinstance(net[1], norm) and len(net[1].row(8)['weight']) == 4
+    assert_close(net(x), want, rtol=0, atol=0)
+    assert len(seen) == 2
+    with use_scale(net.train(), 8):
+        net(x).sum().backward()
+    grad = net[1].weight.grad.view(3, 4)
+    assert (grad[:2] == 0).all() and net[1].running_var[2].ne(1).all()
+    assert net[1].num_batches_tracked.tolist() == [0, 0, 1]
+    plain = extract_scale(randomised(net.eval()), 8)
+    assert type(plain[1]) is norm
+    with use_scale(net, 8):
+        assert_close(plain(x), net(x), rtol=0, atol=0)
+    assert copy.deepcopy(net)(x).equal(net(x))
+
+
+@torch.no_grad()  # LeViT keeps what it computed, which no copy may hold
+@pytest.mark.parametrize('name', [
+    'resnet18', 'mobilenetv3_small_100', 'efficientnet_b0', 'densenet121',
+    'regnetx_002', 'levit_128s'])
+def test_timms_networks(name):
+    import timm
+    net = timm.create_model(name, num_classes=4).eval()
+    size = 224 if 'levit' in name else 64
+    x = torch.randn(1, 3, size, size)
+    want, keys = net(x), list(net.state_dict())
+    kinds = [type(m) for m in net.modules()]
+    net = randomised(convert_to_ssbn(net, (size, 32)))
+    assert ssbn_layers(net)
+    assert_close(net(x), want)
+    plain = extract_scale(net, 32).eval()
+    assert [type(m) for m in plain.modules()] == kinds
+    assert list(plain.state_dict()) == keys
+    with use_scale(net, 32):
+        assert_close(plain(x), net(x))
+    assert not torch.allclose(plain(x), want)
+
+
+def test_what_was_frozen_stays_frozen():
+    net = plain_net()
+    net[1].eval().requires_grad_(False)
+    net[1].eps, net[1].momentum = 1e-3, 0.01
+    layer = convert_to_ssbn(net, SCALES)[1]
+    assert not layer.training and not layer.weight.requires_grad
+    assert (layer.eps, layer.momentum) == (1e-3, 0.01)
+    plain = extract_scale(net, 8)[1]
+    assert not plain.training and not plain.weight.requires_grad
+    assert (plain.eps, plain.momentum) == (1e-3, 0.01)
+
+
+def test_a_norm_under_a_second_name_is_replaced_there_too():
+    net = plain_net()
+    net.norms = [net[1], net[4]]
+    net.__dict__['first'] = net[1]
+    convert_to_ssbn(net, SCALES)
+    assert net.norms[0] is net[1] is net.__dict__['first']
+    plain = extract_scale(net, 8)
+    assert plain.norms[1] is plain[4] and net.norms[0] is net[1]
+
+
+def test_frozen_norms_of_torchvision_are_named():
+    from torchvision.ops import FrozenBatchNorm2d
+    frozen = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4))
+    with pytest.raises(ValueError, match='Sequential has 1 FrozenBatchNorm2d'):
+        convert_to_ssbn(frozen, SCALES)
+    with pytest.warns(UserWarning, match='keeps 1 FrozenBatchNorm2d'):
+        convert_to_ssbn(nn.Sequential(frozen, nn.BatchNorm2d(4)), SCALES)
+
+
+class SyncAndMore(nn.SyncBatchNorm):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+@pytest.mark.parametrize('model, error, match', [
+    (nn.Linear(2, 2), ValueError, 'Linear has none'),
+    (nn.Sequential(nn.LazyBatchNorm2d()), TypeError, 'LazyBatchNorm2d'),
+    (nn.Sequential(SyncAndMore(3)), TypeError, 'SyncAndMore'),
+    ('resnet50', TypeError, 'but got a str')])
+def test_what_cannot_be_converted(model, error, match):
+    with pytest.raises(error, match=match):
+        convert_to_ssbn(model, SCALES)
+
+
+def test_with_ssbn_is_the_stock_model_with_rows():
+    """EfficientNet's own norm_cfg sets eps; it asks for BatchNorm2d."""
+    import mmpretrain.models  # noqa: F401
+    config = dict(type='mmpretrain.EfficientNet', arch='b0', norm_eval=True)
+    stock = MODELS.build(config)
+    stock.eval()  # which returns None there
+    net = MODELS.build(dict(type='WithSSBN', scales=(64, 32), model=config))
+    assert type(net) is type(stock)
+    net.load_state_dict(stock.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    net.eval()
+    assert_close(net(x)[-1], stock(x)[-1], rtol=0, atol=0)
+    assert {layer.eps for layer in ssbn_layers(net)} == {1e-3}
+    net.train()
+    assert not any(layer.training for layer in ssbn_layers(net))
+
+
+def test_with_ssbn_hands_on_the_runners_preprocessor():
+    config = dict(type='TinyModel', norm=nn.BatchNorm2d)
+    net = MODELS.build(dict(type='WithSSBN', scales=SCALES, model=config,
+                            data_preprocessor=dict(
+                                type='ImgDataPreprocessor', mean=[1.],
+                                std=[2.])))
+    assert net.data_preprocessor.mean.item() == 1
+    assert 'data_preprocessor' not in config
+    with pytest.raises(TypeError, match="must be the config of a model, but "
+                       'got None'):
+        WithSSBN(None, SCALES)
+
+
+EXPORTS = dict(
+    export=lambda net, x: torch.export.export(net, (x, )),
+    strict=lambda net, x: torch.export.export(net, (x, ), strict=True),
+    onnx=lambda net, x: torch.onnx.export(net, (x, ), io.BytesIO(),
+                                          dynamo=False),
+    script=lambda net, x: torch.jit.script(net),
+    fx=lambda net, x: torch.fx.symbolic_trace(net))
+
+
+@pytest.mark.filterwarnings('ignore')  # torch's of its own exporters
+@pytest.mark.parametrize('export', EXPORTS)
+def test_an_unextracted_network_is_not_exported(export):
+    torch.compiler.reset()
+    net = convert_to_ssbn(nn.Sequential(nn.Conv2d(3, 4, 3),
+                                        nn.BatchNorm2d(4)), (16, 8)).eval()
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(Exception, match='extract_scale'):
+        EXPORTS[export](net, x)
+    EXPORTS[export](extract_scale(net, 8).eval(), x)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_a_bare_trace_warns_and_counts_flops():
+    from mmengine.analysis import get_model_complexity_info
+    net = convert_to_ssbn(plain_net(), (8, 4)).eval()
+    with pytest.warns(UserWarning, match='fixes the scale that it saw'):
+        torch.jit.trace(net, torch.randn(1, 3, 8, 8))
+    with pytest.warns(UserWarning, match='extract_scale'):
+        count = get_model_complexity_info(net, (3, 8, 8), show_table=False,
+                                          show_arch=False)
+    want = get_model_complexity_info(extract_scale(net, 4), (3, 8, 8),
+                                     show_table=False, show_arch=False)
+    assert count['flops'] == want['flops'] > 0
+
+
+def test_hosts_initialise_and_spare_it_as_batchnorm():
+    from mmengine.model import ConstantInit
+    from mmengine.optim import build_optim_wrapper
+    for norm in (SSBN, SyncSSBN):
+        for name in ('_BatchNorm', 'BatchNorm2d'):
+            net = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4, SCALES))
+            ConstantInit(val=3., layer=name)(net)
+            assert (net[1].weight == 3).all()
+        for rule in (dict(flat_decay_mult=0.), dict(norm_decay_mult=0.,
+                                                    bias_decay_mult=0.)):
+            optim = build_optim_wrapper(net, dict(
+                optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1),
+                paramwise_cfg=rule)).optimizer
+            assert [p.shape for group in optim.param_groups
+                    for p in group['params'] if group['weight_decay']] == [
+                        (4, 3, 3, 3)]
+
+
+def test_statistics_are_reset_and_calibrated_one_row_at_a_time():
+    net = convert_to_ssbn(plain_net()[:2], (16, 8))
+    pictures = {s: [torch.randn(4, 3, s, s) + s for _ in range(3)]
+                for s in (16, 8)}
+    for scale in (8, 16):
+        with use_scale(net, scale):
+            update_bn(pictures[scale], net)
+    for scale in (16, 8):
+        plain = extract_scale(net, scale)
+        update_bn(pictures[scale], plain)
+        for name in ('running_mean', 'running_var', 'num_batches_tracked'):
+            assert_close(net[1].row(scale)[name], getattr(plain[1], name),
+                         rtol=0, atol=0)
+    before = net[1].running_mean.clone()
+    net[1].reset_running_stats()  # unpinned: as BN at the base scale
+    assert (net[1].running_mean[0] == 0).all()
+    assert_close(net[1].running_mean[1], before[1])
+    net[1].weight.data += 1
+    net[1].reset_parameters()
+    assert (net[1].weight == 1).all() and (net[1].running_var == 1).all()
