@@ -1,5 +1,5 @@
 """The batch transform of Scale Calibrated Training."""
-from typing import Any, List, Optional
+from typing import Any, List
 
 import torch
 import torch.nn.functional as F
@@ -7,8 +7,13 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
+from ..arguments import (INFINITY, check_choice, check_flag, check_int,
+                         check_number)
 from .samples import (Geometry, Shape, content_shape, padded_shape,
                       resized_sample)
+
+
+_INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'nearest-exact', 'area')
 
 
 def resized_edge(edge: int, scale: int, base_scale: int) -> int:
@@ -38,6 +43,8 @@ class MultiScaleBatch(BaseTransform):
     Nothing of the input is changed in place. At the base scale the result is
     the input itself.
 
+    Pictures of half precision are resized in single precision.
+
     Args:
         scale: the scale of the result in pixels.
         base_scale: the scale of the given batch in pixels.
@@ -50,10 +57,11 @@ class MultiScaleBatch(BaseTransform):
 
     Raises:
         TypeError: for a sample with pixels or coordinates that are not known,
-            naming the field, for another key, and for inputs that are no
-            (N, C, H, W) tensor.
-        ValueError: for ``antialias`` with another interpolation, and for a
-            semantic map that is not as large as its picture.
+            naming the field, for another key, for samples that are no list,
+            and for inputs that are no floating point tensor (N, C, H, W).
+        ValueError: for arguments out of range, ``antialias`` with another
+            interpolation, and a semantic map that is not as large as its
+            picture.
     """
 
     def __init__(self,
@@ -64,6 +72,14 @@ class MultiScaleBatch(BaseTransform):
                  seg_pad_value: int = 255,
                  interpolation: str = 'bilinear',
                  antialias: bool = True) -> None:
+        check_int('scale', scale, 1, 'Give it in pixels.')
+        check_int('base_scale', base_scale, 1, 'Give it in pixels.')
+        check_int('size_divisor', size_divisor, 1, 'The default is 1.')
+        check_number('pad_value', pad_value, -INFINITY, 'The default is 0.')
+        check_int('seg_pad_value', seg_pad_value, -2**31,
+                  'The default is 255.')
+        check_choice('interpolation', interpolation, _INTERPOLATIONS)
+        check_flag('antialias', antialias)
         self.scale = scale
         self.base_scale = base_scale
         self.size_divisor = size_divisor
@@ -79,18 +95,8 @@ class MultiScaleBatch(BaseTransform):
     def transform(self, results: dict) -> dict:
         if self.scale == self.base_scale:
             return results
-        inputs: Any = results['inputs']
-        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
-            got = getattr(inputs, 'shape', type(inputs).__name__)
-            raise TypeError('`MultiScaleBatch` takes a tensor (N, C, H, W) as '
-                            f'`inputs`, but got {got}. Use a data '
-                            'preprocessor that stacks the images.')
-        other = set(results) - {'inputs', 'data_samples', 'mode'}
-        if other:
-            raise TypeError('`MultiScaleBatch` knows the keys inputs, '
-                            f'data_samples and mode, but got {sorted(other)}, '
-                            'which may carry pixels. Remove them.')
-        samples: Optional[list] = results.get('data_samples')
+        check_batch(results)
+        inputs, samples = results['inputs'], results.get('data_samples')
         base_shape = tuple(inputs.shape[-2:])
         old = [base_shape if samples is None
                else content_shape(samples[i], base_shape)
@@ -124,9 +130,11 @@ class MultiScaleBatch(BaseTransform):
 
     def _interpolate(self, pictures: Tensor, shape: Shape) -> Tensor:
         smooth = self.interpolation in ('bilinear', 'bicubic')
-        return F.interpolate(pictures, shape, mode=self.interpolation,
+        # torch has no antialiased resize of half precision on a CPU.
+        exact = pictures.float() if pictures.element_size() < 4 else pictures
+        return F.interpolate(exact, shape, mode=self.interpolation,
                              align_corners=False if smooth else None,
-                             antialias=self.antialias)
+                             antialias=self.antialias).to(pictures.dtype)
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(scale={self.scale}, '
@@ -136,11 +144,48 @@ class MultiScaleBatch(BaseTransform):
                 f'antialias={self.antialias})')
 
 
+def check_batch(batch: dict) -> None:
+    """Whether a batch has the form that :class:`MultiScaleBatch` resizes.
+
+    Raises:
+        TypeError: for views in a list, samples in a dict and other keys.
+    """
+    fix = ('Use a model and a data preprocessor whose batches are one tensor '
+           'and one list of samples.')
+    other = sorted(set(batch) - {'inputs', 'data_samples', 'mode'})
+    if other or 'inputs' not in batch:
+        raise TypeError('A batch at several scales has the keys inputs, '
+                        'data_samples and mode, but got '
+                        f'{other or sorted(batch)}. {fix}')
+    inputs: Any = batch['inputs']
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        shape = getattr(inputs, 'shape', None)
+        got = (f'a {type(inputs).__name__}' if shape is None
+               else f'shape {tuple(shape)}')
+        raise TypeError('`inputs` of a batch at several scales must be a '
+                        f'tensor (N, C, H, W), but got {got}. {fix}')
+    if not inputs.is_floating_point():
+        raise TypeError('`inputs` must be floating point to be resized, but '
+                        f'got {inputs.dtype}. Let the data preprocessor '
+                        'normalise the pictures.')
+    samples: Any = batch.get('data_samples')
+    if samples is None:
+        return
+    if not isinstance(samples, (list, tuple)):
+        raise TypeError('`data_samples` of a batch at several scales must be '
+                        f'a list, but got a {type(samples).__name__}. {fix}')
+    if len(samples) != len(inputs):
+        raise TypeError('`data_samples` must be one for each picture, but got '
+                        f'{len(samples)} for {len(inputs)} pictures. {fix}')
+
+
 def padding_of(model: nn.Module) -> dict:
-    """How the data preprocessor of ``model`` pads, for MultiScaleBatch."""
+    """How the data preprocessor of ``model`` pads, for MultiScaleBatch; mmdet
+    and mmseg have names of their own."""
     preprocessor = getattr(model, 'data_preprocessor', None)
-    names = dict(pad_size_divisor='size_divisor', pad_value='pad_value',
-                 seg_pad_value='seg_pad_value')
+    names = dict(pad_size_divisor='size_divisor', size_divisor='size_divisor',
+                 pad_value='pad_value', pad_val='pad_value',
+                 seg_pad_value='seg_pad_value', seg_pad_val='seg_pad_value')
     return {ours: getattr(preprocessor, theirs)
             for theirs, ours in names.items()
-            if hasattr(preprocessor, theirs)}
+            if getattr(preprocessor, theirs, None) is not None}

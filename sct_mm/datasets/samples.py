@@ -3,6 +3,7 @@
 Shapes are (H, W) in pixels. A *content* is the part of a picture before its
 padding at the right and the bottom.
 """
+import copy
 from typing import Any, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 
 Shape = Tuple[int, int]
 _INSTANCES = ('gt_instances', 'ignored_instances')
+# mmdet packs a map as `sem_seg`, mmseg as `data`; depth is in no pixels.
+_MAPS = ('gt_sem_seg', 'gt_edge_map', 'gt_depth_map')
 
 
 def is_padded(sample: Any) -> bool:
@@ -103,14 +106,14 @@ def _resized_masks(masks: Any, geometry: Geometry) -> Any:
 
 
 def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
-    """A map of labels (1, H, W), by nearest neighbour; padded as masks."""
+    """A map (1, H, W), by nearest neighbour; padded as masks."""
     old, new, batch, padded, _, ignore = geometry
     was_padded = tuple(labels.shape[-2:]) == batch
     if not was_padded and tuple(labels.shape[-2:]) != old:
         raise ValueError(f'`{path}` must be as large as its picture, {old}, '
                          f'but got shape {tuple(labels.shape)}. Remove '
                          'SegRescale from the pipeline.')
-    content = labels[None, :, :old[0], :old[1]].float()
+    content = labels[None, :, :old[0], :old[1]].double()
     resized = F.interpolate(content, new, mode='nearest')[0].to(labels.dtype)
     if was_padded:
         resized = F.pad(resized, (0, padded[1] - new[1],
@@ -125,6 +128,11 @@ def _resized_metainfo(metainfo: dict, geometry: Geometry) -> dict:
     if 'pad_shape' in metainfo:
         metainfo['pad_shape'] = padded_shape(geometry.new, geometry.divisor)
     factor = geometry.factor
+    if 'padding_size' in metainfo:  # mmseg: left, right, top, bottom
+        metainfo['padding_size'] = tuple(
+            round(pad * f) for pad, f in zip(metainfo['padding_size'],
+                                             (factor[0], factor[0],
+                                              factor[1], factor[1])))
     if 'scale_factor' in metainfo:
         w, h = metainfo['scale_factor']
         metainfo['scale_factor'] = (w * factor[0], h * factor[1])
@@ -144,9 +152,11 @@ def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
                                              f'{path}.bboxes')
         if hasattr(element.get('masks'), 'rescale'):  # mmdet's masks
             known['masks'] = _resized_masks(element.masks, geometry)
-    elif name == 'gt_sem_seg' and isinstance(element.get('sem_seg'), Tensor):
-        known['sem_seg'] = _resized_map(element.sem_seg, geometry,
-                                        f'{path}.sem_seg')
+    elif name in _MAPS:
+        known = {key: _resized_map(element.get(key), geometry,
+                                   f'{path}.{key}')
+                 for key in ('sem_seg', 'data')
+                 if isinstance(element.get(key), Tensor)}
     fields = {key: known.get(key, value) for key, value in element.items()}
     for key, value in fields.items():
         if key not in known:
@@ -160,8 +170,9 @@ def resized_sample(sample: BaseDataElement,
 
     Labels and scores (mixup's and cutmix's too) are the same objects, not
     copies. Boxes, masks and the semantic map of mmdet's ``DetDataSample`` are
-    resized as mmdet's ``Resize`` does, and the metainfo ``img_shape``,
-    ``batch_input_shape``, ``pad_shape``, ``scale_factor`` and
+    resized as mmdet's ``Resize`` does, mmseg's semantic, edge and depth maps
+    alike, and the metainfo ``img_shape``, ``batch_input_shape``,
+    ``pad_shape``, ``padding_size``, ``scale_factor`` and
     ``homography_matrix`` follow.
 
     Raises:
@@ -184,3 +195,23 @@ def resized_sample(sample: BaseDataElement,
             _check_plain(value, path)
         resized.set_field(value, name)
     return resized
+
+
+def private_copy(value: Any) -> Any:
+    """``value`` (samples in lists, their fields) with tensors and containers
+    of its own: what a model writes into one is not in the other."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(map(private_copy, value))
+    if isinstance(value, BaseDataElement):
+        # Its own clone() shares the tensors, deepcopy() takes ten times as
+        # long.
+        new = object.__new__(type(value))
+        for name, field in vars(value).items():
+            new.__dict__[name] = (set(field) if isinstance(field, set)
+                                  else private_copy(field))
+        return new
+    return copy.deepcopy(value)

@@ -40,6 +40,10 @@ _FORMS: Dict[type, Type[RowwiseNorm]] = {
 }
 
 
+# The types of a host's `norm_cfg`, and those of the layers extracted.
+_PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d', SyncSSBN='BN')
+
+
 def _form_of(plain: Type[_BatchNorm]) -> Type[RowwiseNorm]:
     """The class that stands in for ``plain``: a subclass of it, but of no
     ``nn.SyncBatchNorm`` (see :class:`SyncSSBN`).
@@ -208,7 +212,25 @@ def extract_scale(model: nn.Module, scale: int) -> nn.Module:
         return (_own(layer.plain(scale)) if isinstance(layer, RowwiseNorm)
                 else None)
 
-    return _replace(copy.deepcopy(model), swap)
+    extracted = _replace(copy.deepcopy(model), swap)
+    for module in extracted.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and 'type' in value:
+                module.__dict__[name] = _plain_config(value)
+    return extracted
+
+
+def _plain_config(config: dict) -> dict:
+    """A ``norm_cfg`` that a host has kept, as it would have built the plain
+    layer: RepVGG and its like look at it before they fuse."""
+    kind = config['type']
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else getattr(
+        kind, '__name__', '')
+    if name not in _PLAIN_NAMES:
+        return config
+    config = type(config)(config, type=_PLAIN_NAMES[name])
+    config.pop('scales', None)
+    return config
 
 
 def _own(layer: _BatchNorm) -> _BatchNorm:

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import MultiScaleBatch
+from sct_mm.datasets.samples import private_copy
 
 
 def batch(size=16, n=3):
@@ -76,8 +77,8 @@ def test_other_interpolation_and_dtype():
 
 
 @pytest.mark.parametrize('name, value, match', [
-    ('gt_sem_seg', PixelData(data=torch.zeros(1, 16, 16)),
-     'DataSample.gt_sem_seg.data'),
+    ('gt_flow', PixelData(data=torch.zeros(2, 16, 16)),
+     'DataSample.gt_flow.data'),
     ('proposals', InstanceData(bboxes=torch.zeros(2, 4)),
      r'DataSample.proposals.bboxes` of shape \(2, 4\)'),
     ('gt_instances', InstanceData(keypoints=torch.zeros(2, 17, 2)),
@@ -122,6 +123,81 @@ def test_antialias_needs_a_smooth_interpolation():
 
 
 def test_inputs_must_be_stacked():
-    with pytest.raises(TypeError, match='but got list'):
+    with pytest.raises(TypeError, match='but got a list'):
         MultiScaleBatch(scale=8, base_scale=16)(
             dict(inputs=[torch.rand(3, 16, 16)]))
+
+
+@pytest.mark.parametrize('batch, match', [
+    (dict(inputs=dict(sup=torch.rand(1, 3, 16, 16))), 'but got a dict'),
+    (dict(inputs=torch.rand(1, 2, 3, 16, 16)), r'shape \(1, 2, 3, 16, 16\)'),
+    (dict(inputs=torch.zeros(1, 3, 16, 16, dtype=torch.uint8)),
+     'floating point to be resized, but got torch.uint8'),
+    (dict(inputs=torch.rand(1, 3, 16, 16), data_samples=dict(sup=[])),
+     '`data_samples` .* must be a list, but got a dict'),
+    (dict(inputs=torch.rand(2, 3, 16, 16), data_samples=[None]),
+     'but got 1 for 2 pictures'),
+    (dict(images=torch.rand(1, 3, 16, 16)), r"\['images'\]")])
+def test_batches_of_another_form(batch, match):
+    with pytest.raises(TypeError, match=match):
+        MultiScaleBatch(scale=8, base_scale=16)(batch)
+
+
+@pytest.mark.parametrize('options, error, match', [
+    (dict(scale='8'), TypeError, "`scale` must be an int, but got '8'"),
+    (dict(base_scale=0), ValueError, '`base_scale` .* at least 1, but got 0'),
+    (dict(size_divisor=1.5), TypeError, '`size_divisor`'),
+    (dict(pad_value=None), TypeError, '`pad_value` must be a number'),
+    (dict(seg_pad_value=float('nan')), TypeError, '`seg_pad_value`'),
+    (dict(interpolation='linear'), ValueError, "bilinear, .* got 'linear'"),
+    (dict(antialias='yes'), TypeError, '`antialias` must be True or False')])
+def test_bad_arguments(options, error, match):
+    with pytest.raises(error, match=match):
+        MultiScaleBatch(**{'scale': 8, 'base_scale': 16, **options})
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_resized_in_single(dtype):
+    inputs = torch.rand(2, 3, 16, 16).to(dtype)
+    small = MultiScaleBatch(scale=8, base_scale=16)(dict(inputs=inputs))
+    want = tv.resize(inputs.float(), [8, 8], antialias=True).to(dtype)
+    assert_close(small['inputs'], want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name, dtype', [
+    ('gt_sem_seg', torch.long), ('gt_edge_map', torch.uint8),
+    ('gt_depth_map', torch.float32)])
+def test_maps_of_mmseg_follow_their_picture(name, dtype):
+    data = batch()
+    labels = torch.randint(0, 200, (1, 16, 16)).to(dtype)
+    sample = data['data_samples'][0]
+    sample.set_field(PixelData(data=labels), name)
+    sample.set_metainfo(dict(padding_size=(0, 4, 0, 2)))
+    small = MultiScaleBatch(scale=8, base_scale=16)(data)
+    got = small['data_samples'][0]
+    assert torch.equal(got.get(name).data, labels[:, ::2, ::2])
+    assert got.padding_size == (0, 2, 0, 1)
+    assert torch.equal(sample.get(name).data, labels)
+
+
+def test_a_private_copy_shares_nothing():
+    data = batch()
+    sample = data['data_samples'][0]
+    sample.gt_instances = InstanceData(
+        bboxes=torch.rand(2, 4), names=['a', 'b'],
+        areas=torch.rand(2).numpy())
+    before = copy.deepcopy(sample)
+    other = private_copy([sample])[0]
+    assert type(other) is DataSample and other.img_path == 'a'
+    other.gt_label.zero_().sub_(1)
+    other.gt_instances.bboxes.zero_()
+    other.gt_instances.areas[:] = 0
+    other.gt_instances.names.append('c')
+    del other.gt_instances.bboxes, other.gt_score
+    other.set_metainfo(dict(img_path='b'))
+    assert torch.equal(sample.gt_label, before.gt_label)
+    assert torch.equal(sample.gt_score, before.gt_score)
+    assert torch.equal(sample.gt_instances.bboxes, before.gt_instances.bboxes)
+    assert (sample.gt_instances.areas == before.gt_instances.areas).all()
+    assert sample.gt_instances.names == ['a', 'b']
+    assert sample.img_path == 'a'
