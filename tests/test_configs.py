@@ -49,11 +49,13 @@ def test_config(path):
     assert (scales is None) == ('shared-bn' in file)
     sct[0].attach(model)
     assert size == (scales or sct[0].scales)[0]
+    pictures = 8 if sct[0].partition else 2
     channels = cfg.model.backbone.get('in_channels', 3)
     batch = model.data_preprocessor(dict(
-        inputs=torch.randint(0, 256, (2, channels, size, size),
+        inputs=torch.randint(0, 256, (pictures, channels, size, size),
                              dtype=torch.uint8),
-        data_samples=[DataSample().set_gt_label(i) for i in range(2)]), True)
+        data_samples=[DataSample().set_gt_label(i)
+                      for i in range(pictures)]), True)
     loss = model(**batch, mode='loss')['loss']
     loss.backward()
     assert loss.isfinite()

@@ -1,14 +1,18 @@
 """What SCTLossHook compares before it trains: scales, model and pictures."""
+import inspect
 import logging
-from typing import Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
+from ..arguments import check_flag, check_int, check_number
+from ..datasets.multi_scale import check_batch
 from ..datasets.pipeline import pipeline_of, train_sizes
 from ..datasets.samples import content_shape, is_padded
 from ..models.convert import damaged_by_sync_bn
-from ..models.scale import check_scales, scales_of
+from ..models.scale import (ScaleSpecific, check_scales, scales_of,
+                            ssbn_layers)
 
 
 def check_loss_weights(weights: Optional[Sequence[float]],
@@ -21,15 +25,40 @@ def check_loss_weights(weights: Optional[Sequence[float]],
     """
     if weights is None:
         return (1 / len(scales), ) * len(scales)
-    if not isinstance(weights, (tuple, list)):
-        raise TypeError('`loss_weights` must be a tuple of one number per '
-                        f'scale, but got {weights!r}. Leave it out for 1/S.')
-    if len(weights) != len(scales) or not all(
-            0 <= w < float('inf') for w in weights) or sum(weights) == 0:
+    if len(weights) != len(scales) or sum(weights) == 0:
         raise ValueError('`loss_weights` must be one finite number >= 0 per '
                          f'scale of {tuple(scales)}, not all 0, but got '
                          f'{tuple(weights)}. Leave it out for 1/S each.')
     return tuple(weights)
+
+
+def check_arguments(loss_weights, batch_transform, seed, **flags) -> None:
+    """What of SCTLossHook's arguments can be checked without a model.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and the fix.
+    """
+    if loss_weights is not None:
+        if not isinstance(loss_weights, (tuple, list)):
+            raise TypeError('`loss_weights` must be a tuple of one number per '
+                            f'scale, but got {loss_weights!r}. Leave it out '
+                            'for 1/S.')
+        for weight in loss_weights:
+            check_number('loss_weights', weight, 0, 'Give one finite number '
+                         '>= 0 per scale, or leave it out for 1/S.')
+    check_int('seed', seed, 0, 'The default is 0.')
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if batch_transform is None:
+        return
+    if not isinstance(batch_transform, dict) or 'type' not in batch_transform:
+        raise TypeError('`batch_transform` must be the config of a batch '
+                        f'transform, but got {batch_transform!r}. Write '
+                        "e.g. dict(type='MultiScaleBatch', antialias=True).")
+    if {'scale', 'base_scale'} & set(batch_transform):
+        raise ValueError('`batch_transform` must leave scale and base_scale '
+                         f'to SCTLossHook, but got {batch_transform!r}. '
+                         'Remove them.')
 
 
 def resolve_scales(model: nn.Module,
@@ -84,16 +113,17 @@ def check_pipeline(loader: Optional[dict], base: int) -> None:
 
 
 def check_pictures(batch: dict, base: int) -> None:
-    """Compare the base scale with the pictures of a batch.
+    """Compare a batch with what MultiScaleBatch takes, and the base scale
+    with its pictures.
 
     Raises:
+        TypeError: as :func:`check_batch`.
         ValueError: if the shorter edge of the pictures is not ``base``
             pixels. Of padded pictures (detection) none may be larger; long
             ones are narrower than the nominal scale.
     """
+    check_batch(batch)
     inputs, samples = batch['inputs'], batch.get('data_samples')
-    if not isinstance(inputs, Tensor):
-        return  # MultiScaleBatch says what it takes
     edge = min(inputs.shape[-2:])
     padded = (samples is not None and len(samples) > 0
               and is_padded(samples[0]))
@@ -105,6 +135,63 @@ def check_pictures(batch: dict, base: int) -> None:
                          f'that the training pipeline makes, but got scale '
                          f'{base} and pictures of {edge} pixels. Change '
                          '`scales`, or the crop or resize of the pipeline.')
+
+
+def batch_size_of(loader: Any) -> Optional[int]:
+    """Pictures in a batch of a ``DataLoader``; None if its sampler does not
+    tell. Behind a batch sampler ``batch_size`` is None."""
+    sampler = getattr(loader, 'batch_sampler', None)
+    for size in (getattr(loader, 'batch_size', None),
+                 getattr(sampler, 'batch_size', None)):
+        if isinstance(size, (list, tuple)):  # one for each data set joined
+            size = sum(size)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def check_model(model: nn.Module) -> None:
+    """Whether nothing calls past the SSBN layers of ``model``.
+
+    Raises:
+        ValueError: for mmengine's ``efficient_conv_bn_eval``, which reads the
+            tensors of BN instead of calling it.
+    """
+    for module in model.modules():
+        if getattr(module, 'efficient_conv_bn_eval_forward', None) and any(
+                isinstance(m, ScaleSpecific) for m in module.children()):
+            raise ValueError('`efficient_conv_bn_eval` computes with the '
+                             'tensors of BN and knows no scales, but got it '
+                             f'in a {type(module).__name__}. Remove it from '
+                             'the config.')
+
+
+def warn_of_lost_defaults(model: nn.Module) -> None:
+    """Warn where a ``norm_cfg`` of one's own has replaced the eps or momentum
+    that a host's class has in its default ``norm_cfg``: with a checkpoint of
+    the stock network it computes another function."""
+    inside: set = set()
+    for name, module in model.named_modules():
+        if any(name.startswith(outer) for outer in inside):
+            continue
+        parameter = inspect.signature(type(module).__init__).parameters.get(
+            'norm_cfg')
+        if parameter is None:
+            continue
+        inside.add(f'{name}.' if name else '')
+        default = parameter.default
+        for option in ('eps', 'momentum'):
+            if not isinstance(default, dict) or option not in default:
+                continue
+            theirs = default[option]
+            ours = {getattr(layer, option) for layer in ssbn_layers(module)}
+            if ours - {theirs}:
+                print_log(
+                    f'SCTLossHook: {type(module).__name__} has '
+                    f'{option}={theirs} in its own norm_cfg, but SSBN has '
+                    f'{option}={sorted(ours, key=str)[0]}: set it in your '
+                    "norm_cfg, or use model=dict(type='WithSSBN', "
+                    'model=...).', 'current', logging.WARNING)
 
 
 def warn_if_frozen(norms: nn.ModuleList) -> None:

@@ -21,34 +21,66 @@ def check_scales_per_step(count: Optional[int],
     if count is None:
         return len(scales)
     if isinstance(count, bool) or not isinstance(
-            count, int) or not 2 <= count <= len(scales):
+            count, int) or not min(2, len(scales)) <= count <= len(scales):
         raise ValueError('`scales_per_step` must be an int from 2 to the '
                          f'{len(scales)} scales {tuple(scales)}, but got '
                          f'{count!r}. Leave it out to train all of them.')
     return count
 
 
-def scales_of_step(scales: Sequence[int], count: int, seed: int,
-                   step: int) -> Tuple[int, ...]:
-    """The base scale and ``count - 1`` of the others, from the largest down.
+def _chances(weights: Dict[int, float], count: int) -> Dict[int, float]:
+    """How likely each of the smaller scales is in a step of ``count``: in
+    proportion to its weight, at most 1; they sum up to ``count - 1``."""
+    base, others = max(weights), dict(weights)
+    others.pop(base)
+    chances: Dict[int, float] = {}
+    left = count - 1
+    while left > 0 and sum(others.values()) > 0:
+        total = sum(others.values())
+        sure = [s for s, w in others.items() if w * left >= total]
+        if not sure:
+            chances.update({s: w * left / total for s, w in others.items()})
+            break
+        chances.update(dict.fromkeys(sure, 1.0))
+        left -= len(sure)
+        for scale in sure:
+            others.pop(scale)
+    return {s: p for s, p in chances.items() if p > 0}
 
-    Each of the others is as likely as the next (our choice; US-Nets, arXiv
-    1903.05134, keep the smallest too and draw those between).
-    """
-    if count == len(scales):
-        return tuple(scales)
+
+def scales_of_step(weights: Dict[int, float], count: int, seed: int,
+                   step: int) -> Tuple[int, ...]:
+    """The base scale and ``count - 1`` of the others, from the largest down,
+    drawn by their weights without repetition (systematic sampling in a random
+    order; our choice: US-Nets, arXiv 1903.05134, keep the smallest too and
+    draw those between)."""
+    if count == len(weights):
+        return tuple(sorted(weights, reverse=True))
+    chances = _chances(weights, count)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    drawn = torch.randperm(len(scales) - 1, generator=generator)[:count - 1]
-    return (scales[0], *(scales[i + 1] for i in sorted(drawn.tolist())))
+    order = torch.randperm(len(chances), generator=generator).tolist()
+    point = torch.rand((), generator=generator, dtype=torch.float64).item()
+    drawn, reached = [max(weights)], 0.0
+    names = list(chances)
+    for i in order:
+        reached += chances[names[i]]
+        if i == order[-1]:
+            reached = round(reached)  # it is an int but for rounding
+        if reached > point:
+            drawn.append(names[i])
+            point += 1
+    return tuple(sorted(drawn, reverse=True))
 
 
 def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
-    """lambda_s such that the mean over the steps is the loss of all scales:
-    one drawn in (k - 1) of (S - 1) steps counts (S - 1)/(k - 1) times."""
+    """lambda_s of a step in which scale s is drawn: such that the mean over
+    the steps is the loss of all scales, and each step weighs the same."""
     base = max(weights)
-    factor = (len(weights) - 1) / (count - 1) if count > 1 else 1.0
-    return {scale: weight if scale == base else weight * factor
-            for scale, weight in weights.items()}
+    if count == len(weights):
+        return dict(weights)
+    return {base: weights[base],
+            **{s: weights[s] / chance
+               for s, chance in _chances(weights, count).items()}}
 
 
 def check_shares(pictures: int, weights: Dict[int, float]) -> None:
@@ -72,11 +104,10 @@ def shares_of_step(pictures: int, weights: Dict[int, float],
                    step: int) -> Dict[int, slice]:
     """Divide a batch over the scales of ``weights``: {scale: its pictures}.
 
-    Shares are proportional to the weights, so that each picture counts the
-    same in the loss; how they are rounded changes with ``step`` and evens out
-    over the steps. A scale with less than two pictures, which batch
-    statistics need, leaves them to the next larger one; a base with less
-    takes all. Only a short last batch is that small, see
+    Shares are proportional to the weights; how they are rounded changes with
+    ``step`` and evens out over the steps. A scale with less than two
+    pictures, which batch statistics need, leaves them to the next larger one;
+    a base with less takes all. Only a short last batch is that small, see
     :func:`check_shares`.
     """
     phase = step * _GOLDEN % 1
@@ -98,3 +129,13 @@ def shares_of_step(pictures: int, weights: Dict[int, float],
             shares[scale] = slice(end - size, end)
         end -= size
     return {scale: shares[scale] for scale in weights if scale in shares}
+
+
+def weights_of_shares(shares: Dict[int, slice],
+                      total: float) -> Dict[int, float]:
+    """lambda_s that make each picture of a divided batch count the same, also
+    where a short batch leaves scales out; they sum up to ``total``."""
+    sizes = {scale: share.stop - share.start
+             for scale, share in shares.items()}
+    pictures = sum(sizes.values())
+    return {scale: total * size / pictures for scale, size in sizes.items()}

@@ -7,14 +7,19 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from torch import Tensor, nn
 
-from .backward import BACKWARDS
-from .checks import (check_loss_weights, check_pictures, check_pipeline,
-                     resolve_scales, warn_if_frozen)
+from ..arguments import check_choice, check_int
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales, ssbn_layers, use_scale
+from .backward import BACKWARDS
+from .checks import (batch_size_of, check_arguments, check_loss_weights,
+                     check_model, check_pictures, check_pipeline,
+                     resolve_scales, warn_if_frozen, warn_of_lost_defaults)
+from .finite import FiniteLosses, name_scale, named
+from .parts import parts_of_batch
 from .schedule import (check_scales_per_step, check_shares, scales_of_step,
-                       shares_of_step, weights_of_step)
+                       shares_of_step, weights_of_shares, weights_of_step)
 
+_SETTLE = 50  # steps after which a GPU is asked whether losses are finite
 _ARGUMENTS = ('inputs', 'data_samples', 'mode')
 
 
@@ -53,24 +58,35 @@ class SCTLossHook(Hook):
             a model with gradient hooks on its parameters. The gradients are
             the same.
         scales_per_step: train the base scale and ``scales_per_step - 1`` of
-            the others in each step, drawn from (``seed``, step). A scale
-            drawn counts more, so that the mean over the steps is the same
-            loss. Defaults to all scales.
+            the others in each step, drawn by their weights from (``seed``,
+            step). A scale drawn counts more, so that the mean over the steps
+            is the same loss, and each step weighs the same. Defaults to all
+            scales.
         partition: divide each batch over the scales of the step, in
-            proportion to lambda_s, so that a picture is seen at one of them:
-            the cost is the mean over the scales instead of the sum. Batch
-            statistics then come from a share of the batch: enlarge it. Each
-            share must have two pictures.
+            proportion to lambda_s, so that a picture is seen at one of them,
+            and each picture of a batch counts the same: the cost is the mean
+            over the scales instead of the sum. Batch statistics then come
+            from a share of the batch: enlarge it. Each share must have two
+            pictures.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
+        check_finite: stop the run at a loss that is NaN or inf, naming scale
+            and step; on a GPU at the latest 50 steps later, before a
+            checkpoint is saved.
+
+    Each scale sees the samples as the pipeline made them, whatever the model
+    writes into them: they are made for all scales before the first pass.
 
     Raises:
+        TypeError: for arguments of another type; for batches that are no
+            (N, C, H, W) tensor and list of samples.
         ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
             not fit the model, a batch too small for `partition`, or one whose
             pictures have not the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
-            'per_scale', for a model whose parameters have gradient hooks.
+            'per_scale', for a model whose parameters have gradient hooks; for
+            a loss that is not finite.
     """
 
     def __init__(self,
@@ -80,11 +96,14 @@ class SCTLossHook(Hook):
                  scales_per_step: Optional[int] = None,
                  partition: bool = False,
                  seed: int = 0,
-                 batch_transform: Optional[dict] = None) -> None:
-        if backward not in BACKWARDS:
-            raise ValueError("`backward` must be 'per_scale' or 'joint', but "
-                             f"got {backward!r}. Leave it out for "
-                             "'per_scale'.")
+                 batch_transform: Optional[dict] = None,
+                 check_finite: bool = True) -> None:
+        check_choice('backward', backward, ('per_scale', 'joint'))
+        check_arguments(loss_weights, batch_transform, seed,
+                        partition=partition, check_finite=check_finite)
+        if scales_per_step is not None:
+            check_int('scales_per_step', scales_per_step, 2,
+                      'Leave it out to train all scales.')
         self.scales = None if scales is None else check_scales(scales)
         self.loss_weights = loss_weights
         self.backward = BACKWARDS[backward]
@@ -92,11 +111,13 @@ class SCTLossHook(Hook):
         self.partition = partition
         self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
+        self.check_finite = check_finite
         self.step = 0
         self._handles: list = []
         self._pin = None  # the open use_scale() of the base scale's pass
         self._busy = False  # within a pass that this hook started
         self._looked = False  # whether SSBN's rows are frozen
+        self._finite = FiniteLosses()
 
     def before_train(self, runner) -> None:
         model = runner.model
@@ -109,15 +130,26 @@ class SCTLossHook(Hook):
                              'DDP with static_graph=True. Set '
                              "backward='joint', or leave static_graph out.")
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
-        size = runner.train_dataloader.batch_size
+        size = batch_size_of(runner.train_dataloader)
         if self.partition and size:
-            check_shares(size, self._weights)
+            check_shares(size, weights_of_step(
+                dict(zip(scales, self._loss_weights)), self._count))
+            self._shares_fit = True
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.step = runner.iter
 
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None) -> None:
+        if self.every_n_train_iters(runner, _SETTLE):
+            self._finite.settle()
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._finite.settle()
+
     def after_train(self, runner) -> None:
         self.detach()
+        self._finite.settle()
 
     def attach(self, model: nn.Module, scaler=None) -> None:
         """Check the configuration against ``model`` and hook it.
@@ -133,8 +165,10 @@ class SCTLossHook(Hook):
             raise ValueError('`loss_weights` must be > 0 with partition=True, '
                              f'which gives shares by them, but got {weights}. '
                              'Train without partition, or with less scales.')
-        self._weights = weights_of_step(dict(zip(scales, weights)),
-                                        self._count)
+        check_model(model)
+        self._loss_weights = weights
+        self._shares_fit = False  # whether a batch has a share for each
+        self._finite = FiniteLosses()
         self._scaler = scaler
         self._norms = nn.ModuleList(ssbn_layers(model))
         self._transforms = {
@@ -145,7 +179,10 @@ class SCTLossHook(Hook):
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
             type(self)._losses_of_step.__get__(self), recursive=False)
-        self._take = torch.compiler.disable(type(self)._take.__get__(self))
+        for name in ('_take', '_prepare'):
+            setattr(self, name, torch.compiler.disable(
+                getattr(type(self), name).__get__(self)))
+        warn_of_lost_defaults(model)
         self._handles = [
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),
@@ -169,34 +206,39 @@ class SCTLossHook(Hook):
         batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
         if not self._trains(model, batch):
             return None
-        check_pictures(batch, self._scales[0])
-        self._parts = self._divide(batch)
+        self._prepare(batch)
         part = self._parts[self._scales[0]]
         self._pin = self._pinned(self._scales[0], part)
         self._pin.__enter__()
+        return (), part
+
+    def _prepare(self, batch: dict) -> None:
+        """Check the batch, and make each scale's part of it."""
+        check_pictures(batch, self._scales[0])
+        pictures = len(batch['inputs'])
+        weights = dict(zip(self._scales, self._loss_weights))
+        scales = scales_of_step(weights, self._count, self.seed, self.step)
+        weights = weights_of_step(weights, self._count)
+        self._weights = {scale: weights[scale] for scale in scales}
+        shares = None
+        if self.partition:
+            if not self._shares_fit:  # no sampler told: the first batch does
+                check_shares(pictures, weights)
+                self._shares_fit = True
+            shares = shares_of_step(pictures, self._weights, self.step)
+            self._weights = weights_of_shares(shares,
+                                              sum(self._weights.values()))
+            scales = tuple(shares)
+        self._parts = parts_of_batch(
+            batch, {scale: self._transforms[scale] for scale in scales},
+            shares)
         if not self._looked:
             self._looked = True
             warn_if_frozen(self._norms)
-        return (), part
 
     def _pinned(self, scale: int, part: dict):
-        inputs = part['inputs']
-        edge = min(inputs.shape[-2:]) if isinstance(inputs, Tensor) else None
-        return use_scale(self._norms, scale, record=True, edge=edge)
-
-    def _divide(self, batch: dict) -> Dict[int, dict]:
-        """The part of the batch that each scale of this step trains on."""
-        scales = scales_of_step(self._scales, self._count, self.seed,
-                                self.step)
-        if not self.partition:
-            return dict.fromkeys(scales, batch)
-        shares = shares_of_step(len(batch['inputs']), {
-            scale: self._weights[scale] for scale in scales}, self.step)
-        samples = batch.get('data_samples')
-        return {scale: {**batch, 'inputs': batch['inputs'][share],
-                        'data_samples': None if samples is None
-                        else samples[share]}
-                for scale, share in shares.items()}
+        return use_scale(self._norms, scale, record=True,
+                         edge=min(part['inputs'].shape[-2:]))
 
     def _after_pass(self, model: nn.Module, args: tuple, kwargs: dict,
                     losses: Optional[dict]) -> Optional[dict]:
@@ -204,6 +246,7 @@ class SCTLossHook(Hook):
             return None
         try:
             if losses is None:  # the pass at the base scale raised
+                name_scale(self._scales[0])
                 return None
             return self._losses_of_step(model, losses)
         finally:
@@ -224,8 +267,8 @@ class SCTLossHook(Hook):
             self._busy = True
             try:
                 for scale in others:
-                    part = self._transforms[scale](self._parts[scale])
-                    with self._pinned(scale, part):
+                    part = self._parts.pop(scale)
+                    with named(scale), self._pinned(scale, part):
                         losses = model(**part)
                         logs.update(self._take(backward, model, losses,
                                                scale))
@@ -237,6 +280,8 @@ class SCTLossHook(Hook):
               scale: int) -> Dict[str, Tensor]:
         """Hand one scale's weighted loss to ``backward``; its log values."""
         loss, log_vars = model.parse_losses(losses)
+        if self.check_finite:
+            self._finite.watch(loss, scale, self.step)
         backward.add(self._weights[scale] * loss, scale)
         return {log_name(scale, name): value.detach()
                 for name, value in log_vars.items()}

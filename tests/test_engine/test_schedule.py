@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SCTLossHook, SSBN, set_scale
+from sct_mm.engine.checks import batch_size_of
 from sct_mm.engine.schedule import (check_scales_per_step, check_shares,
                              scales_of_step, shares_of_step, weights_of_step)
 
@@ -19,28 +21,33 @@ from helpers import batch, grads
 
 def test_the_base_and_each_other_scale_equally_often():
     scales = (224, 192, 160, 128)
+    equal = dict.fromkeys(scales, 0.25)
     for count in (2, 3, 4):
-        drawn = [scales_of_step(scales, count, 5, i) for i in range(3000)]
+        drawn = [scales_of_step(equal, count, 5, i) for i in range(3000)]
         assert {len(set(d)) for d in drawn} == {count}
         assert all(d == tuple(sorted(d, reverse=True)) for d in drawn)
         seen = Counter(s for d in drawn for s in d)
         assert seen[224] == 3000
         for scale in scales[1:]:
             assert seen[scale] == pytest.approx(1000 * (count - 1), rel=0.08)
-    assert scales_of_step(scales, 2, 5, 7) == scales_of_step(scales, 2, 5, 7)
-    assert ([scales_of_step(scales, 2, 5, i) for i in range(20)]
-            != [scales_of_step(scales, 2, 6, i) for i in range(20)])
+    assert scales_of_step(equal, 2, 5, 7) == scales_of_step(equal, 2, 5, 7)
+    assert ([scales_of_step(equal, 2, 5, i) for i in range(20)]
+            != [scales_of_step(equal, 2, 6, i) for i in range(20)])
 
 
 def test_the_mean_over_steps_is_the_loss_of_all_scales():
-    weights = dict(zip((224, 192, 160, 128), (0.4, 0.3, 0.2, 0.1)))
+    weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.2, 0.1)))
     for count in (2, 3, 4):
         of_step = weights_of_step(weights, count)
         total = Counter()
         for step in range(6000):
-            for scale in scales_of_step(tuple(weights), count, 0, step):
+            scales = scales_of_step(weights, count, 0, step)
+            assert len(set(scales)) == count and scales[0] == 224
+            # Each step weighs the same.
+            assert sum(of_step[s] for s in scales) == pytest.approx(1)
+            for scale in scales:
                 total[scale] += of_step[scale] / 6000
-        assert dict(total) == pytest.approx(weights, rel=0.05)
+        assert dict(total) == pytest.approx(weights, rel=0.06)
     assert weights_of_step({16: 1.0}, 1) == {16: 1.0}
 
 
@@ -95,7 +102,7 @@ def test_partition_is_a_loop_over_the_parts():
         x = tv.resize(data['inputs'][part], [scale, scale], antialias=True)
         loss = F.cross_entropy(by_hand.net(x), target[part])
         assert_close(losses[f's{scale}/total'], loss)
-        total = total + loss / 3
+        total = total + loss * len(target[part]) / 7
     total.backward()
     assert_close(losses['loss'], total)
     assert_close(grads(model), grads(by_hand))
@@ -109,10 +116,11 @@ def test_a_step_of_two_scales_trains_two():
     for hook.step in range(8):
         losses = model(**batch(), mode='loss')
         scales = [s for s in SCALES if f's{s}/total' in losses]
-        assert scales == list(scales_of_step(SCALES, 2, 0, hook.step))
+        assert scales == list(scales_of_step(
+            {16: 1., 12: 2., 8: 3.}, 2, 0, hook.step))
         seen.update(scales)
-        assert_close(losses['loss'], losses['s16/total'] + 2 * (
-            {12: 2, 8: 3}[scales[1]] * losses[f's{scales[1]}/total']))
+        assert_close(losses['loss'], losses['s16/total'] + 5 * (
+            losses[f's{scales[1]}/total']))
     assert seen == set(SCALES)
 
 
@@ -140,3 +148,61 @@ def test_partition_needs_a_share_for_each_scale():
     with pytest.raises(ValueError, match='> 0 with partition=True'):
         SCTLossHook(partition=True, loss_weights=(1., 1., 0.)).attach(
             TinyModel(lambda c: SSBN(c, SCALES)))
+
+
+class Loader:
+    """What tells the hook of its batches."""
+
+    def __init__(self, **options):
+        self.__dict__.update(options)
+
+
+@pytest.mark.parametrize('loader, want', [
+    (Loader(batch_size=4), 4), (Loader(batch_size=None), None),
+    (DataLoader(range(8), batch_sampler=BatchSampler(
+        SequentialSampler(range(8)), 4, False)), 4),
+    (Loader(batch_size=None, batch_sampler=Loader(batch_size=[3, 1])), 4),
+    (DataLoader(range(8), batch_sampler=[[0, 1], [2, 3]]), None)])
+def test_the_batch_size_is_known_behind_any_sampler(loader, want):
+    assert batch_size_of(loader) == want
+
+
+def test_a_batch_that_no_sampler_told_of_is_refused_before_it_trains():
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    hook = SCTLossHook(partition=True)
+    hook.attach(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match='Set batch_size to 6 or more'):
+        model(**batch(n=5), mode='loss')
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+    model(**batch(n=6), mode='loss')
+    model(**batch(n=3), mode='loss')  # a short last one
+
+
+@pytest.mark.parametrize('schedule', [
+    dict(partition=True), dict(partition=True, scales_per_step=2),
+    dict(scales_per_step=2), {}])
+def test_a_picture_weighs_the_same_in_every_batch(schedule):
+    """A loss whose gradient tells the weight of each picture."""
+    class Weigh(TinyModel):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            seen = torch.tensor([int(s.index) for s in data_samples])
+            self.norm(inputs)
+            return dict(loss=self.weights[seen].mean())
+
+    model = Weigh(lambda c: SSBN(c, SCALES))
+    model.norm = SSBN(3, SCALES)
+    model.weights = torch.nn.Parameter(torch.zeros(9))
+    hook = SCTLossHook(loss_weights=(0.2, 0.5, 0.3), **schedule)
+    hook.attach(model)
+    for hook.step in range(12):
+        n = 9 if hook.step < 6 else hook.step - 5  # short ones, down to 1
+        data = batch(n=n)
+        for i, sample in enumerate(data['data_samples']):
+            sample.index = i
+        hook._shares_fit = True
+        model.weights.grad = None
+        model(**data, mode='loss')['loss'].backward()
+        want = torch.zeros(9)
+        want[:n] = 1 / n
+        assert_close(model.weights.grad, want)

@@ -5,6 +5,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
@@ -12,6 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from sct_mm import SSBN, SCTLossHook, SyncSSBN, set_scale
 from sct_mm.models.scale import ssbn_layers
 from sct_mm.engine.checks import check_loss_weights
+from sct_mm.engine.finite import FiniteLosses
 from sct_mm.engine.sct_hook import log_name
 
 from conftest import SCALES, TinyModel
@@ -114,9 +117,9 @@ def test_attached_twice_it_acts_once():
     hook = SCTLossHook(partition=True)
     hook.attach(model)
     hook.attach(model)
-    with mock.patch.object(hook, '_divide', wraps=hook._divide) as divide:
+    with mock.patch.object(hook, '_prepare', wraps=hook._prepare) as prepare:
         model(**batch(), mode='loss')
-    assert divide.call_count == 1
+    assert prepare.call_count == 1
 
 
 def test_a_batch_too_small_for_partition(tmp_path):
@@ -141,9 +144,11 @@ def test_ctrl_c_in_a_pass_leaves_no_pin_behind():
 def test_an_error_in_a_pass_unpins_the_model():
     model = ssbn_model()
     SCTLossHook().attach(model)
-    with pytest.raises(AttributeError, match='gt_label'):
-        model(inputs=torch.rand(2, 3, 16, 16), data_samples=[1, 2],
-              mode='loss')
+    data = batch()
+    del data['data_samples'][3].gt_label
+    with pytest.raises(AttributeError, match=r"gt_label' \(in the pass of "
+                       r'SCTLossHook at scale 16\)'):
+        model(**data, mode='loss')
     assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
 
 
@@ -186,8 +191,7 @@ def test_pictures_of_another_size():
     assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
 
 
-@pytest.mark.parametrize('weights', [(1, 1), (1, 1, -1), (0, 0, 0),
-                                     (1, 1, float('nan'))])
+@pytest.mark.parametrize('weights', [(1, 1), (0, 0, 0)])
 def test_bad_loss_weights(weights):
     with pytest.raises(ValueError, match='one finite number >= 0 per scale'):
         check_loss_weights(weights, SCALES)
@@ -201,6 +205,165 @@ def test_ddp_with_a_static_graph_needs_joint(tmp_path):
     train(tmp_path / 'b', 1, model, [SCTLossHook(backward='joint')])
 
 
-def test_bad_backward():
-    with pytest.raises(ValueError, match="but got 'twice'"):
-        SCTLossHook(backward='twice')
+@pytest.mark.parametrize('options, error, match', [
+    (dict(backward='twice'), ValueError, "`backward` .* but got 'twice'"),
+    (dict(loss_weights=(1, 'a')), TypeError, "`loss_weights` .* got 'a'"),
+    (dict(loss_weights=(1, -1)), ValueError, '`loss_weights` .* got -1'),
+    (dict(loss_weights=(1, float('nan'))), ValueError, '`loss_weights` .*nan'),
+    (dict(loss_weights=1.), TypeError, '`loss_weights` must be a tuple'),
+    (dict(batch_transform=5), TypeError, '`batch_transform` .* but got 5'),
+    (dict(batch_transform=dict(type='MultiScaleBatch', scale=3)), ValueError,
+     '`batch_transform` must leave scale'),
+    (dict(seed='x'), TypeError, "`seed` must be an int, but got 'x'"),
+    (dict(partition='yes'), TypeError, "`partition` must be True or False"),
+    (dict(check_finite=1), TypeError, '`check_finite`'),
+    (dict(scales_per_step='2'), TypeError, '`scales_per_step`'),
+    (dict(scales=16), TypeError, '`scales` must be a tuple of ints')])
+def test_bad_arguments(options, error, match):
+    with pytest.raises(error, match=match):
+        SCTLossHook(**options)
+
+
+class Tuple(TinyModel):
+    """Takes views in a list, as self-supervised models do."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        u, v = (self.net(view) for view in inputs)
+        return dict(loss=(u - v).pow(2).mean())
+
+
+@pytest.mark.parametrize('schedule', [{}, dict(partition=True),
+                                      dict(scales_per_step=2)])
+@pytest.mark.parametrize('inputs, samples, match', [
+    ([torch.rand(8, 3, 16, 16)] * 2, None, 'but got a list'),
+    (dict(sup=torch.rand(8, 3, 16, 16)), dict(sup=[]), 'but got a dict'),
+    (torch.rand(8, 3, 16, 16), dict(sup=[]), 'must be a list, but got a di')])
+def test_views_and_dicts_change_nothing(inputs, samples, match, schedule):
+    model = Tuple(lambda c: SSBN(c, SCALES))
+    SCTLossHook(**schedule).attach(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(TypeError, match=match):
+        model(inputs=inputs, data_samples=samples, mode='loss')
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+class Writes(TinyModel):
+    """A host that writes into what it is given while it computes."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        self.seen.append([int(s.gt_label) for s in data_samples])
+        self.edges.append(float(inputs.sum()))
+        inputs.mul_(0.5)
+        losses = super().forward(inputs, data_samples, mode)
+        for sample in data_samples:
+            sample.gt_label.zero_()
+            del sample.gt_label
+        return losses
+
+
+@pytest.mark.parametrize('schedule', [{}, dict(backward='joint'),
+                                      dict(scales_per_step=2)])
+def test_each_scale_sees_what_the_pipeline_made(schedule):
+    model = Writes(lambda c: SSBN(c, SCALES)).double()
+    model.seen, model.edges = [], []
+    SCTLossHook(**schedule).attach(model)
+    data = batch()
+    data['inputs'] = data['inputs'].double()
+    want = [float(s.gt_label) for s in data['data_samples']]
+    edges = [tv.resize(data['inputs'], [s, s], antialias=True).sum().item()
+             for s in SCALES]
+    for sample in data['data_samples']:
+        sample.gt_label = torch.tensor(sample.gt_label)
+    model(**data, mode='loss')
+    assert len(model.seen) == schedule.get('scales_per_step', 3)
+    assert all(seen == want for seen in model.seen)
+    assert all(min(abs(e - other) for other in edges) < 1e-9
+               for e in model.edges)
+
+
+class Breaks(TinyModel):
+    """A loss that is not finite, or a pass that raises, at 8 pixels."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        losses = super().forward(inputs, data_samples, mode)
+        if inputs.shape[-1] == 8 and self.error:
+            raise self.error
+        if inputs.shape[-1] == 8:
+            losses['loss'] = losses['loss'] / 0
+        return losses
+
+
+@pytest.mark.parametrize('schedule', [{}, dict(backward='joint'),
+                                      dict(partition=True)])
+def test_a_loss_that_is_not_finite_stops_with_scale_and_step(schedule):
+    model = Breaks(lambda c: SSBN(c, SCALES))
+    model.error = None
+    hook = SCTLossHook(**schedule)
+    hook.attach(model)
+    hook.step = 7
+    with pytest.raises(RuntimeError, match='loss of scale 8 is NaN or inf at '
+                       'step 7'):
+        model(**batch(), mode='loss')
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    hook.detach()
+    hook = SCTLossHook(check_finite=False, **schedule)
+    hook.attach(model)
+    assert model(**batch(), mode='loss')['loss'].isinf()
+
+
+def test_on_a_gpu_it_is_told_when_one_waits_for_it():
+    """The same sums, on a device that this test calls no CPU."""
+    class Device:
+        type = 'elsewhere'
+
+    finite = FiniteLosses()
+    for step, value in enumerate([1., 2., float('nan'), 3., float('inf')]):
+        for scale in (16, 8):
+            loss = mock.Mock(device=Device, detach=lambda v=value, s=scale:
+                             torch.tensor(v if s == 8 else 1.))
+            finite.watch(loss, scale, step)
+    with pytest.raises(RuntimeError, match='scale 8 is NaN or inf at step 2'):
+        finite.settle()
+    finite.settle()
+
+
+@pytest.mark.parametrize('error, match', [
+    (ValueError('mine'), r'mine \(in the pass of SCTLossHook at scale 8\)'),
+    (torch.OutOfMemoryError('full'), 'full .*at scale 8')])
+def test_a_pass_that_raises_names_its_scale(error, match):
+    model = Breaks(lambda c: SSBN(c, SCALES))
+    model.error = error
+    SCTLossHook().attach(model)
+    with pytest.raises(type(error), match=match):
+        model(**batch(), mode='loss')
+
+
+def test_a_lost_default_of_the_host_is_told(caplog):
+    logger = MMLogger.get_instance('lost')
+    logger.addHandler(caplog.handler)
+
+    def told(**norm_cfg):
+        caplog.clear()
+        net = MODELS.build(dict(
+            type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.1,
+            norm_cfg=dict(type='SSBN', scales=SCALES, **norm_cfg)))
+        SCTLossHook().attach(net)
+        return caplog.text
+
+    try:
+        text = told()
+        assert 'eps=0.001 in its own norm_cfg, but SSBN has eps=1e-05' in text
+        assert 'momentum=0.03 in its own' in text and 'WithSSBN' in text
+        assert 'momentum' not in told(momentum=0.03)
+        assert 'norm_cfg' not in told(momentum=0.03, eps=1e-3)
+    finally:
+        logger.removeHandler(caplog.handler)
+        del MMLogger._instance_dict['lost']
+
+
+def test_what_reads_the_tensors_of_bn_is_refused():
+    from mmcv.cnn import ConvModule
+    net = ConvModule(3, 4, 3, norm_cfg=dict(type='SSBN', scales=SCALES))
+    net.turn_on_efficient_conv_bn_eval()
+    with pytest.raises(ValueError, match='efficient_conv_bn_eval.*ConvModul'):
+        SCTLossHook().attach(net)

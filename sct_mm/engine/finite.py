@@ -1,0 +1,83 @@
+"""Losses that are NaN or inf, and passes that raise, name their scale."""
+import sys
+from contextlib import contextmanager
+from typing import Dict, Iterator
+
+import torch
+from torch import Tensor
+
+_NEVER = 2**62  # a step that no run reaches
+
+
+class FiniteLosses:
+    """Whether each loss is finite, told by scale and step.
+
+    On a CPU at once, before it is differentiated. On a GPU a tensor there
+    keeps the first step at which a scale's loss was not: only
+    :meth:`settle` waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._first: Dict[int, Tensor] = {}  # scale -> its first bad step
+
+    def watch(self, loss: Tensor, scale: int, step: int) -> None:
+        """Look at the ``loss`` of one scale.
+
+        Raises:
+            RuntimeError: on a CPU, if it is not finite.
+        """
+        finite = torch.isfinite(loss.detach()).all()
+        if loss.device.type == 'cpu':
+            if not finite:
+                self._stop(scale, step)
+            return
+        bad = torch.full_like(finite, step, dtype=torch.long).masked_fill(
+            finite, _NEVER)
+        first = self._first.get(scale)
+        self._first[scale] = bad if first is None else torch.minimum(first,
+                                                                     bad)
+
+    def settle(self) -> None:
+        """Wait for the GPU.
+
+        Raises:
+            RuntimeError: if a loss was not finite since the last call.
+        """
+        if not self._first:
+            return
+        scales = list(self._first)
+        steps = torch.stack([self._first[s] for s in scales]).tolist()
+        self._first = {}
+        step, scale = min(zip(steps, scales))
+        if step < _NEVER:
+            self._stop(scale, step)
+
+    @staticmethod
+    def _stop(scale: int, step: int) -> None:
+        raise RuntimeError(f'The loss of scale {scale} is NaN or inf at step '
+                           f'{step}. Lower the learning rate, clip gradients, '
+                           'or set check_finite=False in SCTLossHook to go on '
+                           'as AMP does, which skips such steps.')
+
+
+def name_scale(scale: int) -> None:
+    """Add to the message of the exception being handled at which scale its
+    pass ran; its type stays."""
+    error = sys.exc_info()[1]
+    text = f'in the pass of SCTLossHook at scale {scale}'
+    if error is None or not isinstance(error, Exception):
+        return
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f'{error.args[0]} ({text})', )
+    elif hasattr(error, 'add_note'):  # Python 3.11
+        error.add_note(text)
+
+
+@contextmanager
+def named(scale: int) -> Iterator[None]:
+    """Exceptions of the ``with`` block name ``scale``."""
+    try:
+        yield
+    except Exception:
+        name_scale(scale)
+        raise
