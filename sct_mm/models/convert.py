@@ -4,8 +4,9 @@ import warnings
 from collections import Counter
 from typing import Any, Callable, Dict, Optional, Sequence, Type, Union
 
+import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils import parametrize
 
@@ -28,7 +29,9 @@ class _Foreign(RowwiseNorm):
     """Any other norm: its own ``forward`` runs on one row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_export(x)
+        if (torch.compiler._is_exporting_flag or torch.jit.is_tracing()
+                or isinstance(x, fx.Proxy)):
+            self.check_export()
         return self.plain(self.choose_scale(x)).forward(x)
 
 
