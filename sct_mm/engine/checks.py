@@ -5,6 +5,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 from mmengine.logging import print_log
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import check_flag, check_int, check_number
 from ..datasets.multi_scale import check_batch
@@ -164,6 +165,20 @@ def check_model(model: nn.Module) -> None:
                              'tensors of BN and knows no scales, but got it '
                              f'in a {type(module).__name__}. Remove it from '
                              'the config.')
+
+
+def warn_of_shared_norms(model: nn.Module) -> None:
+    """Warn of batch normalization without rows beside SSBN, as where a host
+    builds some of its norms without its ``norm_cfg``."""
+    shared = [name for name, m in model.named_modules()
+              if isinstance(m, _BatchNorm)
+              and not isinstance(m, ScaleSpecific)]
+    if shared and ssbn_layers(model):
+        print_log(f'SCTLossHook: {len(shared)} layers of batch normalization '
+                  f'beside SSBN, such as {shared[0]}, are shared by all '
+                  'scales. Set their norm_cfg, or use model=dict('
+                  "type='WithSSBN', model=...), which converts all.",
+                  'current', logging.WARNING)
 
 
 def warn_of_lost_defaults(model: nn.Module) -> None:

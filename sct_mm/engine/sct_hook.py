@@ -13,7 +13,8 @@ from ..models.scale import check_scales, ssbn_layers, use_scale
 from .backward import BACKWARDS
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
                      check_model, check_pictures, check_pipeline,
-                     resolve_scales, warn_if_frozen, warn_of_lost_defaults)
+                     resolve_scales, warn_if_frozen, warn_of_lost_defaults,
+                     warn_of_shared_norms)
 from .finite import FiniteLosses, name_scale, named
 from .parts import parts_of_batch
 from .schedule import (check_scales_per_step, check_shares, scales_of_step,
@@ -183,6 +184,7 @@ class SCTLossHook(Hook):
             setattr(self, name, torch.compiler.disable(
                 getattr(type(self), name).__get__(self)))
         warn_of_lost_defaults(model)
+        warn_of_shared_norms(model)
         self._handles = [
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),

@@ -35,11 +35,23 @@ class _Foreign(RowwiseNorm):
         return self.plain(self.choose_scale(x)).forward(x)
 
 
+def _reduce(layer: RowwiseNorm) -> tuple:
+    """A layer whose class is made here is pickled by what it stands in for."""
+    return _blank, (layer.plain_type, ), layer.__dict__
+
+
+def _blank(plain: Type[_BatchNorm]) -> RowwiseNorm:
+    """A layer that stands in for ``plain``, with nothing in it yet."""
+    form = _form_of(plain)
+    return form.__new__(form)
+
+
 # The norm that a layer stands in for -> the layer's class.
 _FORMS: Dict[type, Type[RowwiseNorm]] = {
     nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
     nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
-                           dict(plain_type=nn.SyncBatchNorm)),
+                           dict(plain_type=nn.SyncBatchNorm,
+                                __reduce__=_reduce)),
 }
 
 
@@ -70,7 +82,7 @@ def _form_of(plain: Type[_BatchNorm]) -> Type[RowwiseNorm]:
                  _BatchNorm)
     _FORMS[plain] = type(
         f'SSBN_{plain.__name__}', (_Activated, *bases) if activated else bases,
-        dict(plain_type=plain, dims=_FORMS[base].dims, __module__=__name__))
+        dict(plain_type=plain, dims=_FORMS[base].dims, __reduce__=_reduce))
     return _FORMS[plain]
 
 
@@ -81,7 +93,7 @@ def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
         raise TypeError(f'`model` has a {type(bn).__name__}, whose parameters '
                         'are not its own yet. Run one batch through a lazy '
                         'model, or remove the parametrization, first.')
-    layer = _form_of(type(bn)).__new__(_form_of(type(bn)))
+    layer = _blank(type(bn))
     layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
                           _buffers=dict(bn._buffers))
     layer.start(scales)

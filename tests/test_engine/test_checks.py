@@ -6,7 +6,8 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from sct_mm import SSBN, convert_to_ssbn, use_scale
-from sct_mm.engine.checks import check_pictures, check_pipeline, warn_if_frozen
+from sct_mm.engine.checks import (check_pictures, check_pipeline,
+                                  warn_if_frozen, warn_of_shared_norms)
 from sct_mm.models.scale import ssbn_layers
 
 
@@ -98,3 +99,13 @@ def test_the_extent_of_a_picture_of_the_scale_is_recorded():
             layer(torch.rand(2, 3, edge // 4, 40))
     assert layer.extents == {64: [16, 16], 32: [8, 8]}
     assert layer.record_ratio == 1
+
+
+def test_norms_without_rows_beside_ssbn_are_told(log):
+    model = nn.Sequential(SSBN(3, (16, 8)), nn.BatchNorm2d(3))
+    warn_of_shared_norms(model)
+    assert '1 layers of batch normalization beside SSBN, such as 1' in log.text
+    log.clear()
+    warn_of_shared_norms(model[:1])
+    warn_of_shared_norms(model[1:])  # SCT with shared normalization
+    assert not log.text

@@ -1,6 +1,7 @@
 """To SSBN and back, for whatever a host's norm does and whoever asks."""
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def test_sync_becomes_sync_and_back():
                                                        nn.BatchNorm2d)
     assert not isinstance(net[1], nn.SyncBatchNorm)
     assert type(extract_scale(net, 8)[1]) is nn.SyncBatchNorm
+    assert type(pickle.loads(pickle.dumps(net))[1]) is type(net[1])
 
 
 class Doubled(nn.BatchNorm2d):
@@ -118,7 +120,8 @@ def test_a_norm_of_ones_own_goes_on_doing_what_it_does(norm):
     assert type(plain[1]) is norm
     with use_scale(net, 8):
         assert_close(plain(x), net(x), rtol=0, atol=0)
-    assert copy.deepcopy(net)(x).equal(net(x))
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(other[1]) is type(net[1]) and other(x).equal(net(x))
 
 
 @torch.no_grad()  # LeViT keeps what it computed, which no copy may hold
