@@ -104,7 +104,7 @@ def test_a_norm_of_ones_own_goes_on_doing_what_it_does(norm):
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4)).eval()
     seen = []
-    net[1].register_forward_hook(lambda *args: seen.append(1))
+    handle = net[1].register_forward_hook(lambda *args: seen.append(1))
     x = torch.randn(2, 3, 16, 16)
     want = net(x)
     convert_to_ssbn(net, SCALES)
@@ -120,6 +120,7 @@ def test_a_norm_of_ones_own_goes_on_doing_what_it_does(norm):
     assert type(plain[1]) is norm
     with use_scale(net, 8):
         assert_close(plain(x), net(x), rtol=0, atol=0)
+    handle.remove()  # it cannot be pickled
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert type(other[1]) is type(net[1]) and other(x).equal(net(x))
 
