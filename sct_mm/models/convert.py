@@ -203,7 +203,8 @@ def WithSSBN(model: Union[dict, nn.Module],
 
 def extract_scale(model: nn.Module, scale: int) -> nn.Module:
     """An independent copy of ``model`` at one scale, with the plain layers
-    that SSBN stands in for.
+    that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
+    for what a ``norm_cfg`` built as SSBN or SyncSSBN.
 
     Its state dict has the keys and shapes of a network that never knew SSBN:
     stock mmpretrain, mmdet and timm load it, without this package.
@@ -230,22 +231,30 @@ def extract_scale(model: nn.Module, scale: int) -> nn.Module:
     extracted = _replace(copy.deepcopy(model), swap)
     for module in extracted.modules():
         for name, value in vars(module).items():
-            if isinstance(value, dict) and 'type' in value:
+            if isinstance(value, (dict, list, tuple)) and name[0] != '_':
                 module.__dict__[name] = _plain_config(value)
     return extracted
 
 
-def _plain_config(config: dict) -> dict:
-    """A ``norm_cfg`` that a host has kept, as it would have built the plain
-    layer: RepVGG and its like look at it before they fuse."""
-    kind = config['type']
+def _plain_config(value: Any) -> Any:
+    """A ``norm_cfg`` that a host has kept, also within other configs, as it
+    would have built the plain layer: RepVGG and its like look at it before
+    they fuse. The same object, if it holds none."""
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        new = type(value)(map(_plain_config, value))
+        return new if any(a is not b for a, b in zip(new, value)) else value
+    if not isinstance(value, dict):
+        return value
+    kind = value.get('type')
     name = kind.rpartition('.')[2] if isinstance(kind, str) else getattr(
-        kind, '__name__', '')
-    if name not in _PLAIN_NAMES:
-        return config
-    config = type(config)(config, type=_PLAIN_NAMES[name])
-    config.pop('scales', None)
-    return config
+        kind, '__name__', None)
+    if name in _PLAIN_NAMES:
+        value = type(value)(value, type=_PLAIN_NAMES[name])
+        value.pop('scales', None)
+        return value
+    new = {key: _plain_config(item) for key, item in value.items()}
+    return (type(value)(new) if any(new[k] is not value[k] for k in new)
+            else value)
 
 
 def _own(layer: _BatchNorm) -> _BatchNorm:

@@ -300,3 +300,37 @@ def test_statistics_are_reset_and_calibrated_one_row_at_a_time():
     net[1].weight.data += 1
     net[1].reset_parameters()
     assert (net[1].weight == 1).all() and (net[1].running_var == 1).all()
+
+
+def test_a_reparameterised_host_deploys_what_was_extracted():
+    """It looks at the norm_cfg it has kept, before it fuses."""
+    import mmpretrain.models  # noqa: F401
+    net = randomised(MODELS.build(dict(
+        type='mmpretrain.RepVGG', arch='A0',
+        norm_cfg=dict(type='SSBN', scales=(64, 32))))).double()
+    net.note = dict(a=[dict(norm_cfg=dict(type='SSBN1d', scales=(64, 32)))])
+    plain = extract_scale(net, 32)
+    assert plain.note == dict(a=[dict(norm_cfg=dict(type='BN1d'))])
+    assert net.norm_cfg == dict(type='SSBN', scales=(64, 32))
+    plain.eval()
+    net.eval()
+    x = torch.randn(1, 3, 32, 32).double()
+    with use_scale(net, 32):
+        want = net(x)[-1]
+    assert_close(plain(x)[-1], want)
+    plain.switch_to_deploy()
+    assert_close(plain(x)[-1], want)
+
+
+def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
+    from mmcv.cnn import fuse_conv_bn
+    from torch.fx.experimental.optimization import fuse
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    net = randomised(convert_to_ssbn(net, (16, 8))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with use_scale(net, 8):
+        want = net(x)
+    for fused in (fuse_conv_bn(extract_scale(net, 8)),
+                  fuse(extract_scale(net, 8).eval())):
+        assert_close(fused(x), want)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
