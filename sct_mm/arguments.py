@@ -1,13 +1,18 @@
-"""Arguments of the wrong type or out of range: one sentence for all parts."""
+"""Arguments of the wrong type or out of range: one sentence for all parts.
+
+Each check returns the value as Python's own type, so that what computes with
+it meets no numpy scalar that overflows and no Fraction.
+"""
+import math
 from numbers import Integral, Real
 from typing import Any, Sequence
 
-INFINITY = float('inf')
+INFINITY = math.inf
 
 
 def check_number(name: str, value: Any, low: float, hint: str,
-                 high: float = INFINITY) -> None:
-    """Whether ``value`` is a finite number from ``low`` to ``high``.
+                 high: float = INFINITY) -> float:
+    """``value`` as a float, if it is a finite number from ``low`` to ``high``.
 
     Raises:
         TypeError, ValueError: saying ``name``, the value and ``hint``.
@@ -15,24 +20,31 @@ def check_number(name: str, value: Any, low: float, hint: str,
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'`{name}` must be a number, but got {value!r}. '
                         f'{hint}')
-    if not low <= value <= high or value == INFINITY:
-        span = (f'at least {low}' if high == INFINITY
-                else f'from {low} to {high}')
-        raise ValueError(f'`{name}` must be a finite number, {span}, but got '
+    try:
+        number = float(value)
+    except OverflowError:
+        number = INFINITY
+    if not math.isfinite(number) or not low <= number <= high:
+        span = ('' if low == -INFINITY else f' of at least {low}'
+                if high == INFINITY else f' from {low} to {high}')
+        raise ValueError(f'`{name}` must be a finite number{span}, but got '
                          f'{value!r}. {hint}')
+    return number
 
 
-def check_int(name: str, value: Any, low: int, hint: str) -> None:
-    """Whether ``value`` is an int of at least ``low``.
+def check_int(name: str, value: Any, low: int, hint: str,
+              high: int = 2**31 - 1) -> int:
+    """``value`` as an int, if it is one from ``low`` to ``high``.
 
     Raises:
         TypeError, ValueError: saying ``name``, the value and ``hint``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f'`{name}` must be an int, but got {value!r}. {hint}')
-    if value < low:
-        raise ValueError(f'`{name}` must be an int of at least {low}, but got '
-                         f'{value!r}. {hint}')
+    if not low <= int(value) <= high:
+        raise ValueError(f'`{name}` must be an int from {low} to {high}, but '
+                         f'got {value!r}. {hint}')
+    return int(value)
 
 
 def check_flag(name: str, value: Any) -> None:

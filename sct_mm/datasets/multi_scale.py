@@ -72,19 +72,17 @@ class MultiScaleBatch(BaseTransform):
                  seg_pad_value: int = 255,
                  interpolation: str = 'bilinear',
                  antialias: bool = True) -> None:
-        check_int('scale', scale, 1, 'Give it in pixels.')
-        check_int('base_scale', base_scale, 1, 'Give it in pixels.')
-        check_int('size_divisor', size_divisor, 1, 'The default is 1.')
-        check_number('pad_value', pad_value, -INFINITY, 'The default is 0.')
-        check_int('seg_pad_value', seg_pad_value, -2**31,
-                  'The default is 255.')
         check_choice('interpolation', interpolation, _INTERPOLATIONS)
         check_flag('antialias', antialias)
-        self.scale = scale
-        self.base_scale = base_scale
-        self.size_divisor = size_divisor
-        self.pad_value = pad_value
-        self.seg_pad_value = seg_pad_value
+        self.scale = check_int('scale', scale, 1, 'Give it in pixels.')
+        self.base_scale = check_int('base_scale', base_scale, 1,
+                                    'Give it in pixels.')
+        self.size_divisor = check_int('size_divisor', size_divisor, 1,
+                                      'The default is 1.', 2**16)
+        self.pad_value = check_number('pad_value', pad_value, -INFINITY,
+                                      'The default is 0.')
+        self.seg_pad_value = check_int('seg_pad_value', seg_pad_value, -2**31,
+                                       'The default is 255.')
         if antialias and interpolation not in ('bilinear', 'bicubic'):
             raise ValueError("`antialias` needs interpolation 'bilinear' or "
                              f"'bicubic', but got {interpolation!r}. Set "
@@ -93,9 +91,9 @@ class MultiScaleBatch(BaseTransform):
         self.antialias = antialias
 
     def transform(self, results: dict) -> dict:
+        check_batch(results)
         if self.scale == self.base_scale:
             return results
-        check_batch(results)
         inputs, samples = results['inputs'], results.get('data_samples')
         base_shape = tuple(inputs.shape[-2:])
         old = [base_shape if samples is None
@@ -110,8 +108,9 @@ class MultiScaleBatch(BaseTransform):
                 *shapes, base_shape, padded, self.size_divisor,
                 self.seg_pad_value))
                 for sample, *shapes in zip(samples, old, new)]
-        return {**results, 'inputs': self._resize(inputs, old, new, padded),
-                'data_samples': samples}
+        results = {**results, 'inputs': self._resize(inputs, old, new, padded)}
+        return results if samples is None else {**results,
+                                                'data_samples': samples}
 
     def _resize(self, inputs: Tensor, old: List[Shape], new: List[Shape],
                 padded: Shape) -> Tensor:
@@ -149,10 +148,14 @@ def check_batch(batch: dict) -> None:
 
     Raises:
         TypeError: for views in a list, samples in a dict and other keys.
+        ValueError: for a batch without pictures.
     """
     fix = ('Use a model and a data preprocessor whose batches are one tensor '
            'and one list of samples.')
-    other = sorted(set(batch) - {'inputs', 'data_samples', 'mode'})
+    if not isinstance(batch, dict):
+        raise TypeError('A batch at several scales must be a dict, but got '
+                        f'a {type(batch).__name__}. {fix}')
+    other = sorted(map(str, set(batch) - {'inputs', 'data_samples', 'mode'}))
     if other or 'inputs' not in batch:
         raise TypeError('A batch at several scales has the keys inputs, '
                         'data_samples and mode, but got '
@@ -168,6 +171,10 @@ def check_batch(batch: dict) -> None:
         raise TypeError('`inputs` must be floating point to be resized, but '
                         f'got {inputs.dtype}. Let the data preprocessor '
                         'normalise the pictures.')
+    if not inputs.numel():
+        raise ValueError('`inputs` of a batch at several scales must hold '
+                         f'pictures, but got shape {tuple(inputs.shape)}. '
+                         'Leave empty batches out.')
     samples: Any = batch.get('data_samples')
     if samples is None:
         return

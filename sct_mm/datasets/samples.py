@@ -7,6 +7,7 @@ import copy
 from typing import Any, NamedTuple, Sequence, Tuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -27,10 +28,34 @@ def is_padded(sample: Any) -> bool:
 
 def content_shape(sample: BaseDataElement, padded: Sequence[int]) -> Shape:
     """(H, W) of the picture of ``sample`` in a batch of ``padded`` (H, W)."""
-    shape = padded
+    shape = None
     if is_padded(sample):
-        shape = sample.metainfo.get('img_shape', padded)
-    return tuple(min(int(a), int(b)) for a, b in zip(shape[:2], padded))
+        shape = sample.metainfo.get('img_shape')
+    if shape is None:
+        return tuple(padded)
+    edges = _numbers('img_shape', shape, (2, 3))[:2]
+    if min(edges) < 1:
+        raise ValueError('`img_shape` of a sample must be at least one pixel '
+                         f'high and wide, but got {shape}. Remove such '
+                         'pictures from the data set.')
+    return tuple(min(int(a), b) for a, b in zip(edges, padded))
+
+
+def _numbers(name: str, value: Any, lengths: Sequence[int]) -> list:
+    """A list of numbers in the metainfo.
+
+    Raises:
+        TypeError: if it is none, or of another length.
+    """
+    values = list(value) if isinstance(value, (list, tuple, np.ndarray,
+                                               Tensor)) else []
+    if len(values) not in lengths or not all(
+            isinstance(v, (int, float, np.number)) or isinstance(v, Tensor)
+            and v.dim() == 0 for v in values):
+        raise TypeError(f'`{name}` of a sample must be '
+                        f'{" or ".join(map(str, lengths))} numbers, but got '
+                        f'{value!r}. Pack it as the host does.')
+    return [float(v) for v in values]
 
 
 def _is_plain(value: Any) -> bool:
@@ -85,12 +110,15 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
     """A copy of the boxes at the new size; none is dropped, as by mmdet's
     ``Resize``, however small it becomes."""
     if hasattr(boxes, 'rescale_'):  # mmdet's BaseBoxes
-        boxes = boxes.clone()
+        boxes = (boxes.clone() if boxes.tensor.is_floating_point()
+                 else boxes.float())
         boxes.rescale_(geometry.factor)
         return boxes
-    if not isinstance(boxes, Tensor) or boxes.shape[-1] != 4:
+    if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4, ):
         _refuse(boxes, path)
-    return boxes * boxes.new_tensor(geometry.factor * 2)
+    # By Python's numbers: a tensor of them would make a GPU wait.
+    return torch.stack([edge * factor for edge, factor in zip(
+        boxes.unbind(-1), geometry.factor * 2)], -1)
 
 
 def _resized_masks(masks: Any, geometry: Geometry) -> Any:
@@ -109,10 +137,12 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     """A map (1, H, W), by nearest neighbour; padded as masks."""
     old, new, batch, padded, _, ignore = geometry
     was_padded = tuple(labels.shape[-2:]) == batch
-    if not was_padded and tuple(labels.shape[-2:]) != old:
-        raise ValueError(f'`{path}` must be as large as its picture, {old}, '
-                         f'but got shape {tuple(labels.shape)}. Remove '
-                         'SegRescale from the pipeline.')
+    if labels.dim() != 3 or (not was_padded
+                             and tuple(labels.shape[-2:]) != old):
+        raise ValueError(f'`{path}` must have shape (C, H, W), as large as '
+                         f'its picture, {old}, but got shape '
+                         f'{tuple(labels.shape)}. Remove SegRescale from the '
+                         'pipeline.')
     content = labels[None, :, :old[0], :old[1]].double()
     resized = F.interpolate(content, new, mode='nearest')[0].to(labels.dtype)
     if was_padded:
@@ -122,23 +152,28 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
 
 
 def _resized_metainfo(metainfo: dict, geometry: Geometry) -> dict:
+    w, h = geometry.factor
     metainfo = dict(metainfo, img_shape=geometry.new)
     if 'batch_input_shape' in metainfo:
         metainfo['batch_input_shape'] = geometry.padded
     if 'pad_shape' in metainfo:
         metainfo['pad_shape'] = padded_shape(geometry.new, geometry.divisor)
-    factor = geometry.factor
-    if 'padding_size' in metainfo:  # mmseg: left, right, top, bottom
-        metainfo['padding_size'] = tuple(
-            round(pad * f) for pad, f in zip(metainfo['padding_size'],
-                                             (factor[0], factor[0],
-                                              factor[1], factor[1])))
-    if 'scale_factor' in metainfo:
-        w, h = metainfo['scale_factor']
-        metainfo['scale_factor'] = (w * factor[0], h * factor[1])
+    # mmseg pads left, right, top, bottom.
+    for name, lengths, factor in (('padding_size', (4, ), (w, w, h, h)),
+                                  ('scale_factor', (2, 4), (w, h, w, h))):
+        if metainfo.get(name) is not None:
+            values = [v * f for v, f in zip(
+                _numbers(name, metainfo[name], lengths), factor)]
+            metainfo[name] = tuple(map(round, values) if 'padding' in name
+                                   else values)
     if metainfo.get('homography_matrix') is not None:
-        metainfo['homography_matrix'] = np.diag(
-            [*factor, 1]).astype(np.float32) @ metainfo['homography_matrix']
+        matrix = np.asarray(metainfo['homography_matrix'])
+        if matrix.shape != (3, 3):
+            raise TypeError('`homography_matrix` of a sample must have shape '
+                            f'(3, 3), but got {matrix.shape}. Pack it as the '
+                            'host does.')
+        metainfo['homography_matrix'] = np.diag([w, h, 1]).astype(
+            np.float32) @ matrix
     return metainfo
 
 

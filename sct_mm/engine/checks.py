@@ -17,12 +17,13 @@ from ..models.scale import (ScaleSpecific, check_scales, scales_of,
 
 
 def check_loss_weights(weights: Optional[Sequence[float]],
-                       scales: Sequence[int]) -> Tuple[float, ...]:
+                       scales: Sequence[int],
+                       partition: bool = False) -> Tuple[float, ...]:
     """lambda_s for each of ``scales``; 1/S each by default.
 
     Raises:
         ValueError: if there is not one finite number >= 0 per scale, or all
-            are 0.
+            are 0; with ``partition``, if one is.
     """
     if weights is None:
         return (1 / len(scales), ) * len(scales)
@@ -30,11 +31,16 @@ def check_loss_weights(weights: Optional[Sequence[float]],
         raise ValueError('`loss_weights` must be one finite number >= 0 per '
                          f'scale of {tuple(scales)}, not all 0, but got '
                          f'{tuple(weights)}. Leave it out for 1/S each.')
+    if partition and not all(weights):
+        raise ValueError('`loss_weights` must be > 0 with partition=True, '
+                         f'which gives shares by them, but got {weights}. '
+                         'Train without partition, or with less scales.')
     return tuple(weights)
 
 
-def check_arguments(loss_weights, batch_transform, seed, **flags) -> None:
-    """What of SCTLossHook's arguments can be checked without a model.
+def check_arguments(loss_weights, batch_transform, seed, **flags) -> tuple:
+    """What of SCTLossHook's arguments can be checked without a model; the
+    weights and the seed as Python's own numbers.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the fix.
@@ -44,14 +50,15 @@ def check_arguments(loss_weights, batch_transform, seed, **flags) -> None:
             raise TypeError('`loss_weights` must be a tuple of one number per '
                             f'scale, but got {loss_weights!r}. Leave it out '
                             'for 1/S.')
-        for weight in loss_weights:
-            check_number('loss_weights', weight, 0, 'Give one finite number '
-                         '>= 0 per scale, or leave it out for 1/S.')
-    check_int('seed', seed, 0, 'The default is 0.')
+        loss_weights = tuple(
+            check_number('loss_weights', weight, 0, 'Give one number >= 0 '
+                         'per scale, or leave it out for 1/S.', 3e38)
+            for weight in loss_weights)
+    seed = check_int('seed', seed, 0, 'The default is 0.')
     for name, flag in flags.items():
         check_flag(name, flag)
     if batch_transform is None:
-        return
+        return loss_weights, seed
     if not isinstance(batch_transform, dict) or 'type' not in batch_transform:
         raise TypeError('`batch_transform` must be the config of a batch '
                         f'transform, but got {batch_transform!r}. Write '
@@ -60,6 +67,7 @@ def check_arguments(loss_weights, batch_transform, seed, **flags) -> None:
         raise ValueError('`batch_transform` must leave scale and base_scale '
                          f'to SCTLossHook, but got {batch_transform!r}. '
                          'Remove them.')
+    return loss_weights, seed
 
 
 def resolve_scales(model: nn.Module,
@@ -151,13 +159,35 @@ def batch_size_of(loader: Any) -> Optional[int]:
     return None
 
 
-def check_model(model: nn.Module) -> None:
-    """Whether nothing calls past the SSBN layers of ``model``.
+def check_gradients(batch: dict) -> None:
+    """Whether a batch may be differentiated once a scale.
 
     Raises:
+        ValueError: if the pictures themselves require gradients.
+    """
+    if batch['inputs'].requires_grad:
+        raise ValueError("`backward='per_scale'` differentiates once a scale, "
+                         'but got pictures that require gradients. Set '
+                         "backward='joint'.")
+
+
+def check_model(model: nn.Module, hook_type: type) -> None:
+    """Whether no other hook of ``hook_type`` is on ``model``, and nothing
+    calls past its SSBN layers.
+
+    Raises:
+        RuntimeError: if there is such a hook.
         ValueError: for mmengine's ``efficient_conv_bn_eval``, which reads the
             tensors of BN instead of calling it.
     """
+    owners = [getattr(hook, '__self__', None)
+              for hook in model._forward_pre_hooks.values()]
+    if any(isinstance(owner, hook_type) and owner.model is model
+           for owner in owners):
+        raise RuntimeError(f'{type(model).__name__} has a '
+                           f'{hook_type.__name__} already. Remove one from '
+                           '`custom_hooks`, or call detach() of the one that '
+                           'an error left behind.')
     for module in model.modules():
         if getattr(module, 'efficient_conv_bn_eval_forward', None) and any(
                 isinstance(m, ScaleSpecific) for m in module.children()):

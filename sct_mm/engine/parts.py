@@ -6,11 +6,13 @@ from ..datasets.samples import private_copy
 
 def divided(batch: dict, shares: Dict[int, slice]) -> Dict[int, dict]:
     """The pictures and samples of ``shares``, one batch a scale."""
-    samples = batch.get('data_samples')
-    return {scale: {**batch, 'inputs': batch['inputs'][share],
-                    'data_samples': None if samples is None
-                    else samples[share]}
-            for scale, share in shares.items()}
+    def at(share: slice) -> dict:
+        part = {**batch, 'inputs': batch['inputs'][share]}
+        if batch.get('data_samples') is not None:
+            part['data_samples'] = batch['data_samples'][share]
+        return part
+
+    return {scale: at(share) for scale, share in shares.items()}
 
 
 def parts_of_batch(batch: dict, transforms: Dict[int, Callable[[dict], dict]],
@@ -31,5 +33,6 @@ def parts_of_batch(batch: dict, transforms: Dict[int, Callable[[dict], dict]],
     parts = {scale: transforms[scale](part) for scale, part in parts.items()}
     for part in list(parts.values())[1:] if shares is None else ():
         # MultiScaleBatch shares what has no size: labels, scores.
-        part['data_samples'] = private_copy(part['data_samples'])
+        if 'data_samples' in part:
+            part['data_samples'] = private_copy(part['data_samples'])
     return parts

@@ -57,7 +57,8 @@ def scales_of_step(weights: Dict[int, float], count: int, seed: int,
     if count == len(weights):
         return tuple(sorted(weights, reverse=True))
     chances = _chances(weights, count)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(
+        (seed * 1_000_003 + step) % 2**63)
     order = torch.randperm(len(chances), generator=generator).tolist()
     point = torch.rand((), generator=generator, dtype=torch.float64).item()
     drawn, reached = [max(weights)], 0.0
@@ -91,7 +92,7 @@ def check_shares(pictures: int, weights: Dict[int, float]) -> None:
             leave it out.
     """
     smallest = min(weights, key=weights.get)
-    part = weights[smallest] / sum(weights.values())
+    part = max(weights[smallest] / sum(weights.values()), 1e-9)
     if pictures * part < 2 - 1e-6:
         raise ValueError(f'partition=True gives scale {smallest} a share of '
                          f'{part:.2f} of the {pictures} pictures of a batch, '

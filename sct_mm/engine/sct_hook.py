@@ -1,4 +1,5 @@
 """The hook that turns a model's training loss into the SCT loss."""
+import copy
 from typing import Dict, Optional, Sequence
 
 import torch
@@ -11,10 +12,10 @@ from ..arguments import check_choice, check_int
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales, ssbn_layers, use_scale
 from .backward import BACKWARDS
-from .checks import (batch_size_of, check_arguments, check_loss_weights,
-                     check_model, check_pictures, check_pipeline,
-                     resolve_scales, warn_if_frozen, warn_of_lost_defaults,
-                     warn_of_shared_norms)
+from .checks import (batch_size_of, check_arguments, check_gradients,
+                     check_loss_weights, check_model, check_pictures,
+                     check_pipeline, resolve_scales, warn_if_frozen,
+                     warn_of_lost_defaults, warn_of_shared_norms)
 from .finite import FiniteLosses, name_scale, named
 from .parts import parts_of_batch
 from .schedule import (check_scales_per_step, check_shares, scales_of_step,
@@ -100,11 +101,12 @@ class SCTLossHook(Hook):
                  batch_transform: Optional[dict] = None,
                  check_finite: bool = True) -> None:
         check_choice('backward', backward, ('per_scale', 'joint'))
-        check_arguments(loss_weights, batch_transform, seed,
-                        partition=partition, check_finite=check_finite)
+        loss_weights, seed = check_arguments(
+            loss_weights, batch_transform, seed, partition=partition,
+            check_finite=check_finite)
         if scales_per_step is not None:
-            check_int('scales_per_step', scales_per_step, 2,
-                      'Leave it out to train all scales.')
+            scales_per_step = check_int('scales_per_step', scales_per_step, 2,
+                                        'Leave it out to train all scales.')
         self.scales = None if scales is None else check_scales(scales)
         self.loss_weights = loss_weights
         self.backward = BACKWARDS[backward]
@@ -115,6 +117,7 @@ class SCTLossHook(Hook):
         self.check_finite = check_finite
         self.step = 0
         self._handles: list = []
+        self.model: Optional[nn.Module] = None  # that it is attached to
         self._pin = None  # the open use_scale() of the base scale's pass
         self._busy = False  # within a pass that this hook started
         self._looked = False  # whether SSBN's rows are frozen
@@ -161,16 +164,12 @@ class SCTLossHook(Hook):
         self.detach()  # of a run that an error ended
         self._scales = scales = resolve_scales(model, self.scales)
         self._count = check_scales_per_step(self.scales_per_step, scales)
-        weights = check_loss_weights(self.loss_weights, scales)
-        if self.partition and not all(weights):
-            raise ValueError('`loss_weights` must be > 0 with partition=True, '
-                             f'which gives shares by them, but got {weights}. '
-                             'Train without partition, or with less scales.')
-        check_model(model)
-        self._loss_weights = weights
+        self._loss_weights = check_loss_weights(self.loss_weights, scales,
+                                                self.partition)
+        check_model(model, type(self))
         self._shares_fit = False  # whether a batch has a share for each
         self._finite = FiniteLosses()
-        self._scaler = scaler
+        self.model, self._scaler = model, scaler
         self._norms = nn.ModuleList(ssbn_layers(model))
         self._transforms = {
             scale: TRANSFORMS.build(dict(
@@ -196,11 +195,18 @@ class SCTLossHook(Hook):
         """Remove the forward hooks; the model is as before :meth:`attach`."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self.model = [], None
         self._unpin()  # a pass that Ctrl-C ended
+
+    def __deepcopy__(self, memo: dict) -> 'SCTLossHook':
+        """On a copy of the model, which carries its hooks, they rest."""
+        new = copy.copy(self)
+        new.model = None
+        return new
 
     def _trains(self, model: nn.Module, batch: dict) -> bool:
         return (batch.get('mode') == 'loss' and model.training
+                and model is self.model and torch.is_grad_enabled()
                 and not self._busy)
 
     def _before_pass(self, model: nn.Module, args: tuple,
@@ -208,6 +214,9 @@ class SCTLossHook(Hook):
         batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
         if not self._trains(model, batch):
             return None
+        if len(args) > len(_ARGUMENTS):
+            raise TypeError(f'SCTLossHook knows {_ARGUMENTS} of a model, but '
+                            f'got {len(args)} arguments. Leave others out.')
         self._prepare(batch)
         part = self._parts[self._scales[0]]
         self._pin = self._pinned(self._scales[0], part)
@@ -217,6 +226,8 @@ class SCTLossHook(Hook):
     def _prepare(self, batch: dict) -> None:
         """Check the batch, and make each scale's part of it."""
         check_pictures(batch, self._scales[0])
+        if self.backward is BACKWARDS['per_scale']:
+            check_gradients(batch)
         pictures = len(batch['inputs'])
         weights = dict(zip(self._scales, self._loss_weights))
         scales = scales_of_step(weights, self._count, self.seed, self.step)

@@ -5,12 +5,14 @@ from collections import Counter
 from typing import Any, Callable, Dict, Optional, Sequence, Type, Union
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils import parametrize
 
-from .scale import DEFAULT_SCALES, check_scales, ssbn_layers
+from .scale import (DEFAULT_SCALES, check_scales, check_trained,
+                    ssbn_layers)
 from .ssbn import SSBN, RowwiseNorm, SSBN1d, SSBN3d, SyncSSBN
 
 
@@ -195,9 +197,11 @@ def WithSSBN(model: Union[dict, nn.Module],
         if data_preprocessor is not None:
             model.setdefault('data_preprocessor', data_preprocessor)
         model = MODELS.build(model)
-    elif not isinstance(model, nn.Module):
+    elif not isinstance(model, nn.Module) or data_preprocessor is not None:
+        got = type(model).__name__
         raise TypeError('`model` of WithSSBN must be the config of a model, '
-                        f'but got {model!r}. Write model=_base_.model.')
+                        f'but got a {got}. Write model=_base_.model; a model '
+                        'that is built has its data_preprocessor.')
     return convert_to_ssbn(model, scales)
 
 
@@ -218,11 +222,7 @@ def extract_scale(model: nn.Module, scale: int) -> nn.Module:
         raise ValueError('`model` must have SSBN layers to extract a scale '
                          f'from, but {type(model).__name__} has none. It is '
                          'an ordinary model already.')
-    for layer in layers:
-        if scale not in layer.scales:
-            raise ValueError(f'`scale` must be one of the trained scales '
-                             f'{layer.scales}, but got {scale!r}. Extract the '
-                             'nearest of them instead.')
+    scale = check_trained(layers, scale)
 
     def swap(layer: nn.Module) -> Optional[nn.Module]:
         return (_own(layer.plain(scale)) if isinstance(layer, RowwiseNorm)
@@ -230,10 +230,20 @@ def extract_scale(model: nn.Module, scale: int) -> nn.Module:
 
     extracted = _replace(copy.deepcopy(model), swap)
     for module in extracted.modules():
+        _without_run_hooks(module)
         for name, value in vars(module).items():
             if isinstance(value, (dict, list, tuple)) and name[0] != '_':
                 module.__dict__[name] = _plain_config(value)
     return extracted
+
+
+def _without_run_hooks(module: nn.Module) -> None:
+    """Remove what a hook of mmengine's Runner has put on ``module``, as
+    SCTLossHook does while it trains."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, '__self__', None), Hook):
+                del hooks[key]
 
 
 def _plain_config(value: Any) -> Any:

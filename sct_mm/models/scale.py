@@ -4,17 +4,20 @@ A *scale* is the nominal edge of the network's input in pixels. The *extent* of
 a layer's input is the shorter of its spatial edges, in elements of that map;
 two layers of one network see different extents at one scale.
 """
-import sys
 import threading
 import warnings
 import weakref
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_int
+from .record import ExtentRecord, outermost_call
+
 DEFAULT_SCALES = (224, 192, 160, 128)
+_LARGEST = 2**20
 
 
 def check_scales(scales: Sequence[int]) -> Tuple[int, ...]:
@@ -28,70 +31,12 @@ def check_scales(scales: Sequence[int]) -> Tuple[int, ...]:
             isinstance(s, int) and not isinstance(s, bool) for s in scales):
         raise TypeError('`scales` must be a tuple of ints (pixels), but '
                         f'got {scales!r}. Write e.g. scales=(224, 160).')
-    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
+    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales) or (
+            max(scales) > _LARGEST):
         raise ValueError('`scales` must be distinct positive ints, but got '
-                         f'{tuple(scales)}. Write each scale once.')
+                         f'{tuple(scales)}. Write each scale once, in pixels '
+                         f'up to {_LARGEST}.')
     return tuple(sorted(scales, reverse=True))
-
-
-class ExtentRecord(Dict[int, List[int]]):
-    """``{scale: [smallest, largest extent seen]}`` of one layer.
-
-    A deep copy of a layer shares its record: an EMA copy made before training
-    learns from it what the trained network saw. The record describes the
-    network's geometry, not its weights.
-    """
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._fits: Dict[int, Optional[int]] = {}  # answers of fitting()
-
-    def __deepcopy__(self, memo: dict) -> 'ExtentRecord':
-        return self
-
-    def fitting(self, extent: int) -> Optional[int]:
-        """:func:`fitting_scale` of ``extent``, looked up once."""
-        fits = self._fits  # add() replaces it, maybe in another thread
-        if extent not in fits:
-            fits[extent] = fitting_scale(extent, self)
-        return fits[extent]
-
-    def take(self, rows: Sequence[Sequence[int]]) -> None:
-        """Take over rows of (scale, smallest, largest extent) that were
-        recorded elsewhere; 0 says that none was."""
-        self.update({scale: [low, high] for scale, low, high in rows if high})
-        self._fits = {}
-
-    def add(self, scale: int, extent: int) -> None:
-        low, high = self.get(scale, (extent, extent))
-        if scale not in self or not low <= extent <= high:
-            # Written only on a change: torch.compile guards on the values.
-            self[scale] = [min(low, extent), max(high, extent)]
-            self._fits = {}
-
-
-def fitting_scale(extent: int,
-                  record: Dict[int, List[int]]) -> Optional[int]:
-    """The recorded scale whose extents lie nearest to ``extent``.
-
-    Halfway between two scales the larger one wins (our choice: its statistics
-    come from more pixels). Returns None where the extent cannot tell: nothing
-    is recorded, or the best scales were seen at the same extent, as behind a
-    global pooling.
-    """
-    best: List[int] = []
-    least = None
-    for scale, (low, high) in record.items():
-        distance = max(low - extent, extent - high, 0)
-        if least is None or distance < least:
-            best, least = [scale], distance
-        elif distance == least:
-            best.append(scale)
-    if not best:
-        return None
-    overlap = (max([record[s][0] for s in best])
-               <= min([record[s][1] for s in best]))
-    return None if len(best) > 1 and overlap else max(best)
 
 
 class _PrecedingScale(threading.local):
@@ -108,24 +53,6 @@ preceding = _PrecedingScale()
 
 
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
-
-
-def _outermost_call() -> Tuple[Optional[nn.Module], Optional[int]]:
-    """The outermost module that runs in this thread, and the shorter edge in
-    pixels of the pictures it was called with; read off the call stack."""
-    model, edge = None, None
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_locals.get('self')
-        if (isinstance(module, nn.Module)
-                and frame.f_code.co_name == '_call_impl'):
-            values = [*frame.f_locals.get('args', ()),
-                      *frame.f_locals.get('kwargs', {}).values()]
-            edges = [min(v.shape[2:]) for v in values
-                     if isinstance(v, Tensor) and v.dim() > 2]
-            model, edge = module, edges[0] if edges else edge
-        frame = frame.f_back
-    return model, edge
 
 
 class ScaleSpecific:
@@ -166,7 +93,7 @@ class ScaleSpecific:
         """Say once that any size is served by the base scale."""
         if len(self.scales) == 1 or torch.compiler.is_compiling():
             return
-        model, edge = _outermost_call()
+        model, edge = outermost_call()
         if model in _warned or model is self or edge in (
                 None, self.scales[0]):
             return
@@ -189,15 +116,24 @@ class ScaleSpecific:
         """Take over a record of the same scales: those of others tell
         nothing, though the rows load by rank (a detector at 800/480 may
         start from a classifier at 224/128)."""
-        if state.is_meta:
+        if not isinstance(state, Tensor) or state.is_meta or (
+                state.shape != (len(self.scales), 3)):
             return
-        rows = [[round(value) for value in row] for row in state.tolist()]
+        # What averages a state dict over processes makes floats of them.
+        rows = state.nan_to_num().round().long().tolist()
         if tuple(row[0] for row in rows) == self.scales:
             self.extents.take(rows)
 
 
 def ssbn_layers(model: nn.Module) -> List[nn.Module]:
-    """All SSBN layers of ``model``, in the order of its modules."""
+    """All SSBN layers of ``model``, in the order of its modules.
+
+    Raises:
+        TypeError: if ``model`` is no ``nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError('`model` must be an nn.Module, but got '
+                        f'{type(model).__name__}. Build it first.')
     return [m for m in model.modules() if isinstance(m, ScaleSpecific)]
 
 
@@ -213,6 +149,21 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
                          f'`scales`, but got {sorted(found)}. Set one value '
                          'in every `norm_cfg`.')
     return found.pop() if found else None
+
+
+def check_trained(layers: Sequence[nn.Module], scale: int) -> int:
+    """``scale`` as an int, if all of ``layers`` have rows for it.
+
+    Raises:
+        TypeError, ValueError: if it is no int, or one has none.
+    """
+    scale = check_int('scale', scale, 1, 'Give one of the trained scales.')
+    for layer in layers:
+        if scale not in layer.scales:
+            raise ValueError(f'`scale` must be one of the trained scales '
+                             f'{layer.scales}, but got {scale!r}. Take the '
+                             'nearest of them instead.')
+    return scale
 
 
 def set_scale(model: nn.Module,
@@ -236,15 +187,16 @@ def set_scale(model: nn.Module,
             pinned then.
     """
     layers = ssbn_layers(model)
-    for layer in layers:
-        if scale is not None and scale not in layer.scales:
-            raise ValueError(f'`scale` must be one of the trained scales '
-                             f'{layer.scales}, but got {scale!r}. Pin the '
-                             'nearest of them instead.')
+    if scale is not None:
+        scale = check_trained(layers, scale)
+    ratio = 1.0
+    if edge is not None:
+        ratio = (scale or 1) / check_int('edge', edge, 1, 'Give the shorter '
+                                         'edge of the input in pixels.')
     for layer in layers:
         layer.pinned_scale = scale
         layer.record = record
-        layer.record_ratio = 1.0 if edge is None else scale / edge
+        layer.record_ratio = ratio
 
 
 @contextmanager

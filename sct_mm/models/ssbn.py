@@ -11,6 +11,7 @@ from torch.nn.modules._functions import SyncBatchNorm as _sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import check_flag, check_int, check_number
+from .record import rows_of_checkpoint
 from .scale import DEFAULT_SCALES, ScaleSpecific, check_scales
 
 _AFFINE = ('weight', 'bias')
@@ -33,12 +34,12 @@ class RowwiseNorm(ScaleSpecific):
                  device=None,
                  dtype=None) -> None:
         check_scales(scales)
-        check_int('num_features', num_features, 1,
-                  'Give the channels of the input.')
-        check_number('eps', eps, 0, 'The default is 1e-5.')
+        num_features = check_int('num_features', num_features, 1,
+                                 'Give the channels of the input.')
+        eps = check_number('eps', eps, 0, 'The default is 1e-5.')
         if momentum is not None:
-            check_number('momentum', momentum, 0, 'The default is 0.1; None '
-                         'averages over all batches.', 1)
+            momentum = check_number('momentum', momentum, 0, 'The default is '
+                                    '0.1; None averages over all batches.', 1)
         check_flag('affine', affine)
         check_flag('track_running_stats', track_running_stats)
         super().__init__(num_features, eps, momentum, affine,
@@ -185,33 +186,16 @@ class RowwiseNorm(ScaleSpecific):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
-        state_dict = dict(state_dict)
-        for name in (*_AFFINE, *_STATISTICS, 'num_batches_tracked'):
-            own, value = getattr(self, name), state_dict.get(prefix + name)
-            if own is not None and isinstance(value, Tensor):
-                state_dict[prefix + name] = self._as_rows(prefix + name, own,
-                                                          value)
+        own = {name: getattr(self, name) for name in (
+            *_AFFINE, *_STATISTICS, 'num_batches_tracked')}
+        state_dict = {**state_dict, **rows_of_checkpoint(
+            state_dict, prefix, own, self.scales)}
         record = f'{prefix}_extra_state'
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
         if record in missing_keys:  # as in a checkpoint of plain BN
             missing_keys.remove(record)
-
-    def _as_rows(self, key: str, own: Tensor, value: Tensor) -> Tensor:
-        """A tensor of a checkpoint, as rows: one row fills every scale."""
-        rows = len(self.scales)
-        width = own.numel() // rows
-        if value.numel() == width:
-            return value.reshape(-1).repeat(rows).reshape(own.shape)
-        if value.numel() == own.numel():  # flat, or (S, C)
-            return value.reshape(own.shape)
-        if value.numel() % width == 0:
-            raise ValueError(
-                f'The checkpoint has {value.numel() // width} scales in '
-                f'{key}, but the model has {rows} ({self.scales}). Set the '
-                '`scales` of its `norm_cfg` to those of the checkpoint.')
-        return value  # of other channels: torch says so
 
 
 # A host that initialises or freezes norms asks for `nn.BatchNorm2d` or for

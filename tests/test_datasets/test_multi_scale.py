@@ -1,6 +1,7 @@
 """The batch transform against torchvision, and what it leaves alone."""
 import copy
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import TRANSFORMS
@@ -64,7 +65,7 @@ def test_edges_are_padded_to_multiples_of_the_divisor():
     assert_close(small['inputs'][..., :60],
                  tv.resize(inputs, [40, 60], antialias=True))
     assert (small['inputs'][..., 60:] == 7).all()
-    assert small['data_samples'] is None
+    assert 'data_samples' not in small
 
 
 def test_other_interpolation_and_dtype():
@@ -145,7 +146,7 @@ def test_batches_of_another_form(batch, match):
 
 @pytest.mark.parametrize('options, error, match', [
     (dict(scale='8'), TypeError, "`scale` must be an int, but got '8'"),
-    (dict(base_scale=0), ValueError, '`base_scale` .* at least 1, but got 0'),
+    (dict(base_scale=0), ValueError, '`base_scale` .* from 1 .*, but got 0'),
     (dict(size_divisor=1.5), TypeError, '`size_divisor`'),
     (dict(pad_value=None), TypeError, '`pad_value` must be a number'),
     (dict(seg_pad_value=float('nan')), TypeError, '`seg_pad_value`'),
@@ -201,3 +202,51 @@ def test_a_private_copy_shares_nothing():
     assert (sample.gt_instances.areas == before.gt_instances.areas).all()
     assert sample.gt_instances.names == ['a', 'b']
     assert sample.img_path == 'a'
+
+
+@pytest.mark.parametrize('boxes, want', [
+    (torch.tensor([[2, 4, 10, 12]]), [[1., 2., 5., 6.]]),
+    (torch.tensor([[3., 5., 9., 11.]]), [[1.5, 2.5, 4.5, 5.5]])])
+def test_boxes_of_whole_pixels_are_not_rounded(boxes, want):
+    data = batch(n=1)
+    data['data_samples'][0].gt_instances = InstanceData(bboxes=boxes)
+    small = MultiScaleBatch(scale=8, base_scale=16)(data)
+    assert small['data_samples'][0].gt_instances.bboxes.tolist() == want
+
+
+@pytest.mark.parametrize('metainfo, error, match', [
+    (dict(img_shape='ab'), TypeError, '`img_shape` .* 2 or 3 numbers'),
+    (dict(img_shape=(0, 4)), ValueError, r'`img_shape` .* got \(0, 4\)'),
+    (dict(scale_factor=1.0), TypeError, '`scale_factor` .* 2 or 4 numbers'),
+    (dict(padding_size=(1, )), TypeError, '`padding_size` .* be 4 numbers'),
+    (dict(homography_matrix='x'), TypeError, '`homography_matrix`')])
+def test_metainfo_of_other_forms(metainfo, error, match):
+    data = batch(n=1)
+    data['data_samples'][0].set_metainfo(dict(
+        batch_input_shape=(16, 16), **metainfo))
+    with pytest.raises(error, match=match):
+        MultiScaleBatch(scale=8, base_scale=16)(data)
+
+
+def test_metainfo_that_is_absent_stays_absent():
+    data = batch(n=1)
+    data['data_samples'][0].set_metainfo(dict(
+        batch_input_shape=(16, 16), img_shape=None, scale_factor=None,
+        padding_size=None))
+    new = MultiScaleBatch(scale=8, base_scale=16)(data)['data_samples'][0]
+    assert new.img_shape == (8, 8) and new.scale_factor is None
+    data['data_samples'][0].set_metainfo(dict(scale_factor=np.ones(4)))
+    new = MultiScaleBatch(scale=8, base_scale=16)(data)['data_samples'][0]
+    assert new.scale_factor == (0.5, 0.5, 0.5, 0.5)
+
+
+def test_an_empty_batch():
+    with pytest.raises(ValueError, match=r'but got shape \(0, 3, 16, 16\)'):
+        MultiScaleBatch(scale=8, base_scale=16)(
+            dict(inputs=torch.rand(0, 3, 16, 16)))
+
+
+def test_numbers_of_numpy_do_not_overflow():
+    data = dict(inputs=torch.rand(1, 1, 224, 224))
+    small = MultiScaleBatch(np.uint8(200), np.uint8(224))(data)
+    assert small['inputs'].shape == (1, 1, 200, 200)

@@ -1,4 +1,5 @@
 """The hook's loss against a loop written by hand, within real training."""
+import copy
 import logging
 from unittest import mock
 
@@ -11,7 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SSBN, SCTLossHook, SyncSSBN, set_scale
+from sct_mm import (SSBN, SCTLossHook, SyncSSBN, extract_scale,
+                    set_scale)
 from sct_mm.models.scale import ssbn_layers
 from sct_mm.engine.checks import check_loss_weights
 from sct_mm.engine.finite import FiniteLosses
@@ -367,3 +369,56 @@ def test_what_reads_the_tensors_of_bn_is_refused():
     net.turn_on_efficient_conv_bn_eval()
     with pytest.raises(ValueError, match='efficient_conv_bn_eval.*ConvModul'):
         SCTLossHook().attach(net)
+
+
+def test_a_second_hook_is_refused():
+    model = ssbn_model()
+    first = SCTLossHook()
+    first.attach(model)
+    with pytest.raises(RuntimeError, match='has a SCTLossHook already'):
+        SCTLossHook().attach(model)
+    first.detach()
+    SCTLossHook().attach(model)
+
+
+def test_pictures_that_require_gradients():
+    model = ssbn_model()
+    data = batch()
+    data['inputs'].requires_grad_()
+    hook = SCTLossHook()
+    hook.attach(model)
+    with pytest.raises(ValueError, match="Set backward='joint'"):
+        model(**data, mode='loss')
+    hook.detach()
+    SCTLossHook(backward='joint').attach(model)
+    model(**data, mode='loss')['loss'].backward()
+    assert data['inputs'].grad.abs().sum() > 0
+
+
+def test_without_gradients_it_is_the_hosts_own_loss():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    with torch.no_grad():
+        assert set(model(**batch(), mode='loss')) == {'loss', 'accuracy'}
+
+
+def test_on_a_copy_and_on_what_was_extracted_it_rests():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    for other in (copy.deepcopy(model), extract_scale(model, 8)):
+        assert set(other(**batch(), mode='loss')) == {'loss', 'accuracy'}
+    assert not extract_scale(model, 8)._forward_pre_hooks
+    assert 's8/total' in model(**batch(), mode='loss')
+
+
+def test_a_model_that_takes_no_samples():
+    class NoSamples(TinyModel):
+        def forward(self, inputs, mode='tensor'):
+            return dict(loss=self.net(inputs).pow(2).mean())
+
+    model = NoSamples(lambda c: SSBN(c, SCALES))
+    SCTLossHook().attach(model)
+    losses = model(inputs=torch.rand(4, 3, 16, 16), mode='loss')
+    assert 's8/total' in losses
+    with pytest.raises(TypeError, match='got 4 arguments'):
+        model(torch.rand(4, 3, 16, 16), None, 'loss', 1)

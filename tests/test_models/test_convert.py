@@ -218,8 +218,8 @@ def test_with_ssbn_hands_on_the_runners_preprocessor():
                                 std=[2.])))
     assert net.data_preprocessor.mean.item() == 1
     assert 'data_preprocessor' not in config
-    with pytest.raises(TypeError, match="must be the config of a model, but "
-                       'got None'):
+    with pytest.raises(TypeError, match='must be the config of a model, but '
+                       'got a NoneType'):
         WithSSBN(None, SCALES)
 
 

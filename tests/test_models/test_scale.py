@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from sct_mm import SSBN, extract_scale, set_scale, use_scale
-from sct_mm.models.scale import (ExtentRecord, fitting_scale, scales_of,
-                          serving_scale, ssbn_layers)
+from sct_mm.models.record import ExtentRecord, fitting_scale
+from sct_mm.models.scale import scales_of, serving_scale, ssbn_layers
 
 from conftest import SCALES, TinyModel
 
@@ -215,3 +215,34 @@ def test_serving_scale_takes_the_larger_on_a_tie():
     assert serving_scale((128, 160), 144) == 160
     assert serving_scale((128, 160), 143) == 128
     assert serving_scale((128, 160), 500) == 160
+
+
+@pytest.mark.parametrize('scale, edge, error', [
+    (16, 0, ValueError), (16, 'x', TypeError), (16, -3, ValueError),
+    (torch.tensor(16), None, TypeError), ('16', None, TypeError),
+    (torch.tensor([16, 12]), None, TypeError)])
+def test_a_pin_that_is_refused_pins_nothing(scale, edge, error):
+    model = trained()
+    with pytest.raises(error, match='`scale`|`edge`'):
+        with use_scale(model, scale, edge=edge):
+            pass
+    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    with pytest.raises(TypeError, match='must be an nn.Module, but got None'):
+        set_scale(None, 16)
+
+
+@pytest.mark.parametrize('state', [
+    None, [[16, 1, 2]], torch.zeros(3), torch.tensor([[9, 1, 1]] * 3),
+    torch.tensor([[16, 9, 1], [12, -9, -1], [8, 0, 0]]),
+    torch.tensor([[16., float('nan'), 2], [12, 0, 5], [8, 0, 0]])])
+def test_a_record_that_is_none_is_ignored(state):
+    layer = SSBN(3, SCALES)
+    layer.set_extra_state(state)
+    assert layer.extents == {}
+
+
+def test_a_record_that_was_averaged_is_taken():
+    layer = SSBN(3, SCALES)
+    layer.set_extra_state(torch.tensor([[16, 7.6, 8.4], [12, 6, 6],
+                                        [8, 0, 0]]))
+    assert layer.extents == {16: [8, 8], 12: [6, 6]}

@@ -143,12 +143,12 @@ def test_input_it_was_not_built_for(shape, match):
 
 @pytest.mark.parametrize('options, error, match', [
     (dict(eps='1e-5'), TypeError, "`eps` must be a number, but got '1e-5'"),
-    (dict(eps=-1.), ValueError, '`eps` must be a finite number, at least 0'),
+    (dict(eps=-1.), ValueError, '`eps` must be a finite number of at least 0'),
     (dict(momentum='x'), TypeError, "`momentum` must be a number"),
     (dict(momentum=2), ValueError, '`momentum` must be .* from 0 to 1'),
     (dict(affine='no'), TypeError, "`affine` must be True or False"),
     (dict(track_running_stats=1), TypeError, '`track_running_stats` must'),
-    (dict(num_features=0), ValueError, 'at least 1, but got 0'),
+    (dict(num_features=0), ValueError, 'an int from 1 to .*, but got 0'),
     (dict(num_features=2.5), TypeError, '`num_features` must be an int')])
 def test_bad_options(options, error, match):
     with pytest.raises(error, match=match):
@@ -222,6 +222,14 @@ def test_checkpoint_with_other_number_of_scales():
     with pytest.raises(ValueError, match=r'2 scales in weight, but the '
                        r'model has 3 \(\(16, 12, 8\)\)'):
         SSBN(3, SCALES).load_state_dict(SSBN(3, (16, 8)).state_dict())
+
+
+def test_a_plain_checkpoint_of_other_channels_is_a_mismatch():
+    """Also one of as many channels as there are rows in all."""
+    for channels in (6, 9):
+        with pytest.raises(RuntimeError, match='size mismatch for weight'):
+            SSBN(3, SCALES).load_state_dict(
+                nn.BatchNorm2d(channels).state_dict())
 
 
 def test_checkpoint_with_other_scales_loads_by_rank_without_extents():
