@@ -1,76 +1,120 @@
 # make demo       trains and tests the Fashion-MNIST demo (classification only)
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
 # make test       installs everything, lints, runs all tests
+# make doctor     says what is installed, and what conflicts
 # make reproduce, make reproduce-det
 #                 every arm of a demo with three seeds: the tables of README
-# Each goes on where it was interrupted. PYTHON chooses the interpreter.
+# Each goes on where it was interrupted. PYTHON chooses the interpreter,
+# STACK=onedl OneDL's forks of the hosts, in an environment of their own;
+# V=1 shows the commands.
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo demo-det test lint reproduce reproduce-det clean
+.PHONY: demo demo-det test lint doctor reproduce reproduce-det clean
+$(V).SILENT:
 
 PYTHON ?= python3
-VENV := .venv
+STACK ?= upstream
+ifeq ($(STACK),upstream)
+  VENV := .venv
+  WORK := work_dirs
+  BASIC := classification
+  FULL := detection
+  MMCV := mmcv==2.1.0
+  OPENCV := opencv-python-headless==5.0.*
+else ifeq ($(STACK),onedl)
+  VENV := .venv-onedl
+  WORK := work_dirs/onedl
+  BASIC := onedl
+  FULL := onedl-detection
+  MMCV := onedl-mmcv==2.3.6
+  OPENCV := opencv-python-headless==4.12.*
+else
+  $(error STACK must be upstream or onedl, but got '$(STACK)': leave it out or write STACK=onedl)
+endif
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NAME := sct_resnet18_1xb128_fashion-mnist
-RUN := work_dirs/$(NAME)
+RUN := $(WORK)/$(NAME)
 DATA := data/fashion-mnist
 DET_NAME := sct_retinanet_r18_fpn_1xb8_fashion-det
-DET_RUN := work_dirs/$(DET_NAME)
+DET_RUN := $(WORK)/$(DET_NAME)
 DET_DATA := data/fashion-det
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sct_mm
+# This copy is imported, also when it was moved after it had been installed.
+export PYTHONPATH := $(CURDIR)$(addprefix :,$(PYTHONPATH))
+
+# What pip says is read only when it fails.
+LOG := $(VENV)/install.log
+QUIETLY := >>$(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
+# Of what a run logs, its progress and its warnings, without those of old names.
+BRIEFLY := | sed -unE '/deprecated in future/d; \
+  /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - /p'
+# mmcv-lite has no compiled operators, and may not stand beside mmcv.
+EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 
 demo: $(VENV)/classification.done $(DATA)/fetched
-	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume
-	$(BIN)/python tools/test.py configs/$(NAME).py "$$(cat $(RUN)/last_checkpoint)" \
+	echo "Training: 3 minutes on two cores. All that it logs is in $(RUN)."
+	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume $(BRIEFLY)
+	$(BIN)/python tools/test.py configs/$(NAME).py \
+	  "$(RUN)/$$(basename "$$(cat $(RUN)/last_checkpoint)")" \
 	  --scales 28 24 21 18 14 10 --out $(RUN)
 
 demo-det: $(DET_DATA)/composed
-	$(BIN)/python tools/train.py configs/$(DET_NAME).py --work-dir $(DET_RUN) --resume
-	$(BIN)/python tools/test.py configs/$(DET_NAME).py "$$(cat $(DET_RUN)/last_checkpoint)" \
+	echo "Training: 4 minutes on two cores. All that it logs is in $(DET_RUN)."
+	$(BIN)/python tools/train.py configs/$(DET_NAME).py --work-dir $(DET_RUN) --resume $(BRIEFLY)
+	$(BIN)/python tools/test.py configs/$(DET_NAME).py \
+	  "$(DET_RUN)/$$(basename "$$(cat $(DET_RUN)/last_checkpoint)")" \
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
 
 test: lint $(DATA)/fetched
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/all.done
-	$(BIN)/ruff check .
+	$(BIN)/python -m ruff check --quiet .
+
+doctor: | $(VENV)/made
+	$(BIN)/python -m sct_mm.doctor
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched
-	$(BIN)/python tools/reproduce.py scales
-	$(BIN)/python tools/reproduce.py schedules
+	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
 
 reproduce-det: $(DET_DATA)/composed
-	$(BIN)/python tools/reproduce.py detection
+	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce
 
 clean:
-	rm -rf $(VENV) work_dirs
+	rm -rf .venv .venv-onedl work_dirs
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+$(VENV)/made:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.10, 3.11 or 3.12 is needed, but $(PYTHON) is another:" \
-	    "run make PYTHON=python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-
-# opencv-python needs a desktop's libraries; the headless build needs none.
-define USE_HEADLESS_OPENCV
-	$(PIP) uninstall -q -y opencv-python opencv-python-headless
-	$(PIP) install -q --no-deps opencv-python-headless
-endef
-
-# mmcv-lite has no compiled operators, and may not stand beside mmcv.
-$(VENV)/classification.done: setup.py | $(BIN)/python
-	if [ ! -e $(VENV)/mmcv.built ]; then $(PIP) install -e '.[classification]'; fi
-	$(USE_HEADLESS_OPENCV)
+	    "run make PYTHON=python3.11 ..." >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/all.done: setup.py tools/build_mmcv.sh | $(BIN)/python
-	$(PIP) install -e '.[test]' 'setuptools<81' wheel ninja
-	bash tools/build_mmcv.sh $(BIN)/python $(CACHE)/wheels
-	touch $(VENV)/mmcv.built
-	$(PIP) install -e '.[test,detection]'
-	$(USE_HEADLESS_OPENCV)
+# opencv-python needs a desktop's libraries; the headless build needs none.
+# The doctor says whether all that was installed can be imported together.
+define FINISH
+	$(PIP) uninstall -y opencv-python opencv-python-headless $(QUIETLY)
+	$(PIP) install --no-deps '$(OPENCV)' $(QUIETLY)
+	$(BIN)/python -m sct_mm.doctor $(QUIETLY)
+endef
+
+$(VENV)/classification.done: setup.py | $(VENV)/made
+	echo "Installing torch, mmpretrain and what they need into $(VENV): 3 minutes, 6 GB."
+	$(PIP) install -e '.[$(EXTRA)]' $(QUIETLY)
+	$(FINISH)
+	touch $@
+
+$(VENV)/all.done: setup.py tools/build_mmcv.sh | $(VENV)/made
+	echo "Installing torch, mmpretrain and what the tests need into $(VENV): 3 minutes, 6 GB."
+	$(PIP) install -e '.[test,$(EXTRA)]' 'setuptools>=77,<81' wheel ninja $(QUIETLY)
+	bash tools/build_mmcv.sh $(BIN)/python '$(MMCV)' "$(CACHE)/wheels" && touch $(VENV)/mmcv.built
+	echo "Installing mmdet into $(VENV): a minute."
+	$(PIP) install -e '.[test,$(FULL)]' $(QUIETLY)
+	$(FINISH)
 	touch $(VENV)/classification.done $@
 
 $(DATA)/fetched: | $(VENV)/classification.done

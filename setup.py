@@ -8,13 +8,13 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'",
                     (ROOT / 'sct_mm/__init__.py').read_text()).group(1)
 
-# The combination that the tests run with. torch 2.11 is the newest that
+# The two combinations that the tests run with. torch 2.11 is the newest that
 # torchvision has a build for and that mmcv 2.1 compiles against.
-OPENMMLAB = ['torch==2.11.*', 'torchvision==0.26.*', 'mmengine==0.10.*',
-             'mmpretrain==1.2.*']
-CLASSIFICATION = [*OPENMMLAB, 'mmcv-lite==2.1.*']
-# mmcv with compiled operators has no wheel: `make test` builds it.
-DETECTION = [*OPENMMLAB, 'mmcv==2.1.*', 'mmdet==3.3.*']
+TORCH = ['torch==2.11.*', 'torchvision==0.26.*']
+UPSTREAM = [*TORCH, 'mmengine==0.10.*', 'mmpretrain==1.2.*']
+# From an index OneDL's mmcv comes without compiled operators.
+ONEDL = [*TORCH, 'onedl-mmengine==0.10.*', 'onedl-mmpretrain==1.3.*',
+         'onedl-mmcv==2.3.*', 'numpy==2.2.*', 'opencv-python==4.12.*']
 
 setup(
     name='sct_mm',
@@ -28,8 +28,16 @@ setup(
     # mmengine and mmcv are imported, but have several distributions each
     # (mmcv, mmcv-lite, the onedl forks): none is forced on those who have one.
     install_requires=['torch>=2.5', 'numpy', 'rich', 'matplotlib'],
-    extras_require=dict(
-        classification=CLASSIFICATION,
-        detection=DETECTION,
-        test=[*OPENMMLAB, 'pytest', 'hypothesis', 'ruff']),
+    extras_require={
+        'classification': [*UPSTREAM, 'mmcv-lite==2.1.*'],
+        # mmcv with compiled operators has no wheel: `make test` builds it.
+        'detection': [*UPSTREAM, 'mmcv==2.1.*', 'mmdet==3.3.*'],
+        'onedl': ONEDL,
+        # OneDL's mmdet evaluates COCO with a package that it does not require.
+        'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
+                            'faster-coco-eval==1.*'],
+        # onnxscript is what torch.onnx.export asks for.
+        'test': [*TORCH, 'pytest', 'hypothesis', 'ruff', 'timm==1.0.*',
+                 'safetensors', 'tensorboard', 'onnx', 'onnxscript'],
+    },
 )

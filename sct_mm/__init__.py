@@ -1,11 +1,5 @@
 """Scale Calibrated Training for OpenMMLab: train once, test at any scale."""
-from .engine.checkpoint import AtomicLocalBackend, allow_checkpoint_types
-from .datasets.multi_scale import MultiScaleBatch
-from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
-from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
-from .models.scale import set_scale, use_scale
-from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
-from .engine.sct_hook import SCTLossHook
+import sys
 
 __version__ = '0.1.0'
 __all__ = [
@@ -14,4 +8,19 @@ __all__ = [
     'WithSSBN', 'convert_to_ssbn', 'extract_scale', 'set_scale', 'use_scale'
 ]
 
-allow_checkpoint_types()
+# The doctor, of which Python runs this file first, works where these do not.
+if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
+    try:
+        from .engine.checkpoint import (AtomicLocalBackend,
+                                        allow_checkpoint_types)
+        from .datasets.multi_scale import MultiScaleBatch
+        from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
+        from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
+        from .models.scale import set_scale, use_scale
+        from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
+        from .engine.sct_hook import SCTLossHook
+    except ImportError as error:
+        raise ImportError(
+            f'sct_mm cannot be imported here ({error}). Run `python -m '
+            'sct_mm.doctor`: it names the command that mends it.') from error
+    allow_checkpoint_types()

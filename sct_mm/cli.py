@@ -1,12 +1,89 @@
-"""What the tools share: how a refusal ends them."""
+"""What the tools share: how they warn, and how a refusal ends them."""
+import contextlib
 import os.path as osp
+import re
 import sys
 import traceback
-from typing import Callable
+import warnings
+from typing import Callable, Iterator, TextIO
 
 from .engine.config import UserError
 
 PACKAGE = osp.dirname(osp.abspath(__file__)) + osp.sep
+# Of the hosts' code, which no user of a tool can mend.
+HOSTS_OWN = (
+    'The given NumPy array is not writable',  # mmpretrain's reader of MNIST
+    'torch.utils.checkpoint: ',  # mmpretrain's with_cp
+    'torch.meshgrid: ',  # mmdet's points
+    'Failed to add .*LocalVisBackend',  # a visualizer without a folder
+    'pkg_resources is deprecated',  # mmengine
+    "<class '.*'> instance named of",  # mmdet's visualizer, built again
+)
+# What hosts print, without a logger that could be told not to.
+HOSTS_PRINT = re.compile('|'.join((
+    r'Loads checkpoint by \w+ backend from path: ',  # mmengine, at each load
+    r'Could not import OneDL',  # OneDL's data sets, which no one misses
+    r'(loading annotations into memory|creating index)\.\.\.',  # pycocotools
+    r'(Done|DONE) \(t=|index created!|Loading and preparing results',
+    r'(Accumulating evaluation|Running per image evaluation|Evaluate annot)',
+)))
+
+
+def one_sentence(message, category, filename, lineno, line=None) -> str:
+    """A warning as the tools show it: without the line of code."""
+    text = re.sub(r' \(Triggered internally at .*', '', str(message))
+    return f'{osp.basename(sys.argv[0])}: warning: {text}\n'
+
+
+class WithoutHostsPrints:
+    """``stream`` without the lines that begin as ``HOSTS_PRINT`` says."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.line = stream, ''
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split('\n')
+        for line in lines:
+            if not HOSTS_PRINT.match(line):
+                self.stream.write(line + '\n')
+        return len(text)
+
+    def flush(self) -> None:
+        if not HOSTS_PRINT.match(self.line):
+            self.stream.write(self.line)
+            self.line = ''
+        self.stream.flush()
+
+
+@contextlib.contextmanager
+def output_for_users() -> Iterator[None]:
+    """Leave out what hosts print, of no use to who uses a tool."""
+    shown = WithoutHostsPrints(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        shown.flush()
+
+
+@contextlib.contextmanager
+def warnings_for_users() -> Iterator[None]:
+    """Show warnings as sentences, and none that are for developers alone.
+    What -W or PYTHONWARNINGS asks for is shown in full."""
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.formatwarning = one_sentence
+            warnings.simplefilter('ignore', FutureWarning)
+            for text in HOSTS_OWN:
+                warnings.filterwarnings('ignore', text)
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
 
 
 def is_refusal(error: Exception) -> bool:
@@ -22,7 +99,8 @@ def cli(main: Callable[[], None]) -> None:
     """Run a tool; what this package refuses ends it with one sentence and
     exit code 2, without a traceback."""
     try:
-        main()
+        with warnings_for_users(), output_for_users():
+            main()
     except (TypeError, ValueError, RuntimeError) as error:
         if not is_refusal(error):
             raise

@@ -1,28 +1,56 @@
 #!/usr/bin/env bash
-# build_mmcv.sh PYTHON CACHE: install mmcv with its compiled operators.
-# PyPI has the sources only. The wheel is built once for each version of Python
-# and torch, and kept in CACHE.
+# build_mmcv.sh PYTHON DISTRIBUTION==VERSION CACHE: install mmcv with its
+# compiled operators. PyPI has the sources only. The wheel is built once for
+# each version of Python and torch, and kept in CACHE.
 set -euo pipefail
 python=$1
-version=2.1.0
+wanted=$2
+distribution=${wanted%%==*}
 key=$("$python" -c 'import sys, torch
 print("py%d.%d-torch%s" % (*sys.version_info[:2], torch.__version__))')
-wheels=$2/$key
-if ! ls "$wheels"/mmcv-"$version"-*.whl >/dev/null 2>&1; then
+wheels=$3/$key
+wheel() { ls "$1/${distribution//-/_}-${wanted##*==}"-*.whl 2>/dev/null; }
+pip() { "$python" -m pip --disable-pip-version-check "$@"; }
+
+check_tools() {
+    command -v c++ >/dev/null || command -v g++ >/dev/null || {
+        echo "mmcv's operators need a C++ compiler, but there is none:" \
+             "install g++ (Debian: apt-get install g++)." >&2; exit 1; }
+    headers=$("$python" -c 'import sysconfig
+print(sysconfig.get_path("include"))')
+    [ -e "$headers/Python.h" ] || {
+        echo "mmcv's operators need $headers/Python.h, but it is not there:" \
+             "install Python's headers (Debian: python3-dev)." >&2; exit 1; }
+}
+
+# One line for every ten objects of the compiler's.
+progress() {
+    while IFS= read -r line; do
+        [[ $line =~ ^\ *\[([0-9]+)/([0-9]+)\] ]] || continue
+        done=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]}
+        (( done % 10 && done < all )) || echo "  $done of $all objects"
+    done
+}
+
+build() {
+    check_tools
     mkdir -p "$wheels"
     partial=$(mktemp -d "$wheels/partial.XXXX")
     trap 'rm -rf "$partial"' EXIT
-    echo "Building mmcv $version for $key: once, 7 minutes on two cores."
-    # -g0: without debug symbols it takes half the time.
-    CUDA_VISIBLE_DEVICES='' MMCV_WITH_OPS=1 FORCE_CUDA=0 CFLAGS=-g0 CXXFLAGS=-g0 MAX_JOBS=$(nproc) \
+    log=$wheels/$distribution.log
+    echo "Building $wanted for $key: once, 7 minutes on two cores."
+    # -g0: without debug symbols it takes half the time. pip's cache does not
+    # tell a wheel with operators from one without.
+    CUDA_VISIBLE_DEVICES='' MMCV_WITH_OPS=1 FORCE_CUDA=0 \
+        CFLAGS=-g0 CXXFLAGS=-g0 MAX_JOBS=$(nproc) \
         PATH="$(dirname "$(realpath -s "$python")"):$PATH" \
-        "$python" -m pip wheel -v --no-build-isolation --no-deps \
-        --no-binary mmcv -w "$partial" "mmcv==$version" 2>&1 \
-        | tee "$wheels/build.log" \
-        | { grep --line-buffered -oE '^ *\[[0-9]+/[0-9]+\]' || true; } \
-        || { tail -n 20 "$wheels/build.log"; exit 1; }
-    mv "$partial"/mmcv-"$version"-*.whl "$wheels/"
-fi
-# mmcv and mmcv-lite are one package under two names.
-"$python" -m pip uninstall -q -y mmcv-lite
-"$python" -m pip install -q --force-reinstall --no-deps "$wheels"/mmcv-"$version"-*.whl
+        pip wheel -v --no-build-isolation --no-deps --no-cache-dir \
+        --no-binary "$distribution" -w "$partial" "$wanted" 2>&1 \
+        | tee "$log" | progress || { tail -n 20 "$log" >&2; exit 1; }
+    mv "$(wheel "$partial")" "$wheels/"
+}
+
+wheel "$wheels" >/dev/null || build
+# They are one package under three names.
+pip uninstall -qq -y mmcv mmcv-lite onedl-mmcv
+pip install -qq --no-deps "$(wheel "$wheels")"

@@ -1,0 +1,76 @@
+"""What a tool shows, and what it leaves out."""
+import contextlib
+import io
+import subprocess
+import sys
+import warnings
+
+import pytest
+from mmengine.logging import print_log
+
+from sct_mm.cli import cli
+from sct_mm.engine.config import UserError
+
+from conftest import ROOT
+
+TOOL = """
+import warnings
+from sct_mm.cli import cli
+
+def main():
+    warnings.warn('24 pixels were not trained.', stacklevel=2)
+    warnings.warn('torch.meshgrid: indexing. (Triggered internally at x:1.)')
+    warnings.warn('Of torch. (Triggered internally at /torch/x.cpp:213.)')
+    warnings.warn('autocast is old', FutureWarning)
+
+cli(main)
+"""
+
+
+def show(*options):
+    done = subprocess.run([sys.executable, *options, '-c', TOOL], cwd=ROOT,
+                          capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()
+
+
+def test_warnings_are_one_sentence_each():
+    assert show() == ['-c: warning: 24 pixels were not trained.',
+                      '-c: warning: Of torch.']
+
+
+def test_all_warnings_in_full_where_they_are_asked_for():
+    shown = show('-W', 'always::UserWarning', '-W', 'always::FutureWarning')
+    assert sum('autocast is old' in line for line in shown) == 1
+    assert any('UserWarning: torch.meshgrid' in line for line in shown)
+
+
+def test_what_hosts_print_is_left_out(capsys):
+    def main():
+        print_log('Loads checkpoint by local backend from path: /a/b.pth')
+        print('loading annotations into memory...\nDone (t=0.01s)')
+        print('| 28 | 91.8 |')
+        print('no end', end='', flush=True)
+        print(' of a line\nlast', end='')
+
+    cli(main)
+    assert capsys.readouterr().out == '| 28 | 91.8 |\nno end of a line\nlast'
+
+
+def test_a_failure_leaves_nothing_behind(capsys):
+    stdout, shape = sys.stdout, warnings.formatwarning
+
+    def main():
+        print('before', end='')
+        raise UserError('no')
+
+    with pytest.raises(SystemExit, match='2'):
+        cli(main)
+    assert capsys.readouterr().out == 'before'
+    assert sys.stdout is stdout and warnings.formatwarning is shape
+
+
+def test_output_is_that_of_the_stream():
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        cli(lambda: print(sys.stdout.isatty(), sys.stdout.encoding))
+    assert stream.getvalue() == f'{stream.isatty()} {stream.encoding}\n'
