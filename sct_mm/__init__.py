@@ -1,6 +1,7 @@
 """Scale Calibrated Training for OpenMMLab: train once, test at any scale."""
-from .engine.checkpoint import AtomicLocalBackend, allow_checkpoint_types
+from .engine.checkpoint import AtomicLocalBackend
 from .datasets.multi_scale import MultiScaleBatch
+from .engine.protection import allow_checkpoint_types
 from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
 from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
 from .models.scale import set_scale, use_scale
