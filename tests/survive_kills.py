@@ -34,7 +34,8 @@ CONFIG = '''
 _base_ = {base!r}
 model = dict(backbone=dict(
     stem_channels=8, base_channels=8,
-    norm_cfg=dict(type='SSBN', scales=(28, 21, 14))), head=dict(in_channels=64))
+    norm_cfg=dict(type='SSBN', scales=(28, 21, 14))),
+    head=dict(in_channels=64))
 train_dataloader = dict(batch_size=16, num_workers=1,
                         dataset=dict(data_root={data!r}))
 val_dataloader = dict(batch_size=32, dataset=dict(data_root={data!r}))

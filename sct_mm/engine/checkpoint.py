@@ -76,9 +76,10 @@ class AtomicLocalBackend(LocalBackend):
             _write(obj, path)
         except OSError as error:
             raise WriteError(
-                f'{str(filepath)!r} cannot be written ({error.strerror or error}), and '
-                'nothing older is lost. Make room, and run this again (a '
-                'training by --resume).') from error
+                f'{str(filepath)!r} cannot be written '
+                f'({error.strerror or error}), and nothing older is lost. Make '
+                'room, and run this again (a training by --resume).'
+            ) from error
         for old in self._to_remove.pop(folder, set()) - {path}:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(old)

@@ -120,7 +120,8 @@ def cause_of(error: Exception) -> str:
         return detail[1]
     if 'weights_only' in text:
         return 'it is an archive of another kind, or holds forbidden objects'
-    return (text.strip() or type(error).__name__).splitlines()[0]
+    line = (text.strip() or type(error).__name__).splitlines()[0]
+    return re.split(r'[.] [A-Z]', line)[0]  # of several, the first sentence
 
 
 def unreadable(path: str, error: Exception) -> UserError:
