@@ -13,6 +13,7 @@ state of the optimizer and of the schedules must equal those of a run that
 nobody killed, to the bit. Exit code 1 if anything differs.
 """
 import argparse
+import contextlib
 import os
 import os.path as osp
 import random
@@ -94,6 +95,15 @@ def number(path: Path) -> int:
     return int(path.stem.rpartition('_')[2])
 
 
+def partial_files(folder: Path) -> set:
+    """Those on the disk, with the time; an older kill may have left one."""
+    found = set()
+    for path in folder.glob('*.partial'):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
 class Moment:
     """When to kill one life of the run, drawn from ``rng``."""
 
@@ -140,6 +150,7 @@ def disturb(config: Path, folder: Path, kills: int,
                 raise SystemExit((folder / 'output.txt').read_text()[-3000:])
             return counts
         moment = Moment(rng)
+        before = partial_files(folder)
         if not moment.wait(process, folder):
             code = process.wait()
             raise SystemExit(
@@ -148,7 +159,7 @@ def disturb(config: Path, folder: Path, kills: int,
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         counts['kills'] += 1
-        counts['while_saving'] += any(folder.glob('*.partial'))
+        counts['while_saving'] += bool(partial_files(folder) - before)
         named = [p for p in folder.glob('epoch_*.pth')]
         good = [number(p) for p in named if whole(p)]
         counts['damaged'] += len(named) - len(good)

@@ -77,8 +77,8 @@ class AtomicLocalBackend(LocalBackend):
         except OSError as error:
             raise WriteError(
                 f'{str(filepath)!r} cannot be written '
-                f'({error.strerror or error}), and nothing older is lost. Make '
-                'room, and run this again (a training by --resume).'
+                f'({error.strerror or error}), and nothing older is lost. '
+                'Make room, and run this again (a training by --resume).'
             ) from error
         for old in self._to_remove.pop(folder, set()) - {path}:
             with contextlib.suppress(FileNotFoundError):

@@ -194,6 +194,24 @@ def test_a_refusal_names_the_file_and_gives_no_bad_advice(tmp_path):
     list(refusals(path, mark))
 
 
+def test_mmengine_lets_no_getattr_in_either(tmp_path):
+    """OneDL's allows it while it loads; from a function's globals it is one
+    step to what they call."""
+    path = tmp_path / 'a.pth'
+    torch.save(Call(getattr, HistoryBuffer, '__init__'), path)
+    for text in refusals(path, tmp_path / 'executed'):
+        assert 'HistoryBuffer' in text
+
+
+def test_mmengine_leaves_our_types_on_the_list(tmp_path):
+    """OneDL's takes its own off after each load."""
+    path = str(tmp_path / 'a.pth')
+    torch.save(dict(state_dict={}, hub=HistoryBuffer([1.], [1])), path)
+    for _ in range(2):
+        load_checkpoint(nn.Identity(), path)
+        assert torch.load(path, weights_only=True)['hub'].current() == 1
+
+
 def test_archives_of_torchscript_are_refused(tmp_path):
     path = tmp_path / 'a.pth'
     with pytest.warns(DeprecationWarning):
