@@ -119,7 +119,11 @@ def _load_file(path: str):
     record = _damage(path)
     if record is not None:
         raise UserError(f'the checksum of {record!r} is wrong')
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True,
+                          mmap=True)
+    except RuntimeError:  # of a file system that cannot map
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def check_checkpoint(path: str) -> dict:

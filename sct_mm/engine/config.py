@@ -48,14 +48,15 @@ def join_processes(cfg: Config) -> None:
     mmengine 0.10 joins them on an accelerator only: its launcher sets a CUDA
     device. On a CPU the backend is gloo.
     """
-    if 'runner_type' in cfg or cfg.get('launcher', 'none') == 'none':
-        return  # FlexibleRunner's strategies join in their own ways
+    launcher = cfg.get('launcher', 'none')
     if get_device() != 'cpu':
-        if not is_distributed():
+        # FlexibleRunner's strategies join in their own ways.
+        if not (launcher == 'none' or 'runner_type' in cfg
+                or is_distributed()):
             env = cfg.get('env_cfg') or {}
             set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
-            init_dist(cfg.launcher, **env.get('dist_cfg', {}))
-    elif cfg.launcher == 'pytorch':
+            init_dist(launcher, **env.get('dist_cfg', {}))
+    elif launcher == 'pytorch':
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', dict(

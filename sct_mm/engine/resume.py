@@ -47,7 +47,8 @@ def _places(cfg: Config) -> Iterator[Tuple[str, str]]:
     hooks = [(cfg.get('default_hooks') or {}).get('checkpoint'),
              *(cfg.get('custom_hooks') or ())]
     for hook in hooks:
-        if isinstance(hook, dict) and type_name(hook) == 'CheckpointHook':
+        if isinstance(hook, dict) and type_name(hook).endswith(
+                'CheckpointHook'):
             folder = cfg.work_dir
             if hook.get('out_dir'):
                 folder = osp.join(hook['out_dir'], osp.basename(
@@ -110,9 +111,8 @@ def newest_whole(cfg: Config) -> Optional[str]:
         UserError: if there are checkpoints, but none is whole.
     """
     last = _named_last(cfg)
-    if last and '://' in last:  # a run that saves to a remote store
-        check_resumable(last)
-        return last
+    if last and ('://' in last or osp.isdir(last)):
+        return last  # of a run that saves to a remote store, or by DeepSpeed
     passed_over = []
     found = candidates(cfg)
     for candidate in found:
@@ -179,9 +179,10 @@ def _choose(cfg: Config, resume: Optional[str]) -> Tuple[bool, Optional[str]]:
             _remove_partial(cfg)
             return True, newest
     elif resume:
-        check_resumable(resume)
+        if '://' not in resume:
+            check_resumable(resume)
         return True, resume
-    if start:
+    if start and '://' not in start:
         check_checkpoint(start)
     return False, start
 
@@ -198,3 +199,6 @@ def choose_start(cfg: Config, resume: Optional[str] = None) -> None:
         UserError: if it cannot be resumed or loaded.
     """
     cfg.resume, cfg.load_from = on_main_process(_choose, cfg, resume)
+    if cfg.load_from and '://' in cfg.load_from:
+        # On every process: they wait for each other while one downloads.
+        (check_resumable if cfg.resume else check_checkpoint)(cfg.load_from)

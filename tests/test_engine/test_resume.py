@@ -1,5 +1,6 @@
 """Where a run begins, whatever its work directory has been through."""
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch.multiprocessing as mp
 from mmengine.config import Config
 
 import sct_mm  # noqa: F401
+from sct_mm.engine import resume
 from sct_mm.engine.config import UserError
 from sct_mm.engine.resume import candidates, choose_start, newest_whole
 
@@ -117,7 +119,7 @@ def test_a_new_run_starts_as_its_config_says(tmp_path):
 def test_which_of_the_ways_to_start_wins(run, tmp_path):
     weights = save(tmp_path / 'weights.pth', 0, without=('optimizer', ))
     newest, second = at(run, 'epoch_3.pth'), at(run, 'epoch_2.pth')
-    for resume, config, want in (
+    for argument, config, want in (
             ('auto', dict(load_from=weights), (True, newest)),
             (second, dict(load_from=weights), (True, second)),
             (None, dict(resume=True), (True, newest)),
@@ -125,7 +127,7 @@ def test_which_of_the_ways_to_start_wins(run, tmp_path):
             (None, dict(load_from=weights), (False, weights)),
             (None, {}, (False, None))):
         cfg = Config(dict(work_dir=run.work_dir, **config))
-        choose_start(cfg, resume)
+        choose_start(cfg, argument)
         assert (cfg.resume, cfg.load_from) == want
     with pytest.raises(UserError, match="must be a file, but got 'a.pth'"):
         choose_start(run, 'a.pth')
@@ -186,15 +188,35 @@ def test_partial_files_of_a_killed_run_are_removed(run):
                 if n.endswith('.partial')]) == 2
 
 
+@pytest.mark.parametrize('remote', [False, True])
+def test_last_checkpoint_may_name_what_is_no_file(remote, run, monkeypatch):
+    """A remote store, read by its own client; a folder of DeepSpeed."""
+    checked = []
+    monkeypatch.setattr(resume, 'check_resumable', checked.append)
+    last = 's3://bucket/epoch_9.pth' if remote else at(run, 'epoch_9.pth')
+    if not remote:
+        os.mkdir(last)
+    at_path(run, 'last_checkpoint').write_text(last)
+    choose_start(run, 'auto')
+    assert (run.resume, run.load_from) == (True, last)
+    assert checked == ([last] if remote else [])
+
+
 def start_on(rank, folder):
     torch.distributed.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=2)
+        'gloo', f'file://{folder}/store', rank=rank, world_size=2,
+        timeout=timedelta(seconds=60))
     cfg = Config(dict(work_dir=f'{folder}/{rank}'))
     choose_start(cfg, 'auto')
     assert cfg.load_from == f'{folder}/0/epoch_1.pth' and cfg.resume
     cfg = Config(dict(work_dir=f'{folder}/bad-{rank}'))
     with pytest.raises(UserError, match='is whole'):
         choose_start(cfg, 'auto')
+    # mmengine's processes wait for each other after a download
+    resume.check_checkpoint = lambda path: torch.distributed.barrier()
+    cfg = Config(dict(work_dir=folder, load_from='https://a/b.pth'))
+    choose_start(cfg)
+    assert cfg.load_from == 'https://a/b.pth'
     torch.distributed.destroy_process_group()
 
 
