@@ -5,7 +5,7 @@ import re
 import threading
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import mmengine.runner.checkpoint as host
 import numpy as np
@@ -46,6 +46,11 @@ def _function_of(owner: Any, name: str) -> Callable:
         f'annealing of OneCycle, but got {owner!r}.{name}.')
 
 
+def _load(file: Any, map_location: Any = None,
+          weights_only: Optional[bool] = None) -> Any:
+    return torch.load(file, map_location=map_location, weights_only=True)
+
+
 def allow_checkpoint_types() -> None:
     """Let ``torch.load`` read mmengine's checkpoints with ``weights_only`` on.
 
@@ -67,10 +72,10 @@ def allow_checkpoint_types() -> None:
         *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'},
     ])
     # OneDL's mmengine allows all of `getattr` while it loads, by which a
-    # checkpoint reaches any function, and takes its types, which are also
-    # ours, off torch's list afterwards. Ours are enough.
-    if hasattr(host, 'get_torch_safe_globals'):
-        host.get_torch_safe_globals = list
+    # checkpoint reaches any function; it takes its types, which are also ours,
+    # off torch's list afterwards; what torch refuses it loads unprotected.
+    if hasattr(host, '_safe_torch_load'):
+        host._safe_torch_load = _load
     _guard_loaders()
 
 

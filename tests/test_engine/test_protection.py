@@ -167,8 +167,9 @@ def test_protection_nests_and_holds_over_threads(monkeypatch):
     assert FORCE not in os.environ
 
 
-def refusals(path, mark):
-    """What mmengine and we say of the checkpoint at ``path``."""
+def refusals(path, mark, logged):
+    """What mmengine and we say of the checkpoint at ``path``; ``logged``
+    reads what was printed."""
     for read in (check_checkpoint,
                  lambda path: load_checkpoint(nn.Identity(), path),
                  lambda path: host._load_checkpoint_with_prefix('a', path)):
@@ -178,28 +179,30 @@ def refusals(path, mark):
         assert caught.value.__context__ is None  # nor does a traceback show
         text = str(caught.value)
         assert str(path) in text and '\n' not in text
-        assert 'weights_only' not in text and 'trust' not in text
+        said = ''.join((text, *logged()))
+        assert 'weights_only' not in said and 'trust' not in said
         yield text
 
 
-def test_a_refusal_names_the_file_and_gives_no_bad_advice(tmp_path):
+def test_a_refusal_names_the_file_and_gives_no_bad_advice(tmp_path, capfd):
     mark, path = tmp_path / 'executed', tmp_path / 'a.pth'
     torch.save(dict(state_dict={}, evil=evil(mark)), path)
-    for text in refusals(path, mark):
+    for text in refusals(path, mark, capfd.readouterr):
         assert 'posix.system' in text
     torch.save(dict(a=evil(mark)), path, _use_new_zipfile_serialization=False)
-    for text in refusals(path, mark):
+    for text in refusals(path, mark, capfd.readouterr):
         assert 'posix.system' in text
     path.write_bytes(pickle.dumps(evil(mark), protocol=2))  # a bare pickle
-    list(refusals(path, mark))
+    list(refusals(path, mark, capfd.readouterr))
 
 
-def test_mmengine_lets_no_getattr_in_either(tmp_path):
+def test_mmengine_lets_no_getattr_in_either(tmp_path, capfd):
     """OneDL's allows it while it loads; from a function's globals it is one
     step to what they call."""
     path = tmp_path / 'a.pth'
     torch.save(Call(getattr, HistoryBuffer, '__init__'), path)
-    for text in refusals(path, tmp_path / 'executed'):
+    for text in refusals(path, tmp_path / 'executed',
+                         capfd.readouterr):
         assert 'HistoryBuffer' in text
 
 
@@ -212,15 +215,15 @@ def test_mmengine_leaves_our_types_on_the_list(tmp_path):
         assert torch.load(path, weights_only=True)['hub'].current() == 1
 
 
-def test_archives_of_torchscript_are_refused(tmp_path):
+def test_archives_of_torchscript_are_refused(tmp_path, capfd):
     path = tmp_path / 'a.pth'
     with pytest.warns(DeprecationWarning):
         torch.jit.save(torch.jit.script(nn.Identity()), path)
     with pytest.warns(UserWarning, match='TorchScript'):
-        list(refusals(path, tmp_path / 'executed'))
+        list(refusals(path, tmp_path / 'executed', capfd.readouterr))
 
 
-def test_what_a_url_names_is_protected(tmp_path, monkeypatch):
+def test_what_a_url_names_is_protected(tmp_path, monkeypatch, capfd):
     """torch.hub loads unprotected unless it is asked."""
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -238,5 +241,5 @@ def test_what_a_url_names_is_protected(tmp_path, monkeypatch):
             Quiet, directory=tmp_path / 'served')) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}/evil.pth'
-        assert len(list(refusals(url, mark))) == 3
+        assert len(list(refusals(url, mark, capfd.readouterr))) == 3
         server.shutdown()
