@@ -11,14 +11,14 @@ __all__ = [
 # The doctor, of which Python runs this file first, works where these do not.
 if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
     try:
-        from .engine.checkpoint import (AtomicLocalBackend,
-                                        allow_checkpoint_types)
         from .datasets.multi_scale import MultiScaleBatch
+        from .engine.checkpoint import AtomicLocalBackend
+        from .engine.protection import allow_checkpoint_types
         from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
+        from .engine.sct_hook import SCTLossHook
         from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
         from .models.scale import set_scale, use_scale
         from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
-        from .engine.sct_hook import SCTLossHook
     except ImportError as error:
         raise ImportError(
             f'sct_mm cannot be imported here ({error}). Run `python -m '

@@ -1,13 +1,16 @@
 """What the tools share: how they warn, and how a refusal ends them."""
 import contextlib
+import errno
 import os.path as osp
+import pickle
 import re
 import sys
 import traceback
 import warnings
-from typing import Callable, Iterator, TextIO
+from typing import Callable, Iterator, Optional, TextIO
 
 from .engine.config import UserError
+from .engine.protection import cause_of, protected_loading
 
 PACKAGE = osp.dirname(osp.abspath(__file__)) + osp.sep
 # Of the hosts' code, which no user of a tool can mend.
@@ -27,6 +30,8 @@ HOSTS_PRINT = re.compile('|'.join((
     r'(Done|DONE) \(t=|index created!|Loading and preparing results',
     r'(Accumulating evaluation|Running per image evaluation|Evaluate annot)',
 )))
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def one_sentence(message, category, filename, lineno, line=None) -> str:
@@ -95,14 +100,29 @@ def is_refusal(error: Exception) -> bool:
         and (frame.line or '').startswith('raise '))
 
 
+def sentence_of(error: Exception) -> Optional[str]:
+    """What to tell the user of ``error``; None for one that wants its
+    traceback."""
+    if is_refusal(error):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _FULL:  # a log, a plot
+        return (f'{error}. Make room, and run this again (a training by '
+                '--resume).')
+    if isinstance(error, pickle.UnpicklingError):
+        return f'A file cannot be read ({cause_of(error)}).'
+    return None
+
+
 def cli(main: Callable[[], None]) -> None:
     """Run a tool; what this package refuses ends it with one sentence and
-    exit code 2, without a traceback."""
+    exit code 2, without a traceback. Nothing is unpickled unprotected."""
     try:
-        with warnings_for_users(), output_for_users():
+        with protected_loading(), warnings_for_users(), output_for_users():
             main()
-    except (TypeError, ValueError, RuntimeError) as error:
-        if not is_refusal(error):
+    except (OSError, TypeError, ValueError, RuntimeError,
+            pickle.UnpicklingError) as error:
+        sentence = sentence_of(error)
+        if sentence is None:
             raise
-        print(f'{osp.basename(sys.argv[0])}: {error}', file=sys.stderr)
+        print(f'{osp.basename(sys.argv[0])}: {sentence}', file=sys.stderr)
         sys.exit(2)

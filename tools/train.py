@@ -4,14 +4,11 @@ import os
 import os.path as osp
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
 
 import sct_mm  # noqa: F401  (registers the components)
 from sct_mm.cli import cli
-from sct_mm.engine.checkpoint import check_checkpoint
-from sct_mm.engine.config import (UserError, check_data, join_processes,
-                                  load_config, set_loader_defaults)
+from sct_mm.engine.config import UserError, load_config
+from sct_mm.engine.training import set_defaults, train
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -22,8 +19,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         'default: work_dirs/NAME_OF_CONFIG')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-        help='go on from this checkpoint; without a path, from the last one '
-        'in the work directory, if any')
+        help='go on from this checkpoint; without a path, from the newest '
+        'whole one of the run in the work directory, if any')
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -61,11 +58,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.resume is not None:
-        found = args.resume if args.resume != 'auto' else (
-            osp.isdir(cfg.work_dir) and find_latest_checkpoint(cfg.work_dir))
-        if found:  # else the run starts, from `load_from` if that is set
-            cfg.resume, cfg.load_from = True, found
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr needs the batch size that the '
@@ -73,33 +65,14 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
                             'none. Set auto_scale_lr=dict(base_batch_size='
                             '256), or leave the option out.')
         cfg.auto_scale_lr.enable = True
-    checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
-        'checkpoint', dict(type='CheckpointHook', interval=1))
-    # None switches it off; a folder elsewhere has a backend of its own.
-    if checkpoint and '://' not in (checkpoint.get('out_dir') or ''):
-        checkpoint.setdefault('backend_args', dict(backend='atomic_local'))
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg.get(name)
-        set_loader_defaults(loader, cfg, not args.no_pin_memory)
-        if loader is not None:
-            loader.setdefault('persistent_workers', args.persistent_workers
-                              and loader.get('num_workers', 0) > 0)
+    set_defaults(cfg, not args.no_pin_memory, args.persistent_workers)
     return cfg
 
 
 def main() -> None:
     args = parse_args()
-    cfg = merge_args(load_config(args.config, args.cfg_options), args)
-    start = cfg.get('load_from')
-    if start is None and cfg.get('resume') and osp.isdir(cfg.work_dir):
-        start = find_latest_checkpoint(cfg.work_dir)
-    if start:
-        check_checkpoint(start)
-    check_data(cfg.train_dataloader)
-    join_processes(cfg)
-    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
-              else Runner.from_cfg(cfg))
-    runner.train()
+    train(merge_args(load_config(args.config, args.cfg_options), args),
+          args.resume)
 
 
 if __name__ == '__main__':

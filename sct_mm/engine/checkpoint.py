@@ -1,76 +1,154 @@
-"""Checkpoints that today's torch loads, and that are whole or absent."""
+"""Checkpoints: whole or absent on the disk, and read only if they are."""
+import contextlib
+import errno
 import os
 import os.path as osp
-import pickle
+import zipfile
 from pathlib import Path
-from typing import Any, Union
+from typing import Dict, Set, Union
 
 import mmengine
-import numpy as np
 import torch
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import _load_checkpoint
 
 from .config import UserError
+from .protection import protected_loading, unreadable, without_code
+
+PARTIAL = '.partial'
 
 
-def _history_method(owner: type, name: str) -> Any:
-    """``getattr`` as mmengine's checkpoints need it, and no further."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(owner, name)
-    raise pickle.UnpicklingError(
-        f'A checkpoint may name the statistics of HistoryBuffer, but got '
-        f'{owner!r}.{name}. Do not load it unless you trust its source.')
+class WriteError(OSError, UserError):
+    """A file that could not be written; the one before it is kept."""
 
 
-def allow_checkpoint_types() -> None:
-    """Let ``torch.load`` read mmengine's checkpoints with ``weights_only`` on.
+def _sync_folder(path: str) -> None:
+    """A new name in the folder ``path`` is on the disk when this returns."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some network file systems cannot
+    finally:
+        os.close(folder)
 
-    torch >= 2.6 refuses what it does not know. The message hub in mmengine's
-    checkpoints (0.10.7) holds arrays, numpy scalars, and the statistics of
-    ``HistoryBuffer``, which it pickles as ``getattr`` calls.
-    """
-    array = np.array([0.0])
-    rebuild_array = array.__reduce__()[0]
-    rebuild_scalar = array[0].__reduce__()[0]
-    names = [(rebuild_array, '_reconstruct'), (rebuild_scalar, 'scalar')]
-    torch.serialization.add_safe_globals([
-        HistoryBuffer, np.ndarray, np.dtype,
-        (_history_method, 'builtins.getattr'),
-        *((f, f'numpy.{core}.multiarray.{name}')
-          for f, name in names for core in ('core', '_core')),
-        *{type(np.dtype(t)) for t in ('f8', 'f4', 'i8', 'i4', '?')},
-    ])
+
+def _write(obj: bytes, path: str) -> None:
+    """Write ``obj`` to ``path``, whole or not at all."""
+    partial = path + PARTIAL
+    try:
+        with open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+    _sync_folder(osp.dirname(path))
 
 
 @register_backend('atomic_local')
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local file backend, whose files are whole or absent.
 
-    It writes beside the target and renames, which POSIX does at once: a run
-    killed while it saves leaves the checkpoint before untouched. Use it as
+    A file is written beside its target, is on the disk, and only then takes
+    its name, which POSIX does at once: a run killed while it saves, or a
+    machine that loses power, leaves the checkpoint before untouched. Use it as
     ``CheckpointHook(backend_args=dict(backend='atomic_local'))``.
+
+    ``CheckpointHook`` removes the oldest checkpoint, and the last best one,
+    before it saves the next. Here ``remove`` waits until the next file stands
+    in the same folder, so that a full disk loses nothing; the disk must have
+    room for one checkpoint more than ``max_keep_ckpts``.
     """
 
+    # Of the process: the hook removes by one instance, and saves by another.
+    _to_remove: Dict[str, Set[str]] = {}
+
     def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
-        partial = f'{filepath}.partial'
-        super().put(obj, partial)
-        os.replace(partial, filepath)
+        path = osp.abspath(filepath)
+        folder = osp.dirname(path)
+        mmengine.mkdir_or_exist(folder)
+        try:
+            _write(obj, path)
+        except OSError as error:
+            raise WriteError(
+                f'{str(filepath)!r} cannot be written '
+                f'({error.strerror or error}), and nothing older is lost. '
+                'Make room, and run this again (a training by --resume).'
+            ) from error
+        for old in self._to_remove.pop(folder, set()) - {path}:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(old)
+
+    def put_text(self, obj: str, filepath: Union[str, Path],
+                 encoding: str = 'utf-8') -> None:
+        self.put(obj.encode(encoding), filepath)
+
+    def remove(self, filepath: Union[str, Path]) -> None:
+        """Remove a file once the next one is written into its folder.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            IsADirectoryError: if it is a folder.
+        """
+        if not self.exists(filepath):
+            raise FileNotFoundError(f'There is no file {str(filepath)!r}.')
+        if self.isdir(filepath):
+            raise IsADirectoryError(f'{str(filepath)!r} is a folder.')
+        path = osp.abspath(filepath)
+        self._to_remove.setdefault(osp.dirname(path), set()).add(path)
+
+
+def _damage(path: str) -> Union[str, None]:
+    """The first record of the archive at ``path`` whose checksum is wrong.
+
+    torch does not compare them: a page that the disk lost is read as zeros.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def _load_file(path: str):
+    """The checkpoint in a file; its tensors are read when they are used."""
+    if not zipfile.is_zipfile(path):  # of torch < 1.6, or damaged
+        return torch.load(path, map_location='cpu', weights_only=True)
+    record = _damage(path)
+    if record is not None:
+        raise UserError(f'the checksum of {record!r} is wrong')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True,
+                          mmap=True)
+    except RuntimeError:  # of a file system that cannot map
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def check_checkpoint(path: str) -> dict:
-    """Load the checkpoint at ``path`` on the CPU, or say why it cannot be."""
-    if '://' not in path and not osp.isfile(path):
+    """Load the checkpoint at ``path`` on the CPU, or say why it cannot be.
+
+    A file is compared with its checksums, and takes no memory: its tensors
+    are mapped.
+
+    Raises:
+        UserError: if it is missing, damaged, unsafe or no checkpoint.
+    """
+    remote = '://' in path
+    local = osp.expanduser(path)
+    if not remote and not osp.isfile(local):
         raise UserError(f'The checkpoint must be a file, but got {path!r}. '
                         'Train first, or name another.')
-    try:
-        checkpoint = _load_checkpoint(path, map_location='cpu')
-    except Exception as error:  # each format and torch version has its own
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'The checkpoint {path!r} cannot be read ({cause}). '
-                        'It is damaged or no checkpoint: name another, or '
-                        'resume from the one before.') from error
+    refusal = None
+    with protected_loading():
+        try:
+            checkpoint = (_load_checkpoint(path, map_location='cpu') if remote
+                          else without_code(_load_file(local)))
+        except Exception as error:  # each format and torch has its own
+            refusal = unreadable(path, error)
+    if refusal:  # outside of `except`, whose error has torch's advice
+        raise refusal
     if not isinstance(checkpoint, dict):
         raise UserError(f'The checkpoint {path!r} must hold a dict, but got '
                         f'a {type(checkpoint).__name__}. Name another.')

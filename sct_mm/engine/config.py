@@ -6,6 +6,8 @@ from typing import Optional
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import init_dist, is_distributed
+from mmengine.utils.dl_utils import set_multi_processing
 
 from ..datasets.pipeline import type_name
 
@@ -22,16 +24,39 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     cfg = Config.fromfile(path)
     if options:
         cfg.merge_from_dict(options)
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = _project_of(cfg.get('model') or {})
     return cfg
 
 
+def _project_of(model: dict) -> str:
+    """The project whose classes a new-style config (`read_base`) names, where
+    its `default_scope` is None: a string in it may be of that project."""
+    kind = model.get('type')
+    path = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    project = path.partition('.')[0] if '.' in path else 'mmengine'
+    if project in ('mmengine', __package__.partition('.')[0]):
+        inner = model.get('model')  # of WithSSBN and of wrappers
+        return _project_of(inner) if isinstance(inner, dict) else 'mmengine'
+    return project
+
+
 def join_processes(cfg: Config) -> None:
-    """Join the processes that torchrun started, where there is no GPU.
+    """Join the processes that a launcher started, before the Runner does, so
+    that they decide alike what to start from.
 
     mmengine 0.10 joins them on an accelerator only: its launcher sets a CUDA
     device. On a CPU the backend is gloo.
     """
-    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
+    launcher = cfg.get('launcher', 'none')
+    if get_device() != 'cpu':
+        # FlexibleRunner's strategies join in their own ways.
+        if not (launcher == 'none' or 'runner_type' in cfg
+                or is_distributed()):
+            env = cfg.get('env_cfg') or {}
+            set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
+            init_dist(launcher, **env.get('dist_cfg', {}))
+    elif launcher == 'pytorch':
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', dict(

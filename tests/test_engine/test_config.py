@@ -1,0 +1,59 @@
+"""Reading a config, and joining the processes that a launcher started."""
+import pytest
+from mmengine.config import Config
+
+import sct_mm  # noqa: F401
+from sct_mm.engine import config
+from sct_mm.engine.config import load_config, set_loader_defaults
+
+pytest.importorskip('mmpretrain')
+NEW_STYLE = '''
+from mmpretrain.models import ImageClassifier, ResNet
+from sct_mm import SSBN
+default_scope = {scope!r}
+classifier = dict(type=ImageClassifier, backbone=dict(type=ResNet, depth=18))
+model = {model}
+train_dataloader = dict()
+'''
+
+
+@pytest.mark.parametrize('scope, model, want', [
+    (None, 'classifier', 'mmpretrain'),
+    (None, 'dict(type="WithSSBN", model=classifier)', 'mmpretrain'),
+    (None, 'dict(type=SSBN, model=classifier)', 'mmpretrain'),
+    (None, 'dict(type="ImageClassifier")', 'mmengine'),
+    (None, 'dict(type="mmdet.models.RetinaNet")', 'mmdet'),
+    (None, 'None', 'mmengine'),
+    ('mmdet', 'classifier', 'mmdet')])
+def test_the_scope_of_a_new_style_config(scope, model, want, tmp_path):
+    path = tmp_path / 'new.py'
+    path.write_text(NEW_STYLE.format(scope=scope, model=model))
+    cfg = load_config(str(path), dict(work_dir='a'))
+    assert cfg.default_scope == want and cfg.work_dir == 'a'
+    set_loader_defaults(cfg.train_dataloader, cfg)
+    assert ('collate_fn' in cfg.train_dataloader) == (want == 'mmpretrain')
+
+
+@pytest.mark.parametrize('options, joined', [
+    (dict(launcher='slurm'), ['slurm']), (dict(launcher='none'), []), ({}, []),
+    (dict(launcher='pytorch', runner_type='FlexibleRunner'), [])])
+def test_processes_are_joined_before_the_runner_does(options, joined,
+                                                     monkeypatch):
+    """On an accelerator, as mmengine's Runner would a moment later."""
+    calls = []
+
+    def init_dist(launcher, backend, timeout):
+        assert (backend, timeout) == ('nccl', 9)
+        calls.append(launcher)
+
+    monkeypatch.setattr(config, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(config, 'init_dist', init_dist)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('MKL_NUM_THREADS', '1')
+    cfg = Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=9)),
+                      **options))
+    config.join_processes(cfg)
+    assert calls == joined and 'model_wrapper_cfg' not in cfg
+    monkeypatch.setattr(config, 'is_distributed', lambda: True)
+    config.join_processes(cfg)
+    assert calls == joined

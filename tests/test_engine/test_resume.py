@@ -1,0 +1,228 @@
+"""Where a run begins, whatever its work directory has been through."""
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmengine.config import Config
+
+import sct_mm  # noqa: F401
+from sct_mm.engine import resume
+from sct_mm.engine.config import UserError
+from sct_mm.engine.resume import candidates, choose_start, newest_whole
+
+EVERYTHING = dict(state_dict=dict(w=torch.zeros(999)), optimizer={},
+                  message_hub={})
+
+
+def save(path, number, time=None, without=()):
+    """A checkpoint of epoch ``number``, written at ``time``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = dict(EVERYTHING, meta=dict(epoch=number, iter=number))
+    torch.save({k: v for k, v in value.items() if k not in without}, path)
+    os.utime(path, (number if time is None else time, ) * 2)
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The config of a run with three whole checkpoints."""
+    folder = tmp_path / 'run'
+    for number in (1, 2, 3):
+        save(folder / f'epoch_{number}.pth', number)
+    return Config(dict(work_dir=str(folder)))
+
+
+def at(cfg, name):
+    return os.path.join(cfg.work_dir, name)
+
+
+def at_path(cfg, name):
+    return Path(at(cfg, name))
+
+
+def cut(path, time=9):
+    os.truncate(path, 700)
+    os.utime(path, (time, time))
+
+
+@pytest.mark.parametrize('text', [
+    None, '', ' \n', '\0\0\0', 'gone/epoch_4.pth', 'epoch_1.pth', '\udcff'])
+def test_whatever_last_checkpoint_says(text, run, capsys):
+    if text is not None:
+        if text == 'epoch_1.pth':
+            text = at(run, text)
+        with open(at(run, 'last_checkpoint'), 'w',
+                  errors='surrogateescape') as file:
+            file.write(text)
+    assert newest_whole(run) == at(run, 'epoch_3.pth')
+    output = capsys.readouterr().out
+    assert f"goes on from {at(run, 'epoch_3.pth')!r}" in output
+    assert ('gone/epoch_4.pth' in output) == (text == 'gone/epoch_4.pth')
+
+
+def test_what_is_damaged_is_named_and_passed_over(run, capsys):
+    for name in ('epoch_4.pth', 'epoch_5.pth'):
+        cut(save(at_path(run, name), 4))
+    at_path(run, 'epoch_6.pth').touch()
+    at_path(run, 'last_checkpoint').write_text(at(run, 'epoch_5.pth'))
+    assert newest_whole(run) == at(run, 'epoch_3.pth')
+    output = capsys.readouterr().out
+    for name in ('epoch_4.pth', 'epoch_5.pth', 'epoch_6.pth'):
+        assert f'Passed over: The checkpoint {at(run, name)!r}' in output
+    assert 'epoch_2.pth' not in output
+
+
+@pytest.mark.parametrize('without', [
+    ('optimizer', ), ('message_hub', ), ('meta', ), ('state_dict', )])
+def test_what_lacks_the_state_of_the_training_is_passed_over(
+        without, run, capsys):
+    save(at_path(run, 'epoch_4.pth'), 4, without=without)
+    assert newest_whole(run) == at(run, 'epoch_3.pth')
+    assert f'lacks {without[0]}' in capsys.readouterr().out
+    with pytest.raises(UserError, match=f'cannot be resumed: it lacks '
+                       f'{without[0]}'):
+        choose_start(run, at(run, 'epoch_4.pth'))
+
+
+def test_none_is_whole(run):
+    content = {}
+    for number in (1, 2, 3):
+        path = at_path(run, f'epoch_{number}.pth')
+        cut(path)
+        content[path] = path.read_bytes()
+    with pytest.raises(UserError, match='No checkpoint in .* is whole: '
+                       '.*epoch_3.pth.*epoch_2.pth.*epoch_1.pth'):
+        choose_start(run, 'auto')
+    assert all(p.read_bytes() == value for p, value in content.items())
+
+
+def test_last_checkpoint_alone_is_no_reason_to_start_anew(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_7.pth')
+    with pytest.raises(UserError, match="names 'elsewhere/epoch_7.pth'"):
+        choose_start(Config(dict(work_dir=str(tmp_path))), 'auto')
+
+
+def test_a_new_run_starts_as_its_config_says(tmp_path):
+    weights = save(tmp_path / 'weights.pth', 0, without=('optimizer', ))
+    for folder in (tmp_path / 'absent', tmp_path):
+        cfg = Config(dict(work_dir=str(folder)))
+        choose_start(cfg, 'auto')
+        assert (cfg.resume, cfg.load_from) == (False, None)
+        cfg.load_from = weights
+        choose_start(cfg, 'auto')
+        assert (cfg.resume, cfg.load_from) == (False, weights)
+
+
+def test_which_of_the_ways_to_start_wins(run, tmp_path):
+    weights = save(tmp_path / 'weights.pth', 0, without=('optimizer', ))
+    newest, second = at(run, 'epoch_3.pth'), at(run, 'epoch_2.pth')
+    for argument, config, want in (
+            ('auto', dict(load_from=weights), (True, newest)),
+            (second, dict(load_from=weights), (True, second)),
+            (None, dict(resume=True), (True, newest)),
+            (None, dict(resume=True, load_from=second), (True, second)),
+            (None, dict(load_from=weights), (False, weights)),
+            (None, {}, (False, None))):
+        cfg = Config(dict(work_dir=run.work_dir, **config))
+        choose_start(cfg, argument)
+        assert (cfg.resume, cfg.load_from) == want
+    with pytest.raises(UserError, match="must be a file, but got 'a.pth'"):
+        choose_start(run, 'a.pth')
+
+
+def test_newest_by_time_and_then_by_number(run):
+    """A run that was started anew has lower numbers; a copy has one time."""
+    os.utime(at(run, 'epoch_1.pth'), (9, 9))
+    assert newest_whole(run) == at(run, 'epoch_1.pth')
+    save(at_path(run, 'epoch_10.pth'), 10, 9)
+    save(at_path(run, 'iter_9.pth'), 9, 9)
+    assert newest_whole(run) == at(run, 'epoch_10.pth')
+
+
+def test_other_files_are_no_candidates(run):
+    for name in ('best_accuracy_epoch_9.pth', 'epoch_9.pth.partial',
+                 'epoch_9-1234abcd.pth', 'epoch_x.pth', 'xepoch_9.pth'):
+        save(at_path(run, name), 9)
+    at_path(run, 'epoch_8.pth').mkdir()  # as DeepSpeed saves
+    assert [c.number for c in candidates(run)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize('place', ['default_hooks', 'custom_hooks'])
+@pytest.mark.parametrize('template, name', [
+    ('e-{}.ckpt', 'e-12.ckpt'), ('step{:06d}.pth', 'step000012.pth')])
+def test_the_folder_and_the_names_of_the_hook(place, template, name, tmp_path):
+    hook = dict(type='mmengine.CheckpointHook', filename_tmpl=template,
+                out_dir=str(tmp_path / 'out'))
+    cfg = Config({'work_dir': str(tmp_path / 'run'), place: dict(
+        checkpoint=hook) if place == 'default_hooks' else [hook]})
+    want = save(tmp_path / 'out' / 'run' / name, 12)
+    save(tmp_path / 'out' / 'run' / 'other.pth', 13)
+    save(tmp_path / 'out' / 'another-run' / name, 14)
+    assert newest_whole(cfg) == want
+
+
+def test_a_file_elsewhere_that_last_checkpoint_names(run, tmp_path):
+    """The hook's out_dir was another when it was written."""
+    other = save(tmp_path / 'out' / 'epoch_4.pth', 4)
+    at_path(run, 'last_checkpoint').write_text(other)
+    assert newest_whole(run) == other
+    # of a copied folder, and of the one that it was copied from, the copy
+    os.utime(other, (3, 3))
+    save(tmp_path / 'out' / 'epoch_3.pth', 3)
+    at_path(run, 'last_checkpoint').write_text(
+        str(tmp_path / 'out' / 'epoch_3.pth'))
+    assert newest_whole(run) == at(run, 'epoch_3.pth')
+
+
+def test_partial_files_of_a_killed_run_are_removed(run):
+    stay = ['epoch_3.pth', 'scales.json.partial', 'notes.partial']
+    for name in [*stay[1:], 'epoch_4.pth.partial', 'iter_9.pth.partial',
+                 'best_accuracy_top1_epoch_4.pth.partial']:
+        at_path(run, name).touch()
+    choose_start(run, 'auto')
+    assert set(stay) < set(os.listdir(run.work_dir))
+    assert len([n for n in os.listdir(run.work_dir)
+                if n.endswith('.partial')]) == 2
+
+
+@pytest.mark.parametrize('remote', [False, True])
+def test_last_checkpoint_may_name_what_is_no_file(remote, run, monkeypatch):
+    """A remote store, read by its own client; a folder of DeepSpeed."""
+    checked = []
+    monkeypatch.setattr(resume, 'check_resumable', checked.append)
+    last = 's3://bucket/epoch_9.pth' if remote else at(run, 'epoch_9.pth')
+    if not remote:
+        os.mkdir(last)
+    at_path(run, 'last_checkpoint').write_text(last)
+    choose_start(run, 'auto')
+    assert (run.resume, run.load_from) == (True, last)
+    assert checked == ([last] if remote else [])
+
+
+def start_on(rank, folder):
+    torch.distributed.init_process_group(
+        'gloo', f'file://{folder}/store', rank=rank, world_size=2,
+        timeout=timedelta(seconds=60))
+    cfg = Config(dict(work_dir=f'{folder}/{rank}'))
+    choose_start(cfg, 'auto')
+    assert cfg.load_from == f'{folder}/0/epoch_1.pth' and cfg.resume
+    cfg = Config(dict(work_dir=f'{folder}/bad-{rank}'))
+    with pytest.raises(UserError, match='is whole'):
+        choose_start(cfg, 'auto')
+    # mmengine's processes wait for each other after a download
+    resume.check_checkpoint = lambda path: torch.distributed.barrier()
+    cfg = Config(dict(work_dir=folder, load_from='https://a/b.pth'))
+    choose_start(cfg)
+    assert cfg.load_from == 'https://a/b.pth'
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_decide_alike(tmp_path):
+    """The main one decides, also to refuse; the other sees another disk."""
+    save(tmp_path / '0' / 'epoch_1.pth', 1)
+    save(tmp_path / '1' / 'epoch_2.pth', 2)
+    cut(save(tmp_path / 'bad-0' / 'epoch_1.pth', 1))
+    mp.spawn(start_on, (str(tmp_path), ), nprocs=2)
