@@ -5,7 +5,7 @@ from typing import Any, Callable, Iterator, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .pipeline import keeps_ratio, rescale_pipeline
+from .pipeline import keeps_ratio, rescale_pipeline, type_name
 
 
 class SizedPipeline:
@@ -32,29 +32,46 @@ class SizedPipeline:
         return getattr(self.pipelines[int(self.chosen)], name)
 
 
-def pipelines_in(dataset: Any,
-                 config: Any) -> Iterator[Tuple[Any, List[dict]]]:
-    """Each data set within ``dataset`` that has a pipeline, and the config of
-    the pipeline; ``config`` is what ``dataset`` was built from.
+def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
+        Tuple[tuple, List[dict]]]:
+    """Each pipeline of a data set's config, also within wrappers, and the
+    path of attributes and indices to its data set.
 
     Raises:
-        ValueError: for a data set without a pipeline that can be rewritten.
+        ValueError: for a data set without a pipeline.
     """
-    if type(dataset).__name__ == '_SlicedDataset':  # num_batch_per_epoch
-        dataset = dataset._dataset
     inner = config if isinstance(config, dict) else {}
-    if 'pipeline' in inner and callable(getattr(dataset, 'pipeline', None)):
-        yield dataset, inner['pipeline']
-    elif 'pipeline' not in inner and inner.get('datasets'):
-        for child, own in zip(dataset.datasets, inner['datasets']):
-            yield from pipelines_in(child, own)
-    elif 'pipeline' not in inner and 'dataset' in inner:
-        yield from pipelines_in(dataset.dataset, inner['dataset'])
+    if 'pipeline' in inner:
+        yield path, inner['pipeline']
+    elif inner.get('datasets'):
+        for index, child in enumerate(inner['datasets']):
+            yield from pipelines_in(child, (*path, 'datasets', index))
+    elif 'dataset' in inner:
+        yield from pipelines_in(inner['dataset'], (*path, 'dataset'))
     else:
         raise ValueError('A data set that is tested at several sizes must be '
                          'a config with a `pipeline`, or wrap such ones, but '
-                         f'got {type(dataset).__name__}. Test what it holds, '
-                         'or each size by a config of its own.')
+                         f'got {type_name(inner) or type(config).__name__}. '
+                         'Set its `pipeline`.')
+
+
+def part_at(dataset: Any, path: tuple) -> Any:
+    """The data set at ``path`` within ``dataset``; its pipeline is callable.
+
+    Raises:
+        ValueError: for one that runs its transforms in another way.
+    """
+    if type(dataset).__name__ == '_SlicedDataset':  # num_batch_per_epoch
+        dataset = dataset._dataset
+    for key in path:
+        dataset = (dataset[key] if isinstance(key, int)
+                   else getattr(dataset, key))
+    if not callable(getattr(dataset, 'pipeline', None)):
+        raise ValueError('A data set that is tested at several sizes must '
+                         'have a `pipeline` that can be called, but got '
+                         f'{type(dataset).__name__}. Test at each size by a '
+                         'config of its own.')
+    return dataset
 
 
 class SizeSwitch:
@@ -79,7 +96,8 @@ class SizeSwitch:
                  sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
         self.chosen = torch.tensor(0).share_memory_()
-        self.parts = list(pipelines_in(dataset, config))
+        self.parts = [(part_at(dataset, path), pipeline)
+                      for path, pipeline in pipelines_in(config)]
         sized = []
         for part, pipeline in self.parts:
             build = type(part.pipeline)  # Compose, or the host's own

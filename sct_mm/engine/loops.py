@@ -52,30 +52,35 @@ def join_metrics(results: Dict[int, dict]) -> dict:
     return joined
 
 
-def check_sizes(sizes: Optional[Sequence[int]],
-                model: nn.Module) -> Tuple[int, ...]:
+def refuse_views(model: nn.Module) -> None:
+    """Refuse a model with test-time augmentation (TTA)."""
+    if isinstance(model, BaseTTAModel):
+        raise UserError(f'{type(model).__name__} makes views of sizes of its '
+                        'own, each of which takes its own statistics, and '
+                        'cannot be pinned to one size. Test it by the '
+                        "host's TestLoop.")
+
+
+def check_sizes(sizes: Optional[Sequence[int]], model: nn.Module,
+                name: str = 'sizes') -> Tuple[int, ...]:
     """The sizes to test ``model`` at, the largest first; None: its scales.
 
     Raises:
         UserError: for a model with test-time augmentation, for one that has
             no scales where ``sizes`` is None, and for what is no size.
     """
-    if isinstance(model, BaseTTAModel):
-        raise UserError(f'{type(model).__name__} makes views of sizes of its '
-                        'own, each of which takes its own statistics, and '
-                        'cannot be pinned to one size. Set '
-                        "type='TestLoop'.")
+    refuse_views(model)
     if sizes is None:
         sizes = scales_of(model)
         if sizes is None:
-            raise UserError('`sizes` must be set for a model without SSBN, '
+            raise UserError(f'`{name}` must be set for a model without SSBN, '
                             'which has no scales of its own, but got None. '
-                            'Write e.g. sizes=(224, 160).')
+                            f'Write e.g. {name}=(224, 160).')
     if not isinstance(sizes, (list, tuple)) or not sizes or not all(
             isinstance(s, int) and not isinstance(s, bool) and s > 0
             for s in sizes):
-        raise UserError('`sizes` must be positive ints (pixels), but got '
-                        f'{sizes!r}. Write e.g. sizes=(224, 160).')
+        raise UserError(f'`{name}` must be positive ints (pixels), but got '
+                        f'{sizes!r}. Write e.g. {name}=(224, 160).')
     return tuple(sorted(set(sizes), reverse=True))
 
 

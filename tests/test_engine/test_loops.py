@@ -1,52 +1,19 @@
 """Validation and test at several sizes: one pair of hooks, one data set."""
 import copy
-import itertools
 
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import BaseTTAModel
-from mmengine.registry import DATASETS, METRICS
-from mmengine.runner import Runner
+from mmengine.registry import METRICS
 
 from sct_mm import SSBN, SCTLossHook, set_scale
-from sct_mm.engine.config import UserError
 from sct_mm.engine.loops import join_metrics
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES, TinyModel
-
-COUNT = itertools.count()
-
-
-@DATASETS.register_module(force=True)
-class Pictures(BaseDataset):
-    """Pictures of 16 pixels; counts how often they are read anew."""
-    loaded = 0
-
-    def load_data_list(self):
-        type(self).loaded += 1
-        rng = np.random.default_rng(0)
-        return [dict(img=rng.integers(0, 255, (16, 16, 3)).astype(np.float32),
-                     gt_label=i % 5) for i in range(10)]
-
-
-@METRICS.register_module(force=True)
-class Logits(BaseMetric):
-    """Top-1, and the logits as a list."""
-
-    def process(self, data_batch, data_samples):
-        labels = [int(s.gt_label) for s in data_batch['data_samples']]
-        self.results += [(row.tolist(), label)
-                         for row, label in zip(data_samples, labels)]
-
-    def compute_metrics(self, results):
-        top1 = np.mean([np.argmax(row) == label for row, label in results])
-        return {'accuracy/top1': float(top1),
-                'logits': [row for row, _ in results]}
+from pictures import COUNT, Pictures, loader, model, runner, trained
 
 
 @METRICS.register_module(force=True)
@@ -58,42 +25,6 @@ class OnlyLarge(BaseMetric):
 
     def compute_metrics(self, results):
         return {'mAP': 0.5} if max(results) == 16 else {}
-
-
-def model(norm=None):
-    return dict(type='TinyModel', norm=norm or (lambda c: SSBN(c, SCALES)),
-                data_preprocessor=dict(type='ImgDataPreprocessor',
-                                       mean=[127.] * 3, std=[64.] * 3))
-
-
-def loader(wrap=None, **options):
-    dataset = dict(type='Pictures', pipeline=[
-        dict(type='mmcv.Resize', scale=16),
-        dict(type='mmpretrain.PackInputs')])
-    return dict(batch_size=4, num_workers=0,
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=wrap(dataset) if wrap else dataset, **options)
-
-
-def runner(folder, val=None, **options):
-    name = f'loops-{next(COUNT)}'
-    settings = dict(
-        model=model(), work_dir=str(folder), experiment_name=name,
-        val_dataloader=loader(), val_evaluator=dict(type='Logits'),
-        val_cfg=val or dict(type='ScalesValLoop'), log_level='ERROR')
-    settings.update(options)
-    torch.manual_seed(0)
-    return Runner(**settings)
-
-
-def trained(folder, epochs=2, **options):
-    options.setdefault('custom_hooks', [SCTLossHook()])
-    run = runner(
-        folder, train_dataloader=loader(),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05)), **options)
-    run.train()
-    return run
 
 
 def stock(folder, size, state, scale, wrap=None):
@@ -303,51 +234,3 @@ def test_save_best_of_a_detector_that_finds_nothing_at_first(tmp_path):
                 save_best=['mean/mAP', '16/mAP'])))
     assert [p.name for p in tmp_path.glob('best*')] == [
         'best_16_mAP_epoch_1.pth']
-
-
-def batch_norm(channels):
-    return torch.nn.BatchNorm2d(channels)
-
-
-class Views(BaseTTAModel):
-
-    def merge_preds(self, data_samples_list):
-        return data_samples_list
-
-
-def test_a_model_without_ssbn_takes_sizes(tmp_path):
-    got = runner(tmp_path, dict(type='ScalesValLoop', sizes=[16, 8]),
-                 model=model(batch_norm)).val()
-    assert {'16/accuracy/top1', '8/accuracy/top1'} < set(got)
-
-
-@pytest.mark.parametrize('options, match', [
-    (dict(model=model(batch_norm)), '`sizes` must be set for a model without'),
-    (dict(val=dict(type='ScalesValLoop', sizes=(16, 0))),
-     r'must be positive ints \(pixels\), but got \(16, 0\)'),
-    (dict(val=dict(type='ScalesValLoop', sizes=())), 'positive ints'),
-    (dict(val=dict(type='ScalesValLoop', sizes='16')), 'positive ints'),
-    (dict(model=Views(TinyModel(batch_norm))), 'Views makes views of sizes'),
-    (dict(default_hooks=dict(checkpoint=dict(
-        type='CheckpointHook', save_best='accuracy/top1'))),
-     "CheckpointHook must name .* Write 'mean/accuracy/top1' or '16/acc"),
-    (dict(custom_hooks=[dict(type='EarlyStoppingHook', monitor='acc')]),
-     "EarlyStoppingHook must name .* got 'acc'"),
-    (dict(val_dataloader=Runner.build_dataloader(loader())),
-     'needs its config, but got a built one'),
-    (dict(val_dataloader=dict(loader(), dataset=[1, 2])), 'but got a built'),
-    (dict(val_dataloader=loader(lambda d: dict(
-        d, pipeline=[dict(type='mmpretrain.PackInputs')]))), 'must have one'),
-    (dict(val_dataloader=loader(lambda d: dict(
-        d, pipeline=[dict(type='mmcv.Resize', scale=16),
-                     dict(type='mmpretrain.RandomCrop', crop_size=16,
-                          pad_if_needed=True),
-                     dict(type='mmpretrain.PackInputs')]))),
-     'pictures of 12 pixels, but makes 16'),
-    (dict(val_dataloader=loader(lambda d: dict(type='Pictures'))),
-     'with a `pipeline`, or wrap such ones, but got Pictures'),
-])
-def test_what_is_refused_before_anything_runs(options, match, tmp_path):
-    run = runner(tmp_path, **options)
-    with pytest.raises((UserError, ValueError), match=match):
-        run.build_val_loop(run._val_loop)

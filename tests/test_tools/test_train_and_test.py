@@ -84,6 +84,49 @@ def test_scales_default_to_the_trained_ones(
     assert [r['scale'] for r in rows['models'][0]['rows']] == [28, 21, 14]
 
 
+def test_training_validates_at_each_scale(options, run_tool, tmp_path):
+    code, output = run_tool(
+        'train.py', SCT, '--work-dir', tmp_path, *options,
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.save_best=mean/accuracy/top1')
+    assert code == 0, output
+    for size in (28, 21, 14, 'mean'):
+        assert output.count(f'{size}/accuracy/top1: ') >= 2
+    assert list(tmp_path.glob('best_mean_accuracy_top1_epoch_?.pth'))
+
+
+def test_rows_for_a_user_of_python(trained, options, tmp_path, capsys,
+                                   monkeypatch):
+    """What tools/test.py prints; against the host's own test."""
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    from sct_mm import evaluation, set_scale
+    from sct_mm.datasets.pipeline import rescale_pipeline
+    monkeypatch.chdir(ROOT)
+    path, root = str(trained[SCT] / 'epoch_2.pth'), options[-1].split('=')[1]
+    with pytest.warns(UserWarning, match='18 pixels were not trained'):
+        result = evaluation.test_scales(
+            SCT, path, (14, 28, 18), str(tmp_path),
+            {'test_dataloader.dataset.data_root': root,
+             'test_dataloader.num_workers': 1})
+    assert result['label'] == osp.basename(SCT)[:-3]
+    assert capsys.readouterr().out.count('Loads checkpoint') <= 1
+    rows = {row['scale']: row for row in result['rows']}
+    assert list(rows) == [28, 18, 14]
+    for size, scale in ((28, 28), (18, 21), (14, 14)):
+        cfg = Config.fromfile(SCT)
+        cfg.work_dir, cfg.load_from = str(tmp_path), path
+        cfg.log_level = 'ERROR'
+        cfg.experiment_name = f'stock-{size}'
+        data = cfg.test_dataloader.dataset
+        data.data_root = root
+        data.pipeline = rescale_pipeline(data.pipeline, size)
+        runner = Runner.from_cfg(cfg)
+        set_scale(runner.model, scale)
+        assert runner.test() == rows[size]['metrics']
+
+
 def test_train_resumes_and_ends_at_once_when_done(
         trained, options, run_tool, tmp_path):
     shutil.copytree(trained[SCT], tmp_path, dirs_exist_ok=True)
@@ -193,7 +236,8 @@ def test_a_data_set_without_a_pipeline(trained, run_tool, tmp_path):
 
 
 @pytest.mark.parametrize('names, match', [
-    (lambda name: name, r'bn1.weight of shape \(16,\) has shape \(3, 16\)'),
+    (lambda name: name,
+     r'bn1.weight of shape \(16,\) has shape \((3, 16|48,)\)'),
     (lambda name: f'encoder.{name}', 'conv1.weight of shape .* is missing')])
 def test_checkpoint_of_another_model(names, match, trained, options, run_tool,
                                      tmp_path):
