@@ -95,38 +95,6 @@ def test_training_validates_at_each_scale(options, run_tool, tmp_path):
     assert list(tmp_path.glob('best_mean_accuracy_top1_epoch_?.pth'))
 
 
-def test_rows_for_a_user_of_python(trained, options, tmp_path, capsys,
-                                   monkeypatch):
-    """What tools/test.py prints; against the host's own test."""
-    from mmengine.config import Config
-    from mmengine.runner import Runner
-
-    from sct_mm import evaluation, set_scale
-    from sct_mm.datasets.pipeline import rescale_pipeline
-    monkeypatch.chdir(ROOT)
-    path, root = str(trained[SCT] / 'epoch_2.pth'), options[-1].split('=')[1]
-    with pytest.warns(UserWarning, match='18 pixels were not trained'):
-        result = evaluation.test_scales(
-            SCT, path, (14, 28, 18), str(tmp_path),
-            {'test_dataloader.dataset.data_root': root,
-             'test_dataloader.num_workers': 1})
-    assert result['label'] == osp.basename(SCT)[:-3]
-    assert capsys.readouterr().out.count('Loads checkpoint') <= 1
-    rows = {row['scale']: row for row in result['rows']}
-    assert list(rows) == [28, 18, 14]
-    for size, scale in ((28, 28), (18, 21), (14, 14)):
-        cfg = Config.fromfile(SCT)
-        cfg.work_dir, cfg.load_from = str(tmp_path), path
-        cfg.log_level = 'ERROR'
-        cfg.experiment_name = f'stock-{size}'
-        data = cfg.test_dataloader.dataset
-        data.data_root = root
-        data.pipeline = rescale_pipeline(data.pipeline, size)
-        runner = Runner.from_cfg(cfg)
-        set_scale(runner.model, scale)
-        assert runner.test() == rows[size]['metrics']
-
-
 def test_train_resumes_and_ends_at_once_when_done(
         trained, options, run_tool, tmp_path):
     shutil.copytree(trained[SCT], tmp_path, dirs_exist_ok=True)
