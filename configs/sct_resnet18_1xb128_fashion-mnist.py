@@ -4,6 +4,7 @@
 _base_ = './_base_/fashion-mnist.py'
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(28, 21, 14))))
 train_cfg = dict(max_epochs=8, val_interval=8)
+val_cfg = dict(type='ScalesValLoop')
 param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], 'T_max': 8}]
 custom_hooks = [*_base_.custom_hooks, dict(
     type='SCTLossHook', partition=True, loss_weights=(0.34, 0.26, 0.4))]

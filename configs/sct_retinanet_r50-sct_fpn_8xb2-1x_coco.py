@@ -6,3 +6,4 @@ model = dict(backbone=dict(
     norm_cfg=dict(type='SSBN', scales=(800, 672, 576, 448)),
     init_cfg=dict(type='Pretrained', prefix='backbone.',
                   checkpoint='work_dirs/sct_resnet50_8xb32_in1k/epoch_100.pth')))
+val_cfg = dict(type='ScalesValLoop')

@@ -5,3 +5,4 @@ _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/sct.py']
 model = dict(backbone=dict(
     norm_cfg=dict(type='SyncSSBN', scales=(800, 640, 480)),
     norm_eval=False, frozen_stages=-1))
+val_cfg = dict(type='ScalesValLoop')

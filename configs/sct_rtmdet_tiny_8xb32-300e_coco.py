@@ -4,3 +4,4 @@ norm = dict(type='SyncSSBN', scales=(640, 512, 384))
 model = dict(backbone=dict(norm_cfg=norm), neck=dict(norm_cfg=norm),
              bbox_head=dict(norm_cfg=norm))
 custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook')]
+val_cfg = dict(type='ScalesValLoop')

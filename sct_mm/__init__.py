@@ -4,8 +4,9 @@ import sys
 __version__ = '0.1.0'
 __all__ = [
     'AtomicLocalBackend', 'ChannelsLastHook', 'EpochSeedHook',
-    'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SSBN1d', 'SSBN3d', 'SyncSSBN',
-    'WithSSBN', 'convert_to_ssbn', 'extract_scale', 'set_scale', 'use_scale'
+    'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SSBN1d', 'SSBN3d',
+    'ScalesTestLoop', 'ScalesValLoop', 'SyncSSBN', 'WithSSBN',
+    'convert_to_ssbn', 'extract_scale', 'set_scale', 'use_scale'
 ]
 
 # The doctor, of which Python runs this file first, works where these do not.
@@ -13,6 +14,7 @@ if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
     try:
         from .datasets.multi_scale import MultiScaleBatch
         from .engine.checkpoint import AtomicLocalBackend
+        from .engine.loops import ScalesTestLoop, ScalesValLoop
         from .engine.protection import allow_checkpoint_types
         from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
         from .engine.sct_hook import SCTLossHook

@@ -11,6 +11,7 @@ from mmpretrain.structures import DataSample
 
 import sct_mm  # noqa: F401
 from sct_mm.datasets.pipeline import nominal_size
+from sct_mm.engine.loops import check_sizes
 from sct_mm.models.scale import scales_of
 
 from conftest import ROOT
@@ -43,9 +44,12 @@ def test_config(path):
     scales = scales_of(model)
     sct = [hook for hook in hooks if hasattr(hook, 'attach')]
     assert bool(sct) == file.startswith('sct')
+    loop = dict(cfg.val_cfg)
     if not sct:
-        assert scales is None
+        assert scales is None and 'Scales' not in str(loop)
         return
+    assert loop.pop('type') == 'ScalesValLoop'
+    assert check_sizes(loop.get('sizes'), model) == (scales or sct[0].scales)
     assert (scales is None) == ('shared-bn' in file)
     sct[0].attach(model)
     assert size == (scales or sct[0].scales)[0]

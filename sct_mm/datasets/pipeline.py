@@ -10,6 +10,8 @@ _SIZES = {
     'EfficientNetCenterCrop': 'crop_size',
     'FixScaleResize': 'scale',
     'Pad': 'size',
+    'torchvision/Resize': 'size',
+    'torchvision/CenterCrop': 'size',
 }
 # What sets the size of the training pictures only.
 _TRAIN_SIZES = {

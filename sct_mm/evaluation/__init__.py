@@ -1,0 +1,4 @@
+"""What a trained network is worth, and what it costs."""
+from .evaluate import test_scales
+
+__all__ = ['test_scales']

@@ -1,275 +1,234 @@
-"""The arms of tools/benchmark.py, each of which runs in its own process."""
-import itertools
-import resource
+"""Cost of SCT beside plain training, and of SSBN beside BN, in one run."""
+import os.path as osp
 import statistics
-from functools import partial
-from typing import Callable, Dict, List, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, fx, nn
+import torch.multiprocessing as mp
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
-from ..engine.config import (UserError, check_data, load_config,
-                             set_loader_defaults)
-from .measure import flops_of, timed
-from ..datasets.multi_scale import MultiScaleBatch, padding_of
-from ..models.convert import extract_scale
-from ..models.scale import ScaleSpecific, scales_of
-from ..engine.sct_hook import SCTLossHook
-
-# Arm -> arguments of SCTLossHook; None trains without it.
-_HOOKS: Dict[str, Optional[dict]] = dict(
-    ssbn=None, joint=dict(backward='joint'), per_scale={},
-    two_scales=dict(scales_per_step=2), partition=dict(partition=True),
-    lists=None)
-ARMS = tuple(_HOOKS)
+from ..engine.checkpoint import dump
+from ..engine.config import UserError, load_config
+from ..engine.schedule import check_shares
+from ..models.scale import scales_of
+from .benchmark_arms import ARMS, serve
 
 
-class _Lists(fx.Interpreter):
-    """Run each operation on a list of inputs, one a scale, before the next
-    operation, with a list of BN for each norm: the shape of RS-Nets' code
-    (arXiv 2007.09558), where all scales live in memory together."""
-
-    def run_node(self, node: fx.Node):
-        if node.op in ('placeholder', 'get_attr', 'output'):
-            return super().run_node(node)
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        return [self._run_at(node, i, args, kwargs)
-                for i in range(self.module.rows)]
-
-    def _run_at(self, node: fx.Node, i: int, args: tuple, kwargs: dict):
-        def at(value):
-            return value[i] if isinstance(value, list) else value
-
-        args = tuple(map(at, args))
-        kwargs = {name: at(value) for name, value in kwargs.items()}
-        if node.op == 'call_module':
-            module = self.fetch_attr(node.target)
-            if isinstance(module, nn.ModuleList):
-                return module[i](*args)
-        return getattr(self, node.op)(node.target, args, kwargs)
+class Settings(NamedTuple):
+    """What is measured, and how; see :func:`benchmark`."""
+    config: str
+    batch_size: int
+    rounds: int
+    calls: int
+    arms: List[str]
+    amp: Optional[str]
+    channels_last: bool
 
 
-class _Tracer(fx.Tracer):
+class Arm:
+    """The process of one arm; :meth:`ask` gives it a turn and waits."""
 
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return (isinstance(module, ScaleSpecific)
-                or super().is_leaf_module(module, name))
+    def __init__(self, name: str, scale: Optional[int],
+                 settings: Settings) -> None:
+        context = mp.get_context('spawn')
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, name, scale, settings), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, *command):
+        try:
+            self.pipe.send(command)
+            answer = self.pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            self.process.join()
+            raise UserError('A process of the benchmark ended with exit code '
+                            f'{self.process.exitcode}; -9 means that memory '
+                            'ran out: reduce --batch-size.') from error
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
 
-class ListModel(nn.Module):
-    """A classifier with one BN a scale in a list, over a list of inputs.
+def measure_training(arms: Dict[str, Arm], rounds: int,
+                     calls: int) -> Dict[str, List[float]]:
+    """Seconds of a step of each arm in each round."""
+    seconds: Dict[str, List[float]] = {name: [] for name in arms}
+    for index in track(range(rounds + 1), 'training'):
+        for name, arm in arms.items():
+            once = arm.ask('step', calls)
+            if index:
+                seconds[name].append(once)
+    return seconds
+
+
+def measure_inference(scales: Sequence[int], arm: Arm, rounds: int,
+                      calls: int) -> Dict[int, List[float]]:
+    """{scale: SSBN's time over BN's in each round}."""
+    ratios: Dict[int, List[float]] = {scale: [] for scale in scales}
+    for _ in track(range(3 * rounds), 'inference'):
+        for scale in scales:
+            ratios[scale].append(arm.ask('infer', scale, 5 * calls))
+    return ratios
+
+
+def measure_shares(arm: Arm, seconds: float) -> Dict[str, float]:
+    """What resizing, and loading if it ran alone, take of a step that takes
+    ``seconds``; no ``loader`` where the data set is not there."""
+    shares = dict(resize=arm.ask('resize') / seconds)
+    loading = arm.ask('load')
+    if loading is not None:
+        shares['loader'] = loading / seconds
+    return shares
+
+
+def spread(values: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f'{middle:.3f} ({low:.3f}-{high:.3f})'
+
+
+def ratios(ours: List[float], theirs: List[float]) -> List[float]:
+    return [a / b for a, b in zip(ours, theirs)]
+
+
+def flops_ratio(arm: str, flops: List[float]) -> float:
+    """FLOPs of a step over those of a plain step at the base scale."""
+    others = sum(flops[1:])
+    total = {'ssbn': flops[0], 'partition': sum(flops) / len(flops),
+             'two_scales': flops[0] + others / max(len(flops) - 1, 1)}
+    return total.get(arm, sum(flops)) / flops[0]
+
+
+def step_rows(step: dict, peaks: dict, scales: tuple,
+              flops: list) -> List[dict]:
+    """One row an arm, the plain ones (whose name is their scale) first."""
+    base = scales[0]
+    total = [sum(each) for each in zip(*(step[s] for s in scales))]
+    return [
+        dict(arm=f'plain BN at {name}' if name in scales else name,
+             ms=statistics.median(step[name]) * 1e3,
+             flops=(flops[scales.index(name)] / flops[0] if name in scales
+                    else flops_ratio(name, flops)),
+             of_base=ratios(step[name], step[base]),
+             of_sum=ratios(step[name], total),
+             peak_mb=peaks[name] / 2**20, of_peak=peaks[name] / peaks[base])
+        for name in step
+    ]
+
+
+def step_table(title: str, base: int, rows: List[dict]) -> Table:
+    table = Table(title=title)
+    table.add_column('training step')
+    for column in ('ms', f'FLOPs\n/ plain {base}', f'time / plain {base}',
+                   'time / sum of plain', 'peak MB\nabove model',
+                   f'peak\n/ plain {base}'):
+        table.add_column(column, justify='right')
+    for row in rows:
+        table.add_row(row['arm'], f'{row["ms"]:.1f}', f'{row["flops"]:.2f}',
+                      spread(row['of_base']), spread(row['of_sum']),
+                      f'{row["peak_mb"]:.0f}', f'{row["of_peak"]:.2f}')
+    return table
+
+
+def print_benchmark(result: dict) -> None:
+    """Print what :func:`benchmark` returns."""
+    args, base = result['args'], result['scales'][0]
+    console = Console(width=110)
+    console.print(step_table(
+        f'{osp.basename(args["config"])}, batch {args["batch_size"]}, '
+        f'{result["device"]}', base, result['training']))
+    if result['beside_plain']:
+        console.print(f'training step at {base}, SSBN / BN in one process: '
+                      + spread(result['beside_plain']))
+    shares = result['shares']
+    if shares:
+        console.print('inference, SSBN / BN: ' + ', '.join(
+            f'{spread(r)} at {s}' for s, r in result['inference'].items()))
+        console.print(f'Of a per_scale step: resize '
+                      f'{shares["resize"]:.1%}; the data loader, if it ran '
+                      'alone, ' + (f'{shares["loader"]:.1%}.' if 'loader' in
+                                   shares else 'not run: no data set.'))
+
+
+def benchmark(config: str, batch_size: int = 16, rounds: int = 5,
+              calls: Optional[int] = None, arms: Sequence[str] = ARMS,
+              amp: Optional[str] = None, channels_last: bool = False,
+              out: Optional[str] = None) -> dict:
+    """Time and memory of a training step of each arm, and of inference.
+
+    Args:
+        config: path of a config with SSBN. A classifier sees noise, a
+            detector the pictures of its config.
+        rounds: turns of each arm, after one to warm up.
+        calls: steps in a turn, of which the median counts; None: 1 on a CPU,
+            10 on a GPU.
+        arms: of :data:`ARMS`, those beside plain training.
+        amp: 'float16' or 'bfloat16' for mixed precision on a GPU.
+        out: write the result to this JSON file.
+
+    Returns:
+        dict: ``device``, ``scales``, ``args``; ``training``, one row an arm;
+        ``beside_plain`` (arm ssbn), ``inference`` and ``shares`` (arm
+        per_scale): ratios of times, one a round.
 
     Raises:
-        UserError: for another model than a classifier, or if torch.fx cannot
-            trace the backbone.
+        UserError: for too few rounds, a model without SSBN, mixed precision
+            without a GPU, or if memory runs out.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        scales = scales_of(model)
-        if not hasattr(model, 'head'):
-            raise UserError('The arm `lists` needs a classifier, but got a '
-                            f'{type(model).__name__}. Leave it out of --arms.')
-        try:
-            graph = _Tracer().trace(model.backbone)
-        except Exception as error:  # whatever the backbone's code meets
-            raise UserError('The arm `lists` needs a backbone that torch.fx '
-                            f'can trace, but {error}. Leave it out of '
-                            '--arms.') from error
-        backbone = fx.GraphModule(model.backbone, graph)
-        for name, layer in list(backbone.named_modules()):
-            if isinstance(layer, ScaleSpecific):
-                parent, _, child = name.rpartition('.')
-                setattr(backbone.get_submodule(parent), child, nn.ModuleList(
-                    extract_scale(layer, s) for s in scales))
-        backbone.rows = len(scales)
-        self.backbone, self.neck, self.head = (backbone, model.neck,
-                                               model.head)
-        self.transforms = [MultiScaleBatch(s, scales[0]) for s in scales]
-        self.parse_losses = model.parse_losses
-
-    def forward(self, inputs: Tensor, data_samples: list,
-                mode: str = 'loss') -> dict:
-        batches = [t(dict(inputs=inputs, data_samples=data_samples))
-                   for t in self.transforms]
-        maps = _Lists(self.backbone).run([b['inputs'] for b in batches])
-        losses = []
-        for i, batch in enumerate(batches):
-            out = tuple(m[i] for m in maps)
-            out = self.neck(out) if self.neck is not None else out
-            losses.append(self.head.loss(out, batch['data_samples'])['loss'])
-        return dict(loss=sum(losses) / len(losses))
+    calls = calls or (10 if torch.cuda.is_available() else 1)
+    settings = Settings(config, batch_size, rounds, calls, list(arms), amp,
+                        channels_last)
+    scales = check_settings(settings)
+    plain = {scale: Arm('plain', scale, settings) for scale in scales}
+    sct = {name: Arm(name, None, settings) for name in arms}
+    result = measure(plain, sct, settings)
+    if out:
+        dump(result, out)
+    return result
 
 
-def _memory() -> int:
-    """Peak bytes so far: of the allocator on a GPU, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def measure(plain: Dict[int, Arm], sct: Dict[str, Arm],
+            settings: Settings) -> dict:
+    """What :func:`benchmark` returns, of processes that have started."""
+    scales, rounds, calls = tuple(plain), settings.rounds, settings.calls
+    flops = [arm.ask('flops') for arm in plain.values()]
+    step = measure_training({**plain, **sct}, rounds, calls)
+    peaks = {name: arm.ask('peak') for name, arm in {**plain, **sct}.items()}
+    result = dict(
+        device=plain[scales[0]].ask('device_name'), scales=scales,
+        args=settings._asdict(),
+        training=step_rows(step, peaks, scales, flops),
+        beside_plain=[], shares={}, inference={})
+    if 'ssbn' in sct:
+        result['beside_plain'] = [
+            sct['ssbn'].ask('beside_plain', calls)
+            for _ in track(range(rounds), 'SSBN beside BN')]
+    if 'per_scale' in sct:
+        arm = sct['per_scale']
+        result['inference'] = measure_inference(scales, arm, rounds, calls)
+        result['shares'] = measure_shares(
+            arm, statistics.median(step['per_scale']))
+    return result
 
 
-def _memory_at_hand() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    with open('/proc/self/statm') as f:
-        return int(f.read().split()[1]) * resource.getpagesize()
-
-
-class Worker:
-    """One arm: its network, its batch, its optimizer."""
-
-    def __init__(self, name: str, scale: Optional[int], args) -> None:
-        self.cfg = load_config(args.config)
-        init_default_scope(self.cfg.get('default_scope', 'mmengine'))
-        self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        torch.manual_seed(0)
-        model = MODELS.build(self.cfg.model)
-        self.scales = scales_of(model)
-        self.padding = padding_of(model)
-        model = model.to(self.device)
-        self.batch = self._make_batch(args.batch_size, model)
-        if name == 'plain':
-            model = extract_scale(model, scale)
-            self.batch = self._resized(scale)
-        elif name == 'lists':
-            model = ListModel(model)
-        self.model = model.train()
-        if args.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        self.optim = (AmpOptimWrapper(dtype=args.amp, optimizer=optimizer)
-                      if args.amp else OptimWrapper(optimizer))
-        self.hook = None
-        if _HOOKS.get(name) is not None:
-            self.hook = SCTLossHook(**_HOOKS[name])
-            self.hook.attach(self.model,
-                             getattr(self.optim, 'loss_scaler', None))
-        self.amp, self.args = args.amp, args
-        self.before = _memory_at_hand()
-
-    def _make_batch(self, size: int, model) -> dict:
-        """A batch at the base scale: noise for a classifier, else the first
-        of the config's training pictures."""
-        if not hasattr(model, 'head'):
-            batches = iter(self._loader(size))
-            return model.data_preprocessor(next(batches), True)
-        from mmpretrain.structures import DataSample
-        channels = self.cfg.model.backbone.get('in_channels', 3)
-        samples = [DataSample().set_gt_label(i % model.head.num_classes).to(
-            self.device) for i in range(size)]
-        edge = self.scales[0]
-        return dict(inputs=torch.randn(size, channels, edge, edge,
-                                       device=self.device),
-                    data_samples=samples)
-
-    def _resized(self, scale: int) -> dict:
-        return MultiScaleBatch(scale, self.scales[0], **self.padding)(
-            self.batch)
-
-    def _step(self) -> None:
-        if self.hook:
-            self.hook.step += 1
-        with self.optim.optim_context(self.model):
-            losses = self.model(**self.batch, mode='loss')
-        self.optim.update_params(self.model.parse_losses(losses)[0])
-
-    def step(self, calls: int) -> float:
-        """Median seconds of a training step."""
-        if self.device == 'cuda':
-            self._step()  # its memory was given back after the turn before
-        seconds = _median(self._step, calls)
-        if self.device == 'cuda':
-            torch.cuda.empty_cache()
-        return seconds
-
-    def peak(self) -> int:
-        """Peak bytes above what stood before the first step."""
-        return _memory() - self.before
-
-    def beside_plain(self, calls: int) -> float:
-        """Seconds of a training step over those of a plain step at the base
-        scale, in one process, whose memory serves both, step beside step."""
-        if not hasattr(self, 'plain'):
-            self.plain = Worker('plain', self.scales[0], self.args)
-            self.plain._step()
-        seconds = []
-        for _ in range(calls):  # each of the two is first once
-            ours, theirs = timed(self._step), timed(self.plain._step)
-            seconds += [(ours, theirs),
-                        (timed(self.plain._step), timed(self._step))[::-1]]
-        ours, theirs = map(statistics.median, zip(*seconds))
-        return ours / theirs
-
-    @torch.no_grad()
-    def infer(self, scale: int, calls: int) -> float:
-        """Seconds of an inference with SSBN over those with plain BN, in one
-        process, whose memory serves both, and call beside call."""
-        networks = (self.model.eval(),
-                    extract_scale(self.model, scale).eval())
-        batch = self._resized(scale)
-        with torch.autocast(self.device, getattr(torch, self.amp or 'float32'),
-                            enabled=bool(self.amp)):
-            seconds = [[timed(partial(net, **batch, mode='tensor'))
-                        for net in networks] for _ in range(calls + 1)]
-        ours, theirs = map(statistics.median, zip(*seconds[1:]))
-        return ours / theirs
-
-    def resize(self) -> float:
-        """Seconds of the resizes of one step."""
-        return _median(lambda: [self._resized(s) for s in self.scales[1:]], 5)
-
-    def flops(self) -> float:
-        """Multiply-adds of a forward pass."""
-        self.model.eval()
-        try:
-            return flops_of(lambda: self.model(**self.batch, mode='tensor'))
-        finally:
-            self.model.train()
-
-    def _loader(self, size: int):
-        from mmengine.runner import Runner
-        loader = self.cfg.train_dataloader
-        loader.batch_size = size
-        set_loader_defaults(loader, self.cfg)
-        check_data(loader)
-        return Runner.build_dataloader(loader)
-
-    def load(self) -> Optional[float]:
-        """Seconds in which the config's loader makes a batch of this size;
-        None if its data set is not there."""
-        try:
-            loader = self._loader(len(self.batch['inputs']))
-        except (UserError, OSError):
-            return None
-        batches = itertools.chain.from_iterable(itertools.repeat(loader))
-        ahead = loader.num_workers * (loader.prefetch_factor or 0)
-        for _ in range(ahead + 1):  # those made while nobody waited
-            next(batches)
-        return timed(lambda: [next(batches) for _ in range(10)]) / 10
-
-    def device_name(self) -> str:
-        if self.device == 'cuda':
-            return torch.cuda.get_device_name()
-        return f'CPU, {torch.get_num_threads()} threads'
-
-
-def _median(run: Callable[[], object], calls: int) -> float:
-    seconds: List[float] = [timed(run) for _ in range(calls)]
-    return statistics.median(seconds)
-
-
-def serve(pipe, name: str, scale: Optional[int], args) -> None:
-    """Answer the commands that come through ``pipe``: (method, *arguments)."""
-    worker = None
-    while True:
-        try:
-            command, *arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            worker = worker or Worker(name, scale, args)
-            pipe.send(getattr(worker, command)(*arguments))
-        except UserError as error:
-            pipe.send(error)
+def check_settings(settings: Settings) -> Sequence[int]:
+    """The scales of the config's model; refuses what cannot be measured."""
+    from mmengine.registry import MODELS, init_default_scope
+    if settings.rounds < 3:
+        raise UserError('`rounds` must be at least 3, but got '
+                        f'{settings.rounds}. The spread needs them.')
+    if settings.amp and not torch.cuda.is_available():
+        raise UserError(f'`amp` needs a GPU, but got {settings.amp!r} and '
+                        'torch sees none. Leave it out.')
+    cfg = load_config(settings.config)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    scales = scales_of(MODELS.build(cfg.model))
+    if scales is None:
+        raise UserError(f'The config must have SSBN, but {settings.config!r} '
+                        "has none. Set norm_cfg=dict(type='SSBN').")
+    if 'partition' in settings.arms:
+        check_shares(settings.batch_size, dict.fromkeys(scales, 1.0))
+    return scales

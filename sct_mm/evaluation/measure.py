@@ -1,7 +1,8 @@
 """Cost of a network at one input size: FLOPs, latency, throughput, stride."""
 import statistics
 import time
-from typing import Callable, List
+from functools import partial
+from typing import Callable, List, Optional
 
 import torch
 from torch import nn
@@ -63,23 +64,48 @@ def cost_of(model: nn.Module, one: dict, batch: dict) -> dict:
 
 
 @torch.no_grad()
-def network_stride(model: nn.Module, channels: int, size: int = 256) -> int:
-    """Total stride of the network's convolutions, in pixels of the input.
+def network_stride(model: nn.Module, channels: int,
+                   size: int = 256) -> Optional[int]:
+    """Total stride of the network's convolutions, in pixels of the input;
+    None where no pass can be made at ``size`` pixels.
 
-    It is read off a forward pass at ``size`` pixels, which must be a multiple
-    of it. Maps of one element do not count: they lie behind a pooling.
+    It is read off a pass in evaluation mode: the features' alone where the
+    host has ``extract_feat``, since a head may need samples. ``size`` must be
+    a multiple of the stride. Maps of one element do not count: they lie
+    behind a pooling.
     """
+    device = next(model.parameters()).device
+    picture = torch.zeros(1, channels, size, size, device=device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for run in (getattr(model, 'extract_feat', None), model):
+            edges = run and _edges_of(partial(run, picture), model)
+            if edges:
+                return size // min((edge for edge in edges if edge > 1),
+                                   default=size)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return None
+
+
+def _edges_of(run: Callable[[], object],
+              model: nn.Module) -> Optional[List[int]]:
+    """The shorter edge of each convolution's map during ``run``; None if it
+    fails, as a network does that takes one size, or samples, alone."""
     edges: List[int] = []
 
     def note(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         edges.append(min(output.shape[2:]))
 
-    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    handles = [conv.register_forward_hook(note) for conv in convs]
+    handles = [module.register_forward_hook(note)
+               for module in model.modules() if isinstance(module, nn.Conv2d)]
     try:
-        device = next(model.parameters()).device
-        model(torch.zeros(1, channels, size, size, device=device))
+        run()
+    except Exception:  # each host has its own
+        return None
     finally:
         for handle in handles:
             handle.remove()
-    return size // min([edge for edge in edges if edge > 1], default=size)
+    return edges

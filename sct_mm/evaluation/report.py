@@ -1,7 +1,12 @@
 """The result of a test at several sizes, as a table, as JSON, as a plot."""
+import os.path as osp
 from typing import List
 
+import torch
+from rich.console import Console
 from rich.table import Table
+
+from ..engine.checkpoint import dump
 
 
 def metric_names(rows: List[dict]) -> List[str]:
@@ -17,7 +22,7 @@ def formatted(value: float, rows: List[dict], name: str) -> str:
 
 
 def make_table(title: str, rows: List[dict]) -> Table:
-    """One row a size, the largest first; see tools/test.py for the keys."""
+    """One row a size, the largest first, as of :func:`test_scales`."""
     table = Table(title=title)
     table.add_column('scale', justify='right')
     table.add_column('served\nby', justify='right')
@@ -63,3 +68,23 @@ def draw(models: List[dict], path: str) -> None:
     axes.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def report(models: List[dict], out: str) -> None:
+    """Print a table a model, and write scales.json and scales.png to the
+    folder ``out``; see :func:`test_scales` for what a model is."""
+    tables = [make_table(model['label'], model['rows']) for model in models]
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has room for all columns
+        wide = Console(width=1000)
+        console = Console(width=max(
+            80, *(wide.measure(table).maximum for table in tables)))
+    for table in tables:
+        console.print(table)
+    device = (torch.cuda.get_device_name() if torch.cuda.is_available()
+              else f'CPU, {torch.get_num_threads()} threads')
+    path = osp.join(out, 'scales.json')
+    dump(dict(device=device, models=models), path)
+    draw(models, osp.join(out, 'scales.png'))
+    console.print(f'{path} and scales.png beside it hold the same '
+                  f'({device}).')

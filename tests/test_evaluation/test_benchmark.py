@@ -9,8 +9,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
-from sct_mm.evaluation.benchmark import ListModel
 from sct_mm.engine.config import UserError
+from sct_mm.evaluation.benchmark import benchmark
+from sct_mm.evaluation.benchmark_arms import ListModel
 
 from conftest import ROOT
 
@@ -88,3 +89,8 @@ def test_a_config_without_ssbn(run_tool):
     code, output = run_tool('benchmark.py', 'configs/baselines/'
                             'resnet18_1xb128_fashion-mnist-28px.py')
     assert code == 2 and 'must have SSBN' in output
+
+
+def test_too_few_rounds():
+    with pytest.raises(UserError, match='at least 3, but got 2'):
+        benchmark(osp.join(ROOT, CONFIG), rounds=2)

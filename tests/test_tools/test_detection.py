@@ -76,6 +76,8 @@ def small(path, pictures, work_dir, smallest=32):
         if str(node.get('type')).endswith(('SSBN', 'SCTLossHook')) and (
                 'scales' in node):
             node['scales'] = sizes
+        elif node.get('type') == 'ScalesValLoop' and 'sizes' in node:
+            node['sizes'] = sizes
         elif 'Resize' in str(node.get('type')) or node.get('type') in (
                 'CachedMosaic', 'CachedMixUp', 'RandomCrop', 'Pad'):
             for key in ('scale', 'img_scale', 'crop_size', 'size'):
@@ -111,8 +113,11 @@ def test_config_trains_two_steps_and_evaluates(path, pictures, tmp_path):
     assert runner.iter == 2
     logged = runner.message_hub.log_scalars
     assert np.isfinite(logged['train/loss'].current())
-    assert 'val/coco/bbox_mAP' in logged
     scales = scales_of(model)
+    for size in scales or ((96, 64, 32) if name.startswith('sct') else ()):
+        assert f'val/{size}/coco/bbox_mAP' in logged
+    assert 'val/mean/coco/bbox_mAP' in logged or (
+        'val/coco/bbox_mAP' in logged and not name.startswith('sct'))
     assert (scales is not None) == name.startswith('sct_')
     if not name.startswith('sct'):
         return

@@ -84,6 +84,17 @@ def test_scales_default_to_the_trained_ones(
     assert [r['scale'] for r in rows['models'][0]['rows']] == [28, 21, 14]
 
 
+def test_training_validates_at_each_scale(options, run_tool, tmp_path):
+    code, output = run_tool(
+        'train.py', SCT, '--work-dir', tmp_path, *options,
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.save_best=mean/accuracy/top1')
+    assert code == 0, output
+    for size in (28, 21, 14, 'mean'):
+        assert output.count(f'{size}/accuracy/top1: ') >= 2
+    assert list(tmp_path.glob('best_mean_accuracy_top1_epoch_?.pth'))
+
+
 def test_train_resumes_and_ends_at_once_when_done(
         trained, options, run_tool, tmp_path):
     shutil.copytree(trained[SCT], tmp_path, dirs_exist_ok=True)
@@ -193,7 +204,8 @@ def test_a_data_set_without_a_pipeline(trained, run_tool, tmp_path):
 
 
 @pytest.mark.parametrize('names, match', [
-    (lambda name: name, r'bn1.weight of shape \(16,\) has shape \(3, 16\)'),
+    (lambda name: name,
+     r'bn1.weight of shape \(16,\) has shape \((3, 16|48,)\)'),
     (lambda name: f'encoder.{name}', 'conv1.weight of shape .* is missing')])
 def test_checkpoint_of_another_model(names, match, trained, options, run_tool,
                                      tmp_path):

@@ -1,0 +1,189 @@
+"""The host's loops of validation and test, at several sizes of the input."""
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import LOOPS
+from mmengine.runner import TestLoop, ValLoop
+from mmengine.runner.base_loop import BaseLoop
+from torch import nn
+
+from ..datasets.sizes import SizeSwitch
+from ..models.scale import scales_of, serving_scale, use_scale
+from .config import UserError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within the wrapper of several processes, if there is one."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def scalar(value: Any) -> Optional[float]:
+    """``value`` as a float; None for what is no single number."""
+    single = (value.size == 1 if isinstance(value, np.ndarray)
+              else value.numel() == 1 if isinstance(value, torch.Tensor)
+              else isinstance(value, (int, float, np.number)))
+    return float(value) if single else None
+
+
+def join_metrics(results: Dict[int, dict]) -> dict:
+    """The metrics of each size under one roof, ``{size: {name: value}}`` ->
+    ``{'size/name': value}``, and ``mean/name`` of those that are numbers.
+
+    What a size lacks, as a detector's mAP where it found nothing, is NaN, and
+    so is the mean then: no hook takes it for the best.
+    """
+    numbers: Dict[str, Dict[int, float]] = {}
+    for size, metrics in results.items():
+        for name, value in metrics.items():
+            number = scalar(value)
+            if number is not None:
+                numbers.setdefault(name, {})[size] = number
+    joined = {}
+    for size, metrics in results.items():
+        missing = {name: float('nan') for name in numbers
+                   if name not in metrics}
+        for name, value in {**metrics, **missing}.items():
+            joined[f'{size}/{name}'] = value
+    for name, values in numbers.items():
+        joined[f'mean/{name}'] = sum(
+            values.get(size, float('nan')) for size in results) / len(results)
+    return joined
+
+
+def refuse_views(model: nn.Module) -> None:
+    """Refuse a model with test-time augmentation (TTA)."""
+    if isinstance(model, BaseTTAModel):
+        raise UserError(f'{type(model).__name__} makes views of sizes of its '
+                        'own, each of which takes its own statistics, and '
+                        'cannot be pinned to one size. Test it by the '
+                        "host's TestLoop.")
+
+
+def check_sizes(sizes: Optional[Sequence[int]], model: nn.Module,
+                name: str = 'sizes') -> Tuple[int, ...]:
+    """The sizes to test ``model`` at, the largest first; None: its scales.
+
+    Raises:
+        UserError: for a model with test-time augmentation, for one that has
+            no scales where ``sizes`` is None, and for what is no size.
+    """
+    refuse_views(model)
+    if sizes is None:
+        sizes = scales_of(model)
+        if sizes is None:
+            raise UserError(f'`{name}` must be set for a model without SSBN, '
+                            'which has no scales of its own, but got None. '
+                            f'Write e.g. {name}=(224, 160).')
+    if not isinstance(sizes, (list, tuple)) or not sizes or not all(
+            isinstance(s, int) and not isinstance(s, bool) and s > 0
+            for s in sizes):
+        raise UserError(f'`{name}` must be positive ints (pixels), but got '
+                        f'{sizes!r}. Write e.g. {name}=(224, 160).')
+    return tuple(sorted(set(sizes), reverse=True))
+
+
+def check_monitors(runner: Any, sizes: Tuple[int, ...]) -> None:
+    """Refuse a hook or a schedule that waits for a metric of no size.
+
+    It would fail after the first validation, or never act.
+    """
+    prefixes = {'mean', *map(str, sizes)}
+    schedules = getattr(runner, 'param_schedulers', None) or []
+    if isinstance(schedules, dict):  # one list an optimizer
+        schedules = [each for group in schedules.values() for each in group]
+    names = [(type(part).__name__, name) for part in runner.hooks
+             for name in getattr(part, 'key_indicators', None) or ()]
+    names += [(type(part).__name__, part.monitor)
+              for part in (*runner.hooks, *schedules)
+              if isinstance(getattr(part, 'monitor', None), str)]
+    for owner, name in names:
+        if name != 'auto' and name.partition('/')[0] not in prefixes:
+            raise UserError(f'{owner} must name a metric with its size or '
+                            f'`mean`, but got {name!r}. Write '
+                            f"'mean/{name}' or '{sizes[0]}/{name}'.")
+
+
+class _ScalesLoop(BaseLoop):
+    """What the loops below share; the host's loop comes after it."""
+    mode: str
+
+    def __init__(self, runner, dataloader, *args,
+                 sizes: Optional[Sequence[int]] = None, **kwargs) -> None:
+        self.sizes = check_sizes(sizes, unwrapped(runner.model))
+        check_monitors(runner, self.sizes)
+        if not (isinstance(dataloader, dict)
+                and isinstance(dataloader.get('dataset'), dict)):
+            raise UserError(f'{type(self).__name__} rewrites the pipeline of '
+                            'the data set for each size and needs its '
+                            f'config, but got a built one. Give the '
+                            f'`{self.mode}_dataloader` and its `dataset` as '
+                            'dicts.')
+        super().__init__(runner, dataloader, *args, **kwargs)
+        self.switch = SizeSwitch(self.dataloader.dataset,
+                                 dataloader['dataset'], self.sizes)
+
+    def run(self) -> dict:
+        """Run all sizes between one pair of hooks; returns all metrics."""
+        hook, model = self.runner.call_hook, self.runner.model
+        hook(f'before_{self.mode}')
+        hook(f'before_{self.mode}_epoch')
+        model.eval()
+        scales = scales_of(model)
+        results = {}
+        for size in self.sizes:
+            scale = None if scales is None else serving_scale(scales, size)
+            with self.switch.at(size), use_scale(model, scale):
+                results[size] = self._run_size()
+        metrics = join_metrics(results)
+        hook(f'after_{self.mode}_epoch', metrics=metrics)
+        hook(f'after_{self.mode}')
+        return metrics
+
+    def _run_size(self) -> dict:
+        losses = getattr(self, f'{self.mode}_loss', None)  # mmengine >= 0.10
+        if losses is not None:
+            losses.clear()
+        for index, batch in enumerate(self.dataloader):
+            self.run_iter(index, batch)
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        losses = getattr(self, f'{self.mode}_loss', None)
+        if losses:
+            from mmengine.runner.loops import _parse_losses
+            metrics.update(_parse_losses(losses, self.mode))
+        return metrics
+
+
+@LOOPS.register_module()
+class ScalesValLoop(_ScalesLoop, ValLoop):
+    """Validate at several sizes: ``val_cfg=dict(type='ScalesValLoop')``.
+
+    At each size the pipeline is rewritten (:func:`rescale_pipeline`) and the
+    model pinned to the scale that serves it. One data set, with one set of
+    workers, serves all sizes, from the largest down. The hooks see one
+    validation: ``before_val`` to ``after_val`` run once, those of an
+    iteration at each. Metrics carry their size, ``128/accuracy/top1``, and
+    ``mean/accuracy/top1`` is the mean over the sizes; ``save_best='auto'``
+    takes the first metric of the largest. A metric that writes a file writes
+    it at each size: the smallest size's stays.
+
+    Args:
+        sizes: pixels; None: the trained scales of the model's SSBN.
+
+    The others are those of ``ValLoop``.
+
+    Raises:
+        UserError, ValueError: for sizes that are none, a model without SSBN
+            and without ``sizes``, one with test-time augmentation, a data
+            loader that is built already, a pipeline that cannot be
+            rewritten, and a hook that waits for a metric without its size.
+    """
+    mode = 'val'
+
+
+@LOOPS.register_module()
+class ScalesTestLoop(_ScalesLoop, TestLoop):
+    """Test at several sizes: :class:`ScalesValLoop`, with the test's data set
+    and hooks. ``tools/test.py`` measures the cost of each size too."""
+    mode = 'test'

@@ -1,0 +1,236 @@
+"""Validation and test at several sizes: one pair of hooks, one data set."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import METRICS
+
+from sct_mm import SSBN, SCTLossHook, set_scale
+from sct_mm.engine.loops import join_metrics
+from sct_mm.models.scale import ssbn_layers
+
+from conftest import SCALES, TinyModel
+from pictures import COUNT, Pictures, loader, model, runner, trained
+
+
+@METRICS.register_module(force=True)
+class OnlyLarge(BaseMetric):
+    """Finds something in pictures of 16 pixels alone, as a bad detector."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(data_batch['inputs'][0].shape[-1])
+
+    def compute_metrics(self, results):
+        return {'mAP': 0.5} if max(results) == 16 else {}
+
+
+def stock(folder, size, state, scale, wrap=None):
+    """The host's own ValLoop on a pipeline of one size, pinned by hand."""
+    data = loader(wrap)
+    inner = data['dataset']
+    while 'dataset' in inner:
+        inner = inner['dataset']
+    inner['pipeline'][0]['scale'] = size
+    run = runner(folder, dict(type='ValLoop'), val_dataloader=data)
+    run.model.load_state_dict(state)
+    set_scale(run.model, scale)
+    return run.val()
+
+
+@pytest.mark.parametrize('workers', [
+    {}, dict(num_workers=2, persistent_workers=True),
+    dict(num_workers=1, persistent_workers=False)],
+    ids=['none', 'persistent', 'of a moment'])
+def test_each_size_is_what_the_stock_loop_gives(workers, tmp_path):
+    run = trained(tmp_path / 'a')
+    state = run.model.state_dict()
+    Pictures.loaded = 0
+    ours = runner(tmp_path / 'b', dict(type='ScalesValLoop',
+                                       sizes=(16, 14, 12, 8)),
+                  val_dataloader=dict(loader(), **workers))
+    ours.model.load_state_dict(state)
+    for _ in range(2):  # workers that live on change their size again
+        got = ours.val()
+        assert [name for name in got if 'top1' in name] == [
+            *(f'{s}/accuracy/top1' for s in (16, 14, 12, 8)),
+            'mean/accuracy/top1']
+        assert 'mean/logits' not in got
+    assert Pictures.loaded == 1
+    top1 = []
+    for size, scale in ((16, 16), (14, 16), (12, 12), (8, 8)):
+        want = stock(tmp_path / f'{size}', size, state, scale)
+        np.testing.assert_allclose(got[f'{size}/logits'], want['logits'],
+                                   rtol=1e-5, atol=1e-6)
+        assert got[f'{size}/accuracy/top1'] == want['accuracy/top1']
+        top1.append(want['accuracy/top1'])
+    assert got['mean/accuracy/top1'] == pytest.approx(np.mean(top1))
+    assert not np.allclose(got['16/logits'], got['14/logits'])
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda d: dict(type='RepeatDataset', times=2, dataset=d),
+    lambda d: dict(type='ClassBalancedDataset', oversample_thr=1e-3,
+                   dataset=d),
+    lambda d: dict(type='ConcatDataset',
+                   datasets=[copy.deepcopy(d), copy.deepcopy(d)])],
+    ids=['repeat', 'balanced', 'concat'])
+def test_wrappers_of_the_data_set(wrap, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pictures, 'get_cat_ids',
+                        lambda self, i: [i % 5], raising=False)
+    plain = runner(tmp_path / 'a')
+    got = runner(tmp_path / 'b', val_dataloader=loader(wrap))
+    got.model.load_state_dict(plain.model.state_dict())
+    want, got = plain.val(), got.val()
+    for size in SCALES:
+        rows = got[f'{size}/logits']
+        np.testing.assert_allclose(rows[:10], want[f'{size}/logits'],
+                                   rtol=1e-5, atol=1e-6)
+        assert len(rows) in (10, 20)
+
+
+def test_a_part_of_the_data_set(tmp_path):
+    run = runner(tmp_path, val_dataloader=loader(num_batch_per_epoch=2))
+    got = run.val()
+    assert [len(got[f'{s}/logits']) for s in SCALES] == [8, 8, 8]
+
+
+class Count(Hook):
+
+    def __init__(self):
+        self.calls, self.sizes = [], []
+
+    def before_val(self, runner):
+        self.calls.append('before_val')
+
+    def before_val_epoch(self, runner):
+        self.calls.append('before_val_epoch')
+
+    def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+        pins = {layer.pinned_scale for layer in ssbn_layers(runner.model)}
+        self.sizes.append((data_batch['inputs'][0].shape[-1], pins.pop()))
+
+    def after_val_epoch(self, runner, metrics):
+        self.calls.append('after_val_epoch')
+        self.pins = [m.pinned_scale for m in ssbn_layers(runner.model)]
+
+    def after_val(self, runner):
+        self.calls.append('after_val')
+
+
+def test_hooks_see_one_validation_and_ema_swaps_once(tmp_path):
+    hook = Count()
+    run = trained(tmp_path, custom_hooks=[
+        SCTLossHook(), EMAHook(momentum=0.5), hook])
+    assert hook.calls == ['before_val', 'before_val_epoch',
+                          'after_val_epoch', 'after_val'] * 2
+    assert hook.sizes == [(s, s) for s in SCALES for _ in range(3)] * 2
+    assert hook.pins == [None] * 3
+    ema = [h for h in run.hooks if isinstance(h, EMAHook)][0].ema_model
+    raw, averaged = run.model.state_dict(), ema.module.state_dict()
+    assert not torch.equal(raw['net.0.weight'], averaged['net.0.weight'])
+    checkpoint = torch.load(tmp_path / 'epoch_2.pth')
+    # mmengine writes the average as `state_dict`, before it validates.
+    torch.testing.assert_close(checkpoint['state_dict']['net.0.weight'],
+                               averaged['net.0.weight'])
+    logged = run.message_hub.log_scalars['val/8/accuracy/top1'].current()
+    want = stock(tmp_path / 'b', 8, averaged, 8)['accuracy/top1']
+    assert logged == want
+
+
+def test_an_error_unpins_and_gives_the_pipeline_back(tmp_path):
+    class Fail(Hook):
+        def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+            if data_batch['inputs'][0].shape[-1] == 12:
+                raise RuntimeError('on purpose')
+
+    run = runner(tmp_path, custom_hooks=[Fail()])
+    set_scale(run.model, 8)
+    with pytest.raises(RuntimeError, match='on purpose'):
+        run.val()
+    assert {m.pinned_scale for m in ssbn_layers(run.model)} == {8}
+    item = run.val_loop.dataloader.dataset[0]
+    assert item['inputs'].shape[-1] == 16
+
+
+@pytest.mark.parametrize('best, name', [
+    ('mean/accuracy/top1', 'best_mean_accuracy_top1'),
+    ('8/accuracy/top1', 'best_8_accuracy_top1'),
+    ('auto', 'best_16_accuracy_top1')])
+def test_save_best_of_any_size(best, name, tmp_path):
+    run = trained(tmp_path, default_hooks=dict(checkpoint=dict(
+        type='CheckpointHook', interval=10, save_best=best)))
+    saved, = [p.name for p in tmp_path.glob('best*')]
+    assert saved.startswith(name) and saved.endswith('.pth')
+    hook = [h for h in run.hooks if hasattr(h, 'key_indicators')][0]
+    assert hook.rules == ['greater']
+
+
+def test_tensorboard_has_a_curve_for_each_size(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator)
+    run = trained(tmp_path, visualizer=dict(
+        type='Visualizer', name=f'tb-{next(COUNT)}',
+        vis_backends=[dict(type='TensorboardVisBackend')]))
+    run.visualizer.close()
+    file, = tmp_path.rglob('events.out.tfevents*')
+    events = EventAccumulator(str(file)).Reload()
+    for size in (*SCALES, 'mean'):
+        curve = events.Scalars(f'{size}/accuracy/top1')
+        assert [point.step for point in curve] == [1, 2]
+        last = run.message_hub.log_scalars[f'val/{size}/accuracy/top1']
+        assert curve[-1].value == pytest.approx(last.current())
+
+
+def test_val_loss_of_each_size(tmp_path):
+    pytest.importorskip('mmengine.runner.loops')
+    from mmengine.structures import BaseDataElement
+
+    class WithLoss(TinyModel):
+        def val_step(self, data):
+            size = data['inputs'][0].shape[-1]
+            return [*super().val_step(data), BaseDataElement(
+                loss=dict(loss_a=torch.tensor(float(size))))]
+
+    net = WithLoss(lambda c: SSBN(c, SCALES), model()['data_preprocessor'])
+    got = runner(tmp_path, model=net).val()
+    assert [got[f'{s}/val_loss'] for s in SCALES] == [16, 12, 8]
+    assert got['mean/val_loss'] == 12 == got['mean/loss_a']
+
+
+def test_the_test_loop_and_half_precision(tmp_path):
+    seen = []
+
+    class Types(Hook):
+        def after_test_iter(self, runner, batch_idx, data_batch, outputs):
+            seen.append(outputs[0].dtype)
+
+    run = runner(tmp_path, test_dataloader=loader(),
+                 test_evaluator=dict(type='Logits'), custom_hooks=[Types()],
+                 test_cfg=dict(type='ScalesTestLoop', sizes=(8, 16)))
+    got = run.test()
+    assert list(got)[0] == '16/accuracy/top1'
+    assert {'8/accuracy/top1', 'mean/accuracy/top1'} <= set(got)
+    assert len(seen) == 6 and run.test_loop.fp16 is False
+    half = runner(tmp_path, dict(type='ScalesValLoop', fp16=True))
+    assert half.build_val_loop(half._val_loop).fp16
+
+
+def test_what_a_size_lacks_is_nan():
+    got = join_metrics({16: {'a': 1, 'each': [1, 2]}, 8: {}})
+    assert got['16/a'] == 1 and np.isnan(got['8/a'])
+    assert np.isnan(got['mean/a']) and 'mean/each' not in got
+    assert join_metrics({16: {}, 8: {}}) == {}
+    got = join_metrics({2: {'a': np.float32(1)}, 1: {'a': torch.tensor(3)}})
+    assert got['mean/a'] == 2
+
+
+def test_save_best_of_a_detector_that_finds_nothing_at_first(tmp_path):
+    trained(tmp_path, val_evaluator=dict(type='OnlyLarge'),
+            default_hooks=dict(checkpoint=dict(
+                type='CheckpointHook', interval=10, rule='greater',
+                save_best=['mean/mAP', '16/mAP'])))
+    assert [p.name for p in tmp_path.glob('best*')] == [
+        'best_16_mAP_epoch_1.pth']
