@@ -39,7 +39,7 @@ def test_lists_of_bn_compute_the_loss_and_gradients_of_the_hook():
     assert_close(*(part('layer3.0.conv1').weight.grad for part in parts))
     norm, rows = (part('layer3.0.bn1') for part in parts)
     for name in ('weight', 'bias'):
-        assert_close(getattr(norm, name).grad, torch.stack(
+        assert_close(getattr(norm, name).grad, torch.cat(
             [getattr(bn, name).grad for bn in rows]))
     assert_close(norm.running_var,
                  torch.stack([bn.running_var for bn in rows]))
