@@ -23,7 +23,7 @@ def thin_detr(model):
 
 
 # mmdet's DETR names arguments as mmcv once did.
-@pytest.mark.filterwarnings('ignore:.* is deprecated in `FFN.__init__`')
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize('name, change, want', [
     ('detr/detr_r50_8xb2-150e_coco.py', thin_detr, 32),
     ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', lambda model: None, 32),

@@ -83,8 +83,7 @@ def small(path, pictures, work_dir, smallest=32):
         if node.get('num_classes') == 80:
             node['num_classes'] = len(CLOTHES)
         if 'score_thr' in node:
-            # Two steps make no confident detector.
-            node.update(score_thr=0.0, max_per_img=5)
+            node.update(score_thr=0.0, max_per_img=5)  # after two steps
         if 'init_cfg' in node:
             node['init_cfg'] = None
 
