@@ -67,7 +67,7 @@ def cost_of(model: nn.Module, one: dict, batch: dict) -> dict:
 def network_stride(model: nn.Module, channels: int,
                    size: int = 256) -> Optional[int]:
     """Total stride of the network's convolutions, in pixels of the input;
-    None where no pass can be made at ``size`` pixels.
+    None where no pass can be made at ``size`` pixels, or it tells nothing.
 
     It is read off a pass in evaluation mode: the features' alone where the
     host has ``extract_feat``, since a head may need samples. ``size`` must be
@@ -82,8 +82,10 @@ def network_stride(model: nn.Module, channels: int,
         for run in (getattr(model, 'extract_feat', None), model):
             edges = run and _edges_of(partial(run, picture), model)
             if edges:
-                return size // min((edge for edge in edges if edge > 1),
-                                   default=size)
+                edge = min((e for e in edges if e > 1), default=size)
+                # Convolutions without padding, as Inception's, have no grid
+                # that a size could fit.
+                return None if size % edge else size // edge
     finally:
         for module, mode in modes:
             module.training = mode

@@ -1,10 +1,9 @@
 """Every detection config trains and evaluates, on clothes of Fashion-MNIST."""
+import copy
 import glob
 import itertools
 import json
 import os.path as osp
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from sct_mm import SCTLossHook, use_scale
+from sct_mm import ScalesTestLoop, SCTLossHook, use_scale
+from sct_mm.datasets.fashion_det import make_fashion_det
+from sct_mm.engine.config import UserError
 from sct_mm.models.scale import scales_of, ssbn_layers
 
 from conftest import ROOT
@@ -28,13 +29,9 @@ CLOTHES = Config.fromfile(DEMO).clothes
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    """A small data set, composed as a user does."""
+    """A small data set."""
     folder = tmp_path_factory.mktemp('fashion-det')
-    subprocess.run(
-        [sys.executable, 'tools/make_fashion_det.py', 'data/fashion-mnist',
-         folder, '--train', '8', '--val', '4'], cwd=ROOT, check=True,
-        capture_output=True, env={**__import__('os').environ,
-                                  'PYTHONPATH': ROOT})
+    make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(folder), 8, 4)
     return folder
 
 
@@ -86,8 +83,7 @@ def small(path, pictures, work_dir, smallest=32):
         if node.get('num_classes') == 80:
             node['num_classes'] = len(CLOTHES)
         if 'score_thr' in node:
-            # Two steps make no confident detector.
-            node.update(score_thr=0.0, max_per_img=5)
+            node.update(score_thr=0.0, max_per_img=5)  # after two steps
         if 'init_cfg' in node:
             node['init_cfg'] = None
 
@@ -203,6 +199,44 @@ def test_inferencer_and_init_detector_choose_the_scale(
     model = init_detector(cfg, checkpoint, device='cpu')
     found = inference_detector(model, path).pred_instances.scores
     torch.testing.assert_close(found, torch.tensor(free), atol=1e-4, rtol=0)
+
+
+def test_each_view_of_mmdets_tta_is_served_at_its_own_scale(
+        trained, tmp_path):
+    """Unpinned, in the host's TestLoop; refused where a size is pinned."""
+    cfg = Config.fromfile(str(trained[0]))
+    cfg.work_dir = str(tmp_path)
+    cfg.test_dataloader.batch_size = 1  # pictures of two shapes are padded
+    load, resize, annotate, pack = cfg.test_dataloader.dataset.pipeline
+    cfg.test_dataloader.dataset.pipeline = [load, dict(
+        type='TestTimeAug', transforms=[
+            [dict(resize, scale=(s + s // 4, s)) for s in (128, 64)],
+            [dict(type='RandomFlip', prob=0.0)], [annotate],
+            [dict(pack, meta_keys=(*pack['meta_keys'], 'flip',
+                                   'flip_direction'))]])]
+    cfg.model = dict(type='DetTTAModel', module=cfg.model, tta_cfg=dict(
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=20))
+    cfg.experiment_name = f'experiment-{next(COUNT)}'
+    cfg.visualizer.name = cfg.experiment_name
+    runner = Runner.from_cfg(cfg)
+    model = runner.model.module.eval()
+    model.load_state_dict(torch.load(trained[1])['state_dict'])
+    batch = next(iter(runner.test_loop.dataloader))
+    free, = runner.model.test_step(copy.deepcopy(batch))
+
+    def pinned(*scales):
+        found = []
+        for i, scale in enumerate(scales):
+            view = copy.deepcopy({k: v[i] for k, v in batch.items()})
+            with use_scale(model, scale):
+                found += model.test_step(view)
+        return runner.model.merge_preds([found])[0].pred_instances.bboxes
+
+    assert torch.equal(free.pred_instances.bboxes, pinned(128, 64))
+    assert not torch.equal(free.pred_instances.bboxes, pinned(128, 96))
+    assert isinstance(runner.test(), dict)
+    with pytest.raises(UserError, match='DetTTAModel makes views of sizes'):
+        ScalesTestLoop(runner, cfg.test_dataloader, cfg.test_evaluator)
 
 
 def test_tools_serve_a_detector(trained, pictures, run_tool, tmp_path):
