@@ -123,7 +123,7 @@ def fails_alike(host, error):
     try:
         host()
     except Exception as other:
-        ours, theirs = (re.sub(r'\d+', '#', str(e).partition(
+        ours, theirs = (re.sub(r'[\d.]+', '#', str(e).partition(
             ' (in the pass of SCTLossHook')[0]) for e in (error, other))
         return type(other) is type(error) and ours == theirs
     return False

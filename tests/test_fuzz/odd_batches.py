@@ -23,8 +23,8 @@ def sample(kind, value, size):
         one.gt_instances = InstanceData()
         BaseDataElement.set_field(one.gt_instances, value, 'bboxes')
     elif kind == 'map':
-        one.gt_sem_seg = PixelData()
-        BaseDataElement.set_field(one.gt_sem_seg, value, 'data')
+        packed = getattr(value, 'ndim', 0) == 3  # PixelData takes no other
+        one.gt_sem_seg = (PixelData if packed else BaseDataElement)(data=value)
     return one
 
 
