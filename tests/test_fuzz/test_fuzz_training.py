@@ -28,7 +28,7 @@ def untouched(batch):
     scale=[8, 12, 20], base_scale=[16], size_divisor=[1, 8, 32],
     pad_value=[0, 0.5], seg_pad_value=[255], interpolation=['nearest'],
     antialias=[True, False]), batch=BATCHES)
-@cases(150, 2500)
+@cases(500, 2500)
 def test_a_batch_is_resized_or_refused(options, batch):
     options = {'scale': 8, 'base_scale': 16, **options}
     transform = attempt(lambda: MultiScaleBatch(**options))
@@ -100,9 +100,9 @@ def check_step(model, before, losses):
     return ran
 
 
-def run_step(model, plain, batch, simple):
+def run_step(model, plain, batch, weights):
     """A step on an odd batch; ``plain`` is the model without the hook, and
-    ``simple`` says that the loss is the mean over all scales."""
+    the loss has ``weights`` where they are known."""
     made = {str(k): v for k, v in batch_of(**batch).items()}
     plain.load_state_dict(model.state_dict())
     model.zero_grad()
@@ -113,22 +113,29 @@ def run_step(model, plain, batch, simple):
     if losses is None:
         return
     ran = check_step(model, before, losses)
-    if simple and batch['odd'][0] == 'plain' and ran == set(SCALES):
+    if weights and batch['odd'][0] == 'plain' and ran == set(SCALES):
         plain.zero_grad()
-        by_hand(plain, made, dict.fromkeys(SCALES, 1 / 3))
+        by_hand(plain, made, dict(zip(SCALES, map(float, weights))))
         torch.testing.assert_close(grads(model), grads(plain))
 
 
-@given(options=options(
-    scales=[None, SCALES], loss_weights=[None, (0.5, 0.3, 0.2), (1, 1, 0)],
-    backward=['joint', 'per_scale'], scales_per_step=[2, 3],
-    partition=[True], seed=[1, 2**40], check_finite=[True, False],
-    batch_transform=[dict(type='MultiScaleBatch', antialias=False),
-                     dict(type='MultiScaleBatch', pad_value=1)]),
-    batches=st.tuples(BATCHES, BATCHES), step=st.integers(0, 2**40),
-    norm=st.sampled_from([lambda c: SSBN(c, SCALES)] * 5 + [
-        nn.BatchNorm2d, lambda c: SSBN(c, (16, ))]))
-@cases(120, 1800)
+OPTIONS = st.one_of(
+    st.fixed_dictionaries({}, optional=dict(
+        loss_weights=st.sampled_from([(0.5, 0.3, 0.2), (1, 1, 0)]),
+        backward=st.sampled_from(['joint', 'per_scale']))),
+    options(
+        scales=[None, SCALES], loss_weights=[None, (0.5, 0.3, 0.2)],
+        backward=['joint', 'per_scale'], scales_per_step=[2, 3],
+        partition=[True], seed=[1, 2**40], check_finite=[True, False],
+        batch_transform=[dict(type='MultiScaleBatch', antialias=False),
+                         dict(type='MultiScaleBatch', pad_value=1)]))
+
+
+@given(options=OPTIONS, batches=st.tuples(BATCHES, BATCHES),
+       step=st.integers(0, 2**40),
+       norm=st.sampled_from([lambda c: SSBN(c, SCALES)] * 5 + [
+           nn.BatchNorm2d, lambda c: SSBN(c, (16, ))]))
+@cases(250, 1800)
 def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
     model = TinyModel(norm)
     hook = attempt(lambda: SCTLossHook(**options))
@@ -138,9 +145,11 @@ def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
     attached = attempt(lambda: hook.attach(model) or True, model,
                        lambda: build_transform(options['batch_transform']))
     hook.step = step
-    simple = set(options) <= {'backward', 'seed', 'check_finite'}
+    weights = None
+    if set(options) <= {'backward', 'seed', 'check_finite', 'loss_weights'}:
+        weights = options.get('loss_weights') or (1 / 3, ) * 3
     for batch in batches if attached else ():
-        run_step(model, plain, batch, simple)
+        run_step(model, plain, batch, weights)
     hook.detach()
     assert not (model._forward_hooks or model._forward_pre_hooks)
     assert_unpinned(model)
