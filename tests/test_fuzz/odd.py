@@ -64,7 +64,7 @@ def counts(request):
     COUNTS.clear()
     yield
     request.config.pluginmanager.get_plugin('terminalreporter').write_line(
-        f'\n{request.module.__name__}: {sum(COUNTS.values())} cases: '
+        f'\n{request.module.__name__}: {sum(COUNTS.values())} calls: '
         + ', '.join(f'{n} {what}' for what, n in COUNTS.most_common()))
 
 
