@@ -124,7 +124,7 @@ def fails_alike(host, error):
         host()
     except Exception as other:
         ours, theirs = (re.sub(r'[\d.]+', '#', str(e).partition(
-            ' (in the pass of SCTLossHook')[0]) for e in (error, other))
+            ' (in the pass of SCTLossHook')[0])[:40] for e in (error, other))
         return type(other) is type(error) and ours == theirs
     return False
 
