@@ -1,0 +1,124 @@
+"""SCTLossHook on a GPU: mixed precision, no waiting, the ImageNet recipe."""
+import os.path as osp
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from torch.testing import assert_close
+
+from sct_mm import SCTLossHook
+
+from conftest import ROOT
+from gpu import exact, pytestmark  # noqa: F401
+from gpu import (DEVICE, GPU, classifier, labelled, needs_gpu,
+                 no_synchronisation, pictures)
+
+
+@needs_gpu
+@pytest.mark.parametrize('options', [
+    {}, dict(backward='joint'), dict(partition=True),
+    dict(scales_per_step=2)])
+def test_a_step_does_not_synchronise_and_nan_is_told_later(options):
+    model, hook = classifier(), SCTLossHook(**options)
+    hook.attach(model)
+    data = labelled(pictures())
+    bad = labelled(pictures() * float('nan'))
+    for step in range(2):  # the first does what a GPU does once
+        hook.step = step
+        model.zero_grad()
+        with no_synchronisation() if step else torch.enable_grad():
+            losses = model(**data, mode='loss')
+        losses['loss'].backward()
+    hook.before_save_checkpoint(None, {})
+    for hook.step in (3, 4):
+        with no_synchronisation():
+            model(**bad, mode='loss')
+    with pytest.raises(RuntimeError, match='scale .* at step 3'):
+        hook.before_save_checkpoint(None, {})
+    hook.before_save_checkpoint(None, {})  # it was told
+
+
+def amp(model, dtype, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    if not GPU:  # mmengine's AMP refuses a CPU
+        return OptimWrapper(optimizer, **options)
+    return AmpOptimWrapper(loss_scale=dict(init_scale=2.0**12), dtype=dtype,
+                           optimizer=optimizer, **options)
+
+
+@pytest.mark.parametrize('options', [{}, dict(
+    clip_grad=dict(max_norm=1.0), accumulative_counts=2)])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_per_scale_is_joint_under_amp(dtype, options):
+    start, results = classifier().state_dict(), []
+    batches = [labelled(pictures()) for _ in range(4)]
+    for backward in ('joint', 'per_scale'):
+        model = classifier()
+        model.load_state_dict(start)
+        wrapper, hook = amp(model, dtype, **options), SCTLossHook(
+            backward=backward)
+        hook.attach(model, getattr(wrapper, 'loss_scaler', None))
+        wrapper.initialize_count_status(model, 0, len(batches))
+        logs = [model.train_step(data, wrapper) for data in batches]
+        results.append((logs[-1], model.state_dict()))
+    rough = dict(rtol=2e-2, atol=5e-3)
+    assert_close(*(r[0] for r in results), **rough)
+    assert_close(*(r[1] for r in results), **rough)
+    assert not torch.equal(start['head.fc.weight'],
+                           results[0][1]['head.fc.weight'])
+
+
+FIXED = range(8 if GPU else 2)  # the pictures of the one batch
+
+
+def resnet50(norm=True):
+    """The recipe's network and optimizer; plain without ``norm``."""
+    import mmpretrain.models  # noqa: F401
+    cfg = Config.fromfile(osp.join(ROOT, 'configs',
+                                   'sct_resnet50_8xb32_in1k.py'))
+    if not norm:
+        del cfg.model.backbone.norm_cfg
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(
+            cfg.model, data_preprocessor=cfg.data_preprocessor)).to(DEVICE)
+        cfg.optim_wrapper.optimizer.lr *= len(FIXED) / (
+            cfg.auto_scale_lr.base_batch_size)
+        if GPU:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    return model.train(), wrapper
+
+
+def steps_of_resnet50(norm, steps):
+    """The losses of steps on one batch, and the peak of the memory of the
+    last of them above what the model held before it, in bytes."""
+    model, wrapper = resnet50(norm)
+    hook = SCTLossHook()
+    if norm:
+        hook.attach(model, getattr(wrapper, 'loss_scaler', None))
+    data = labelled([torch.randint(256, (3, 224, 224), dtype=torch.uint8)
+                     for _ in FIXED])
+    losses, peak = [], 0
+    for hook.step in range(steps):
+        if GPU:
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        losses.append(model.train_step(data, wrapper)['loss'].item())
+        if GPU:
+            peak = torch.cuda.max_memory_allocated() - held
+    return losses, peak
+
+
+def test_resnet50_learns_one_batch_at_all_scales():
+    losses, _ = steps_of_resnet50(True, 10 if GPU else 2)
+    assert torch.tensor(losses).isfinite().all()
+    assert losses[-1] < losses[0], losses
+
+
+@needs_gpu
+def test_resnet50_needs_the_memory_of_its_base_scale():
+    _, plain = steps_of_resnet50(False, 3)
+    _, sct = steps_of_resnet50(True, 3)
+    assert sct <= 1.2 * plain, (sct, plain)
