@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 os.environ.setdefault('MPLBACKEND', 'Agg')
 SCALES = (16, 12, 8)
+settings.register_profile('fuzz', max_examples=2000)  # see tests/test_fuzz
 
 
 @pytest.fixture(autouse=True)

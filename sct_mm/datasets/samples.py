@@ -47,8 +47,8 @@ def _numbers(name: str, value: Any, lengths: Sequence[int]) -> list:
     Raises:
         TypeError: if it is none, or of another length.
     """
-    values = list(value) if isinstance(value, (list, tuple, np.ndarray,
-                                               Tensor)) else []
+    values = (list(value) if isinstance(value, (list, tuple))
+              or getattr(value, 'ndim', 0) == 1 else [])
     if len(values) not in lengths or not all(
             isinstance(v, (int, float, np.number)) or isinstance(v, Tensor)
             and v.dim() == 0 for v in values):

@@ -192,7 +192,7 @@ def WithSSBN(model: Union[dict, nn.Module],
             :func:`convert_to_ssbn`.
     """
     scales = check_scales(scales)
-    if isinstance(model, dict):
+    if isinstance(model, dict) and 'type' in model:
         model = dict(model)
         if data_preprocessor is not None:
             model.setdefault('data_preprocessor', data_preprocessor)

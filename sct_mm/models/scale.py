@@ -217,6 +217,7 @@ def use_scale(model: nn.Module,
     finally:
         for layer, *state in before:
             layer.pinned_scale, layer.record, layer.record_ratio = state
+        preceding.scale = None  # of a pass that has ended
 
 
 def serving_scale(scales: Sequence[int], size: int) -> int:

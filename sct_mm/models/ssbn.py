@@ -36,7 +36,8 @@ class RowwiseNorm(ScaleSpecific):
         check_scales(scales)
         num_features = check_int('num_features', num_features, 1,
                                  'Give the channels of the input.')
-        eps = check_number('eps', eps, 0, 'The default is 1e-5.')
+        # torch refuses an eps of 0, but only when it normalises.
+        eps = check_number('eps', eps, 1e-45, 'The default is 1e-5.')
         if momentum is not None:
             momentum = check_number('momentum', momentum, 0, 'The default is '
                                     '0.1; None averages over all batches.', 1)
@@ -229,7 +230,8 @@ class SSBN(RowwiseNorm, nn.BatchNorm2d, _BatchNorm):
         scales: trained scales in pixels, in any order; kept from the largest
             (the base) down.
 
-    The others are those of ``nn.BatchNorm2d``.
+    The others are those of ``nn.BatchNorm2d``; as there, ``momentum=None``
+    makes the host wait for a GPU in each training step.
 
     Raises:
         TypeError, ValueError: for scales that are no distinct positive ints
