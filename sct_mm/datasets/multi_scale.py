@@ -7,8 +7,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
-from ..arguments import (INFINITY, check_choice, check_flag, check_int,
-                         check_number)
+from ..arguments import check_choice, check_flag, check_int, check_number
 from .samples import (Geometry, Shape, content_shape, padded_shape,
                       resized_sample)
 
@@ -79,8 +78,8 @@ class MultiScaleBatch(BaseTransform):
                                     'Give it in pixels.')
         self.size_divisor = check_int('size_divisor', size_divisor, 1,
                                       'The default is 1.', 2**16)
-        self.pad_value = check_number('pad_value', pad_value, -INFINITY,
-                                      'The default is 0.')
+        self.pad_value = check_number('pad_value', pad_value, -3e38,
+                                      'The default is 0.', 3e38)
         self.seg_pad_value = check_int('seg_pad_value', seg_pad_value, -2**31,
                                        'The default is 255.')
         if antialias and interpolation not in ('bilinear', 'bicubic'):

@@ -167,11 +167,11 @@ def _resized_metainfo(metainfo: dict, geometry: Geometry) -> dict:
             metainfo[name] = tuple(map(round, values) if 'padding' in name
                                    else values)
     if metainfo.get('homography_matrix') is not None:
-        matrix = np.asarray(metainfo['homography_matrix'])
-        if matrix.shape != (3, 3):
-            raise TypeError('`homography_matrix` of a sample must have shape '
-                            f'(3, 3), but got {matrix.shape}. Pack it as the '
-                            'host does.')
+        matrix = metainfo['homography_matrix']
+        if not isinstance(matrix, np.ndarray) or matrix.shape != (3, 3):
+            raise TypeError('`homography_matrix` of a sample must be an array '
+                            f'of shape (3, 3), but got {matrix!r}. Pack it '
+                            'as the host does.')
         metainfo['homography_matrix'] = np.diag([w, h, 1]).astype(
             np.float32) @ matrix
     return metainfo
