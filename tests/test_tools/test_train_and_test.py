@@ -270,14 +270,6 @@ def merged(*arguments):
     return train.merge_args(load_config(args.config, args.cfg_options), args)
 
 
-def test_resume_starts_where_nothing_is_to_be_resumed(trained, tmp_path):
-    warm = 'configs/sct_resnet50_8xb32-warm-start_in1k.py'
-    cfg = merged(warm, '--resume', '--work-dir', str(tmp_path))
-    assert cfg.load_from.endswith('ea4938fc.pth') and not cfg.get('resume')
-    cfg = merged(warm, '--resume', '--work-dir', str(trained[SCT]))
-    assert cfg.resume and cfg.load_from == str(trained[SCT] / 'epoch_2.pth')
-
-
 def test_checkpoints_may_be_off_or_elsewhere():
     assert merged(SCT, '--cfg-options', 'default_hooks.checkpoint=None'
                   ).default_hooks.checkpoint is None
