@@ -127,8 +127,10 @@ def config_of_detector(path: str) -> dict:
         model['teacher_config'] = osp.join(
             root, model['teacher_config'].removeprefix('configs/'))
     for part in (model, model.get('backbone') or {}):
-        part.update({name: value for name, value in dict(
-            norm_eval=False, frozen_stages=-1).items() if name in part})
+        if part.get('norm_eval'):
+            part['norm_eval'] = False
+        if part.get('frozen_stages', 0) > 0:
+            part['frozen_stages'] = -1
     return model
 
 
