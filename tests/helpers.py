@@ -3,8 +3,10 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch import nn
 
 from sct_mm import SSBN, EpochSeedHook, SCTLossHook
+from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES, TinyModel
 
@@ -54,3 +56,20 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False,
 
 def grads(model):
     return {k: p.grad for k, p in model.named_parameters()}
+
+
+def plain_net(sync=False):
+    norm = nn.SyncBatchNorm if sync else nn.BatchNorm2d
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(1),
+                         nn.Linear(4 * 6 * 6, 5), nn.BatchNorm1d(5))
+
+
+def randomised(net):
+    """``net`` with rows far apart, which the base's answers do not show."""
+    for layer in ssbn_layers(net):
+        for scale in layer.scales[1:]:
+            row = layer.row(scale)
+            row['running_var'].uniform_(0.5, 2)
+            if layer.affine:
+                row['weight'].data.uniform_(0.5, 2)
+    return net

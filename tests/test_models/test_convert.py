@@ -1,6 +1,5 @@
 """To SSBN and back, for whatever a host's norm does and whoever asks."""
 import copy
-import io
 import pickle
 
 import pytest
@@ -14,13 +13,9 @@ from sct_mm import (SSBN, SyncSSBN, WithSSBN, convert_to_ssbn, extract_scale,
                     use_scale)
 from sct_mm.models.scale import ssbn_layers
 
+from helpers import plain_net, randomised
+
 SCALES = (16, 12, 8)
-
-
-def plain_net(sync=False):
-    norm = nn.SyncBatchNorm if sync else nn.BatchNorm2d
-    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(1),
-                         nn.Linear(4 * 6 * 6, 5), nn.BatchNorm1d(5))
 
 
 def test_convert_keeps_the_function_and_extract_gives_it_back():
@@ -62,17 +57,6 @@ def test_extract_errors():
         extract_scale(plain_net(), 8)
     with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
         extract_scale(convert_to_ssbn(plain_net(), SCALES), 9)
-
-
-def randomised(net):
-    """``net`` with rows far apart, which the base's answers do not show."""
-    for layer in ssbn_layers(net):
-        for scale in layer.scales[1:]:
-            row = layer.row(scale)
-            row['running_var'].uniform_(0.5, 2)
-            if layer.affine:
-                row['weight'].data.uniform_(0.5, 2)
-    return net
 
 
 def test_sync_becomes_sync_and_back():
@@ -223,45 +207,6 @@ def test_with_ssbn_hands_on_the_runners_preprocessor():
         WithSSBN(None, SCALES)
 
 
-EXPORTS = dict(
-    export=lambda net, x: torch.export.export(net, (x, )),
-    strict=lambda net, x: torch.export.export(net, (x, ), strict=True),
-    onnx=lambda net, x: torch.onnx.export(net, (x, ), io.BytesIO(),
-                                          dynamo=False),
-    script=lambda net, x: torch.jit.script(net),
-    fx=lambda net, x: torch.fx.symbolic_trace(net))
-
-
-@pytest.mark.filterwarnings('ignore')  # torch's of its own exporters
-@pytest.mark.parametrize('export', EXPORTS)
-def test_an_unextracted_network_is_not_exported(export):
-    torch.compiler.reset()
-    net = convert_to_ssbn(nn.Sequential(nn.Conv2d(3, 4, 3),
-                                        nn.BatchNorm2d(4)), (16, 8)).eval()
-    x = torch.randn(1, 3, 16, 16)
-    try:
-        with pytest.raises(Exception, match='extract_scale'):
-            EXPORTS[export](net, x)
-    finally:
-        # torch.onnx.export leaves it off when what it exports raises.
-        torch.set_autocast_cache_enabled(True)
-    EXPORTS[export](extract_scale(net, 8).eval(), x)
-
-
-@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_a_bare_trace_warns_and_counts_flops():
-    from mmengine.analysis import get_model_complexity_info
-    net = convert_to_ssbn(plain_net(), (8, 4)).eval()
-    with pytest.warns(UserWarning, match='fixes the scale that it saw'):
-        torch.jit.trace(net, torch.randn(1, 3, 8, 8))
-    with pytest.warns(UserWarning, match='extract_scale'):
-        count = get_model_complexity_info(net, (3, 8, 8), show_table=False,
-                                          show_arch=False)
-    want = get_model_complexity_info(extract_scale(net, 4), (3, 8, 8),
-                                     show_table=False, show_arch=False)
-    assert count['flops'] == want['flops'] > 0
-
-
 def test_hosts_initialise_and_spare_it_as_batchnorm():
     from mmengine.model import ConstantInit
     from mmengine.optim import build_optim_wrapper
@@ -300,37 +245,3 @@ def test_statistics_are_reset_and_calibrated_one_row_at_a_time():
     net[1].weight.data += 1
     net[1].reset_parameters()
     assert (net[1].weight == 1).all() and (net[1].running_var == 1).all()
-
-
-def test_a_reparameterised_host_deploys_what_was_extracted():
-    """It looks at the norm_cfg it has kept, before it fuses."""
-    import mmpretrain.models  # noqa: F401
-    net = randomised(MODELS.build(dict(
-        type='mmpretrain.RepVGG', arch='A0',
-        norm_cfg=dict(type='SSBN', scales=(64, 32))))).double()
-    net.note = dict(a=[dict(norm_cfg=dict(type='SSBN1d', scales=(64, 32)))])
-    plain = extract_scale(net, 32)
-    assert plain.note == dict(a=[dict(norm_cfg=dict(type='BN1d'))])
-    assert net.norm_cfg == dict(type='SSBN', scales=(64, 32))
-    plain.eval()
-    net.eval()
-    x = torch.randn(1, 3, 32, 32).double()
-    with use_scale(net, 32):
-        want = net(x)[-1]
-    assert_close(plain(x)[-1], want)
-    plain.switch_to_deploy()
-    assert_close(plain(x)[-1], want)
-
-
-def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
-    from mmcv.cnn import fuse_conv_bn
-    from torch.fx.experimental.optimization import fuse
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    net = randomised(convert_to_ssbn(net, (16, 8))).eval()
-    x = torch.randn(2, 3, 8, 8)
-    with use_scale(net, 8):
-        want = net(x)
-    for fused in (fuse_conv_bn(extract_scale(net, 8)),
-                  fuse(extract_scale(net, 8).eval())):
-        assert_close(fused(x), want)
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
