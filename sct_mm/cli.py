@@ -12,6 +12,12 @@ from typing import Callable, Iterator, Optional, TextIO
 from .engine.config import UserError
 from .engine.protection import cause_of, protected_loading
 
+# Python looks for modules beside the tool first: there tools/coverage.py would
+# hide the package of its name, which numba imports.
+if osp.basename(osp.dirname(osp.abspath(sys.argv[0]))) == 'tools':
+    sys.path[:] = [path for path in sys.path if osp.abspath(path)
+                   != osp.dirname(osp.abspath(sys.argv[0]))]
+
 PACKAGE = osp.dirname(osp.abspath(__file__)) + osp.sep
 # Of the hosts' code, which no user of a tool can mend.
 HOSTS_OWN = (

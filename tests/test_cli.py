@@ -74,3 +74,15 @@ def test_output_is_that_of_the_stream():
     with contextlib.redirect_stdout(stream):
         cli(lambda: print(sys.stdout.isatty(), sys.stdout.encoding))
     assert stream.getvalue() == f'{stream.isatty()} {stream.encoding}\n'
+
+
+def test_a_tool_hides_no_package_of_its_name(tmp_path):
+    """As tools/coverage.py would hide the one that numba imports."""
+    folder = tmp_path / 'tools'
+    folder.mkdir()
+    (folder / 'cycler.py').write_text('raise SystemExit("hidden")')
+    (folder / 'run.py').write_text('from sct_mm.cli import cli\n'
+                                   'cli(lambda: __import__("cycler"))\n')
+    done = subprocess.run([sys.executable, folder / 'run.py'], text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
