@@ -163,3 +163,11 @@ def test_here_nothing_conflicts():
                if line.startswith(f'  {name} ')][0]
         assert [row[2]] == list(dict.fromkeys(owners[name]))
         assert row[3].rstrip(',') == metadata.version(row[2])
+
+
+def test_a_record_without_a_name_is_passed_over(tmp_path, monkeypatch):
+    """As an installation that was interrupted leaves."""
+    from sct_mm.doctor.environment import read_records
+    (tmp_path / 'broken-1.0.dist-info').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert 'torch' in read_records()[0]

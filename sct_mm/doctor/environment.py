@@ -80,7 +80,13 @@ def read_records() -> Tuple[Dict[str, Dict[str, str]], Dict[str, Set[str]]]:
     """Who owns which import, and the versions that a folder records."""
     owners, versions, folders = {}, {}, {}
     for distribution in metadata.distributions():
-        name = re.sub('[-_.]+', '-', distribution.metadata['Name']).lower()
+        try:
+            name = distribution.metadata['Name']
+        except FileNotFoundError:  # as importlib_metadata says it
+            name = None
+        if not name:  # what an installation that was interrupted leaves
+            continue
+        name = re.sub('[-_.]+', '-', name).lower()
         folder = str(distribution.locate_file(''))
         if folders.setdefault(name, folder) != folder:
             continue  # hidden by the one before it on the path

@@ -124,6 +124,12 @@ def newest_whole(cfg: Config) -> Optional[str]:
             continue
         if last and not osp.isfile(last):
             print(f'last_checkpoint names {last!r}, which is no file.')
+        named = [c for c in found if last and osp.isfile(last)
+                 and osp.samefile(c.path, last)]
+        if named and named[0].number > candidate.number:
+            print(f'last_checkpoint names {last!r}, a file of an older time: '
+                  'if the folder was copied without its times, go on from '
+                  f'there by --resume {last}.', flush=True)
         print(f'The run goes on from {candidate.path!r}, the newest whole '
               'checkpoint.', flush=True)
         return candidate.path

@@ -143,8 +143,7 @@ class SCTLossHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.step = runner.iter
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
         if self.every_n_train_iters(runner, _SETTLE):
             self._finite.settle()
 
@@ -193,9 +192,9 @@ class SCTLossHook(Hook):
 
     def detach(self) -> None:
         """Remove the forward hooks; the model is as before :meth:`attach`."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self.model = [], None
+        while self._handles:
+            self._handles.pop().remove()
+        self.model = None
         self._unpin()  # a pass that Ctrl-C ended
 
     def __deepcopy__(self, memo: dict) -> 'SCTLossHook':
@@ -287,7 +286,8 @@ class SCTLossHook(Hook):
                                                scale))
             finally:
                 self._busy = False
-            return {'loss': backward.total(), **logs}
+            self.step += 1  # where no Runner says it
+            return dict(logs, loss=backward.total())
 
     def _take(self, backward, model: nn.Module, losses: dict,
               scale: int) -> Dict[str, Tensor]:

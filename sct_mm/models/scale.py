@@ -108,9 +108,14 @@ class ScaleSpecific:
     def get_extra_state(self) -> Tensor:
         """(S, 3), int64: each scale, and the smallest and the largest extent
         of the layer's input at it, 0 where none was recorded. A tensor goes
-        through any carrier: a plain dict, safetensors, a hub."""
+        through any carrier: a plain dict, safetensors, a hub; it lies where
+        the layer's own do, since some hosts join them (mmdet's
+        SyncNormHook)."""
+        own = next((t for t in (self.running_mean, self.weight)
+                    if t is not None and not t.is_meta), None)
         return torch.tensor([(scale, *self.extents.get(scale, (0, 0)))
-                             for scale in self.scales], device='cpu')
+                             for scale in self.scales],
+                            device='cpu' if own is None else own.device)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a record of the same scales: those of others tell

@@ -142,6 +142,16 @@ def test_newest_by_time_and_then_by_number(run):
     assert newest_whole(run) == at(run, 'epoch_10.pth')
 
 
+def test_a_copy_that_has_lost_its_times_is_told(run, capsys):
+    at_path(run, 'last_checkpoint').write_text(at(run, 'epoch_3.pth'))
+    os.utime(at(run, 'epoch_1.pth'), (9, 9))
+    newest_whole(run)
+    assert f"--resume {at(run, 'epoch_3.pth')}" in capsys.readouterr().out
+    os.utime(at(run, 'epoch_3.pth'), (10, 10))
+    newest_whole(run)
+    assert 'copied' not in capsys.readouterr().out
+
+
 def test_other_files_are_no_candidates(run):
     for name in ('best_accuracy_epoch_9.pth', 'epoch_9.pth.partial',
                  'epoch_9-1234abcd.pth', 'epoch_x.pth', 'xepoch_9.pth'):

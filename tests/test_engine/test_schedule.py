@@ -113,11 +113,12 @@ def test_a_step_of_two_scales_trains_two():
     hook = SCTLossHook(scales_per_step=2, loss_weights=(1., 2., 3.))
     hook.attach(model)
     seen = set()
-    for hook.step in range(8):
+    for step in range(8):
+        hook.step = step
         losses = model(**batch(), mode='loss')
         scales = [s for s in SCALES if f's{s}/total' in losses]
         assert scales == list(scales_of_step(
-            {16: 1., 12: 2., 8: 3.}, 2, 0, hook.step))
+            {16: 1., 12: 2., 8: 3.}, 2, 0, step))
         seen.update(scales)
         assert_close(losses['loss'], losses['s16/total'] + 5 * (
             losses[f's{scales[1]}/total']))
@@ -206,3 +207,10 @@ def test_a_picture_weighs_the_same_in_every_batch(schedule):
         want = torch.zeros(9)
         want[:n] = 1 / n
         assert_close(model.weights.grad, want)
+
+
+def test_without_a_runner_each_pass_is_a_step():
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    SCTLossHook(scales_per_step=2).attach(model)
+    seen = {name for _ in range(8) for name in model(**batch(), mode='loss')}
+    assert {f's{s}/total' for s in SCALES} <= seen
