@@ -1,6 +1,7 @@
 """One checkpoint at several sizes of the input: metrics and cost."""
 import copy
 import os.path as osp
+import uuid
 import warnings
 from typing import Any, Optional, Sequence, Tuple
 
@@ -56,6 +57,8 @@ def test_config(cfg: Config, out: str) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
+    # mmengine names what it logs by the second: two tests may share one.
+    cfg.experiment_name = f'test-{uuid.uuid4().hex[:8]}'
     set_loader_defaults(cfg.test_dataloader, cfg)
     loop = cfg.get('test_cfg')
     if loop and type_name(loop) == 'ScalesTestLoop':

@@ -12,6 +12,7 @@ from sct_mm import evaluation, set_scale, use_scale
 from sct_mm.datasets.pipeline import rescale_pipeline
 from sct_mm.engine.config import UserError
 from sct_mm.evaluation.benchmark_arms import Worker
+from sct_mm.evaluation.evaluate import test_config as config_of_test
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import ROOT
@@ -152,6 +153,13 @@ def test_a_config_with_the_loop_of_all_sizes(fashion, tmp_path):
         {**FEW, 'test_cfg.type': 'ScalesTestLoop', 'test_cfg.sizes': (28, 14)})
     assert [row['scale'] for row in result['rows']] == [28, 14]
     assert 'accuracy/top1' in result['rows'][1]['metrics']
+
+
+def test_two_tests_of_one_second_have_logs_of_their_own():
+    cfg = Config.fromfile(FASHION)
+    names = [config_of_test(cfg, 'work_dirs/x').experiment_name
+             for _ in range(2)]
+    assert len(set(names)) == 2
 
 
 @pytest.mark.parametrize('scales, match', [
