@@ -23,7 +23,7 @@ class _RecallScale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
-        preceding.scale = ctx.scale
+        preceding.size = ctx.scale
         return grad, None
 
 

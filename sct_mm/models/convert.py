@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils import parametrize
 
-from .scale import (DEFAULT_SCALES, check_scales, check_trained,
-                    ssbn_layers)
-from .ssbn import SSBN, RowwiseNorm, SSBN1d, SSBN3d, SyncSSBN
+from .between import Row
+from .scale import DEFAULT_SCALES, check_scales, check_size, ssbn_layers
+from .rowwise import RowwiseNorm
+from .ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
 
 
 class _Activated:
@@ -34,12 +35,26 @@ class _Foreign(RowwiseNorm):
         if (torch.compiler._is_exporting_flag or torch.jit.is_tracing()
                 or isinstance(x, fx.Proxy)):
             self.check_export()
-        return self.plain(self.choose_scale(x)).forward(x)
+        size = self.choose_size(x)
+        if size in self.scales:
+            return self._with_row(x, self.row(size))
+        return self.between(x, size)
+
+    def _with_row(self, x: Tensor, row: Row) -> Tensor:
+        layer = self._plain_with(row)
+        y = layer.forward(x)
+        for name in self._buffers:
+            given, left = row.get(name), layer._buffers[name]
+            if given is not None and left is not given:  # a norm may rebind
+                given.copy_(left)
+            elif name not in row:
+                self._buffers[name] = left
+        return y
 
 
 def _reduce(layer: RowwiseNorm) -> tuple:
     """A layer whose class is made here is pickled by what it stands in for."""
-    return _blank, (layer.plain_type, ), layer.__dict__
+    return _blank, (layer.plain_type, ), layer.__getstate__()
 
 
 def _blank(plain: Type[_BatchNorm]) -> RowwiseNorm:
@@ -205,30 +220,32 @@ def WithSSBN(model: Union[dict, nn.Module],
     return convert_to_ssbn(model, scales)
 
 
-def extract_scale(model: nn.Module, scale: int) -> nn.Module:
-    """An independent copy of ``model`` at one scale, with the plain layers
+def extract_scale(model: nn.Module, size: int) -> nn.Module:
+    """An independent copy of ``model`` at one size, with the plain layers
     that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
-    for what a ``norm_cfg`` built as SSBN or SyncSSBN.
+    for what a ``norm_cfg`` built as SSBN or SyncSSBN. Between two scales they
+    have the mix of both rows, outside of them, with a warning, the end.
 
     Its state dict has the keys and shapes of a network that never knew SSBN:
     stock mmpretrain, mmdet and timm load it, without this package.
 
     Raises:
-        ValueError: if the model has no SSBN layer or was not built for
-            ``scale`` pixels.
+        TypeError, ValueError: if the model has no SSBN layer, or for what is
+            no size.
     """
     layers = ssbn_layers(model)
     if not layers:
         raise ValueError('`model` must have SSBN layers to extract a scale '
                          f'from, but {type(model).__name__} has none. It is '
                          'an ordinary model already.')
-    scale = check_trained(layers, scale)
+    size = check_size(layers, size)
 
     def swap(layer: nn.Module) -> Optional[nn.Module]:
-        return (_own(layer.plain(scale)) if isinstance(layer, RowwiseNorm)
+        return (_own(layer.plain(size)) if isinstance(layer, RowwiseNorm)
                 else None)
 
-    extracted = _replace(copy.deepcopy(model), swap)
+    with torch.enable_grad():  # a mix of what trains is to train, too
+        extracted = _replace(copy.deepcopy(model), swap)
     for module in extracted.modules():
         _without_run_hooks(module)
         for name, value in vars(module).items():

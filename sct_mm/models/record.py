@@ -4,7 +4,7 @@ The *extent* of a layer's input is the shorter of its spatial edges, in
 elements of that map.
 """
 import sys
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
@@ -12,62 +12,138 @@ from torch import Tensor, nn
 class ExtentRecord(Dict[int, List[int]]):
     """``{scale: [smallest, largest extent seen]}`` of one layer.
 
-    A deep copy of a layer shares its record: an EMA copy made before training
-    learns from it what the trained network saw. The record describes the
-    network's geometry, not its weights.
+    A deep copy made before anything was seen learns from its source until it
+    sees something itself, as an EMA copy of a network that trains does. The
+    record describes the network's geometry, not its weights.
+
+    Attributes:
+        leads: whether a pass of the network starts with this layer. The one
+            that starts tells all others the size of the pass.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._fits: Dict[int, Optional[int]] = {}  # answers of fitting()
+        self.leads = False
+        self._source: Optional[ExtentRecord] = None
+        self._answers: Dict[tuple, Any] = {}
 
     def __deepcopy__(self, memo: dict) -> 'ExtentRecord':
-        return self
+        new = ExtentRecord({scale: [*seen] for scale, seen in self.items()})
+        new.leads = self.leads
+        # Copies of a block that has run stand at places of their own.
+        new._source = None if self else self
+        return new
 
-    def fitting(self, extent: int) -> Optional[int]:
-        """:func:`fitting_scale` of ``extent``, looked up once."""
-        fits = self._fits  # add() replaces it, maybe in another thread
-        if extent not in fits:
-            fits[extent] = fitting_scale(extent, self)
-        return fits[extent]
+    def __reduce__(self) -> tuple:
+        known = self.known()
+        return _record_of, (dict(known), known.leads)
+
+    def known(self) -> 'ExtentRecord':
+        """The record itself, or that of its source where it is empty."""
+        record = self
+        while not record and record._source is not None:
+            record = record._source
+        return record
+
+    def serving(self, extent: int,
+                pass_size: Optional[float]) -> Optional[float]:
+        """The size in pixels that serves an input of ``extent``; None if
+        nothing tells.
+
+        Args:
+            pass_size: of the layer that ran before in the same thread. What
+                does not start a pass follows it where its own input may be of
+                that size: the first layers see more of the picture.
+        """
+        known = self.known()
+        if not known:
+            return None
+        if known.leads:
+            pass_size = None
+        if pass_size is not None and known._looked_up(admits, extent,
+                                                      pass_size):
+            return pass_size
+        fits = known._looked_up(fitting_size, extent)
+        return pass_size if fits is None else fits
+
+    def _looked_up(self, rule: Callable, *question) -> Any:
+        answers = self._answers  # add() replaces it, maybe in another thread
+        if question not in answers:
+            answers[question] = rule(*question, self)
+        return answers[question]
 
     def take(self, rows: Sequence[Sequence[int]]) -> None:
-        """Take over rows of (scale, smallest, largest extent) that were
-        recorded elsewhere; 0 says that none was."""
-        self.update({scale: [low, high] for scale, low, high in rows
-                     if 0 < low <= high})
-        self._fits = {}
+        """Take over rows of (scale, smallest, largest extent, whether a pass
+        starts here) that were recorded elsewhere; 0 says that none was. Rows
+        of three numbers say nothing of the start: a layer leads then if it
+        tells the scales apart."""
+        self.clear()
+        self.update({row[0]: [row[1], row[2]] for row in rows
+                     if 0 < row[1] <= row[2]})
+        if rows and len(rows[0]) > 3:
+            self.leads = any(row[3] > 0 for row in rows)
+        else:
+            seen = sorted(self.values())
+            self.leads = len(seen) > 1 and all(
+                a[1] < b[0] for a, b in zip(seen, seen[1:]))
+        self._answers = {}
 
-    def add(self, scale: int, extent: int) -> None:
+    def add(self, scale: int, extent: int, leads: bool = False) -> None:
         low, high = self.get(scale, (extent, extent))
-        if scale not in self or not low <= extent <= high:
+        if scale not in self or not low <= extent <= high or (
+                leads and not self.leads):
             # Written only on a change: torch.compile guards on the values.
             self[scale] = [min(low, extent), max(high, extent)]
-            self._fits = {}
+            self.leads = self.leads or leads
+            self._answers = {}
 
 
-def fitting_scale(extent: int,
-                  record: Dict[int, List[int]]) -> Optional[int]:
-    """The recorded scale whose extents lie nearest to ``extent``.
+def _record_of(ranges: dict, leads: bool) -> ExtentRecord:
+    record = ExtentRecord(ranges)
+    record.leads = leads
+    return record
 
-    Halfway between two scales the larger one wins (our choice: its statistics
-    come from more pixels). Returns None where the extent cannot tell: nothing
-    is recorded, or the best scales were seen at the same extent, as behind a
-    global pooling.
+
+def fitting_size(extent: int,
+                 record: Dict[int, List[int]]) -> Optional[float]:
+    """The size in pixels at which a layer's input has ``extent``.
+
+    It is a recorded scale within the range seen there; between two ranges it
+    is interpolated linearly; below and above all of them it is the end.
+    Returns None where the extent cannot tell: nothing is recorded, or several
+    scales were seen at the same extent, as behind a global pooling.
     """
-    best: List[int] = []
-    least = None
-    for scale, (low, high) in record.items():
-        distance = max(low - extent, extent - high, 0)
-        if least is None or distance < least:
-            best, least = [scale], distance
-        elif distance == least:
-            best.append(scale)
-    if not best:
+    at = [scale for scale, (low, high) in record.items()
+          if low <= extent <= high]
+    if at:
+        return at[0] if len(at) == 1 else None
+    below = [s for s, (_, high) in record.items() if high < extent]
+    above = [s for s, (low, _) in record.items() if low > extent]
+    if below:
+        nearest = max(record[s][1] for s in below)
+        below = [s for s in below if record[s][1] == nearest]
+    if above:
+        nearest = min(record[s][0] for s in above)
+        above = [s for s in above if record[s][0] == nearest]
+    if max(len(below), len(above)) > 1 or not record:
         return None
-    overlap = (max([record[s][0] for s in best])
-               <= min([record[s][1] for s in best]))
-    return None if len(best) > 1 and overlap else max(best)
+    if not below or not above:
+        return (below or above)[0]
+    low, high = record[below[0]][1], record[above[0]][0]
+    share = (extent - low) / (high - low)
+    return below[0] + (above[0] - below[0]) * share
+
+
+def admits(extent: int, size: float, record: Dict[int, List[int]]) -> bool:
+    """Whether a layer's input may have ``extent`` at ``size`` pixels, by what
+    was recorded at the scales around it; one element is left to rounding."""
+    scales = sorted(record)
+    larger = next((s for s in scales if s >= size), scales[-1])
+    smaller = next((s for s in reversed(scales) if s <= size), scales[0])
+    share = (size - smaller) / (larger - smaller) if larger > smaller else 0
+    low, high = (a + (b - a) * share
+                 for a, b in zip(record[smaller], record[larger]))
+    return low - 1 <= extent <= high + 1
 
 
 def outermost_call() -> Tuple[Optional[nn.Module], Optional[int]]:

@@ -1,8 +1,9 @@
-"""Which scale a network runs at: pinned by the caller, or read off the input.
+"""Which size a network runs at: pinned by the caller, or read off the input.
 
-A *scale* is the nominal edge of the network's input in pixels. The *extent* of
-a layer's input is the shorter of its spatial edges, in elements of that map;
-two layers of one network see different extents at one scale.
+A *size* is the nominal edge of the network's input in pixels, a *scale* a size
+that has rows of its own. The *extent* of a layer's input is the shorter of its
+spatial edges, in elements of that map; two layers of one network see different
+extents at one size.
 """
 import threading
 import warnings
@@ -39,57 +40,79 @@ def check_scales(scales: Sequence[int]) -> Tuple[int, ...]:
     return tuple(sorted(scales, reverse=True))
 
 
-class _PrecedingScale(threading.local):
-    """The scale at which the SSBN layer before ran, in the same thread.
+def rows_serving(scales: Sequence[int],
+                 size: float) -> Tuple[Tuple[int, float], ...]:
+    """The rows that serve an input of ``size`` pixels, as pairs of a scale
+    and its share of the mix: the scale itself, the two next to it with the
+    weights of a linear interpolation, or the end ("interpolated" of SAN, see
+    :mod:`between`).
 
-    Only a layer whose own input cannot tell the scales apart reads it; every
-    layer writes it. Threads do not meet. Where a backward pass runs layers
-    again (activation checkpointing), SCTLossHook sets it before each scale.
+    Args:
+        scales: from the largest down.
     """
-    scale: Optional[int] = None
+    if size >= scales[0] or size <= scales[-1]:
+        return ((scales[0 if size >= scales[0] else -1], 1.0), )
+    for larger, smaller in zip(scales, scales[1:]):
+        if size == smaller:
+            return ((smaller, 1.0), )
+        if size > smaller:
+            share = (size - smaller) / (larger - smaller)
+            return ((larger, share), (smaller, 1 - share))
+    raise AssertionError(size)
 
 
-preceding = _PrecedingScale()
+class _Pass(threading.local):
+    """The size at which the SSBN layer before ran, in the same thread.
+
+    Only the layer that starts a pass leaves it unread; every layer writes it.
+    Threads do not meet.
+    """
+    size: Optional[float] = None
+
+
+preceding = _Pass()
 
 
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
 
 class ScaleSpecific:
-    """A layer with one row a scale: how it chooses the row. The base of SSBN
-    in all its forms."""
+    """A layer with one row a scale: how it chooses the size that it serves.
+    The base of SSBN in all its forms."""
 
     # What a layer has beside the norm that it stands in for.
-    STATE = ('scales', 'pinned_scale', 'record', 'record_ratio', 'extents',
-             'plain_type', '_strange')
+    STATE = ('scales', 'pinned_size', 'record', 'record_ratio', 'extents',
+             'plain_type', '_strange', '_served')
 
     def start(self, scales: Sequence[int]) -> None:
         self.scales = check_scales(scales)
-        self.pinned_scale: Optional[int] = None
+        self.pinned_size: Optional[int] = None
         self.record, self.record_ratio = False, 1.0  # see set_scale()
         self.extents = ExtentRecord()
-        self._strange: Optional[int] = None  # the last extent without record
+        self._strange: Optional[int] = None  # the last extent that told none
+        self._served: Optional[tuple] = None  # the row of the last inference
 
-    def choose_scale(self, x: Tensor) -> int:
-        """The scale that serves ``x``: the pinned one, else the one whose
-        recorded extent fits best, else the one of the layer before."""
+    def choose_size(self, x: Tensor) -> float:
+        """The size that serves ``x``, within the scales: the pinned one, else
+        the one of the layer before, else what the extent tells."""
         extent = min(x.shape[2:]) if x.dim() > 2 else 1
-        scale = self.pinned_scale
-        if scale is None:
-            scale = self.extents.fitting(extent)
-            if scale is None and self.extents:
-                scale = preceding.scale
-            if scale not in self.scales:
-                scale = self.scales[0]
-            if not self.extents and extent != self._strange:
-                self._strange = extent
-                self._warn_without_record()
-        elif self.training or self.record:
-            self.extents.add(scale, round(extent * self.record_ratio))
-        preceding.scale = scale
-        return scale
+        size = self.pinned_size
+        if size is None:
+            size = self.extents.serving(extent, preceding.size)
+            if size is None:
+                size = self.scales[0]
+                if extent != self._strange:
+                    self._strange = extent
+                    self._warn_untold()
+            elif not self.scales[-1] <= size <= self.scales[0]:
+                size = self.scales[0]  # of another network's pass
+        elif (self.training or self.record) and size in self.scales:
+            self.extents.add(size, round(extent * self.record_ratio),
+                             preceding.size is None)
+        preceding.size = size
+        return size
 
-    def _warn_without_record(self) -> None:
+    def _warn_untold(self) -> None:
         """Say once that any size is served by the base scale."""
         if len(self.scales) == 1 or torch.compiler.is_compiling():
             return
@@ -98,31 +121,38 @@ class ScaleSpecific:
                 None, self.scales[0]):
             return
         _warned.add(model)
+        reason, mend = (
+            ('its first SSBN layer sees the same at several of them, as '
+             'behind a pooling', 'Pin a size') if self.extents.known() else
+            ('it has no record of what its layers see at each scale',
+             'Train it with SCTLossHook, load a checkpoint with its '
+             '`_extra_state` keys, or pin a size'))
         warnings.warn(
             f'{type(model).__name__} serves pictures of {edge} pixels by the '
-            f'rows of its base scale {self.scales[0]}: it has no record of '
-            'what its layers see at each scale. Train it with SCTLossHook, '
-            'load a checkpoint with its `_extra_state` keys, or pin a scale '
-            'by use_scale().', stacklevel=2)
+            f'rows of its base scale {self.scales[0]}: {reason}. {mend} by '
+            'use_scale().', stacklevel=2)
 
     def get_extra_state(self) -> Tensor:
-        """(S, 3), int64: each scale, and the smallest and the largest extent
-        of the layer's input at it, 0 where none was recorded. A tensor goes
-        through any carrier: a plain dict, safetensors, a hub; it lies where
-        the layer's own do, since some hosts join them (mmdet's
-        SyncNormHook)."""
+        """(S, 4), int64: each scale, the smallest and the largest extent of
+        the layer's input at it, 0 where none was recorded, and 1 where a pass
+        starts with this layer. A tensor goes through any carrier: a plain
+        dict, safetensors, a hub; it lies where the layer's own do, since some
+        hosts join them (mmdet's SyncNormHook)."""
         own = next((t for t in (self.running_mean, self.weight)
                     if t is not None and not t.is_meta), None)
-        return torch.tensor([(scale, *self.extents.get(scale, (0, 0)))
-                             for scale in self.scales],
-                            device='cpu' if own is None else own.device)
+        known = self.extents.known()
+        return torch.tensor(
+            [(scale, *known.get(scale, (0, 0)), known.leads)
+             for scale in self.scales],
+            dtype=torch.long, device='cpu' if own is None else own.device)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a record of the same scales: those of others tell
         nothing, though the rows load by rank (a detector at 800/480 may
         start from a classifier at 224/128)."""
         if not isinstance(state, Tensor) or state.is_meta or (
-                state.shape != (len(self.scales), 3)):
+                state.dim() != 2 or len(state) != len(self.scales)
+                or state.shape[1] not in (3, 4)):  # 3 in older checkpoints
             return
         # What averages a state dict over processes makes floats of them.
         rows = state.nan_to_num().round().long().tolist()
@@ -156,79 +186,80 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
     return found.pop() if found else None
 
 
-def check_trained(layers: Sequence[nn.Module], scale: int) -> int:
-    """``scale`` as an int, if all of ``layers`` have rows for it.
+def check_size(layers: Sequence[nn.Module], size: int) -> int:
+    """``size`` as an int; a warning says which rows serve one outside of the
+    scales of ``layers``.
 
     Raises:
-        TypeError, ValueError: if it is no int, or one has none.
+        TypeError, ValueError: if it is no positive int.
     """
-    scale = check_int('scale', scale, 1, 'Give one of the trained scales.')
-    for layer in layers:
-        if scale not in layer.scales:
-            raise ValueError(f'`scale` must be one of the trained scales '
-                             f'{layer.scales}, but got {scale!r}. Take the '
-                             'nearest of them instead.')
-    return scale
+    size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
+    for scales in {layer.scales for layer in layers}:
+        nearest = min(max(size, scales[-1]), scales[0])
+        if nearest != size:
+            warnings.warn(f'{size} pixels lie outside of the scales {scales}: '
+                          f'the rows of scale {nearest} serve them.',
+                          stacklevel=4)
+    return size
 
 
 def set_scale(model: nn.Module,
-              scale: Optional[int],
+              size: Optional[int],
               record: bool = False,
               edge: Optional[int] = None) -> None:
-    """Pin every SSBN layer of ``model`` to ``scale`` pixels; None unpins.
+    """Pin every SSBN layer of ``model`` to ``size`` pixels; None unpins.
 
-    A model without SSBN has nothing to pin and is left as it is. A pinned
-    layer records the extent of its input if it is in training mode, or with
-    ``record``: a network that trains may have layers in evaluation mode
-    (``norm_eval``, ``frozen_stages``).
+    A scale is served by its rows, a size between two scales by the linear mix
+    of theirs, one outside of them, with a warning, by those of the end. A
+    model without SSBN has nothing to pin and is left as it is. A layer that is
+    pinned to a scale records the extent of its input if it is in training
+    mode, or with ``record``: a network that trains may have layers in
+    evaluation mode (``norm_eval``, ``frozen_stages``).
 
     Args:
         edge: shorter edge of the model's input in pixels, where it is not
-            ``scale``, as with a detector's pictures of all shapes. Recorded
-            is the extent that a picture of ``scale`` pixels has.
+            ``size``, as with a detector's pictures of all shapes. Recorded
+            is the extent that a picture of ``size`` pixels has.
 
     Raises:
-        ValueError: if the model was not built for ``scale``; nothing is
-            pinned then.
+        TypeError, ValueError: for what is no size; nothing is pinned then.
     """
     layers = ssbn_layers(model)
-    if scale is not None:
-        scale = check_trained(layers, scale)
+    if size is not None:
+        size = check_size(layers, size)
     ratio = 1.0
     if edge is not None:
-        ratio = (scale or 1) / check_int('edge', edge, 1, 'Give the shorter '
-                                         'edge of the input in pixels.')
+        ratio = (size or 1) / check_int('edge', edge, 1, 'Give the shorter '
+                                        'edge of the input in pixels.')
     for layer in layers:
-        layer.pinned_scale = scale
+        layer.pinned_size = size and min(max(size, layer.scales[-1]),
+                                         layer.scales[0])
         layer.record = record
         layer.record_ratio = ratio
+    preceding.size = None  # a pass begins
 
 
 @contextmanager
 def use_scale(model: nn.Module,
-              scale: Optional[int],
+              size: Optional[int],
               record: bool = False,
               edge: Optional[int] = None) -> Iterator[nn.Module]:
-    """Pin ``model`` to ``scale`` within a ``with`` block; blocks may nest.
+    """Pin ``model`` to ``size`` pixels within a ``with`` block; they nest.
 
     On leaving, also by an error, every layer gets back the pin it had. See
     :func:`set_scale` for ``record`` and ``edge``.
     """
-    before = [(layer, layer.pinned_scale, layer.record, layer.record_ratio)
+    before = [(layer, layer.pinned_size, layer.record, layer.record_ratio)
               for layer in ssbn_layers(model)]
-    set_scale(model, scale, record, edge)
+    set_scale(model, size, record, edge)
     try:
         yield model
     finally:
         for layer, *state in before:
-            layer.pinned_scale, layer.record, layer.record_ratio = state
-        preceding.scale = None  # of a pass that has ended
+            layer.pinned_size, layer.record, layer.record_ratio = state
+        preceding.size = None  # of a pass that has ended
 
 
-def serving_scale(scales: Sequence[int], size: int) -> int:
-    """The trained scale whose statistics serve an input of ``size`` pixels.
-
-    The nearest one, the larger on a tie ("proxy" of RS-Nets, arXiv
-    2007.09558, which names the nearest without a rule for ties).
-    """
+def serving_scale(scales: Sequence[int], size: float) -> int:
+    """The scale nearest to ``size`` pixels, the larger one on a tie."""
     return min(sorted(scales, reverse=True), key=lambda s: abs(s - size))

@@ -1,203 +1,11 @@
 """Scale-Specific Batch Normalization: the layer, in each of its forms."""
-import warnings
-from typing import Dict, Optional, Sequence, Tuple, Type
-
-import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, fx, nn
+from torch import nn
 from torch.nn.modules._functions import SyncBatchNorm as _sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arguments import check_flag, check_int, check_number
-from .record import rows_of_checkpoint
-from .scale import DEFAULT_SCALES, ScaleSpecific, check_scales
-
-_AFFINE = ('weight', 'bias')
-_STATISTICS = ('running_mean', 'running_var')
-
-
-class RowwiseNorm(ScaleSpecific):
-    """What every form of SSBN does; see :class:`SSBN`. It stands before the
-    class of the norm that the rows are rows of."""
-
-    plain_type: Type[_BatchNorm]  # of one row
-    dims: Tuple[int, ...]  # that an input may have
-
-    def __init__(self, num_features: int,
-                 scales: Sequence[int] = DEFAULT_SCALES,
-                 eps: float = 1e-5,
-                 momentum: Optional[float] = 0.1,
-                 affine: bool = True,
-                 track_running_stats: bool = True,
-                 device=None,
-                 dtype=None) -> None:
-        check_scales(scales)
-        num_features = check_int('num_features', num_features, 1,
-                                 'Give the channels of the input.')
-        # torch refuses an eps of 0, but only when it normalises.
-        eps = check_number('eps', eps, 1e-45, 'The default is 1e-5.')
-        if momentum is not None:
-            momentum = check_number('momentum', momentum, 0, 'The default is '
-                                    '0.1; None averages over all batches.', 1)
-        check_flag('affine', affine)
-        check_flag('track_running_stats', track_running_stats)
-        super().__init__(num_features, eps, momentum, affine,
-                         track_running_stats, device=device, dtype=dtype)
-        self.start(scales)
-
-    def start(self, scales: Sequence[int]) -> None:
-        """Give each scale a row of its own, all like the one at hand."""
-        super().start(scales)
-        for name in _AFFINE:
-            single = getattr(self, name)
-            if single is not None:
-                rows = single.detach().repeat(len(self.scales))
-                setattr(self, name, nn.Parameter(
-                    rows, requires_grad=single.requires_grad))
-        for name in (*_STATISTICS, 'num_batches_tracked'):
-            single = getattr(self, name)
-            if single is not None:
-                setattr(self, name, torch.stack([single] * len(self.scales)))
-
-    def row(self, scale: int) -> Dict[str, Optional[Tensor]]:
-        """Views of weight, bias, running_mean, running_var and
-        num_batches_tracked at ``scale``, as BN has them."""
-        index = self.scales.index(scale)
-        views = {name: getattr(self, name)
-                 for name in (*_STATISTICS, 'num_batches_tracked')}
-        views = {n: None if v is None else v[index] for n, v in views.items()}
-        for name in _AFFINE:
-            rows = getattr(self, name)
-            views[name] = None if rows is None else rows.narrow(
-                0, index * self.num_features, self.num_features)
-        return views
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` (N, C, H, W) with the row of its scale."""
-        if (torch.compiler._is_exporting_flag or torch.jit.is_tracing()
-                or isinstance(x, fx.Proxy)):
-            self.check_export()
-        shape = x.shape
-        if len(shape) not in self.dims or shape[1] != self.num_features:
-            self._refuse(shape)
-        row = self.scales.index(self.choose_scale(x))
-        mean, var = self.running_mean, self.running_var
-        if mean is not None:
-            mean, var = mean[row], var[row]
-        weight, bias = self.weight, self.bias
-        if weight is not None:
-            # Slicing costs half of what narrow() does.
-            start = row * self.num_features
-            end = start + self.num_features
-            weight, bias = weight[start:end], bias[start:end]
-        factor = 0.0 if self.momentum is None else self.momentum
-        if self.training and not self.track_running_stats:
-            mean = var = None
-        elif self.training and self.num_batches_tracked is not None:
-            counter = self.num_batches_tracked[row]
-            counter.add_(1)
-            if self.momentum is None:  # cumulative moving average
-                factor = 1.0 / float(counter)
-        use_batch = self.training or mean is None
-        return self._normalize(x, mean, var, weight, bias, use_batch, factor)
-
-    def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
-        return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,
-                            self.eps)
-
-    def _refuse(self, shape: torch.Size) -> None:
-        if len(shape) not in self.dims:
-            dims = ' or '.join(map(str, self.dims))
-            raise ValueError(f'{type(self).__name__} takes an input of {dims} '
-                             f'dimensions, but got shape {tuple(shape)}. '
-                             'Use SSBN for pictures, SSBN1d for vectors and '
-                             'SSBN3d for volumes.')
-        raise ValueError(f'{type(self).__name__} was built for '
-                         f'{self.num_features} channels, but got shape '
-                         f'{tuple(shape)}. Set `num_features` to the '
-                         'channels of the input.')
-
-    def reset_running_stats(self) -> None:
-        """Reset what BN's would, for one scale: the pinned one, else the
-        base. What calibrates statistics (``torch.optim.swa_utils.update_bn``)
-        resets them first; the other scales keep theirs."""
-        if 'scales' not in self.__dict__:  # as BN is built
-            return super().reset_running_stats()
-        self._reset_statistics(self.pinned_scale or self.scales[0])
-
-    def _reset_statistics(self, scale: int) -> None:
-        if self.track_running_stats:
-            row = self.row(scale)
-            row['running_mean'].zero_()
-            row['running_var'].fill_(1)
-            row['num_batches_tracked'].zero_()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Initialise the pinned scale; all of them where none is pinned, as
-        after ``to_empty()``."""
-        if 'scales' not in self.__dict__:
-            return super().reset_parameters()
-        pinned = self.pinned_scale
-        for scale in self.scales if pinned is None else (pinned, ):
-            self._reset_statistics(scale)
-            if self.affine:
-                row = self.row(scale)
-                row['weight'].fill_(1)
-                row['bias'].zero_()
-
-    def plain(self, scale: int) -> _BatchNorm:
-        """The norm that this layer stands in for, with the row of ``scale``:
-        views of its tensors, its hooks, and what else that norm does."""
-        layer = self.plain_type.__new__(self.plain_type)
-        layer.__dict__ = {name: value for name, value in self.__dict__.items()
-                          if name not in self.STATE}
-        row = self.row(scale)
-        layer._parameters = {name: row.get(name, value)
-                             for name, value in self._parameters.items()}
-        layer._buffers = {name: row.get(name, value)
-                          for name, value in self._buffers.items()}
-        return layer
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, scales={self.scales}'
-
-    def check_export(self) -> None:
-        """A trace holds one scale: refuse it, or warn.
-
-        Raises:
-            RuntimeError: where the network is exported.
-        """
-        if len(self.scales) == 1:
-            return
-        text = ('fixes the scale that it saw, and this network has rows for '
-                f'{self.scales}. Take one scale by sct_mm.extract_scale() '
-                'first.')
-        if not torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            raise RuntimeError(f'An exported graph {text}')
-        # mmengine counts FLOPs by a bare trace.
-        warnings.warn(f'A trace {text}', stacklevel=2)
-
-    def __prepare_scriptable__(self):
-        raise RuntimeError('torch.jit.script cannot choose among the scales '
-                           f'{self.scales}. Take one scale by '
-                           'sct_mm.extract_scale() first.')
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
-                              missing_keys, unexpected_keys, error_msgs):
-        own = {name: getattr(self, name) for name in (
-            *_AFFINE, *_STATISTICS, 'num_batches_tracked')}
-        state_dict = {**state_dict, **rows_of_checkpoint(
-            state_dict, prefix, own, self.scales)}
-        record = f'{prefix}_extra_state'
-        super()._load_from_state_dict(state_dict, prefix, local_metadata,
-                                      strict, missing_keys, unexpected_keys,
-                                      error_msgs)
-        if record in missing_keys:  # as in a checkpoint of plain BN
-            missing_keys.remove(record)
-
+from .rowwise import RowwiseNorm
 
 # A host that initialises or freezes norms asks for `nn.BatchNorm2d` or for
 # `_BatchNorm`; mmengine's ConstantInit compares the names of direct bases.
@@ -214,14 +22,19 @@ class SSBN(RowwiseNorm, nn.BatchNorm2d, _BatchNorm):
     ``num_batches_tracked`` (S,). A checkpoint of plain BN, whose tensors are
     (C,), fills every row. :meth:`row` gives one.
 
-    The row is that of the pinned scale (:func:`use_scale`,
-    :func:`set_scale`), else of the scale that the layer's input fits best: in
-    training, a pinned layer records the extent of its input; later it takes
-    the scale with the nearest extent. A layer for which the extents coincide
-    follows the SSBN layer that ran before it. A layer that was never pinned
-    in training runs at the base scale. The record is kept with the
-    checkpoint, under the key ``_extra_state``. How the scale is chosen is our
-    choice: the paper's text is not public to us.
+    Between two scales the layer has the linear mix of their rows, outside of
+    them the row of the end: it is a continuous function of the size. What a
+    step at 176 pixels learns goes to the rows of 192 and of 160, gradients
+    and statistics alike, by their shares of the mix.
+
+    The size is the pinned one (:func:`use_scale`, :func:`set_scale`), else
+    the input tells. In training, a layer that is pinned to a scale records
+    the extent of its input; later, the layer with which a pass starts reads
+    off its extent which size the picture has, and those behind it serve that
+    size, too. A network that was never pinned in training runs at the base
+    scale. The record is kept with the checkpoint, under the key
+    ``_extra_state``. How the size is chosen is our choice: the paper's text
+    is not public to us.
 
     ``SSBN1d`` takes inputs (N, C) and (N, C, L), ``SSBN3d`` (N, C, D, H, W).
 

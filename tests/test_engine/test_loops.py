@@ -109,12 +109,12 @@ class Count(Hook):
         self.calls.append('before_val_epoch')
 
     def after_val_iter(self, runner, batch_idx, data_batch, outputs):
-        pins = {layer.pinned_scale for layer in ssbn_layers(runner.model)}
+        pins = {layer.pinned_size for layer in ssbn_layers(runner.model)}
         self.sizes.append((data_batch['inputs'][0].shape[-1], pins.pop()))
 
     def after_val_epoch(self, runner, metrics):
         self.calls.append('after_val_epoch')
-        self.pins = [m.pinned_scale for m in ssbn_layers(runner.model)]
+        self.pins = [m.pinned_size for m in ssbn_layers(runner.model)]
 
     def after_val(self, runner):
         self.calls.append('after_val')
@@ -150,7 +150,7 @@ def test_an_error_unpins_and_gives_the_pipeline_back(tmp_path):
     set_scale(run.model, 8)
     with pytest.raises(RuntimeError, match='on purpose'):
         run.val()
-    assert {m.pinned_scale for m in ssbn_layers(run.model)} == {8}
+    assert {m.pinned_size for m in ssbn_layers(run.model)} == {8}
     item = run.val_loop.dataloader.dataset[0]
     assert item['inputs'].shape[-1] == 16
 

@@ -101,7 +101,7 @@ def test_it_leaves_no_trace():
     hook.attach(model)
     model(**batch(), mode='loss')
     hook.detach()
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
     assert {k: dict(v) for k, v in vars(model).items() if k in before} == (
         before)
     assert set(model(**batch(), mode='loss')) == {'loss', 'accuracy'}
@@ -133,7 +133,7 @@ def test_ctrl_c_in_a_pass_leaves_no_pin_behind():
     with pytest.raises(KeyboardInterrupt):
         model(**batch(), mode='loss')
     hook.detach()
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
 
 
 def test_an_error_in_a_pass_unpins_the_model():
@@ -144,7 +144,7 @@ def test_an_error_in_a_pass_unpins_the_model():
     with pytest.raises(AttributeError, match=r"gt_label' \(in the pass of "
                        r'SCTLossHook at scale 16\)'):
         model(**data, mode='loss')
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
 
 
 def test_names_in_the_log():

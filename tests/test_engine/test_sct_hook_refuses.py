@@ -46,7 +46,7 @@ def test_pictures_of_another_size():
     SCTLossHook().attach(model)
     with pytest.raises(ValueError, match='scale 16 and pictures of 14'):
         model(**batch(size=14), mode='loss')
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
 
 
 @pytest.mark.parametrize('weights', [(1, 1), (0, 0, 0)])
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_with_scale_and_step(schedule):
     with pytest.raises(RuntimeError, match='loss of scale 8 is NaN or inf at '
                        'step 7'):
         model(**batch(), mode='loss')
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
     hook.detach()
     hook = SCTLossHook(check_finite=False, **schedule)
     hook.attach(model)

@@ -101,12 +101,12 @@ def test_a_record_that_is_lost_is_found(monkeypatch):
 
 
 def test_a_choice_that_is_wrong_is_found(monkeypatch):
-    choose = ScaleSpecific.choose_scale
+    choose = ScaleSpecific.choose_size
 
     def base(self, x):
         chosen = choose(self, x)
-        return chosen if self.pinned_scale else self.scales[0]
-    monkeypatch.setattr(ScaleSpecific, 'choose_scale', base)
+        return chosen if self.pinned_size else self.scales[0]
+    monkeypatch.setattr(ScaleSpecific, 'choose_size', base)
     row = found()
     assert row['chooses'] == 'no' and '16 pixels' in row['note']
 

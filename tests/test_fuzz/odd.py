@@ -86,8 +86,8 @@ def assert_same_state(model, before):
 
 def assert_unpinned(model):
     for layer in model.modules():
-        if hasattr(layer, 'pinned_scale'):
-            assert (layer.pinned_scale, layer.record,
+        if hasattr(layer, 'pinned_size'):
+            assert (layer.pinned_size, layer.record,
                     layer.record_ratio) == (None, False, 1.0)
 
 

@@ -106,7 +106,7 @@ def test_a_pin_holds_or_is_refused(scale, record, edge, size, with_, model):
 
     def pinned():
         with use_scale(model, scale, record, edge):
-            assert all(m.pinned_scale == scale for m in known.modules()
+            assert all(m.pinned_size == scale for m in known.modules()
                        if isinstance(m, SSBN))
             known.train()
             return known(torch.randn(3, 3, size, size)) if list(

@@ -55,8 +55,8 @@ def test_convert_is_idempotent_and_replaces_a_root_and_a_shared_layer():
 def test_extract_errors():
     with pytest.raises(ValueError, match='Sequential has none'):
         extract_scale(plain_net(), 8)
-    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
-        extract_scale(convert_to_ssbn(plain_net(), SCALES), 9)
+    with pytest.raises(ValueError, match='`size` must be an int from 1'):
+        extract_scale(convert_to_ssbn(plain_net(), SCALES), 0)
 
 
 def test_sync_becomes_sync_and_back():

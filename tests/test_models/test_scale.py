@@ -2,6 +2,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from sct_mm import SSBN, extract_scale, set_scale, use_scale
-from sct_mm.models.record import ExtentRecord, fitting_scale
+from sct_mm.models.record import ExtentRecord, fitting_size
 from sct_mm.models.scale import scales_of, serving_scale, ssbn_layers
 
 from conftest import SCALES, TinyModel
@@ -168,17 +169,10 @@ def test_pins_nest_and_are_restored_by_an_error():
     with use_scale(model, 16):
         with pytest.raises(RuntimeError, match='mine'):
             with use_scale(model, 8):
-                assert layer.pinned_scale == 8
+                assert layer.pinned_size == 8
                 raise RuntimeError('mine')
-        assert layer.pinned_scale == 16
-    assert layer.pinned_scale is None
-
-
-def test_an_untrained_pin_is_refused_and_nothing_is_pinned():
-    model = trained()
-    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 9'):
-        set_scale(model, 9)
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+        assert layer.pinned_size == 16
+    assert layer.pinned_size is None
 
 
 def test_scales_of_layers_that_disagree():
@@ -189,17 +183,23 @@ def test_scales_of_layers_that_disagree():
 
 @given(st.dictionaries(st.integers(1, 300), st.integers(1, 99), min_size=1),
        st.integers(1, 120))
-def test_fitting_scale_is_the_nearest_or_none_if_it_cannot_tell(edges, edge):
+def test_fitting_size_is_interpolated_or_none_if_it_cannot_tell(edges, edge):
     record = {scale: [extent, extent] for scale, extent in edges.items()}
-    least = min(abs(extent - edge) for extent in edges.values())
-    best = [s for s, extent in edges.items() if abs(extent - edge) == least]
-    cannot_tell = len(best) > 1 and len({edges[s] for s in best}) == 1
-    assert fitting_scale(edge, record) == (
-        None if cannot_tell else max(best))
+    extents = sorted(set(edges.values()))
+    nearest = {max((e for e in extents if e <= edge), default=extents[0]),
+               min((e for e in extents if e >= edge), default=extents[-1])}
+    knots = [[s for s in edges if edges[s] == e] for e in nearest]
+    if max(map(len, knots)) > 1:
+        assert fitting_size(edge, record) is None
+        return
+    order = sorted(nearest)
+    want = np.interp(edge, order, [s for e in order for s in edges
+                                   if edges[s] == e])
+    assert fitting_size(edge, record) == pytest.approx(want)
 
 
 def test_nothing_recorded_fits_nothing():
-    assert fitting_scale(5, {}) is None
+    assert fitting_size(5, {}) is None
 
 
 def test_extents_seen_at_several_sizes_are_a_range():
@@ -208,7 +208,8 @@ def test_extents_seen_at_several_sizes_are_a_range():
         record.add(800, extent)
     record.add(640, 20)
     assert record == {800: [25, 100], 640: [20, 20]}
-    assert fitting_scale(70, record) == 800 and fitting_scale(1, record) == 640
+    assert fitting_size(70, record) == 800 and fitting_size(1, record) == 640
+    assert fitting_size(22, record) == 640 + 160 * 2 / 5
 
 
 def test_serving_scale_takes_the_larger_on_a_tie():
@@ -217,16 +218,17 @@ def test_serving_scale_takes_the_larger_on_a_tie():
     assert serving_scale((128, 160), 500) == 160
 
 
-@pytest.mark.parametrize('scale, edge, error', [
+@pytest.mark.parametrize('size, edge, error', [
     (16, 0, ValueError), (16, 'x', TypeError), (16, -3, ValueError),
     (torch.tensor(16), None, TypeError), ('16', None, TypeError),
-    (torch.tensor([16, 12]), None, TypeError)])
-def test_a_pin_that_is_refused_pins_nothing(scale, edge, error):
+    (torch.tensor([16, 12]), None, TypeError), (0, None, ValueError),
+    (12.5, None, TypeError)])
+def test_a_pin_that_is_refused_pins_nothing(size, edge, error):
     model = trained()
-    with pytest.raises(error, match='`scale`|`edge`'):
-        with use_scale(model, scale, edge=edge):
+    with pytest.raises(error, match='`size`|`edge`'):
+        with use_scale(model, size, edge=edge):
             pass
-    assert all(layer.pinned_scale is None for layer in ssbn_layers(model))
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
     with pytest.raises(TypeError, match='must be an nn.Module, but got None'):
         set_scale(None, 16)
 

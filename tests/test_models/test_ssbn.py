@@ -256,4 +256,4 @@ def test_sync_is_ssbn_in_one_process():
     x = torch.randn(4, 3, 5, 5)
     assert_close(sync(x), layer(x), rtol=0, atol=0)
     set_scale(sync, 8)
-    assert sync.pinned_scale == 8
+    assert sync.pinned_size == 8

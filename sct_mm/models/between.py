@@ -1,0 +1,78 @@
+"""The linear mix of two rows, which serves the sizes between their scales.
+
+SAN ("interpolated") mixes gamma, beta, mean and variance of a network that was
+trained at the scales alone. SSBN trains through the mix, too: each scale is a
+knot of a function of the size.
+"""
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor, nn
+
+Row = Dict[str, Optional[Tensor]]
+_STATISTICS = ('running_mean', 'running_var')
+_COUNTER = 'num_batches_tracked'
+
+
+def mixed(larger: Row, smaller: Row, share: float) -> Row:
+    """The row between two: weight, bias, running_mean, running_var and
+    num_batches_tracked, those that BN has; differentiable in the first two.
+
+    Args:
+        larger: row of the larger scale, as of ``SSBN.row``.
+        share: of ``larger`` in the mix, in (0, 1).
+    """
+    row: Row = {}
+    for name, value in larger.items():
+        other = smaller[name]
+        if value is None or name == _COUNTER:
+            row[name] = value if value is None or share >= 0.5 else other
+        elif name == 'running_var':
+            row[name] = _back(torch.lerp(_to(other), _to(value), share))
+        else:
+            row[name] = torch.lerp(other, value, share)
+    return row
+
+
+@torch.no_grad()
+def spread(before: Row, after: Row, larger: Row, smaller: Row,
+           share: float) -> None:
+    """Give both rows, in place, what a step at a size between has changed in
+    the statistics of their mix: by their shares, as gradients go.
+
+    A row so learns what the mix lacks. It does not move towards the size
+    between, which would spoil the ends (our choice, by measurement).
+    """
+    steps = None
+    if after[_COUNTER] is not None:
+        steps = after[_COUNTER] - before[_COUNTER]  # a view of one of them
+    for row, part in ((larger, share), (smaller, 1 - share)):
+        mean, var = (row[name] for name in _STATISTICS)
+        mean.add_(after['running_mean'] - before['running_mean'], alpha=part)
+        change = _to(after['running_var']) - _to(before['running_var'])
+        var.copy_(_back(_to(var) + change * part))
+        if steps is not None:
+            row[_COUNTER].add_(steps)
+
+
+def _to(var: Tensor) -> Tensor:
+    """The quantity in which variances are mixed."""
+    return var
+
+
+def _back(value: Tensor) -> Tensor:
+    return value
+
+
+def fingerprint(layer: nn.Module, size: float) -> Optional[tuple]:
+    """What changes when a tensor of ``layer`` does, or the size; None where
+    torch does not tell. Writing to ``tensor.data`` leaves it as it is."""
+    marks = [size]
+    try:
+        for tensors in (layer._parameters, layer._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    marks += tensor._version, tensor.data_ptr()
+    except RuntimeError:  # inference tensors, torch.func
+        return None
+    return tuple(marks)
