@@ -1,7 +1,7 @@
 """Reading an experiment's config, and saying what is wrong with it."""
 import os
 import os.path as osp
-from typing import Optional
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -97,3 +97,19 @@ def check_data(loader: Config) -> None:
         raise UserError('The annotations of the data set must be at '
                         f'{annotations!r}, but there is no such file. Put it '
                         'there, or set `ann_file` in the config.')
+
+
+def scales_settings(model: Any, scales: Sequence[int],
+                    path: str = 'model') -> Dict[str, list]:
+    """What a config must name for a checkpoint with ``scales``: each place in
+    the config ``model`` where SSBN has its own, ``{'a.b.scales': [224]}``."""
+    found: Dict[str, list] = {}
+    if isinstance(model, dict):
+        if type_name(model).endswith(('SSBN', 'SSBN1d', 'SSBN3d')):
+            found[f'{path}.scales'] = list(scales)
+        for name, value in model.items():
+            found.update(scales_settings(value, scales, f'{path}.{name}'))
+    elif isinstance(model, (list, tuple)):
+        for index, value in enumerate(model):
+            found.update(scales_settings(value, scales, f'{path}.{index}'))
+    return found

@@ -68,8 +68,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     and all get the same rows.
 
     Args:
-        batches: tensors (N, C, size, size), or what the host's data loader
-            gives: dicts, which go through the model's ``data_preprocessor``.
+        batches: tensors (N, C, size, size), or dicts of what the model's
+            forward takes: a host's batch after its ``data_preprocessor``.
 
     Returns:
         int: pictures that were seen, by all processes.
@@ -139,8 +139,7 @@ def _forward(model: nn.Module, batch: Any) -> int:
     if isinstance(batch, Tensor):
         model(batch)
         return len(batch)
-    batch = model.data_preprocessor(batch, False)
-    model(batch['inputs'], batch.get('data_samples'), mode='tensor')
+    model(**batch)
     return len(batch['inputs'])
 
 

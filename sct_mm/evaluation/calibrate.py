@@ -1,0 +1,226 @@
+"""A checkpoint whose statistics are re-estimated from training pictures."""
+import os.path as osp
+import random
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.logging import MMLogger
+from mmengine.registry import (DATA_SAMPLERS, DATASETS, FUNCTIONS, MODELS,
+                               TRANSFORMS, init_default_scope)
+from mmengine.runner import set_random_seed
+from mmengine.runner.checkpoint import (_load_checkpoint_to_model,
+                                        save_checkpoint)
+from rich.progress import Progress
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..arguments import check_int
+from ..datasets.multi_scale import padding_of
+from ..datasets.pipeline import pipeline_of, train_sizes
+from ..engine.checkpoint import check_checkpoint
+from ..engine.config import (UserError, check_data, join_processes,
+                             load_config, scales_settings,
+                             set_loader_defaults)
+from ..engine.protection import protected_loading
+from ..models.calibrate import add_scale, calibrate
+from ..models.scale import scales_of
+from .evaluate import check_fits
+
+
+class SeededPictures(Dataset):
+    """``dataset`` with augmentations that depend on the picture's index
+    alone: whichever process or worker loads it, it is the same."""
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:  # samplers ask for metainfo
+        if name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int) -> Any:
+        before = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            set_random_seed((self.seed * 1_000_003 + index) % 2**32)
+            item = self.dataset[index]
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        return item
+
+
+class _Chosen:
+    """A sampler of given indices, as the hosts' batch samplers take it."""
+
+    def __init__(self, dataset: Any, indices: List[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def batches_of(config: dict, dataset: Any, pictures: int,
+               seed: int = 0) -> List[List[int]]:
+    """Indices of ``pictures`` drawn from ``dataset``, in the batches that the
+    data loader of ``config`` would make of them; all processes agree.
+
+    Raises:
+        UserError: if they are less than two batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(len(dataset), generator=generator)[:pictures]
+    size, sampler = config.get('batch_size') or 1, config.get('batch_sampler')
+    if sampler is None:
+        batches = [part.tolist() for part in indices.split(size)]
+    else:
+        batches = list(DATA_SAMPLERS.build(sampler, default_args=dict(
+            sampler=_Chosen(dataset, indices.tolist()), batch_size=size)))
+    batches = [batch for batch in batches if len(batch) > 1 or size == 1]
+    if len(batches) < 2:
+        raise UserError('Statistics need at least two batches, but '
+                        f'{len(indices)} of {len(dataset)} pictures make '
+                        f'{len(batches)} of {size}. Give --pictures '
+                        f'{2 * size} or more, or set a smaller '
+                        'train_dataloader.batch_size.')
+    return batches
+
+
+def build_loader(config: dict, pictures: int) -> DataLoader:
+    """This process's share of the batches of :func:`batches_of`."""
+    dataset = SeededPictures(DATASETS.build(config['dataset']))
+    if hasattr(dataset.dataset, 'full_init'):
+        dataset.dataset.full_init()
+    batches = batches_of(config, dataset, pictures)
+    collate = dict(config.get('collate_fn') or dict(type='pseudo_collate'))
+    kind = collate.pop('type')
+    collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
+                      **collate)
+    return DataLoader(dataset, collate_fn=collate,
+                      batch_sampler=batches[get_rank()::get_world_size()],
+                      num_workers=config.get('num_workers', 0))
+
+
+def build_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
+    """The model of ``cfg`` with the weights of ``checkpoint``, as a Runner
+    builds it."""
+    config = dict(cfg.model)
+    if cfg.get('data_preprocessor'):
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(config)
+    check_fits(model, checkpoint.get('state_dict', checkpoint), path)
+    _load_checkpoint_to_model(model, checkpoint,
+                              revise_keys=[(r'^module\.', '')])
+    return model.to(get_device())
+
+
+def check_sizes(sizes: Union[str, Sequence[int]], model: nn.Module,
+                base: int) -> List[int]:
+    """The sizes to calibrate, the largest first.
+
+    Raises:
+        UserError: for a model without SSBN, and for what is no size or is
+            larger than ``base``, the pictures of the training pipeline.
+    """
+    scales = scales_of(model)
+    if scales is None:
+        raise UserError('The config must have SSBN to calibrate its rows, '
+                        f'but {type(model).__name__} has none. Make it a '
+                        'network for several sizes by tools/adapt.py.')
+    if sizes == 'all':
+        sizes = scales
+    if isinstance(sizes, str) or not len(sizes):
+        raise UserError("`sizes` must be pixels or 'all', but got "
+                        f'{sizes!r}. Write e.g. --sizes 176 208.')
+    sizes = [check_int('sizes', size, 1, 'Give them in pixels.')
+             for size in sizes]
+    if max(sizes) > base:
+        raise UserError('`sizes` must be at most those of the pictures that '
+                        f'the training pipeline makes, {base} pixels, but '
+                        f'got {max(sizes)}. Leave it out, or enlarge the '
+                        "pipeline's.")
+    return sorted(set(sizes), reverse=True)
+
+
+def prepared(loader: DataLoader, model: nn.Module, size: int,
+             base: int) -> Iterator[dict]:
+    """The batches of ``loader`` as the model takes them, at ``size``."""
+    resize = TRANSFORMS.build({**padding_of(model), 'type': 'MultiScaleBatch',
+                               'scale': size, 'base_scale': base})
+    with Progress(transient=True, disable=not is_main_process()) as bar:
+        for batch in bar.track(loader, description=f'Statistics at {size}'):
+            yield resize(model.data_preprocessor(batch, False))
+
+
+@protected_loading()
+def calibrate_checkpoint(config: str, checkpoint: str,
+                         sizes: Union[str, Sequence[int]], out: str,
+                         pictures: int = 2048, force: bool = False,
+                         cfg_options: Optional[dict] = None,
+                         launcher: str = 'none') -> Dict[str, Any]:
+    """Re-estimate the statistics of a checkpoint at ``sizes`` from pictures
+    of the training set: what tools/calibrate.py does.
+
+    Each size's rows are estimated by themselves, from the same pictures, with
+    the training pipeline's augmentation, resized as SCTLossHook resizes. A
+    size that is no scale becomes one (:func:`add_scale`). Any number of
+    processes makes the same file.
+
+    Args:
+        sizes: pixels, or 'all' for the trained scales.
+        out: the checkpoint to write; it holds the weights alone.
+        force: overwrite ``out``.
+
+    Returns:
+        dict: ``out``, ``pictures`` seen at each size, ``scales`` of the
+        checkpoint, and ``settings``, those of the config that must name them:
+        ``{'model.backbone.norm_cfg.scales': [224, 176]}``.
+
+    Raises:
+        UserError: for what is missing, does not fit, or stands in the way.
+    """
+    pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
+    if osp.exists(out) and not force:
+        raise UserError(f'{out!r} exists. Give --force to overwrite it, or '
+                        'another --out.')
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    weights = check_checkpoint(checkpoint)
+    if not cfg.get('train_dataloader'):
+        raise UserError('The config must have a `train_dataloader`, whose '
+                        'pictures give the statistics, but got '
+                        f'{cfg.get("train_dataloader")!r}. Set it.')
+    check_data(cfg.train_dataloader)
+    set_loader_defaults(cfg.train_dataloader, cfg)
+    join_processes(cfg)
+    if not MMLogger.check_instance_created(__name__):  # what hosts log
+        MMLogger.get_instance(__name__, log_level='ERROR')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    model = build_model(cfg, weights, checkpoint)
+    made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
+    base = made[0] if made else (scales_of(model) or [0])[0]
+    sizes = check_sizes(sizes, model, base)
+    loader = build_loader(cfg.train_dataloader, pictures)
+    for size in sizes:
+        if size not in scales_of(model):
+            add_scale(model, size)
+        seen = calibrate(model, prepared(loader, model, size, base), size)
+    if is_main_process():
+        save_checkpoint(
+            dict(meta=weights.get('meta', {}), state_dict={
+                name: value.cpu()
+                for name, value in model.state_dict().items()}),
+            out, backend_args=dict(backend='atomic_local'))
+    scales = scales_of(model)
+    return dict(out=out, pictures=seen, scales=scales,
+                settings=scales_settings(cfg.model, scales))

@@ -1,0 +1,166 @@
+"""calibrate_checkpoint: real pictures, any number of processes, refusals."""
+import os
+import os.path as osp
+import socket
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import multiprocessing
+from torch.testing import assert_close
+from torch.utils.data import Dataset
+
+from sct_mm.engine.config import UserError, scales_settings
+from sct_mm.evaluation import calibrate_checkpoint
+from sct_mm.evaluation.calibrate import SeededPictures, batches_of
+
+from conftest import ROOT
+from helpers import randomised
+
+FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
+FEW = {'train_dataloader.batch_size': 16}
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Paths of a checkpoint of the demo's network, and of what to write."""
+    monkeypatch.chdir(ROOT)
+    init_default_scope('mmpretrain')
+    model = randomised(MODELS.build(Config.fromfile(FASHION).model))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    return str(tmp_path / 'a.pth'), str(tmp_path / 'out.pth')
+
+
+def rows(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def test_each_row_by_itself_and_a_size_more(checkpoint):
+    path, out = checkpoint
+    done = calibrate_checkpoint(FASHION, path, [21, 24], out, 48,
+                                cfg_options=FEW)
+    assert done['scales'] == (28, 24, 21, 14) and done['pictures'] == 48
+    assert done['settings'] == {
+        'model.backbone.norm_cfg.scales': [28, 24, 21, 14]}
+    old, new = rows(path), rows(out)
+    name = 'backbone.layer1.0.bn1.running_mean'
+    assert torch.equal(new[name][[0, 3]], old[name][[0, 2]])
+    assert not torch.equal(new[name][2], old[name][1])
+    # The other size alone, and as the second: the same.
+    calibrate_checkpoint(FASHION, path, [24], out, 48, force=True,
+                         cfg_options=FEW)
+    assert torch.equal(rows(out)[name][1], new[name][1])
+
+
+def test_all_are_the_trained_scales(checkpoint):
+    path, out = checkpoint
+    done = calibrate_checkpoint(FASHION, path, 'all', out, 32,
+                                cfg_options=FEW)
+    assert done['scales'] == (28, 21, 14)
+    name = 'backbone.bn1.running_mean'
+    assert not torch.isclose(rows(out)[name], rows(path)[name]).any(1).all()
+
+
+def in_process(rank, path, out, port):
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW,
+                         launcher='pytorch')
+
+
+def test_two_processes_make_the_file_of_one(checkpoint):
+    path, out = checkpoint
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW)
+    multiprocessing.spawn(in_process, (path, f'{out}.2', port), 2)
+    for name, value in rows(out).items():
+        assert_close(rows(f'{out}.2')[name], value, rtol=1e-6, atol=1e-7)
+
+
+class Noise(Dataset):
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index, np.random.rand(), torch.rand(())
+
+
+def test_augmentations_depend_on_the_picture_alone():
+    pictures = SeededPictures(Noise())
+    np.random.seed(5)
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    first = pictures[3], pictures[4]
+    assert pictures[3] == first[0] and first[0][1:] != first[1][1:]
+    assert (np.random.get_state()[1] == state[0]).all()
+    assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_pictures_are_drawn_alike_and_short_batches_left_out():
+    first = batches_of(dict(batch_size=3), Noise(), 7)
+    assert first == batches_of(dict(batch_size=3), Noise(), 7)
+    assert [len(batch) for batch in first] == [3, 3]
+    assert len({i for batch in first for i in batch}) == 6
+    assert sorted(map(len, batches_of(dict(batch_size=4), Noise(), 99))) == [
+        2, 4, 4]
+
+
+@pytest.mark.parametrize('sizes, pictures, match', [
+    ([36], 48, 'at most those of .* 28 pixels, but got 36'),
+    ([0], 48, '`sizes` must be an int from 1'),
+    ('some', 48, "'all', but got 'some'"), ([], 48, "pixels or 'all'"),
+    ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
+     '--pictures 32')])
+def test_what_is_refused(sizes, pictures, match, checkpoint):
+    path, out = checkpoint
+    with pytest.raises((UserError, ValueError), match=match):
+        calibrate_checkpoint(FASHION, path, sizes, out, pictures,
+                             cfg_options=FEW)
+    assert not osp.exists(out)
+
+
+def test_an_output_that_exists_is_kept(checkpoint):
+    path, out = checkpoint
+    with open(out, 'w') as file:
+        file.write('mine')
+    with pytest.raises(UserError, match='exists. Give --force'):
+        calibrate_checkpoint(FASHION, path, [21], out)
+    assert open(out).read() == 'mine'
+
+
+def test_a_network_without_ssbn_is_refused(checkpoint):
+    path, out = checkpoint
+    cfg = osp.join('configs', 'baselines',
+                   'resnet18_1xb128_fashion-mnist-28px.py')
+    init_default_scope('mmpretrain')
+    plain = MODELS.build(Config.fromfile(cfg).model)
+    torch.save(dict(state_dict=plain.state_dict()), f'{out}.plain')
+    with pytest.raises(UserError, match='must have SSBN .* tools/adapt.py'):
+        calibrate_checkpoint(cfg, f'{out}.plain', [21], out)
+
+
+def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool):
+    path, out = checkpoint
+    code, text = run_tool(
+        'calibrate.py', FASHION, path, '--sizes', 24, '--pictures', 32,
+        '--out', out, '--cfg-options', 'train_dataloader.batch_size=16')
+    assert code == 0 and '[28,24,21,14]' in text, text
+    code, text = run_tool('calibrate.py', FASHION, path, '--sizes', 'x',
+                          '--out', out)
+    assert code == 2 and "pixels or 'all'" in text
+
+
+def test_each_place_where_a_config_names_scales():
+    model = dict(backbone=dict(norm_cfg=dict(type='SyncSSBN')), head=[
+        dict(norm_cfg=dict(type='BN')), dict(norm_cfg=dict(type='SSBN',
+                                                           scales=(1, )))])
+    assert scales_settings(model, (224, 176)) == {
+        'model.backbone.norm_cfg.scales': [224, 176],
+        'model.head.1.norm_cfg.scales': [224, 176]}
+    assert scales_settings(dict(type='WithSSBN', model=dict(type='X')),
+                           (9, )) == {'model.scales': [9]}

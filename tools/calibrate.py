@@ -1,0 +1,58 @@
+"""Re-estimate a checkpoint's statistics at given sizes of the input."""
+import argparse
+import os
+
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+from sct_mm.cli import cli
+from sct_mm.evaluation import calibrate_checkpoint
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument(
+        '--sizes', nargs='+', required=True, metavar='PIXELS',
+        help="sizes, trained or not, or 'all': the trained scales")
+    parser.add_argument(
+        '--pictures', type=int, default=2048,
+        help='of the training set; default: 2048')
+    parser.add_argument(
+        '--out', required=True, metavar='FILE', help='checkpoint to write')
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite --out')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='settings that override the config')
+    parser.add_argument(
+        '--launcher', default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.sizes == ['all']:
+        args.sizes = 'all'
+    elif not all(size.isdecimal() for size in args.sizes):
+        parser.error(f"--sizes must be pixels or 'all', but got {args.sizes}")
+    else:
+        args.sizes = [int(size) for size in args.sizes]
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    done = calibrate_checkpoint(
+        args.config, args.checkpoint, args.sizes, args.out, args.pictures,
+        args.force, args.cfg_options, args.launcher)
+    if not is_main_process():
+        return
+    settings = ' '.join(f'{name}={value}'.replace(', ', ',')
+                        for name, value in done['settings'].items())
+    print(f'{done["out"]}: statistics of {done["pictures"]} pictures at each '
+          f'size. Its config must name these scales: --cfg-options {settings}')
+
+
+if __name__ == '__main__':
+    cli(main)
