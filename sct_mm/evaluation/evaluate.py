@@ -2,20 +2,16 @@
 import copy
 import os.path as osp
 import uuid
-import warnings
 from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from ..datasets.pipeline import (nominal_size, pipeline_of, train_sizes,
-                                 type_name)
+from ..datasets.pipeline import nominal_size, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
 from ..engine.config import (UserError, check_data, join_processes,
@@ -23,9 +19,10 @@ from ..engine.config import (UserError, check_data, join_processes,
 from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
 from ..engine.protection import protected_loading
-from ..models.scale import rows_serving, scales_of, ssbn_layers, use_scale
+from ..models.scale import scales_of, ssbn_layers, use_scale
 from .measure import (Workload, first_pictures, flops_of, kept_batch,
-                      measure_times, network_stride)
+                      measure_times, progress_bar)
+from .served import serving_scales, trained_sizes, warn_untrained
 
 KEPT = 2**30  # bytes of one model's batches, at all sizes together
 
@@ -36,7 +33,7 @@ class ProgressHook(Hook):
     batch: Any = None
 
     def before_test_epoch(self, runner) -> None:
-        self.bar = Progress(transient=True, disable=not is_main_process())
+        self.bar = progress_bar()
         self.bar.start()
         self.task = self.bar.add_task(self.title,
                                       total=len(runner.test_dataloader))
@@ -118,40 +115,18 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     return runner
 
 
-def warn_untrained(model: nn.Module, one: dict, size: int,
-                   rows: Sequence[int]) -> None:
-    """Say which scales' ``rows`` serve ``size``, and what may cost
-    accuracy."""
-    message = (f'{size} pixels lie between the scales {rows[0]} and '
-               f'{rows[1]}, whose rows are mixed' if len(rows) > 1 else
-               f'{size} pixels lie outside of the scales and are served by '
-               f'the rows of {rows[0]}')
-    stride = None
-    if getattr(model.data_preprocessor, 'pad_size_divisor', 1) == 1:
-        stride = network_stride(model, one['inputs'][0].shape[0])
-    if stride and size % stride:
-        message += (f', and {size} is no multiple of the stride {stride} of '
-                    'the network, which costs accuracy')
-    warnings.warn(message + '.', stacklevel=2)
-
-
 def test_at(runner: Runner, size: int, progress: ProgressHook,
             limit: int) -> Tuple[dict, Workload]:
     """Evaluate one size, whose pictures the data set makes: its row, and what
     its times are measured on, a batch of at most ``limit`` bytes."""
     model = unwrapped(runner.model)
-    scales = scales_of(model)
-    served_by = None if scales is None else [
-        scale for scale, _ in rows_serving(scales, size)]
     with use_scale(model, size):
         metrics = runner.test_loop.run()
         loader = runner.test_loop.dataloader
         one = first_pictures(loader, 1)
         model.eval()
-        if served_by not in (None, [size]):
-            warn_untrained(model, one, size, served_by)
         numbers = {name: scalar(value) for name, value in metrics.items()}
-        row = dict(scale=size, served_by=served_by,
+        row = dict(scale=size, served_by=serving_scales(model, size),
                    # A matrix, or one value a class, is in the log alone.
                    metrics={name: value for name, value in numbers.items()
                             if value is not None},
@@ -168,7 +143,10 @@ def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
     if sizes is None and scales_of(model) is None:
         sizes = [nominal_size(next(pipelines_in(dataset))[1])]
     sizes = check_sizes(sizes, model, 'scales')
-    switch = SizeSwitch(runner.test_loop.dataloader.dataset, dataset, sizes)
+    loader = runner.test_loop.dataloader
+    switch = SizeSwitch(loader.dataset, dataset, sizes)
+    warn_untrained(model, sizes,
+                   first_pictures(loader, 1)['inputs'][0].shape[0])
     progress = ProgressHook()
     runner.register_hook(progress)
     tested = []
@@ -179,19 +157,6 @@ def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
                                   KEPT // len(sizes)))
     runner.call_hook('after_run')
     return tested
-
-
-def trained_sizes(cfg: Config, model: nn.Module) -> Tuple[int, ...]:
-    """The sizes that a network was trained at, as far as can be told: the
-    scales of its SSBN, else of the config's SCTLossHook, else the sizes of its
-    training pipeline."""
-    scales = scales_of(model)
-    for hook in cfg.get('custom_hooks') or ():
-        if scales is None and isinstance(hook, dict) and (
-                type_name(hook) == 'SCTLossHook'):
-            scales = hook.get('scales')
-    return tuple(scales or train_sizes(
-        pipeline_of(cfg.get('train_dataloader') or {}) or []))
 
 
 def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],

@@ -126,9 +126,16 @@ def take_turns(workloads: Sequence[Workload], seconds: float = 1.0,
         done += 1
 
 
+def progress_bar() -> Progress:
+    """A bar that vanishes, and that a pipe or a second process never has."""
+    bar = Progress(transient=True)
+    bar.disable = not (bar.console.is_terminal and is_main_process())
+    return bar
+
+
 def measure_times(workloads: Sequence[Workload]) -> None:
     """:func:`take_turns` to the end, with a bar of its progress."""
-    with Progress(transient=True, disable=not is_main_process()) as bar:
+    with progress_bar() as bar:
         task = bar.add_task('latency', total=1.0)
         for share in take_turns(workloads):
             bar.update(task, completed=share)
