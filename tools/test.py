@@ -7,7 +7,7 @@ from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
 from sct_mm.cli import cli
-from sct_mm.evaluation import test_scales
+from sct_mm.evaluation import test_models
 from sct_mm.evaluation.report import report
 
 
@@ -16,8 +16,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
-        '--scales', nargs='+', type=int, metavar='PIXELS',
-        help="input sizes; default: the trained scales, else the config's")
+        '--scales', nargs='+', metavar='PIXELS',
+        help='input sizes: numbers, ranges such as 128:224:16, or both; '
+        "default: the trained scales, else the config's")
     parser.add_argument(
         '--compare', nargs=2, action='append', default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
@@ -34,8 +35,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if args.scales and min(args.scales) <= 0:
-        parser.error(f'--scales must be positive, but got {args.scales}')
     args.out = args.out or osp.join(
         'work_dirs', osp.splitext(osp.basename(args.config))[0])
     return args
@@ -43,10 +42,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    models = [test_scales(config, checkpoint, args.scales, args.out,
-                          args.cfg_options, args.launcher)
-              for config, checkpoint in [(args.config, args.checkpoint),
-                                         *args.compare]]
+    models = test_models([(args.config, args.checkpoint), *args.compare],
+                         args.scales, args.out, args.cfg_options,
+                         args.launcher)
     if is_main_process():
         report(models, args.out)
 

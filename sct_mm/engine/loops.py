@@ -1,5 +1,6 @@
 """The host's loops of validation and test, at several sizes of the input."""
-from typing import Any, Dict, Optional, Sequence, Tuple
+import re
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -10,8 +11,13 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from ..datasets.sizes import SizeSwitch
-from ..models.scale import scales_of, serving_scale, use_scale
+from ..models.scale import scales_of, use_scale
 from .config import UserError
+
+# What a user may name as sizes; see expand_sizes().
+Sizes = Union[str, Sequence[Union[int, str]]]
+_RANGE = re.compile('([0-9]+)(?::([0-9]+)(?::([0-9]+))?)?')
+_MOST = 1000  # sizes of one range: more are a slip of the pen
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -61,13 +67,64 @@ def refuse_views(model: nn.Module) -> None:
                         "host's TestLoop.")
 
 
-def check_sizes(sizes: Optional[Sequence[int]], model: nn.Module,
+def expand_sizes(sizes: Sizes, name: str = 'sizes') -> Tuple[int, ...]:
+    """Sizes in pixels, the largest first, of ints and of ranges as text.
+
+    ``'128:224:16'`` is 128, 144, ..., 224: from the first number to the
+    second, up or down, in steps of the third, 1 if left out. The second
+    belongs to it where a step meets it. ``'176'`` is one size.
+
+    Raises:
+        UserError: for what is no size and no range, saying ``name``.
+    """
+    items = [sizes] if isinstance(sizes, str) else sizes
+    if not isinstance(items, (list, tuple, range)) or not items:
+        raise _no_sizes(sizes, name)
+    found = set()
+    for item in items:
+        if isinstance(item, str):
+            found.update(_sizes_of(item, name))
+        elif isinstance(item, int) and not isinstance(item, bool):
+            found.add(item)
+        else:
+            raise _no_sizes(sizes, name)
+    if min(found) <= 0:
+        raise _no_sizes(sizes, name)
+    return tuple(sorted(found, reverse=True))
+
+
+def _sizes_of(text: str, name: str) -> range:
+    """What one text of :func:`expand_sizes` names."""
+    match = _RANGE.fullmatch(text.strip())
+    if not match:
+        raise _no_sizes(text, name)
+    start = int(match[1])
+    end, step = int(match[2] or start), int(match[3] or 1)
+    if not step:
+        raise UserError(f'`{name}` must have ranges with a step of at least '
+                        f'1, but got {text!r}. Leave the step out for 1.')
+    sign = 1 if end >= start else -1
+    sizes = range(start, end + sign, sign * step)
+    if len(sizes) > _MOST:
+        raise UserError(f'`{name}` must have ranges of at most {_MOST} sizes, '
+                        f'but got {text!r}, which are {len(sizes)}. Take a '
+                        'larger step.')
+    return sizes
+
+
+def _no_sizes(value: Any, name: str) -> UserError:
+    return UserError(f'`{name}` must be positive ints (pixels) or ranges '
+                     f'FROM:TO:STEP of them, but got {value!r}. Write e.g. '
+                     f"{name}=(224, '128:192:16').")
+
+
+def check_sizes(sizes: Optional[Sizes], model: nn.Module,
                 name: str = 'sizes') -> Tuple[int, ...]:
     """The sizes to test ``model`` at, the largest first; None: its scales.
 
     Raises:
         UserError: for a model with test-time augmentation, for one that has
-            no scales where ``sizes`` is None, and for what is no size.
+            no scales where ``sizes`` is None, and as :func:`expand_sizes`.
     """
     refuse_views(model)
     if sizes is None:
@@ -76,12 +133,7 @@ def check_sizes(sizes: Optional[Sequence[int]], model: nn.Module,
             raise UserError(f'`{name}` must be set for a model without SSBN, '
                             'which has no scales of its own, but got None. '
                             f'Write e.g. {name}=(224, 160).')
-    if not isinstance(sizes, (list, tuple)) or not sizes or not all(
-            isinstance(s, int) and not isinstance(s, bool) and s > 0
-            for s in sizes):
-        raise UserError(f'`{name}` must be positive ints (pixels), but got '
-                        f'{sizes!r}. Write e.g. {name}=(224, 160).')
-    return tuple(sorted(set(sizes), reverse=True))
+    return expand_sizes(sizes, name)
 
 
 def check_monitors(runner: Any, sizes: Tuple[int, ...]) -> None:
@@ -110,7 +162,7 @@ class _ScalesLoop(BaseLoop):
     mode: str
 
     def __init__(self, runner, dataloader, *args,
-                 sizes: Optional[Sequence[int]] = None, **kwargs) -> None:
+                 sizes: Optional[Sizes] = None, **kwargs) -> None:
         self.sizes = check_sizes(sizes, unwrapped(runner.model))
         check_monitors(runner, self.sizes)
         if not (isinstance(dataloader, dict)
@@ -130,11 +182,9 @@ class _ScalesLoop(BaseLoop):
         hook(f'before_{self.mode}')
         hook(f'before_{self.mode}_epoch')
         model.eval()
-        scales = scales_of(model)
         results = {}
         for size in self.sizes:
-            scale = None if scales is None else serving_scale(scales, size)
-            with self.switch.at(size), use_scale(model, scale):
+            with self.switch.at(size), use_scale(model, size):
                 results[size] = self._run_size()
         metrics = join_metrics(results)
         hook(f'after_{self.mode}_epoch', metrics=metrics)
@@ -160,7 +210,7 @@ class ScalesValLoop(_ScalesLoop, ValLoop):
     """Validate at several sizes: ``val_cfg=dict(type='ScalesValLoop')``.
 
     At each size the pipeline is rewritten (:func:`rescale_pipeline`) and the
-    model pinned to the scale that serves it. One data set, with one set of
+    model pinned to it (:func:`use_scale`). One data set, with one set of
     workers, serves all sizes, from the largest down. The hooks see one
     validation: ``before_val`` to ``after_val`` run once, those of an
     iteration at each. Metrics carry their size, ``128/accuracy/top1``, and
@@ -169,7 +219,8 @@ class ScalesValLoop(_ScalesLoop, ValLoop):
     it at each size: the smallest size's stays.
 
     Args:
-        sizes: pixels; None: the trained scales of the model's SSBN.
+        sizes: pixels, trained or not, also as ranges such as ``'128:224:16'``
+            (:func:`expand_sizes`); None: the scales of the model's SSBN.
 
     The others are those of ``ValLoop``.
 

@@ -1,5 +1,5 @@
 """What a trained network is worth, and what it costs."""
 from .calibrate import calibrate_checkpoint
-from .evaluate import test_scales
+from .evaluate import test_models, test_scales
 
-__all__ = ['calibrate_checkpoint', 'test_scales']
+__all__ = ['calibrate_checkpoint', 'test_models', 'test_scales']

@@ -2,16 +2,13 @@
 import copy
 import os.path as osp
 import uuid
-import warnings
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..datasets.pipeline import nominal_size, type_name
@@ -19,10 +16,15 @@ from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, set_loader_defaults)
-from ..engine.loops import check_sizes, refuse_views, scalar, unwrapped
+from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
+                            scalar, unwrapped)
 from ..engine.protection import protected_loading
-from ..models.scale import scales_of, serving_scale, ssbn_layers, use_scale
-from .measure import cost_of, network_stride
+from ..models.scale import scales_of, ssbn_layers, use_scale
+from .measure import (Workload, first_pictures, flops_of, kept_batch,
+                      measure_times, progress_bar)
+from .served import serving_scales, trained_sizes, warn_untrained
+
+KEPT = 2**30  # bytes of one model's batches, at all sizes together
 
 
 class ProgressHook(Hook):
@@ -31,7 +33,7 @@ class ProgressHook(Hook):
     batch: Any = None
 
     def before_test_epoch(self, runner) -> None:
-        self.bar = Progress(transient=True, disable=not is_main_process())
+        self.bar = progress_bar()
         self.bar.start()
         self.task = self.bar.add_task(self.title,
                                       total=len(runner.test_dataloader))
@@ -113,98 +115,137 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     return runner
 
 
-def warn_untrained(model: nn.Module, one: dict, size: int,
-                   trained: Tuple[int, ...]) -> None:
-    """Say which statistics serve ``size``, and what may cost accuracy."""
-    message = (f'{size} pixels were not trained: the statistics of scale '
-               f'{serving_scale(trained, size)} serve them')
-    stride = None
-    if getattr(model.data_preprocessor, 'pad_size_divisor', 1) == 1:
-        stride = network_stride(model, one['inputs'][0].shape[0])
-    if stride and size % stride:
-        message += (f', and {size} is no multiple of the stride {stride} of '
-                    'the network, which costs accuracy')
-    warnings.warn(message + '.', stacklevel=2)
-
-
-def test_at(runner: Runner, size: int, progress: ProgressHook) -> dict:
-    """Evaluate and measure one size, whose pictures the data set makes."""
+def test_at(runner: Runner, size: int, progress: ProgressHook,
+            limit: int) -> Tuple[dict, Workload]:
+    """Evaluate one size, whose pictures the data set makes: its row, and what
+    its times are measured on, a batch of at most ``limit`` bytes."""
     model = unwrapped(runner.model)
-    trained = scales_of(model)
-    served_by = None if trained is None else serving_scale(trained, size)
-    with use_scale(model, served_by):
+    with use_scale(model, size):
         metrics = runner.test_loop.run()
         loader = runner.test_loop.dataloader
-        one = loader.collate_fn([loader.dataset[0]])
+        one = first_pictures(loader, 1)
         model.eval()
-        if served_by not in (None, size):
-            warn_untrained(model, one, size, trained)
         numbers = {name: scalar(value) for name, value in metrics.items()}
+        row = dict(scale=size, served_by=serving_scales(model, size),
+                   # A matrix, or one value a class, is in the log alone.
+                   metrics={name: value for name, value in numbers.items()
+                            if value is not None},
+                   gflops=flops_of(lambda: model.test_step(one)) / 1e9)
         batch = progress.batch or next(iter(loader))
-        return dict(scale=size, served_by=served_by,
-                    # A matrix, or one value a class, is in the log alone.
-                    metrics={name: value for name, value in numbers.items()
-                             if value is not None},
-                    **cost_of(model, one, batch))
+        return row, Workload(model, size, one,
+                             kept_batch(loader, batch, limit))
+
+
+def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
+                label: str) -> List[Tuple[dict, Workload]]:
+    """:func:`test_at` each size; ``dataset`` is the data set's config."""
+    model = unwrapped(runner.model)
+    if sizes is None and scales_of(model) is None:
+        sizes = [nominal_size(next(pipelines_in(dataset))[1])]
+    sizes = check_sizes(sizes, model, 'scales')
+    loader = runner.test_loop.dataloader
+    switch = SizeSwitch(loader.dataset, dataset, sizes)
+    warn_untrained(model, sizes,
+                   first_pictures(loader, 1)['inputs'][0].shape[0])
+    progress = ProgressHook()
+    runner.register_hook(progress)
+    tested = []
+    for size in sizes:
+        progress.title = f'{label} at {size}'
+        with switch.at(size):
+            tested.append(test_at(runner, size, progress,
+                                  KEPT // len(sizes)))
+    runner.call_hook('after_run')
+    return tested
+
+
+def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
+             out: Optional[str], cfg_options: Optional[dict],
+             launcher: str) -> Tuple[dict, List[Workload]]:
+    """One model of :func:`test_models`, its rows without times, and what
+    these are measured on."""
+    label = osp.splitext(osp.basename(config))[0]
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    weights = check_checkpoint(checkpoint)  # before any data set is read
+    if sizes is None:
+        sizes = (cfg.get('test_cfg') or {}).get('sizes')
+    cfg = test_config(cfg, out or osp.join('work_dirs', label))
+    join_processes(cfg)
+    runner = loaded_runner(cfg, weights, checkpoint)
+    tested = test_runner(runner, cfg.test_dataloader.dataset, sizes, label)
+    return dict(label=label, config=config, checkpoint=checkpoint,
+                trained=trained_sizes(cfg, unwrapped(runner.model)),
+                rows=[row for row, _ in tested]), [w for _, w in tested]
 
 
 @protected_loading()
+def test_models(models: Sequence[Tuple[str, str]],
+                scales: Optional[Sizes] = None,
+                out: Optional[str] = None,
+                cfg_options: Optional[dict] = None,
+                launcher: str = 'none') -> List[dict]:
+    """Test several checkpoints at the same sizes; see :func:`test_scales`.
+
+    Times are measured when all metrics are there, models and sizes in turns
+    (:func:`take_turns`). All models stay in memory until then.
+
+    Args:
+        models: (config, checkpoint) of each.
+
+    Returns:
+        list: what :func:`test_scales` returns, one a model.
+    """
+    sizes = None if scales is None else expand_sizes(scales, 'scales')
+    results, workloads = [], []
+    for config, checkpoint in models:
+        result, work = test_one(config, checkpoint, sizes, out, cfg_options,
+                                launcher)
+        results.append(result)
+        workloads += work
+    measure_times(workloads)
+    rows = [row for result in results for row in result['rows']]
+    for row, workload in zip(rows, workloads):
+        row.update(workload.times())
+    return results
+
+
 def test_scales(config: str, checkpoint: str,
-                scales: Optional[Sequence[int]] = None,
+                scales: Optional[Sizes] = None,
                 out: Optional[str] = None,
                 cfg_options: Optional[dict] = None,
                 launcher: str = 'none') -> dict:
     """Test one checkpoint at several sizes: what tools/test.py prints.
 
-    At each size the test pipeline is rewritten and the model pinned to the
-    scale that serves it. One model and one data set serve all sizes.
+    At each size the test pipeline is rewritten and the model pinned to it.
+    One model and one data set serve all sizes.
 
     Args:
         config: path of the config.
         checkpoint: path or address of the checkpoint.
-        scales: sizes in pixels, trained or not; None: those of the config's
-            ``ScalesTestLoop``, else the trained ones, else the test size.
+        scales: sizes in pixels, trained or not, also as ranges such as
+            ``'128:224:16'`` (:func:`expand_sizes`); None: those of the
+            config's ``ScalesTestLoop``, else the trained ones, else the test
+            size.
         out: folder of the log; None: work_dirs/NAME_OF_CONFIG.
         cfg_options: ``{'a.b': value}``, settings that override the config.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi', as mmengine's.
 
     Returns:
-        dict: ``label``, ``config``, ``checkpoint`` and ``rows``, one a size
-        from the largest down: ``scale``, ``served_by`` (None without SSBN),
-        ``metrics``, and :func:`cost_of`'s ``gflops``, ``latency_ms``,
-        ``pictures_per_s``.
+        dict: ``label``, ``config``, ``checkpoint``, ``trained``
+        (:func:`trained_sizes`) and ``rows``, one a size from the largest
+        down: ``scale``; ``served_by``, the scales whose rows serve it, two
+        between them (None without SSBN); ``metrics``; ``gflops``
+        (:func:`flops_of`) of one picture; ``latency_ms`` of one picture and
+        ``pictures_per_s`` in batches, both with ``..._quartiles``;
+        ``latency_reliable`` and ``pictures_reliable``
+        (:func:`spread_of`). Times include the preprocessor and the
+        post-processing, not the loading.
 
     Raises:
         UserError, ValueError: for what is missing, does not fit, or cannot
             be rewritten; see :class:`ScalesValLoop`.
     """
-    label = osp.splitext(osp.basename(config))[0]
-    cfg = load_config(config, cfg_options)
-    cfg.launcher = launcher
-    weights = check_checkpoint(checkpoint)  # before any data set is read
-    sizes = scales or (cfg.get('test_cfg') or {}).get('sizes')
-    cfg = test_config(cfg, out or osp.join('work_dirs', label))
-    join_processes(cfg)
-    runner = loaded_runner(cfg, weights, checkpoint)
-    rows = test_runner(runner, cfg.test_dataloader.dataset, sizes, label)
-    return dict(label=label, config=config, checkpoint=checkpoint, rows=rows)
-
-
-def test_runner(runner: Runner, dataset: dict,
-                sizes: Optional[Sequence[int]], label: str) -> list:
-    """The rows of :func:`test_scales`; ``dataset`` is the data set's
-    config."""
-    model = unwrapped(runner.model)
-    if sizes is None and scales_of(model) is None:
-        sizes = [nominal_size(next(pipelines_in(dataset))[1])]
-    sizes = check_sizes(sizes, model, 'scales')
-    switch = SizeSwitch(runner.test_loop.dataloader.dataset, dataset, sizes)
-    progress = ProgressHook()
-    runner.register_hook(progress)
-    rows = []
-    for size in sizes:
-        progress.title = f'{label} at {size}'
-        with switch.at(size):
-            rows.append(test_at(runner, size, progress))
-    runner.call_hook('after_run')
-    return rows
+    result, = test_models([(config, checkpoint)], scales, out, cfg_options,
+                          launcher)
+    return result

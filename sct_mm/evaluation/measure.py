@@ -2,11 +2,18 @@
 import statistics
 import time
 from functools import partial
-from typing import Callable, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
+from mmengine.dist import is_main_process
+from rich.progress import Progress
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.scale import use_scale
+
+WORTHLESS = 0.25  # of a median, between its quartiles
+TURN = 0.02  # seconds of calls for one picture in a turn, one call at least
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -21,18 +28,6 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def seconds_of(run: Callable[[], object], budget: float = 1.0,
-               least: int = 5) -> List[float]:
-    """Wall-clock seconds of single calls of ``run`` after two to warm up:
-    at least ``least`` calls, and more until ``budget`` seconds are spent."""
-    times: List[float] = []
-    for _ in range(2):
-        run()
-    while len(times) < least or sum(times) < budget:
-        times.append(timed(run))
-    return times
-
-
 @torch.no_grad()
 def flops_of(run: Callable[[], object]) -> float:
     """Multiply-adds of the convolutions and matrix products in one call of
@@ -42,25 +37,108 @@ def flops_of(run: Callable[[], object]) -> float:
     return counter.get_total_flops() / 2
 
 
-@torch.no_grad()
-def cost_of(model: nn.Module, one: dict, batch: dict) -> dict:
-    """GFLOPs and milliseconds of ``model.test_step`` for one picture, and
-    pictures per second in batches.
+def spread_of(name: str, unit: str, values: Sequence[float]) -> dict:
+    """Median, quartiles and worth of ``values``, two at least, as a row of
+    :func:`test_scales` has them.
 
-    The GFLOPs are those of :func:`flops_of`. Times are medians and include
-    the preprocessor and the post-processing, not the loading.
+    A median is reliable where its quartiles lie at most :data:`WORTHLESS` of
+    it apart: on a busy machine it tells of the machine.
+    """
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {f'{name}_{unit}': middle, f'{name}_{unit}_quartiles': [low, high],
+            f'{name}_reliable': high - low <= WORTHLESS * middle}
+
+
+def first_pictures(loader: Any, count: int) -> dict:
+    """A collated batch of the first ``count`` pictures of ``loader``."""
+    return loader.collate_fn([loader.dataset[i] for i in range(count)])
+
+
+def kept_batch(loader: Any, batch: dict, limit: int) -> dict:
+    """``batch``, or of more than ``limit`` bytes as many of the first
+    pictures as go into them: those of all sizes are kept."""
+    count = len(batch['inputs'])
+    size = sum(getattr(picture, 'nbytes', 0) for picture in batch['inputs'])
+    if size <= limit:
+        return batch
+    return first_pictures(loader, max(1, count * limit // size))
+
+
+class Workload:
+    """A model at one size, whose time is taken in turns with that of others.
 
     Args:
+        size: pixels, to which SSBN is pinned.
         one: a collated batch of one picture, as the data loader gives it.
         batch: a collated batch of the size to measure throughput with.
     """
-    gflops = flops_of(lambda: model.test_step(one)) / 1e9
-    latency = statistics.median(seconds_of(lambda: model.test_step(one)))
-    batched = statistics.median(seconds_of(lambda: model.test_step(batch)))
-    return dict(
-        gflops=gflops,
-        latency_ms=latency * 1e3,
-        pictures_per_s=len(batch['inputs']) / batched)
+
+    def __init__(self, model: nn.Module, size: int, one: dict,
+                 batch: dict) -> None:
+        self.model, self.size, self.one, self.batch = model, size, one, batch
+        self.singles: List[float] = []  # seconds of a call
+        self.batches: List[float] = []
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Time calls for one picture, and one for the batch."""
+        with use_scale(self.model, self.size):
+            # The others were in the caches, and rows mix at the first call.
+            self.model.test_step(self.one)
+            spent = 0.0
+            while spent < TURN:
+                self.singles.append(timed(
+                    lambda: self.model.test_step(self.one)))
+                spent += self.singles[-1]
+            self.batches.append(timed(
+                lambda: self.model.test_step(self.batch)))
+
+    def times(self) -> dict:
+        """Milliseconds for one picture and pictures per second in batches,
+        as :func:`spread_of` gives them."""
+        pictures = len(self.batch['inputs'])
+        return {**spread_of('latency', 'ms', [s * 1e3 for s in self.singles]),
+                **spread_of('pictures', 'per_s',
+                            [pictures / s for s in self.batches])}
+
+
+def take_turns(workloads: Sequence[Workload], seconds: float = 1.0,
+               least: int = 5) -> Iterator[float]:
+    """Measure ``workloads`` in rounds, so that what else the machine does
+    meets all alike; yields the share that is done after each turn.
+
+    Args:
+        seconds: for each workload, in all; but see ``least``.
+        least: rounds at least, after one that warms up and does not count.
+    """
+    for each in workloads:
+        each.turn()
+        each.singles.clear()
+        each.batches.clear()
+        yield 0.0
+    start, done = time.perf_counter(), 0
+    total = seconds * len(workloads)
+    while done < least or time.perf_counter() - start < total:
+        for each in workloads:
+            each.turn()
+            spent = time.perf_counter() - start
+            yield min(spent / total, (done + 1) / least)
+        done += 1
+
+
+def progress_bar() -> Progress:
+    """A bar that vanishes, and that a pipe or a second process never has."""
+    bar = Progress(transient=True)
+    bar.disable = not (bar.console.is_terminal and is_main_process())
+    return bar
+
+
+def measure_times(workloads: Sequence[Workload]) -> None:
+    """:func:`take_turns` to the end, with a bar of its progress."""
+    with progress_bar() as bar:
+        task = bar.add_task('latency', total=1.0)
+        for share in take_turns(workloads):
+            bar.update(task, completed=share)
 
 
 @torch.no_grad()

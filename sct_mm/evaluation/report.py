@@ -1,12 +1,14 @@
 """The result of a test at several sizes, as a table, as JSON, as a plot."""
+import itertools
 import os.path as osp
-from typing import List
+from typing import Collection, List
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from ..engine.checkpoint import dump
+from .measure import WORTHLESS
 
 
 def metric_names(rows: List[dict]) -> List[str]:
@@ -21,6 +23,19 @@ def formatted(value: float, rows: List[dict], name: str) -> str:
     return f'{value:.{3 if max(map(abs, values)) <= 1 else 2}f}'
 
 
+def short(value: float) -> str:
+    """Three digits of a number of at least 1."""
+    return f'{value:.{2 if value < 10 else 1 if value < 100 else 0}f}'
+
+
+def spread(row: dict, quantity: str, unit: str) -> str:
+    """Median and quartiles of :func:`spread_of`; '?' if not reliable."""
+    name = f'{quantity}_{unit}'
+    low, high = map(short, row[f'{name}_quartiles'])
+    mark = '' if row[f'{quantity}_reliable'] else ' ?'
+    return f'{short(row[name])} ({low}-{high}){mark}'
+
+
 def make_table(title: str, rows: List[dict]) -> Table:
     """One row a size, the largest first, as of :func:`test_scales`."""
     table = Table(title=title)
@@ -30,39 +45,58 @@ def make_table(title: str, rows: List[dict]) -> Table:
     for name in (*names, 'GFLOPs', 'latency/ms', 'pictures/per s'):
         table.add_column(name.replace('/', '\n'), justify='right')
     for row in rows:
-        served_by = row['served_by']
         table.add_row(
-            str(row['scale']), '-' if served_by is None else str(served_by),
+            str(row['scale']),
+            '-' if row['served_by'] is None else '+'.join(
+                map(str, row['served_by'])),
             *(formatted(row['metrics'].get(name, float('nan')), rows, name)
               for name in names),
-            f'{row["gflops"]:.4g}', f'{row["latency_ms"]:.2f}',
-            f'{row["pictures_per_s"]:.0f}')
+            f'{row["gflops"]:.4g}', spread(row, 'latency', 'ms'),
+            spread(row, 'pictures', 'per_s'))
+    if not all(row['latency_reliable'] and row['pictures_reliable']
+               for row in rows):
+        table.caption = (f'? quartiles more than {100 * WORTHLESS:.0f} % of '
+                         'the median apart: measure again on a machine that '
+                         'does nothing else')
     return table
 
 
-def draw(models: List[dict], path: str) -> None:
-    """Draw the first metric of each model over the scale into a PNG.
+def tick_sizes(sizes: Collection[int], trained: Collection[int],
+               digits: int = 42) -> List[int]:
+    """Those of ``sizes`` whose labels have room under an axis as long as
+    ``digits`` digits, spaces included: the ``trained`` ones first, then the
+    ends, then what lies apart from both."""
+    gap = (max(sizes) - min(sizes)) * len(str(max(sizes))) / digits
+    first = [size for size in sorted(sizes) if size in trained]
+    ticks: List[int] = []
+    for size in (*first, min(sizes), max(sizes), *sorted(sizes)):
+        if size not in ticks and all(abs(size - t) >= gap for t in ticks):
+            ticks.append(size)
+    return sorted(ticks)
 
-    Filled markers are scales with statistics of their own.
-    """
+
+def draw(models: List[dict], path: str) -> None:
+    """Draw the first metric of each model over the size into a PNG: a line
+    through all sizes, large marks at those that were trained."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     names = metric_names([row for model in models for row in model['rows']])
     name = names[0] if names else 'no metric'  # a detector that found nothing
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
-    for model in models:
+    for model, mark in zip(models, itertools.cycle('os^Dv')):
         rows = [row for row in model['rows'] if name in row['metrics']]
         x = [row['scale'] for row in rows]
         y = [row['metrics'][name] for row in rows]
-        line, = axes.plot(x, y, label=model['label'])
-        for row, left, bottom in zip(rows, x, y):
-            own = row['served_by'] == row['scale']
-            axes.plot(left, bottom, 'o', color=line.get_color(),
-                      fillstyle='full' if own else 'none')
-    sizes = sorted({row['scale'] for m in models for row in m['rows']})
-    axes.set_xticks(sizes)
-    axes.set_xlabel('size of the input (pixels)')
+        line, = axes.plot(x, y, label=model['label'], marker=mark,
+                          markevery=[i for i, size in enumerate(x)
+                                     if size in model['trained']])
+        axes.plot(x, y, '.', markersize=4, color=line.get_color())
+    sizes = {row['scale'] for m in models for row in m['rows']}
+    axes.set_xticks(tick_sizes(sizes, {
+        size for m in models for size in m['trained']}))
+    axes.set_xticks(sorted(sizes), minor=True)
+    axes.set_xlabel('size of the input (pixels); large marks: trained')
     axes.set_ylabel(name)
     axes.grid(alpha=0.3)
     axes.legend()

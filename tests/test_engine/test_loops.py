@@ -8,8 +8,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import METRICS
 
-from sct_mm import SSBN, SCTLossHook, set_scale
-from sct_mm.engine.loops import join_metrics
+from sct_mm import SSBN, SCTLossHook, extract_scale, set_scale
+from sct_mm.engine.loops import expand_sizes, join_metrics
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES, TinyModel
@@ -27,17 +27,24 @@ class OnlyLarge(BaseMetric):
         return {'mAP': 0.5} if max(results) == 16 else {}
 
 
-def stock(folder, size, state, scale, wrap=None):
-    """The host's own ValLoop on a pipeline of one size, pinned by hand."""
-    data = loader(wrap)
-    inner = data['dataset']
-    while 'dataset' in inner:
-        inner = inner['dataset']
-    inner['pipeline'][0]['scale'] = size
+def stock(folder, size, state):
+    """The host's own ValLoop on a pipeline of one size, with the plain
+    network that was extracted at it."""
+    data = loader()
+    data['dataset']['pipeline'][0]['scale'] = size
     run = runner(folder, dict(type='ValLoop'), val_dataloader=data)
     run.model.load_state_dict(state)
-    set_scale(run.model, scale)
+    run.model = extract_scale(run.model, size)
     return run.val()
+
+
+@pytest.mark.parametrize('sizes, want', [
+    ('8:16:4', (16, 12, 8)), ('16:8:4', (16, 12, 8)), ('8:15:4', (12, 8)),
+    ('15:8:4', (15, 11)), ('8:10', (10, 9, 8)), ('9:9:3', (9, )),
+    ([16, '8:12:2', '10'], (16, 12, 10, 8)), (range(8, 13, 4), (12, 8)),
+    (('8', 8), (8, ))])
+def test_ranges_of_sizes(sizes, want):
+    assert expand_sizes(sizes) == want
 
 
 @pytest.mark.parametrize('workers', [
@@ -49,7 +56,7 @@ def test_each_size_is_what_the_stock_loop_gives(workers, tmp_path):
     state = run.model.state_dict()
     Pictures.loaded = 0
     ours = runner(tmp_path / 'b', dict(type='ScalesValLoop',
-                                       sizes=(16, 14, 12, 8)),
+                                       sizes=('12:16:2', 8)),
                   val_dataloader=dict(loader(), **workers))
     ours.model.load_state_dict(state)
     for _ in range(2):  # workers that live on change their size again
@@ -60,8 +67,8 @@ def test_each_size_is_what_the_stock_loop_gives(workers, tmp_path):
         assert 'mean/logits' not in got
     assert Pictures.loaded == 1
     top1 = []
-    for size, scale in ((16, 16), (14, 16), (12, 12), (8, 8)):
-        want = stock(tmp_path / f'{size}', size, state, scale)
+    for size in (16, 14, 12, 8):
+        want = stock(tmp_path / f'{size}', size, state)
         np.testing.assert_allclose(got[f'{size}/logits'], want['logits'],
                                    rtol=1e-5, atol=1e-6)
         assert got[f'{size}/accuracy/top1'] == want['accuracy/top1']
@@ -136,7 +143,7 @@ def test_hooks_see_one_validation_and_ema_swaps_once(tmp_path):
     torch.testing.assert_close(checkpoint['state_dict']['net.0.weight'],
                                averaged['net.0.weight'])
     logged = run.message_hub.log_scalars['val/8/accuracy/top1'].current()
-    want = stock(tmp_path / 'b', 8, averaged, 8)['accuracy/top1']
+    want = stock(tmp_path / 'b', 8, averaged)['accuracy/top1']
     assert logged == want
 
 

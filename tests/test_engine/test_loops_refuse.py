@@ -5,6 +5,7 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 
 from sct_mm.engine.config import UserError
+from sct_mm.engine.loops import expand_sizes
 
 from conftest import TinyModel
 from pictures import loader, model, runner
@@ -26,12 +27,27 @@ def test_a_model_without_ssbn_takes_sizes(tmp_path):
     assert {'16/accuracy/top1', '8/accuracy/top1'} < set(got)
 
 
+@pytest.mark.parametrize('sizes, match', [
+    ((), r'but got \(\)\. Write e\.g\. sizes='), ('', "but got ''"),
+    ([''], "''"), (16, 'but got 16'), (None, 'but got None'),
+    ((16, True), r'\(16, True\)'),
+    ((16.0, ), r'\(16.0,\)'), ('a:b', "'a:b'"), ('16:', "'16:'"),
+    (':16', "':16'"), ('8:16:4:2', "'8:16:4:2'"), ('16:8:-4', "'16:8:-4'"),
+    ('-8:16', "'-8:16'"), ('0:16:8', "'0:16:8'"), ([16, '0'], r"\[16, '0'\]"),
+    (range(0), r'range\(0, 0\)'), ('1.5:3', "'1.5:3'"),
+    ('8:16:0', "step of at least 1, but got '8:16:0'. Leave the step out"),
+    ('1:99999999999', 'at most 1000 sizes, .* which are 99999999999. Take')])
+def test_what_is_no_size_and_no_range(sizes, match):
+    with pytest.raises(UserError, match=match):
+        expand_sizes(sizes)
+
+
 @pytest.mark.parametrize('options, match', [
     (dict(model=model(batch_norm)), '`sizes` must be set for a model without'),
     (dict(val=dict(type='ScalesValLoop', sizes=(16, 0))),
-     r'must be positive ints \(pixels\), but got \(16, 0\)'),
-    (dict(val=dict(type='ScalesValLoop', sizes=())), 'positive ints'),
-    (dict(val=dict(type='ScalesValLoop', sizes='16')), 'positive ints'),
+     r'must be positive ints \(pixels\) or ranges .* but got \(16, 0\)'),
+    (dict(val=dict(type='ScalesValLoop', sizes='8:16:0')),
+     "`sizes` must have ranges with a step of at least 1, but got '8:16:0'"),
     (dict(model=Views(TinyModel(batch_norm))), 'Views makes views of sizes'),
     (dict(default_hooks=dict(checkpoint=dict(
         type='CheckpointHook', save_best='accuracy/top1'))),

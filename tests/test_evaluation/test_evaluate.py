@@ -1,4 +1,5 @@
 """test_scales: against the host's own test; other hosts' configs; TTA."""
+import json
 import os.path as osp
 
 import numpy as np
@@ -8,11 +9,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from sct_mm import evaluation, set_scale, use_scale
+from sct_mm import evaluation, extract_scale, use_scale
 from sct_mm.datasets.pipeline import rescale_pipeline
 from sct_mm.engine.config import UserError
 from sct_mm.evaluation.benchmark_arms import Worker
 from sct_mm.evaluation.evaluate import test_config as config_of_test
+from sct_mm.evaluation.served import trained_sizes
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import ROOT
@@ -107,26 +109,59 @@ def stock(folder, checkpoint, change):
 
 
 def test_rows_are_those_of_the_hosts_test(fashion, tmp_path, capsys):
-    with pytest.warns(UserWarning, match='18 pixels .* of the stride 8 '):
+    """With the plain network that is extracted at the size."""
+    with pytest.warns(UserWarning) as warned:
         result = evaluation.test_scales(
-            FASHION, fashion, (14, 28, 18), str(tmp_path),
+            FASHION, fashion, ['14:28:7', 18, 10], str(tmp_path),
             {**FEW, 'test_dataloader.num_workers': 1,
              'test_dataloader.persistent_workers': True})
     assert capsys.readouterr().out.count('Loads checkpoint') <= 1
+    texts = sorted(str(w.message) for w in warned)
+    assert texts[1:] == [
+        '18 pixels lie between the scales 21 and 14, whose rows are mixed.',
+        '18, 10 pixels are no multiple of the stride 8 of the network, which '
+        'costs accuracy.']
+    assert '10' in texts[0] and '14' in texts[0]  # of set_scale(), once
     assert result['label'] == osp.basename(FASHION)[:-3]
+    assert result['trained'] == (28, 21, 14)
     rows = {row['scale']: row for row in result['rows']}
-    assert list(rows) == [28, 18, 14]
-    for size, scale in ((28, 28), (18, 21), (14, 14)):
+    assert {size: row['served_by'] for size, row in rows.items()} == {
+        28: [28], 21: [21], 18: [21, 14], 14: [14], 10: [14]}
+    for size, row in rows.items():
 
         def change(cfg, size=size):
             data = cfg.test_dataloader.dataset
             data.pipeline = rescale_pipeline(data.pipeline, size)
 
-        runner = stock(tmp_path, fashion, change)
-        set_scale(runner.model, scale)
-        assert runner.test() == rows[size]['metrics']
-        assert rows[size]['served_by'] == scale
-        assert rows[size]['latency_ms'] > 0
+        runner = stock(tmp_path, None, change)
+        runner.model.load_state_dict(torch.load(fashion)['state_dict'])
+        runner.model = extract_scale(runner.model, max(size, 14))
+        assert runner.test() == row['metrics']
+
+
+def test_times_come_with_quartiles(fashion, tmp_path):
+    result = evaluation.test_scales(FASHION, fashion, (28, ), str(tmp_path),
+                                    FEW)
+    row, = json.loads(json.dumps(result['rows']))
+    for name in ('latency_ms', 'pictures_per_s'):
+        low, high = row[f'{name}_quartiles']
+        assert 0 < low <= row[name] <= high
+    assert {type(row['latency_reliable']), type(row['pictures_reliable'])} == {
+        bool}
+
+
+@pytest.mark.parametrize('config, want', [
+    (FASHION, (28, 21, 14)),
+    ('configs/baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist.py',
+     (28, 21, 14)),
+    ('configs/baselines/resnet18_1xb128_fashion-mnist-21px.py', (21, ))])
+def test_what_a_config_trains_at(config, want):
+    cfg = Config.fromfile(osp.join(ROOT, config))
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model)
+    assert trained_sizes(cfg, model) == want
+    cfg.custom_hooks = cfg.train_dataloader = None
+    assert trained_sizes(cfg, model) == (want if config == FASHION else ())
 
 
 def test_one_model_one_data_set(fashion, tmp_path, monkeypatch):
@@ -150,7 +185,8 @@ def test_one_model_one_data_set(fashion, tmp_path, monkeypatch):
 def test_a_config_with_the_loop_of_all_sizes(fashion, tmp_path):
     result = evaluation.test_scales(
         FASHION, fashion, None, str(tmp_path),
-        {**FEW, 'test_cfg.type': 'ScalesTestLoop', 'test_cfg.sizes': (28, 14)})
+        {**FEW, 'test_cfg.type': 'ScalesTestLoop',
+         'test_cfg.sizes': '28:14:14'})
     assert [row['scale'] for row in result['rows']] == [28, 14]
     assert 'accuracy/top1' in result['rows'][1]['metrics']
 
@@ -163,11 +199,11 @@ def test_two_tests_of_one_second_have_logs_of_their_own():
 
 
 @pytest.mark.parametrize('scales, match', [
-    ((0, ), r'`scales` must be positive ints \(pixels\), but got \(0,\)'),
-    (28, '`scales` must be positive ints'), ('28', 'positive ints')])
-def test_sizes_that_are_none(scales, match, fashion, tmp_path):
+    ((0, ), r'`scales` must be positive ints \(pixels\) or .* got \(0,\)'),
+    ((), '`scales` must be positive ints'), ('28:14:0', 'step of at least')])
+def test_sizes_that_are_none(scales, match):
     with pytest.raises(UserError, match=match):
-        evaluation.test_scales(FASHION, fashion, scales, str(tmp_path), FEW)
+        evaluation.test_scales('no.py', 'no.pth', scales)
 
 
 @pytest.fixture

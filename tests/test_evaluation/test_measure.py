@@ -1,11 +1,98 @@
-"""The stride that a size should be a multiple of."""
+"""Times in turns; the stride that a size should be a multiple of."""
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from sct_mm.evaluation.measure import network_stride
+from sct_mm.evaluation import measure
+from sct_mm.evaluation.measure import (Workload, kept_batch, network_stride,
+                                       spread_of, take_turns)
+from sct_mm.models.scale import ssbn_layers
+
+from helpers import ssbn_model
+
+
+class Timed(nn.Module):
+    """A model whose calls take the seconds that its input says."""
+
+    def __init__(self, name, calls):
+        super().__init__()
+        self.net, self.name, self.calls = ssbn_model(), name, calls
+
+    def test_step(self, batch):
+        pin, = {layer.pinned_scale for layer in ssbn_layers(self)}
+        self.calls.append((self.name, pin, len(batch['inputs'])))
+        return batch['seconds']
+
+
+def test_models_and_sizes_take_turns(monkeypatch):
+    monkeypatch.setattr(measure, 'timed', lambda run: run())
+    calls = []
+    models = [Timed(name, calls) for name in 'ab']
+    one, batch = (dict(inputs=range(n), seconds=n / 40) for n in (1, 4))
+    workloads = [Workload(model, size, one, batch)
+                 for model in models for size in (16, 8)]
+    shares = list(take_turns(workloads, seconds=1e-9, least=3))
+    turn = [[(name, size, n) for n in (1, 1, 4)]
+            for name, size in (('a', 16), ('a', 8), ('b', 16), ('b', 8))]
+    assert calls == [call for _ in range(4) for each in turn for call in each]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+    assert {layer.pinned_scale for model in models
+            for layer in ssbn_layers(model)} == {None}
+    for each in workloads:  # the first round, which warms up, does not count
+        assert len(each.singles) == len(each.batches) == 3
+        assert each.times() == dict(
+            latency_ms=25.0, latency_ms_quartiles=[25.0, 25.0],
+            latency_reliable=True, pictures_per_s=40.0,
+            pictures_per_s_quartiles=[40.0, 40.0], pictures_reliable=True)
+
+
+def test_rounds_go_on_until_the_time_is_spent_for_all(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, 'perf_counter', lambda: clock[0])
+    model = Timed('a', [])
+
+    def tick(batch):
+        clock[0] += batch['seconds']
+
+    monkeypatch.setattr(model, 'test_step', tick)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    fast, slow = (Workload(model, 16, *[
+        dict(inputs=range(1), seconds=s)] * 2) for s in (0.004, 0.1))
+    list(take_turns([fast, slow], seconds=1.0, least=2))
+    assert len(fast.batches) == len(slow.batches) == len(slow.singles) == 7
+    assert len(fast.singles) == 5 * 7  # calls of 20 ms in a turn
+    assert 2.0 <= clock[0] - 0.324 < 2.4
+
+
+@pytest.mark.parametrize('values, reliable', [
+    ([10.0, 10.1, 10.2, 10.3, 90.0], False), ([9.0, 10.0, 11.0], True),
+    ([10.0] * 9 + [500.0], True), ([1.0, 650.0] * 5, False)])
+def test_a_spread_that_makes_a_median_worthless(values, reliable):
+    got = spread_of('latency', 'ms', values)
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75),
+                                    method='weibull')
+    assert got['latency_ms'] == pytest.approx(middle)
+    assert got['latency_ms_quartiles'] == pytest.approx([low, high])
+    assert got['latency_reliable'] is reliable
+
+
+def test_of_a_large_batch_a_part_is_kept():
+    pictures = [torch.full((3, 8, 8), i, dtype=torch.uint8)
+                for i in range(10)]
+    loader = SimpleNamespace(dataset=[dict(inputs=p) for p in pictures],
+                             collate_fn=lambda items: dict(
+                                 inputs=[i['inputs'] for i in items]))
+    batch = dict(inputs=pictures)
+    assert kept_batch(loader, batch, 10 * 192) is batch
+    assert kept_batch(loader, batch, 4 * 192 + 1)['inputs'] == pictures[:4]
+    assert kept_batch(loader, batch, 5)['inputs'] == pictures[:1]
+    stacked = dict(inputs=torch.stack(pictures))
+    assert kept_batch(loader, stacked, 10 * 192) is stacked
 
 
 def mmdet(name, change=lambda model: None):

@@ -245,7 +245,8 @@ def test_tools_serve_a_detector(trained, pictures, run_tool, tmp_path):
                             '--scales', 128, 100, 64)
     assert code == 0, output
     model, = json.loads((tmp_path / 'scales.json').read_text())['models']
-    assert [row['served_by'] for row in model['rows']] == [128, 96, 64]
+    assert [row['served_by'] for row in model['rows']] == [
+        [128], [128, 96], [64]]
     for row in model['rows']:
         assert {'coco/bbox_mAP', 'coco/bbox_mAP_s'} <= set(row['metrics'])
         assert row['latency_ms'] > 0

@@ -55,22 +55,25 @@ def test_test_prints_one_table_and_writes_json_and_a_plot(
         trained, options, run_tool, tmp_path):
     checkpoint = trained[SCT] / 'epoch_2.pth'
     code, output = run_tool(
-        'test.py', SCT, checkpoint, '--scales', 14, 28, 18, '--compare',
+        'test.py', SCT, checkpoint, '--scales', '28:14:14', 18, '--compare',
         PLAIN, trained[PLAIN] / 'epoch_2.pth', '--out', tmp_path, *options)
     assert code == 0, output
     result = json.loads((tmp_path / 'scales.json').read_text())
     ours, plain = result['models']
     assert [r['scale'] for r in ours['rows']] == [28, 18, 14]
-    assert [r['served_by'] for r in ours['rows']] == [28, 21, 14]
+    assert [r['served_by'] for r in ours['rows']] == [[28], [21, 14], [14]]
     assert [r['served_by'] for r in plain['rows']] == [None] * 3
     for row in ours['rows'] + plain['rows']:
         assert set(row['metrics']) == {'accuracy/top1', 'accuracy/top5'}
         assert row['latency_ms'] > 0 and row['pictures_per_s'] > 0
     gflops = [r['gflops'] for r in ours['rows']]
     assert gflops[0] > 3 * gflops[2] > 0
-    assert '18 pixels were not trained: the statistics of scale 21' in output
-    assert 'no multiple of the stride 8' in output
-    assert re.search(r'│ +28 │ +28 │', output)
+    assert (ours['trained'], plain['trained']) == ([28, 21, 14], [21])
+    for text in ('18 pixels lie between the scales 21 and 14, whose rows are '
+                 'mixed.', '18 pixels are no multiple of the stride 8 of'):
+        assert output.count(text) == 1
+    assert re.search(r'│ +18 │ +21\+14 │.* [0-9.]+ \([0-9.]+-[0-9.]+\)',
+                     output)
     with open(tmp_path / 'scales.png', 'rb') as f:
         assert f.read(4) == b'\x89PNG'
 
@@ -170,6 +173,8 @@ def test_inferencer_chooses_the_scale(trained, options, tmp_path):
                   'train_dataloader.dataset.ann_file=a.txt'],
      "annotations of the data set must be at 'tests/a.txt'"),
     ('test.py', [SCT, 'README.md', '--scales', '0'], 'must be positive'),
+    ('test.py', [SCT, 'README.md', '--scales', '28', '14:21:0'],
+     "must have ranges with a step of at least 1, but got '14:21:0'"),
 ])
 def test_bad_input_is_one_sentence(tool, arguments, match, run_tool):
     code, output = run_tool(tool, *arguments)

@@ -1,0 +1,105 @@
+"""The table and the plot of a test at several sizes."""
+import matplotlib.figure
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from rich.console import Console
+
+from sct_mm.evaluation.report import draw, make_table, tick_sizes
+
+
+def row(size, served_by, top1=90.0, latency=(11.9, 12.34, 13.1),
+        pictures=(1410.0, 1502.0, 1530.0), reliable=True):
+    return dict(
+        scale=size, served_by=served_by, metrics={'accuracy/top1': top1},
+        gflops=1.5, latency_ms=latency[1],
+        latency_ms_quartiles=[latency[0], latency[2]],
+        latency_reliable=reliable, pictures_per_s=pictures[1],
+        pictures_per_s_quartiles=[pictures[0], pictures[2]],
+        pictures_reliable=True)
+
+
+def model(label, sizes, trained):
+    return dict(label=label, trained=trained,
+                rows=[row(size, None) for size in sizes])
+
+
+def printed(rows):
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(make_table('name', rows))
+    return [line.split('│')[1:-1] for line in capture.get().splitlines()
+            if '│' in line], capture.get()
+
+
+def test_table_of_scales_and_of_sizes_between():
+    rows = [row(224, [224]), row(208, [224, 192]), row(28, None)]
+    cells, text = printed(rows)
+    assert [[c.strip() for c in line[:2]] for line in cells] == [
+        ['224', '224'], ['208', '224+192'], ['28', '-']]
+    assert [c.strip() for c in cells[0][-2:]] == [
+        '12.3 (11.9-13.1)', '1502 (1410-1530)']
+    assert '?' not in text
+
+
+def test_table_marks_times_that_are_worthless():
+    slow = row(28, [28], latency=(1.0, 3.25, 650.0), reliable=False)
+    cells, text = printed([row(224, [224]), slow])
+    assert cells[1][-2].strip() == '3.25 (1.00-650) ?'
+    assert '?' not in ''.join(cells[0]) + cells[1][-1]
+    assert '? quartiles more than 25 % of the median apart' in text
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """draw(models) -> the figure that it saves."""
+    kept = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure, path, **options):
+        save(figure, path, **options)
+        kept.append(figure)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', keep)
+
+    def run(models):
+        draw(models, str(tmp_path / 'a.png'))
+        assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG'
+        return kept[-1].axes[0]
+
+    return run
+
+
+@pytest.mark.parametrize('sizes, trained, least', [
+    (range(28, 13, -1), (28, 21, 14), 15),
+    (range(512, 63, -16), (512, 384, 256, 128), 10),
+    (range(1333, 400, -9), (800, 640, 480), 7), ([224], (), 1)])
+def test_labels_of_the_sizes_do_not_meet(sizes, trained, least, drawn):
+    axes = drawn([model('name', sizes, trained)])
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    boxes = [label.get_window_extent(canvas.get_renderer())
+             for label in axes.get_xticklabels()]
+    assert len(boxes) >= least
+    for left, right in zip(boxes, boxes[1:]):
+        assert left.x1 + 3 < right.x0
+    assert {int(t) for t in axes.get_xticks()} >= set(trained) & set(sizes)
+
+
+def test_ticks_of_the_trained_scales_come_first():
+    assert tick_sizes(range(100, 201), (143, ), 20) == [100, 115, 143, 158,
+                                                        173, 200]
+    assert tick_sizes([28], ()) == [28]
+
+
+def test_marks_stand_at_what_was_trained(drawn):
+    axes = drawn([model('a', (28, 24, 21, 18, 14), (28, 21, 14)),
+                  model('b', (28, 24, 21), (28, )),
+                  dict(label='c', trained=(), rows=[
+                      dict(row(28, None), metrics={})])])
+    lines = {line.get_label(): line for line in axes.lines}
+    for name, want in (('a', [28, 21, 14]), ('b', [28]), ('c', [])):
+        x = lines[name].get_xdata()
+        assert [x[i] for i in lines[name].get_markevery()] == want
+    assert list(lines['a'].get_xdata()) == [28, 24, 21, 18, 14]
+    marks = {lines[name].get_marker() for name in 'abc'}
+    assert len(marks) == 3 and 'None' not in marks
