@@ -22,6 +22,7 @@ from ..engine.config import (UserError, check_data, join_processes,
                              load_config, set_loader_defaults)
 from ..engine.loops import check_sizes, refuse_views, scalar, unwrapped
 from ..engine.protection import protected_loading
+from ..engine.resume import find_checkpoint
 from ..models.scale import scales_of, serving_scale, use_scale
 from .measure import cost_of, network_stride
 
@@ -181,7 +182,8 @@ def test_scales(config: str, checkpoint: str,
 
     Args:
         config: path of the config.
-        checkpoint: path or address of the checkpoint.
+        checkpoint: path or address of the checkpoint, or a work directory,
+            whose newest whole one is tested.
         scales: sizes in pixels, trained or not; None: those of the config's
             ``ScalesTestLoop``, else the trained ones, else the test size.
         out: folder of the log; None: work_dirs/NAME_OF_CONFIG.
@@ -201,6 +203,7 @@ def test_scales(config: str, checkpoint: str,
     label = osp.splitext(osp.basename(config))[0]
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
+    checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
     sizes = scales or (cfg.get('test_cfg') or {}).get('sizes')
     cfg = test_config(cfg, out or osp.join('work_dirs', label))
