@@ -57,15 +57,13 @@ EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training: 3 minutes on two cores. All that it logs is in $(RUN)."
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume $(BRIEFLY)
-	$(BIN)/python tools/test.py configs/$(NAME).py \
-	  "$(RUN)/$$(basename "$$(cat $(RUN)/last_checkpoint)")" \
+	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) \
 	  --scales 28 24 21 18 14 10 --out $(RUN)
 
 demo-det: $(DET_DATA)/composed
 	echo "Training: 4 minutes on two cores. All that it logs is in $(DET_RUN)."
 	$(BIN)/python tools/train.py configs/$(DET_NAME).py --work-dir $(DET_RUN) --resume $(BRIEFLY)
-	$(BIN)/python tools/test.py configs/$(DET_NAME).py \
-	  "$(DET_RUN)/$$(basename "$$(cat $(DET_RUN)/last_checkpoint)")" \
+	$(BIN)/python tools/test.py configs/$(DET_NAME).py $(DET_RUN) \
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
 
 test: lint $(DATA)/fetched

@@ -27,7 +27,8 @@ setup(
     python_requires='>=3.10',
     # mmengine and mmcv are imported, but have several distributions each
     # (mmcv, mmcv-lite, the onedl forks): none is forced on those who have one.
-    install_requires=['torch>=2.5', 'numpy', 'rich', 'matplotlib'],
+    # torch 2.6 runs no code in a checkpoint, 2.7 tells a layer of an export.
+    install_requires=['torch>=2.7', 'numpy', 'rich', 'matplotlib'],
     extras_require={
         'classification': [*UPSTREAM, 'mmcv-lite==2.1.*'],
         # mmcv with compiled operators has no wheel: `make test` builds it.

@@ -1,6 +1,7 @@
 """Every shipped config is short, builds, and trains a step where it is SCT."""
 import glob
 import os.path as osp
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 
 import sct_mm  # noqa: F401
-from sct_mm.datasets.pipeline import nominal_size
+from sct_mm.datasets.pipeline import nominal_size, train_sizes
 from sct_mm.engine.loops import check_sizes
 from sct_mm.models.scale import scales_of
 
@@ -37,6 +38,10 @@ def test_config(path):
         Compose(pipelines[name])
     size = nominal_size(pipelines['test'])
     assert size == nominal_size(pipelines['val'])
+    told = re.search(r'-(\d+)px\.py$', file)
+    if told:
+        assert size == int(told[1])
+        assert train_sizes(pipelines['train']) in ((), (size, ))
     processor = dict(cfg.get('data_preprocessor', {}),
                      type='ClsDataPreprocessor')
     model = MODELS.build(dict(cfg.model, data_preprocessor=processor))

@@ -110,7 +110,11 @@ CASES = {
          "'addict')", 'pip install addict']),
     'an old torch': (
         [('torch', '2.5.1', 'torch')],
-        ['torch 2.5.1 runs the code in a checkpoint', "'torch>=2.6'"]),
+        ['torch 2.5.1 runs the code in a checkpoint', "'torch>=2.7'"]),
+    'a torch that does not tell an export': (
+        [('torch', '2.6.0', 'torch')],
+        ['torch 2.6.0 does not tell a layer that it is exported',
+         "'torch>=2.7'"]),
     'what is not required': (
         [('mmengine', '0.10.7', 'mmengine'),
          ('onedl-mmdetection', '3.5.1', 'mmdet')],

@@ -14,7 +14,8 @@ from sct_mm.evaluation.report import report
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
+                        'work directory: its newest whole one')
     parser.add_argument(
         '--scales', nargs='+', metavar='PIXELS',
         help='input sizes: numbers, ranges such as 128:224:16, or both; '

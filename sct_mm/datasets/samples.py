@@ -4,6 +4,7 @@ Shapes are (H, W) in pixels. A *content* is the part of a picture before its
 padding at the right and the bottom.
 """
 import copy
+import math
 from typing import Any, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -12,10 +13,19 @@ import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from .fields import (check_metainfo, check_plain, is_area, numbers, refuse,
+                     resized_areas)
+
 Shape = Tuple[int, int]
 _INSTANCES = ('gt_instances', 'ignored_instances')
 # mmdet packs a map as `sem_seg`, mmseg as `data`; depth is in no pixels.
 _MAPS = ('gt_sem_seg', 'gt_edge_map', 'gt_depth_map')
+# The edges in metainfo, each along the width or the height: mmcv writes w, h;
+# mmseg left, right, top, bottom; mmdet's CenterNet top, bottom, left, right.
+_EDGES = dict(scale_factor='whwh', scale='wh', pad_fixed_size='wh',
+              padding_size='wwhh', img_padding_size='wwhh', border='hhww')
+_METAINFO = ('img_shape', 'ori_shape', 'batch_input_shape', 'pad_shape',
+             'homography_matrix', *_EDGES)
 
 
 def is_padded(sample: Any) -> bool:
@@ -33,57 +43,12 @@ def content_shape(sample: BaseDataElement, padded: Sequence[int]) -> Shape:
         shape = sample.metainfo.get('img_shape')
     if shape is None:
         return tuple(padded)
-    edges = _numbers('img_shape', shape, (2, 3))[:2]
+    edges = numbers('img_shape', shape, (2, 3))[:2]
     if min(edges) < 1:
         raise ValueError('`img_shape` of a sample must be at least one pixel '
                          f'high and wide, but got {shape}. Remove such '
                          'pictures from the data set.')
     return tuple(min(int(a), b) for a, b in zip(edges, padded))
-
-
-def _numbers(name: str, value: Any, lengths: Sequence[int]) -> list:
-    """A list of numbers in the metainfo.
-
-    Raises:
-        TypeError: if it is none, or of another length.
-    """
-    values = (list(value) if isinstance(value, (list, tuple))
-              or getattr(value, 'ndim', 0) == 1 else [])
-    if len(values) not in lengths or not all(
-            isinstance(v, (int, float, np.number)) or isinstance(v, Tensor)
-            and v.dim() == 0 for v in values):
-        raise TypeError(f'`{name}` of a sample must be '
-                        f'{" or ".join(map(str, lengths))} numbers, but got '
-                        f'{value!r}. Pack it as the host does.')
-    return [float(v) for v in values]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether ``value`` cannot carry pixels or coordinates: a number, a text,
-    or one value per instance."""
-    if isinstance(value, (list, tuple)):
-        return all(isinstance(v, (str, int, float)) for v in value)
-    return (isinstance(value, (bool, int, float, str, type(None)))
-            or isinstance(value, (Tensor, np.ndarray, np.generic))
-            and value.ndim <= 1)
-
-
-def _refuse(value: Any, path: str) -> None:
-    shape = getattr(value, 'shape', None)
-    what = (type(value).__name__ if shape is None
-            else f'shape {tuple(shape)}')
-    raise TypeError('`MultiScaleBatch` knows labels, scores, boxes, masks and '
-                    f'semantic maps, but got `{path}` of {what}, which may '
-                    'carry pixels or coordinates. Remove the field from the '
-                    'pipeline.')
-
-
-def _check_plain(value: Any, path: str) -> None:
-    if isinstance(value, BaseDataElement):
-        for name, field in value.items():
-            _check_plain(field, f'{path}.{name}')
-    elif not _is_plain(value):
-        _refuse(value, path)
 
 
 def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
@@ -115,7 +80,7 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
         boxes.rescale_(geometry.factor)
         return boxes
     if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4, ):
-        _refuse(boxes, path)
+        refuse(boxes, path)
     # By Python's numbers: a tensor of them would make a GPU wait.
     return torch.stack([edge * factor for edge, factor in zip(
         boxes.unbind(-1), geometry.factor * 2)], -1)
@@ -151,21 +116,22 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     return resized
 
 
-def _resized_metainfo(metainfo: dict, geometry: Geometry) -> dict:
-    w, h = geometry.factor
-    metainfo = dict(metainfo, img_shape=geometry.new)
-    if 'batch_input_shape' in metainfo:
-        metainfo['batch_input_shape'] = geometry.padded
-    if 'pad_shape' in metainfo:
-        metainfo['pad_shape'] = padded_shape(geometry.new, geometry.divisor)
-    # mmseg pads left, right, top, bottom.
-    for name, lengths, factor in (('padding_size', (4, ), (w, w, h, h)),
-                                  ('scale_factor', (2, 4), (w, h, w, h))):
+def _resized_metainfo(metainfo: dict, geometry: Geometry,
+                      path: str) -> dict:
+    check_metainfo(metainfo, path, _METAINFO)
+    metainfo, (w, h) = dict(metainfo), geometry.factor
+    shapes = dict(
+        img_shape=geometry.new, batch_input_shape=geometry.padded,
+        pad_shape=padded_shape(geometry.new, geometry.divisor))
+    metainfo.update((name, shape) for name, shape in shapes.items()
+                    if name in metainfo)
+    for name, axes in _EDGES.items():
         if metainfo.get(name) is not None:
-            values = [v * f for v, f in zip(
-                _numbers(name, metainfo[name], lengths), factor)]
-            metainfo[name] = tuple(map(round, values) if 'padding' in name
-                                   else values)
+            lengths = (2, 4) if name == 'scale_factor' else (len(axes), )
+            values = [v * dict(w=w, h=h)[axis] for v, axis in zip(
+                numbers(name, metainfo[name], lengths), axes)]
+            metainfo[name] = tuple(values if name == 'scale_factor'
+                                   else map(round, values))
     if metainfo.get('homography_matrix') is not None:
         matrix = metainfo['homography_matrix']
         if not isinstance(matrix, np.ndarray) or matrix.shape != (3, 3):
@@ -187,6 +153,9 @@ def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
                                              f'{path}.bboxes')
         if hasattr(element.get('masks'), 'rescale'):  # mmdet's masks
             known['masks'] = _resized_masks(element.masks, geometry)
+        known.update(
+            (key, resized_areas(value, math.prod(geometry.factor)))
+            for key, value in element.items() if is_area(key, value))
     elif name in _MAPS:
         known = {key: _resized_map(element.get(key), geometry,
                                    f'{path}.{key}')
@@ -195,8 +164,9 @@ def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
     fields = {key: known.get(key, value) for key, value in element.items()}
     for key, value in fields.items():
         if key not in known:
-            _check_plain(value, f'{path}.{key}')
-    return type(element)(metainfo=element.metainfo, **fields)
+            check_plain(value, f'{path}.{key}')
+    return type(element)(metainfo=_resized_metainfo(
+        element.metainfo, geometry, path), **fields)
 
 
 def resized_sample(sample: BaseDataElement,
@@ -206,28 +176,29 @@ def resized_sample(sample: BaseDataElement,
     Labels and scores (mixup's and cutmix's too) are the same objects, not
     copies. Boxes, masks and the semantic map of mmdet's ``DetDataSample`` are
     resized as mmdet's ``Resize`` does, mmseg's semantic, edge and depth maps
-    alike, and the metainfo ``img_shape``, ``batch_input_shape``,
-    ``pad_shape``, ``padding_size``, ``scale_factor`` and
-    ``homography_matrix`` follow.
+    alike, areas by the product of the factors of the edges. The metainfo of
+    pixels that mmcv, mmpretrain, mmdet and mmseg pack follows.
 
     Raises:
-        TypeError: for another field that may carry pixels or coordinates
-            (proposals, keypoints, depth), naming it, and for another sample
-            than a ``BaseDataElement``.
+        TypeError: for another field or metainfo that may carry pixels or
+            coordinates (proposals, keypoints, depth, ``cam2img``), by its
+            dimensions or its name, naming it, and for another sample than a
+            ``BaseDataElement``.
         ValueError: for a semantic map that is not as large as its picture.
     """
     if not isinstance(sample, BaseDataElement):
         raise TypeError('`data_samples` must be BaseDataElements of mmengine, '
                         f'but got a {type(sample).__name__}. Pack them as '
                         'mmpretrain and mmdet do.')
-    resized = type(sample)(metainfo=_resized_metainfo(sample.metainfo,
-                                                      geometry))
+    kind = type(sample).__name__
+    resized = type(sample)(metainfo=_resized_metainfo(
+        dict(sample.metainfo, img_shape=geometry.new), geometry, kind))
     for name, value in sample.items():
-        path = f'{type(sample).__name__}.{name}'
+        path = f'{kind}.{name}'
         if isinstance(value, BaseDataElement):
             value = _resized_element(name, value, geometry, path)
         else:
-            _check_plain(value, path)
+            check_plain(value, path)
         resized.set_field(value, name)
     return resized
 

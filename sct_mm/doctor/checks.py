@@ -208,15 +208,18 @@ def remedy(env: Environment, name: str, error: str,
                     f'{owner}=={env.version(name)}'.removesuffix('==')), )
 
 
-def unprotected(env: Environment) -> Iterator[Conflict]:
+def old_torch(env: Environment) -> Iterator[Conflict]:
     version = env.version('torch')
-    if version and numbers(version) < (2, 6):
+    if version and numbers(version) < (2, 7):
+        why = ('runs the code in a checkpoint when it loads it'
+               if numbers(version) < (2, 6)
+               else 'does not tell a layer that it is exported')
         yield Conflict(
-            f'torch {version} runs the code in a checkpoint when it loads it.',
-            (command('install', '--upgrade', 'torch>=2.6', 'torchvision'), ))
+            f'torch {version} {why}: sct_mm needs 2.7 or later.',
+            (command('install', '--upgrade', 'torch>=2.7', 'torchvision'), ))
 
 
 def conflicts_of(env: Environment) -> List[Conflict]:
     return [conflict for check in (missing, doubled, out_of_bounds, operators,
-                                   unprotected, unimportable)
+                                   old_torch, unimportable)
             for conflict in check(env)]

@@ -1,8 +1,9 @@
 """Where a run begins: at the newest whole checkpoint, or another."""
+import copy
 import os
 import os.path as osp
 import re
-from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -103,8 +104,32 @@ def candidates(cfg: Config) -> List[Candidate]:
     return sorted(found.values(), reverse=True)
 
 
-def newest_whole(cfg: Config) -> Optional[str]:
-    """The newest checkpoint of the run from which it can go on, whatever
+class Use(NamedTuple):
+    """What a checkpoint is looked for, and how it is told."""
+    check: Callable[[str], Any]  # raises UserError for one that will not do
+    says: str
+    option: str  # by which a user names another
+
+
+RESUME = Use(check_resumable, 'The run goes on from', '--resume CHECKPOINT')
+TEST = Use(check_checkpoint, 'Tested is', 'CHECKPOINT')
+
+
+def _tell_last(last: str, chosen: Candidate, found: List[Candidate],
+               use: Use) -> None:
+    """Say why ``last``, which last_checkpoint names, is not chosen."""
+    if not osp.isfile(last):
+        print(f'last_checkpoint names {last!r}, which is no file.')
+        return
+    named = next(c for c in found if osp.samefile(c.path, last))
+    if named.number > chosen.number:
+        print(f'last_checkpoint names {last!r}, a file of an older time: if '
+              'the folder was copied without its times, name it by '
+              f'{use.option.replace("CHECKPOINT", last)}.', flush=True)
+
+
+def newest_whole(cfg: Config, use: Use = RESUME) -> Optional[str]:
+    """The newest checkpoint of the run that will do, whatever
     ``last_checkpoint`` says; prints which it is, and what it passes over.
 
     Raises:
@@ -113,37 +138,51 @@ def newest_whole(cfg: Config) -> Optional[str]:
     last = _named_last(cfg)
     if last and ('://' in last or osp.isdir(last)):
         return last  # of a run that saves to a remote store, or by DeepSpeed
-    passed_over = []
     found = candidates(cfg)
     for candidate in found:
         try:
-            check_resumable(candidate.path)
+            use.check(candidate.path)
         except UserError as error:
-            passed_over.append(candidate.path)
             print(f'Passed over: {error}', flush=True)
             continue
-        if last and not osp.isfile(last):
-            print(f'last_checkpoint names {last!r}, which is no file.')
-        named = [c for c in found if last and osp.isfile(last)
-                 and osp.samefile(c.path, last)]
-        if named and named[0].number > candidate.number:
-            print(f'last_checkpoint names {last!r}, a file of an older time: '
-                  'if the folder was copied without its times, go on from '
-                  f'there by --resume {last}.', flush=True)
-        print(f'The run goes on from {candidate.path!r}, the newest whole '
-              'checkpoint.', flush=True)
+        if last:
+            _tell_last(last, candidate, found, use)
+        print(f'{use.says} {candidate.path!r}, the newest whole checkpoint.',
+              flush=True)
         return candidate.path
     if found:
+        names = ', '.join(candidate.path for candidate in found)
         raise UserError(
-            f'No checkpoint in {cfg.work_dir!r} is whole: '
-            f'{", ".join(passed_over)}. Name another by --resume CHECKPOINT, '
-            'or move them away to start anew.')
+            f'No checkpoint in {cfg.work_dir!r} is whole: {names}. Name '
+            f'another by {use.option}, or move them away to start anew.')
     if last:
         raise UserError(
             f'last_checkpoint in {cfg.work_dir!r} names {last!r}, but there '
-            'is no such file, nor another checkpoint. Name one by --resume '
-            'CHECKPOINT, or remove last_checkpoint to start anew.')
+            'is no such file, nor another checkpoint. Name one by '
+            f'{use.option}, or remove last_checkpoint to start anew.')
     return None
+
+
+def find_checkpoint(path: str, cfg: Optional[Config] = None) -> str:
+    """The checkpoint to test at ``path``: of a work directory its newest
+    whole one, else ``path``.
+
+    Args:
+        cfg: of the run, whose CheckpointHook may name files of its own.
+
+    Raises:
+        UserError: for a folder without a whole checkpoint.
+    """
+    folder = osp.expanduser(path)
+    if not osp.isdir(folder):
+        return path
+    cfg = Config() if cfg is None else copy.deepcopy(cfg)
+    cfg.work_dir = folder
+    newest = newest_whole(cfg, TEST)
+    if newest is None:
+        raise UserError(f'{path!r} must hold a checkpoint of a training, but '
+                        'it has none. Train first, or name a file.')
+    return newest
 
 
 def _remove_partial(cfg: Config) -> None:

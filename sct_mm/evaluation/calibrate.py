@@ -27,6 +27,7 @@ from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
                              set_loader_defaults)
 from ..engine.protection import protected_loading
+from ..engine.resume import find_checkpoint
 from ..models.calibrate import add_scale, calibrate
 from ..models.scale import scales_of
 from .evaluate import check_fits
@@ -195,6 +196,7 @@ def calibrate_checkpoint(config: str, checkpoint: str,
                         'another --out.')
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
+    checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
     if not cfg.get('train_dataloader'):
         raise UserError('The config must have a `train_dataloader`, whose '

@@ -2,6 +2,7 @@
 import copy
 import os.path as osp
 import uuid
+from collections import OrderedDict
 from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
@@ -9,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
-from torch import Tensor, nn
+from torch import nn
 
 from ..datasets.pipeline import nominal_size, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
@@ -19,7 +20,8 @@ from ..engine.config import (UserError, check_data, join_processes,
 from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
 from ..engine.protection import protected_loading
-from ..models.scale import scales_of, ssbn_layers, use_scale
+from ..engine.resume import find_checkpoint
+from ..models.scale import scales_of, use_scale
 from .measure import (Workload, first_pictures, flops_of, kept_batch,
                       measure_times, progress_bar)
 from .served import serving_scales, trained_sizes, warn_untrained
@@ -68,28 +70,47 @@ def test_config(cfg: Config, out: str) -> Config:
     return cfg
 
 
+def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
+    """Why ``weights``, which it loads, are not all that ``model`` needs.
+
+    Raises:
+        ValueError: for rows of another number of scales.
+    """
+    try:
+        missing = set(model.load_state_dict(weights, strict=False)[0])
+    except ValueError:  # of SSBN, in its own words
+        raise
+    except Exception as error:  # a host's conversion fails as it likes
+        lines = [line.strip(' \t.') for line in str(error).splitlines()]
+        return (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
+                else f'{type(error).__name__}: {"".join(lines[:1])}')
+    loaded = {id(value) for name, value in model.named_parameters(
+        remove_duplicate=False) if name not in missing}
+    # Of the parameters alone: a buffer may be computed.
+    for name, value in model.named_parameters():
+        if id(value) not in loaded:
+            return f'{name} of shape {tuple(value.shape)} is missing there'
+    return None
+
+
 def check_fits(model: nn.Module, state: dict, path: str) -> None:
-    """Refuse weights that are missing or of other shapes, which mmengine
-    would leave as they were initialised."""
-    state = {name.removeprefix('module.'): value.shape
-             for name, value in state.items() if isinstance(value, Tensor)}
-    rows = len(scales_of(model) or ())
-    norms = {id(value) for layer in ssbn_layers(model)
-             for value in (*layer.parameters(), *layer.buffers())}
-    needed = dict(model.named_parameters())  # a buffer may be computed
-    for name, value in (*needed.items(), *model.named_buffers()):
-        if name in state:
-            fits = value.shape == state[name] or (
-                id(value) in norms
-                and value.numel() in (state[name].numel(),
-                                      rows * state[name].numel()))
-            got = f'has shape {tuple(state[name])}'
-        else:
-            fits, got = name not in needed, 'is missing'
-        if not fits:
-            raise UserError(f'{path!r} does not fit the config: {name} of '
-                            f'shape {tuple(value.shape)} {got} there. Name '
-                            'the config it was trained with.')
+    """Load weights into ``model``, and refuse those that are missing or of
+    other shapes, which mmengine would leave as they were initialised.
+
+    They are judged as they are loaded, since hosts convert some: a position
+    embedding for another picture size, names of an older version.
+
+    Raises:
+        UserError: for weights that do not fit.
+        ValueError: for rows of another number of scales.
+    """
+    weights = OrderedDict((name.removeprefix('module.'), value)
+                          for name, value in state.items())
+    weights._metadata = getattr(state, '_metadata', {})
+    misfit = misfit_of(model, weights)
+    if misfit:
+        raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
+                        'the config it was trained with.')
 
 
 def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
@@ -167,6 +188,7 @@ def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
     label = osp.splitext(osp.basename(config))[0]
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
+    checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
     if sizes is None:
         sizes = (cfg.get('test_cfg') or {}).get('sizes')
@@ -222,7 +244,8 @@ def test_scales(config: str, checkpoint: str,
 
     Args:
         config: path of the config.
-        checkpoint: path or address of the checkpoint.
+        checkpoint: path or address of the checkpoint, or a work directory,
+            whose newest whole one is tested.
         scales: sizes in pixels, trained or not, also as ranges such as
             ``'128:224:16'`` (:func:`expand_sizes`); None: those of the
             config's ``ScalesTestLoop``, else the trained ones, else the test

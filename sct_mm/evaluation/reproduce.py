@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..engine.checkpoint import dump
 from ..engine.config import UserError
+from ..engine.resume import find_checkpoint
 
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
 DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
@@ -107,7 +108,7 @@ def folder_of(arm: Arm, seed: int, out: str) -> str:
 
 
 def train(arm: Arm, seed: int, out: str) -> str:
-    """The path of the arm's last checkpoint, trained if need be."""
+    """The arm's work directory, trained if need be."""
     folder = folder_of(arm, seed, out)
     options = [f'randomness.seed={seed}', *arm.options]
     if arm.epochs is not None:
@@ -117,14 +118,14 @@ def train(arm: Arm, seed: int, out: str) -> str:
     if arm.start is not None:
         init = 'model.backbone.init_cfg'
         options += [f'{init}.type=Pretrained', f'{init}.prefix=backbone.',
-                    f'{init}.checkpoint={train(arm.start, seed, out)}']
+                    f'{init}.checkpoint='
+                    f'{find_checkpoint(train(arm.start, seed, out))}']
     if not osp.exists(osp.join(folder, 'trained')):
         run_tool('train.py', osp.join('configs', f'{arm.config}.py'),
                  '--work-dir', folder, '--resume', '--no-validate',
                  '--cfg-options', *options)
         open(osp.join(folder, 'trained'), 'w').close()
-    with open(osp.join(folder, 'last_checkpoint')) as f:
-        return osp.join(folder, osp.basename(f.read().strip()))
+    return folder
 
 
 def result_of(arm: Arm, seed: int, out: str,

@@ -2,7 +2,7 @@
 import copy
 import warnings
 from collections import Counter
-from typing import Any, Callable, Dict, Optional, Sequence, Type, Union
+from typing import Any, Dict, Optional, Sequence, Type, Union
 
 import torch
 from mmengine.hooks import Hook
@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils import parametrize
 
 from .between import Row
-from .scale import DEFAULT_SCALES, check_scales, check_size, ssbn_layers
+from .replace import replace_modules
 from .rowwise import RowwiseNorm
+from .scale import DEFAULT_SCALES, check_scales, check_size, ssbn_layers
 from .ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
 
 
@@ -117,28 +118,6 @@ def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
     return layer
 
 
-def _replace(model: nn.Module, swap: Callable) -> nn.Module:
-    """``model`` with every module m for which swap(m) is not None replaced by
-    it; a module that stands at two places is replaced by one."""
-    swapped = {id(m): swap(m) for m in model.modules()}
-
-    def at(value: Any) -> Any:
-        new = swapped.get(id(value))
-        return value if new is None else new
-
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            parent._modules[name] = at(child)
-        for name, value in vars(parent).items():
-            # Some hosts keep norms in a list or under another name, too.
-            if type(value) in (list, tuple) and any(
-                    isinstance(v, nn.Module) for v in value):
-                parent.__dict__[name] = type(value)(map(at, value))
-            elif isinstance(value, nn.Module):
-                parent.__dict__[name] = at(value)
-    return at(model)
-
-
 def _left_behind(model: nn.Module) -> str:
     """Norms with statistics that are no batch normalization of torch, as
     torchvision's FrozenBatchNorm2d: '53 FrozenBatchNorm2d'; '' if none."""
@@ -160,13 +139,19 @@ def convert_to_ssbn(model: nn.Module,
     ``BatchNormAct2d``, goes on doing it; SSBN layers are left as they are.
     Norms that look alike and are none of torch's (torchvision's
     ``FrozenBatchNorm2d``) stay as they are, for all scales: a warning names
-    them. Returns the model, which is another object only if ``model`` itself
-    was a norm layer.
+    them. A norm is replaced in lists, tuples and dicts too, and what norms
+    shared (a gamma, statistics) they still share. Returns the model, which is
+    another object only if ``model`` itself was a norm layer.
+
+    The tensors of the norms are others afterwards. What holds those of before
+    (an optimizer, an averaged copy, a wrapper such as DDP) cannot be seen from
+    here: build it after this.
 
     Raises:
         TypeError: for a lazy or parametrized norm, and for a subclass of
             ``nn.SyncBatchNorm`` that does more than it.
-        ValueError: for a model without batch normalization.
+        ValueError: for a model without batch normalization, and for a norm
+            that shares a tensor with another kind of layer.
     """
     scales = check_scales(scales)
     if not isinstance(model, nn.Module):
@@ -179,8 +164,9 @@ def convert_to_ssbn(model: nn.Module,
                          f'{others or "none"}. Build it with '
                          'nn.BatchNorm2d, or train it without SSBN: '
                          'SCTLossHook(scales=...).')
-    model = _replace(model, lambda m: _with_rows(m, scales) if isinstance(
-        m, _BatchNorm) and not isinstance(m, RowwiseNorm) else None)
+    model = replace_modules(
+        model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
+        and not isinstance(m, RowwiseNorm) else None)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
                       'all scales: only batch normalization of torch becomes '
@@ -227,11 +213,12 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     have the mix of both rows, outside of them, with a warning, the end.
 
     Its state dict has the keys and shapes of a network that never knew SSBN:
-    stock mmpretrain, mmdet and timm load it, without this package.
+    stock mmpretrain, mmdet and timm load it, without this package. What the
+    layers share is shared in the copy.
 
     Raises:
-        TypeError, ValueError: if the model has no SSBN layer, or for what is
-            no size.
+        TypeError, ValueError: if the model has no SSBN layer, for what is no
+            size, and as :func:`convert_to_ssbn` for what is shared.
     """
     layers = ssbn_layers(model)
     if not layers:
@@ -241,11 +228,11 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     size = check_size(layers, size)
 
     def swap(layer: nn.Module) -> Optional[nn.Module]:
-        return (_own(layer.plain(size)) if isinstance(layer, RowwiseNorm)
-                else None)
+        return (_own(layer.plain(size), layer)
+                if isinstance(layer, RowwiseNorm) else None)
 
     with torch.enable_grad():  # a mix of what trains is to train, too
-        extracted = _replace(copy.deepcopy(model), swap)
+        extracted = replace_modules(copy.deepcopy(model), swap)
     for module in extracted.modules():
         _without_run_hooks(module)
         for name, value in vars(module).items():
@@ -284,14 +271,14 @@ def _plain_config(value: Any) -> Any:
             else value)
 
 
-def _own(layer: _BatchNorm) -> _BatchNorm:
-    """``layer`` with tensors of its own in place of views."""
+def _own(layer: _BatchNorm, rows: RowwiseNorm) -> _BatchNorm:
+    """``layer`` with tensors of its own in place of views of ``rows``."""
     for name, view in layer._parameters.items():
-        if view is not None:
+        if view is not rows._parameters[name]:
             layer._parameters[name] = nn.Parameter(
                 view.detach().clone(), requires_grad=view.requires_grad)
     for name, view in layer._buffers.items():
-        if view is not None:
+        if view is not rows._buffers[name]:
             layer._buffers[name] = view.clone()
     return layer
 

@@ -11,7 +11,8 @@ from mmengine.config import Config
 import sct_mm  # noqa: F401
 from sct_mm.engine import resume
 from sct_mm.engine.config import UserError
-from sct_mm.engine.resume import candidates, choose_start, newest_whole
+from sct_mm.engine.resume import (candidates, choose_start, find_checkpoint,
+                                  newest_whole)
 
 EVERYTHING = dict(state_dict=dict(w=torch.zeros(999)), optimizer={},
                   message_hub={})
@@ -196,6 +197,62 @@ def test_partial_files_of_a_killed_run_are_removed(run):
     assert set(stay) < set(os.listdir(run.work_dir))
     assert len([n for n in os.listdir(run.work_dir)
                 if n.endswith('.partial')]) == 2
+
+
+@pytest.mark.parametrize('text', ['', 'gone/epoch_4.pth'])
+def test_a_work_directory_stands_for_its_newest_whole_checkpoint(
+        text, run, capsys):
+    """Of one that was killed while it trained; weights are enough."""
+    at_path(run, 'last_checkpoint').write_text(text)
+    cut(save(at_path(run, 'epoch_5.pth'), 5))
+    want = save(at_path(run, 'epoch_4.pth'), 4, without=('optimizer', ))
+    at_path(run, 'epoch_6.pth.partial').touch()
+    assert find_checkpoint(run.work_dir, run) == want
+    assert find_checkpoint(f'{run.work_dir}/') == want
+    output = capsys.readouterr().out
+    assert f"Passed over: The checkpoint {at(run, 'epoch_5.pth')!r}" in output
+    assert f'Tested is {want!r}' in output and '--resume' not in output
+    assert at_path(run, 'epoch_6.pth.partial').exists()
+    assert newest_whole(run) == at(run, 'epoch_3.pth')
+
+
+def test_a_checkpoint_in_a_copied_folder(run, capsys):
+    at_path(run, 'last_checkpoint').write_text(at(run, 'epoch_3.pth'))
+    os.utime(at(run, 'epoch_1.pth'), (9, 9))
+    assert find_checkpoint(run.work_dir) == at(run, 'epoch_1.pth')
+    output = capsys.readouterr().out
+    assert f"name it by {at(run, 'epoch_3.pth')}." in output
+
+
+def test_a_work_directory_whose_config_names_the_files(tmp_path):
+    cfg = Config(dict(work_dir='elsewhere', custom_hooks=[dict(
+        type='CheckpointHook', filename_tmpl='e-{}.ckpt',
+        out_dir=str(tmp_path / 'out'))]))
+    want = save(tmp_path / 'out' / 'run' / 'e-7.ckpt', 7)
+    (tmp_path / 'run').mkdir()
+    assert find_checkpoint(str(tmp_path / 'run'), cfg) == want
+    assert cfg.work_dir == 'elsewhere'
+
+
+def test_what_is_no_work_directory_is_left_to_who_reads_it(run, monkeypatch):
+    for path in ('a.pth', 'https://a/b.pth', at(run, 'epoch_1.pth')):
+        assert find_checkpoint(path, run) == path
+    monkeypatch.setenv('HOME', os.path.dirname(run.work_dir))
+    assert find_checkpoint('~/run', run) == at(run, 'epoch_3.pth')
+    at_path(run, 'last_checkpoint').write_text('s3://bucket/epoch_9.pth')
+    assert find_checkpoint(run.work_dir, run) == 's3://bucket/epoch_9.pth'
+
+
+def test_a_work_directory_without_a_whole_checkpoint(run, tmp_path):
+    for number in (1, 2, 3):
+        cut(at_path(run, f'epoch_{number}.pth'))
+    with pytest.raises(UserError, match='is whole: .*Name another by '
+                       'CHECKPOINT, or move them away'):
+        find_checkpoint(run.work_dir, run)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match="'.*empty' must hold a checkpoint of "
+                       'a training, but it has none'):
+        find_checkpoint(str(tmp_path / 'empty'))
 
 
 @pytest.mark.parametrize('remote', [False, True])

@@ -1,0 +1,99 @@
+"""Layers replaced wherever a model holds them; what they shared stays so."""
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from torch import Tensor, nn
+
+Pair = Tuple[nn.Module, nn.Module]  # a layer, and what replaces it
+# What torch keeps in each module: tensors, hooks and registered modules.
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def replace_modules(
+        model: nn.Module,
+        swap: Callable[[nn.Module], Optional[nn.Module]]) -> nn.Module:
+    """``model`` with every module m for which swap(m) is not None replaced by
+    it, under each name, and in lists, tuples and dicts of any depth.
+
+    What holds no such module stays the same object, and so do lists and
+    dicts, which are changed in place. Tensors that replaced modules shared
+    are shared by those that replace them. An error leaves the model as it is.
+
+    Raises:
+        ValueError: if a tensor that a new module has in another form is that
+            of a module that stays, too.
+    """
+    pairs = [(old, new) for old in model.modules()
+             for new in (swap(old), ) if new is not None]
+    _share(model, pairs)
+    # By id, with the object itself: an id that is free is given again.
+    known = {id(old): (old, new) for old, new in pairs}
+    found: List[nn.Module] = []
+    root = _replaced(model, known, found)
+    found += [new for _, new in pairs]
+    for module in found:  # it grows
+        for name, child in module._modules.items():
+            module._modules[name] = _replaced(child, known, found)
+        for name, value in vars(module).items():
+            if name not in _OF_TORCH:
+                module.__dict__[name] = _replaced(value, known, found)
+    return root
+
+
+def _replaced(value: Any, known: Dict[int, Tuple[Any, Any]],
+              found: List[nn.Module]) -> Any:
+    """What stands in the place of ``value``; a module that was not ``known``
+    is ``found``."""
+    if id(value) in known:
+        return known[id(value)][1]
+    if not isinstance(value, (nn.Module, dict, list, tuple)):
+        return value
+    known[id(value)] = value, value  # it may hold itself
+    if isinstance(value, nn.Module):
+        found.append(value)
+    elif isinstance(value, tuple):
+        new = [_replaced(item, known, found) for item in value]
+        if any(a is not b for a, b in zip(new, value)):
+            make = getattr(value, '_make', type(value))  # of a namedtuple
+            known[id(value)] = value, make(new)
+    else:
+        # Not by the items() of a subclass: a config's imports what it names.
+        for key, item in list(dict.items(value) if isinstance(value, dict)
+                              else enumerate(value)):
+            new = _replaced(item, known, found)
+            if new is not item:
+                value[key] = new
+    return known[id(value)][1]
+
+
+def _slots(pair: Pair) -> Iterator[Tuple[str, Tensor, Tensor, dict]]:
+    """(name, tensor before, tensor after, the dict it is in after) of a
+    layer's own."""
+    old, new = pair
+    for before, after in ((old._parameters, new._parameters),
+                          (old._buffers, new._buffers)):
+        for name, tensor in after.items():
+            if tensor is not None:
+                yield name, before[name], tensor, after
+
+
+def _share(model: nn.Module, pairs: List[Pair]) -> None:
+    """Let the new layers of ``pairs`` share what the old ones do."""
+    changed: Dict[int, Tensor] = {}  # id of a tensor before -> after
+    for pair in pairs:
+        for name, before, tensor, after in list(_slots(pair)):
+            if tensor is not before:
+                after[name] = changed.setdefault(id(before), tensor)
+    moved = {(id(pair[0]), name) for pair in pairs
+             for name, before, tensor, _ in _slots(pair)
+             if tensor is not before}
+    places = [(id(tensor), f'{path}.{name}'.lstrip('.'),
+               (id(module), name) in moved)
+              for path, module in model.named_modules()
+              for name, tensor in (*module._parameters.items(),
+                                   *module._buffers.items())]
+    own = {key: name for key, name, is_moved in places if is_moved}
+    for key, name, is_moved in places:
+        if key in own and not is_moved:
+            raise ValueError(f'`model` shares {own[key]} with {name}, which '
+                             'has no rows for scales. Give each a tensor of '
+                             'its own first.')
