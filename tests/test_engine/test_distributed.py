@@ -16,6 +16,7 @@ from helpers import batch
 
 STEPS = 4
 SCHEDULES = dict(full={}, drawn=dict(scales_per_step=2),
+                 one=dict(scales_per_step=1),
                  partition=dict(partition=True))
 
 
