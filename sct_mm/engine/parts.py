@@ -1,6 +1,8 @@
 """The batch that each scale of a step trains on."""
 from typing import Callable, Dict, Sequence
 
+from mmengine.registry import TRANSFORMS
+
 from ..datasets.samples import private_copy
 from .schedule import Pass
 
@@ -18,9 +20,33 @@ def divided(batch: dict, passes: Sequence[Pass]) -> Dict[int, dict]:
     return {p.scale: at(p.share) for p in passes}
 
 
+class Resize:
+    """A batch at any size, by batch transforms that are built as they are
+    asked for.
+
+    Args:
+        config: of the batch transform, without its scales.
+        base: scale of the batches given, in pixels.
+    """
+
+    def __init__(self, config: dict, base: int) -> None:
+        self._config, self._base = config, base
+        self._transforms: Dict[int, Callable[[dict], dict]] = {}
+        self.at(base)  # a bad config is told before the training
+
+    def at(self, size: int) -> Callable[[dict], dict]:
+        """The transform to ``size`` pixels."""
+        if size not in self._transforms:
+            self._transforms[size] = TRANSFORMS.build(dict(
+                self._config, scale=size, base_scale=self._base))
+        return self._transforms[size]
+
+    def __call__(self, size: int, batch: dict) -> dict:
+        return self.at(size)(batch)
+
+
 def parts_of_batch(batch: dict, passes: Sequence[Pass],
-                   transforms: Dict[int, Callable[[dict], dict]]
-                   ) -> Dict[int, dict]:
+                   transform: Callable[[int, dict], dict]) -> Dict[int, dict]:
     """One batch for each of ``passes``, by its scale, in their order.
 
     All are made before the first is used: what one scale's pass writes into
@@ -29,10 +55,10 @@ def parts_of_batch(batch: dict, passes: Sequence[Pass],
 
     Args:
         batch: ``inputs`` (N, C, H, W), ``data_samples`` and ``mode``.
-        transforms: {scale: the batch transform to it}.
+        transform: (size in pixels, batch) -> the batch at that size.
     """
-    parts = {scale: transforms[scale](part)
-             for scale, part in divided(batch, passes).items()}
+    shares = divided(batch, passes)
+    parts = {p.scale: transform(p.size, shares[p.scale]) for p in passes}
     for p in passes[1:]:
         # MultiScaleBatch shares what has no size: labels, scores.
         if p.share is None and 'data_samples' in parts[p.scale]:

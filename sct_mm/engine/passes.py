@@ -1,17 +1,17 @@
 """The forward passes of a training step, each pinned to its scale."""
 import sys
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..models.scale import ssbn_layers, use_scale
+from ..models.scale import serving_scale, ssbn_layers, use_scale
 from .backward import BACKWARDS
 from .checks import check_gradients, check_pictures, warn_if_frozen
-from .finite import FiniteLosses, name_scale, named
-from .log import logged
+from .finite import FiniteLosses, name_pass, named
+from .log import joined, logged
 from .parts import parts_of_batch
-from .schedule import Schedule
+from .schedule import Pass, Schedule
 
 _ARGUMENTS = ('inputs', 'data_samples', 'mode')
 
@@ -32,14 +32,14 @@ class Passes:
     itself runs at the largest scale of the step, the others follow.
 
     Args:
-        transforms: {scale: the batch transform to it}, from the base down.
+        resize: (size in pixels, batch) -> the batch at that size.
         backward: a key of ``BACKWARDS``.
         scaler: the ``GradScaler`` of the training loop, if it has one.
         finite: watches the losses; None does not.
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule,
-                 transforms: Dict[int, Callable[[dict], dict]],
+                 resize: Callable[[int, dict], dict],
                  backward: str = 'per_scale', scaler: Optional[Any] = None,
                  finite: Optional[FiniteLosses] = None) -> None:
         self.model = model
@@ -47,12 +47,13 @@ class Passes:
         self.taken = False  # whether there was a pass to act on
         self.shares_fit = False  # whether a batch has a share for each scale
         self._base = max(schedule.weights)
-        self._transforms = transforms
+        self._resize = resize
         self._backward = BACKWARDS[backward]
         self._by_scale = backward == 'per_scale'
         self._scaler, self._finite = scaler, finite
         self._norms = nn.ModuleList(ssbn_layers(model))
-        self._parts: Dict[int, dict] = {}  # {scale: batch}, of this step
+        self._passes: List[Pass] = []  # of this step
+        self._parts: Dict[int, dict] = {}  # {scale: batch} of each
         self._pin = None  # the open use_scale() of the model's own pass
         self._busy = False  # within a pass that is started here
         # Under torch.compile the passes are compiled, not what joins them.
@@ -77,8 +78,8 @@ class Passes:
             raise TypeError(f'SCTLossHook knows {_ARGUMENTS} of a model, but '
                             f'got {len(args)} arguments. Leave others out.')
         self._prepare(batch, step)
-        scale, part = next(iter(self._parts.items()))
-        self._pin = self._pinned(scale, part)
+        part = self._parts.pop(self._passes[0].scale)
+        self._pin = self._pinned(self._passes[0].size, part)
         self._pin.__enter__()
         return (), part
 
@@ -92,7 +93,7 @@ class Passes:
             return None
         try:
             if losses is None:
-                name_scale(next(iter(self._parts)))
+                name_pass(self._passes[0].where)
                 return None
             return self._losses_of_step(losses)
         finally:
@@ -118,38 +119,40 @@ class Passes:
         if not self.shares_fit:  # no sampler told: the first batch does
             self.schedule.check_batch(pictures)
             self.shares_fit = True
-        passes = self.schedule.passes(pictures, step)
-        self._step, self._weights = step, {p.scale: p.weight for p in passes}
-        self._parts = parts_of_batch(batch, passes, self._transforms)
+        self._step = step
+        self._passes = self.schedule.passes(pictures, step)
+        self._parts = parts_of_batch(batch, self._passes, self._resize)
         if not self.taken:
             self.taken = True
             warn_if_frozen(self._norms)
 
-    def _pinned(self, scale: int, part: dict):
-        return use_scale(self._norms, scale, record=True,
+    def _pinned(self, size: int, part: dict):
+        return use_scale(self._norms, size, record=True,
                          edge=min(part['inputs'].shape[-2:]))
 
     def _losses_of_step(self, losses: dict) -> dict:
         """The loss to minimise and each scale's values for the log."""
-        first, *others = self._parts
+        first, *others = self._passes
         with self._backward(self.model, self._scaler) as backward:
-            logs = self._take(backward, losses, first)
+            logs = [self._take(backward, losses, first)]
             self.unpin()
             self._busy = True
             try:
-                for scale in others:
-                    part = self._parts.pop(scale)
-                    with named(scale), self._pinned(scale, part):
+                for p in others:
+                    part = self._parts.pop(p.scale)
+                    with named(p.where), self._pinned(p.size, part):
                         losses = self.model(**part)
-                        logs.update(self._take(backward, losses, scale))
+                        logs.append(self._take(backward, losses, p))
             finally:
                 self._busy = False
-            return dict(logs, loss=backward.total())
+            return dict(joined(logs), loss=backward.total())
 
-    def _take(self, backward, losses: dict, scale: int) -> Dict[str, Tensor]:
-        """Hand one scale's weighted loss to ``backward``; its log values."""
+    def _take(self, backward, losses: dict, p: Pass) -> Tuple[float, dict]:
+        """Hand the weighted loss of a pass to ``backward``; its weight, and
+        its values for the log."""
         loss, log_vars = self.model.parse_losses(losses)
         if self._finite is not None:
-            self._finite.watch(loss, scale, self._step)
-        backward.add(self._weights[scale] * loss, scale)
-        return logged(scale, log_vars)
+            self._finite.watch(loss, p.where, self._step)
+        backward.add(p.weight * loss, p.size)
+        nearest = serving_scale(tuple(self.schedule.weights), p.size)
+        return p.weight, logged(nearest, log_vars)

@@ -10,7 +10,8 @@ import torch
 
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly over [0, 1)
 _ONE = 2**53  # ints of this size divide exactly, whatever the seed
-_SCALE = int(_GOLDEN * _ONE)
+_SCALE, _BETWEEN, _SIZE = (int(stride % 1 * _ONE)
+                           for stride in (_GOLDEN, 2**0.5, 3**0.5))
 
 
 def check_scales_per_step(count: Optional[int],
@@ -174,11 +175,60 @@ def weights_of_shares(shares: Dict[int, slice],
     return {scale: total * size / pictures for scale, size in sizes.items()}
 
 
+def sizes_between(scales: Sequence[int], divisor: int) -> Dict[int, range]:
+    """The sizes that may stand in for each smaller scale: the multiples of
+    ``divisor`` between it and the next larger one.
+
+    Raises:
+        ValueError: for a gap without any, and for a single scale.
+    """
+    if len(scales) < 2:
+        raise ValueError('`between` needs two scales to train between, but '
+                         f'got {tuple(scales)}. Leave it out.')
+    sizes = {scale: range((scale // divisor + 1) * divisor, larger, divisor)
+             for larger, scale in zip(scales, scales[1:])}
+    for larger, scale in zip(scales, scales[1:]):
+        if not sizes[scale]:
+            raise ValueError(f'`between` needs a multiple of {divisor} '
+                             f'between {larger} and {scale}, but there is '
+                             'none. Leave out one of these scales, or set a '
+                             'smaller size_divisor.')
+    return sizes
+
+
+def sizes_of_step(scales: Sequence[int], between: float, divisor: int,
+                  seed: int, step: int) -> Dict[int, int]:
+    """{scale: size of its pass in pixels}.
+
+    In a share ``between`` of the steps, spread evenly, each smaller scale
+    gives its pass to a size between it and the next larger scale, drawn
+    uniformly from the multiples of ``divisor``; the base stays. So each gap
+    is trained, and nothing below the smallest scale.
+    """
+    sizes = dict(zip(scales, scales))
+    if _evenly(seed, step, _BETWEEN) >= between:
+        return sizes
+    point = _evenly(seed, step, _SIZE)
+    for rank, (scale, choices) in enumerate(sizes_between(
+            scales, divisor).items()):
+        # Apart from each other within a step, and even over the steps.
+        part = (point + rank * _GOLDEN) % 1
+        sizes[scale] = choices[int(part * len(choices))]
+    return sizes
+
+
 class Pass(NamedTuple):
     """One forward pass of a step."""
     scale: int
+    size: int  # pixels that it runs at: the scale, or some above it
     weight: float  # of its loss
     share: Optional[slice]  # of the batch; None for all of it
+
+    @property
+    def where(self) -> str:
+        """What a message calls it."""
+        return (f'scale {self.scale}' if self.size == self.scale
+                else f'size {self.size}')
 
 
 class Schedule(NamedTuple):
@@ -191,6 +241,8 @@ class Schedule(NamedTuple):
     count: int
     seed: int = 0
     partition: bool = False
+    between: float = 0.0
+    divisor: int = 1
 
     def check_batch(self, pictures: int) -> None:
         """As :func:`check_shares`, of a batch of ``pictures``."""
@@ -207,5 +259,7 @@ class Schedule(NamedTuple):
         if self.partition:
             shares = shares_of_step(pictures, weights, step)
             weights = weights_of_shares(shares, sum(weights.values()))
-        return [Pass(scale, weights[scale], share)
+        sizes = sizes_of_step(tuple(self.weights), self.between, self.divisor,
+                              self.seed, step)
+        return [Pass(scale, sizes[scale], weights[scale], share)
                 for scale, share in shares.items()]

@@ -1,21 +1,23 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import copy
+import math
 from typing import Optional, Sequence
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, TRANSFORMS
+from mmengine.registry import HOOKS
 from torch import nn
 
-from ..arguments import check_choice, check_int
+from ..arguments import check_choice, check_int, check_number
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
                      check_model, check_pipeline, resolve_scales,
                      warn_of_lost_defaults, warn_of_shared_norms)
 from .finite import FiniteLosses
+from .parts import Resize
 from .passes import Passes
-from .schedule import Schedule, check_scales_per_step
+from .schedule import Schedule, check_scales_per_step, sizes_between
 
 _SETTLE = 50  # steps after which a GPU is asked whether losses are finite
 
@@ -59,6 +61,14 @@ class SCTLossHook(Hook):
             over the scales instead of the sum. Batch statistics then come
             from a share of the batch: enlarge it. Each share must have two
             pictures, and a step two scales.
+        between: in this share of the steps, 0 to 1, each smaller scale of the
+            step gives its pass to a size between it and the next larger one,
+            for a network that is tested at any size; see
+            :func:`~sct_mm.engine.schedule.sizes_of_step`. With every schedule
+            above, and at the same cost but for the larger sizes. The log
+            names the scale to which a size is nearest.
+        size_divisor: the sizes between are multiples of it, and of the data
+            preprocessor's.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
@@ -73,8 +83,9 @@ class SCTLossHook(Hook):
         TypeError: for arguments of another type; for batches that are no
             (N, C, H, W) tensor and list of samples.
         ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
-            not fit the model, a batch too small for `partition`, or one whose
-            pictures have not the base scale.
+            not fit the model, two scales without a size `between`, a batch
+            too small for `partition`, or one whose pictures have not the base
+            scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
             a loss that is not finite; for a ``train_step`` that does not call
@@ -87,6 +98,8 @@ class SCTLossHook(Hook):
                  backward: str = 'per_scale',
                  scales_per_step: Optional[int] = None,
                  partition: bool = False,
+                 between: float = 0.0,
+                 size_divisor: int = 1,
                  seed: int = 0,
                  batch_transform: Optional[dict] = None,
                  check_finite: bool = True) -> None:
@@ -106,6 +119,11 @@ class SCTLossHook(Hook):
         self.backward = backward
         self.scales_per_step = scales_per_step
         self.partition = partition
+        self.between = check_number(
+            'between', between, 0, 'Give the share of the steps that train '
+            'between the scales.', 1)
+        self.size_divisor = check_int('size_divisor', size_divisor, 1,
+                                      'Give it in pixels.', 2**16)
         self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
         self.check_finite = check_finite
@@ -164,15 +182,16 @@ class SCTLossHook(Hook):
                                      self.partition)
         check_model(model, type(self))
         self._finite = FiniteLosses()
-        transforms = {
-            scale: TRANSFORMS.build(dict(
-                {**padding_of(model), **self.batch_transform},
-                scale=scale, base_scale=scales[0])) for scale in scales
-        }
+        config = {**padding_of(model), **self.batch_transform}
+        resize = Resize(config, scales[0])
+        divisor = math.lcm(self.size_divisor, config.get('size_divisor', 1))
+        if self.between:
+            sizes_between(scales, divisor)
         self._passes = Passes(
             model, Schedule(dict(zip(scales, weights)), count, self.seed,
-                            self.partition), transforms, self.backward,
-            scaler, self._finite if self.check_finite else None)
+                            self.partition, self.between, divisor),
+            resize, self.backward, scaler,
+            self._finite if self.check_finite else None)
         warn_of_lost_defaults(model)
         warn_of_shared_norms(model)
         self._handles = [

@@ -184,7 +184,7 @@ def test_on_a_gpu_it_is_told_when_one_waits_for_it():
         for scale in (16, 8):
             loss = mock.Mock(device=Device, detach=lambda v=value, s=scale:
                              torch.tensor(v if s == 8 else 1.))
-            finite.watch(loss, scale, step)
+            finite.watch(loss, f'scale {scale}', step)
     with pytest.raises(RuntimeError, match='scale 8 is NaN or inf at step 2'):
         finite.settle()
     finite.settle()
