@@ -11,6 +11,7 @@ from .checks import check_gradients, check_pictures, warn_if_frozen
 from .finite import FiniteLosses, name_pass, named
 from .log import joined, logged
 from .parts import parts_of_batch
+from .recording import record, unrecorded
 from .schedule import Pass, Schedule
 
 _ARGUMENTS = ('inputs', 'data_samples', 'mode')
@@ -125,6 +126,18 @@ class Passes:
         if not self.taken:
             self.taken = True
             warn_if_frozen(self._norms)
+            self._record(batch)
+
+    def _record(self, batch: dict) -> None:
+        """Record the scales that are missing and in no pass of this step."""
+        ran = {p.size for p in self._passes}
+        scales = [s for s in unrecorded(self._norms, self.schedule.weights)
+                  if s not in ran]
+        self._busy = True
+        try:
+            record(self.model, self._norms, batch, self._resize, scales)
+        finally:
+            self._busy = False
 
     def _pinned(self, size: int, part: dict):
         return use_scale(self._norms, size, record=True,
