@@ -13,15 +13,16 @@ from .finite import named
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """The ``modules`` in evaluation mode within a ``with`` block."""
+    """The ``modules`` in evaluation mode within a ``with`` block; what they
+    contain stays as it is."""
     before = [m for m in modules if m.training]
     for module in before:
-        module.train(False)
+        module.training = False
     try:
         yield
     finally:
         for module in before:
-            module.train()
+            module.training = True
 
 
 def leaves(model: nn.Module) -> List[nn.Module]:
