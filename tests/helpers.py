@@ -36,7 +36,7 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False,
     if hooks is None:
         hooks = [SCTLossHook(), EpochSeedHook(), EMAHook()]
     torch.manual_seed(0)
-    runner = Runner(
+    runner = Runner(**{**dict(
         model=model or ssbn_model(), work_dir=str(work_dir),
         experiment_name=f'{work_dir.parent.name}-{work_dir.name}-{resume}',
         train_dataloader=dict(
@@ -49,7 +49,7 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False,
             type='CheckpointHook', interval=1,
             backend_args=dict(backend='atomic_local'))),
         custom_hooks=hooks, randomness=dict(seed=7), resume=resume,
-        log_level='ERROR', **options)
+        log_level='ERROR'), **options})
     runner.train()
     return runner
 

@@ -18,10 +18,10 @@ class FiniteLosses:
     """
 
     def __init__(self) -> None:
-        self._first: Dict[int, Tensor] = {}  # scale -> its first bad step
+        self._first: Dict[str, Tensor] = {}  # scale -> its first bad step
 
-    def watch(self, loss: Tensor, scale: int, step: int) -> None:
-        """Look at the ``loss`` of one scale.
+    def watch(self, loss: Tensor, where: str, step: int) -> None:
+        """Look at the ``loss`` of one pass, which ``where`` names.
 
         Raises:
             RuntimeError: on a CPU, if it is not finite.
@@ -29,12 +29,12 @@ class FiniteLosses:
         finite = torch.isfinite(loss.detach()).all()
         if loss.device.type == 'cpu':
             if not finite:
-                self._stop(scale, step)
+                self._stop(where, step)
             return
         bad = torch.full_like(finite, step, dtype=torch.long).masked_fill(
             finite, _NEVER)
-        first = self._first.get(scale)
-        self._first[scale] = bad if first is None else torch.minimum(first,
+        first = self._first.get(where)
+        self._first[where] = bad if first is None else torch.minimum(first,
                                                                      bad)
 
     def settle(self) -> None:
@@ -45,26 +45,26 @@ class FiniteLosses:
         """
         if not self._first:
             return
-        scales = list(self._first)
-        steps = torch.stack([self._first[s] for s in scales]).tolist()
+        names = list(self._first)
+        steps = torch.stack([self._first[name] for name in names]).tolist()
         self._first = {}
-        step, scale = min(zip(steps, scales))
+        step, where = min(zip(steps, names))
         if step < _NEVER:
-            self._stop(scale, step)
+            self._stop(where, step)
 
     @staticmethod
-    def _stop(scale: int, step: int) -> None:
-        raise RuntimeError(f'The loss of scale {scale} is NaN or inf at step '
+    def _stop(where: str, step: int) -> None:
+        raise RuntimeError(f'The loss of {where} is NaN or inf at step '
                            f'{step}. Lower the learning rate, clip gradients, '
                            'or set check_finite=False in SCTLossHook to go on '
                            'as AMP does, which skips such steps.')
 
 
-def name_scale(scale: int) -> None:
-    """Add to the message of the exception being handled at which scale its
-    pass ran; its type stays."""
+def name_pass(where: str) -> None:
+    """Add to the message of the exception being handled in which pass it
+    came, such as "scale 128"; its type stays."""
     error = sys.exc_info()[1]
-    text = f'in the pass of SCTLossHook at scale {scale}'
+    text = f'in the pass of SCTLossHook at {where}'
     if error is None or not isinstance(error, Exception):
         return
     if len(error.args) == 1 and isinstance(error.args[0], str):
@@ -74,10 +74,10 @@ def name_scale(scale: int) -> None:
 
 
 @contextmanager
-def named(scale: int) -> Iterator[None]:
-    """Exceptions of the ``with`` block name ``scale``."""
+def named(where: str) -> Iterator[None]:
+    """Exceptions of the ``with`` block name the pass that it is."""
     try:
         yield
     except Exception:
-        name_scale(scale)
+        name_pass(where)
         raise

@@ -1,24 +1,53 @@
 """The batch that each scale of a step trains on."""
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Sequence
+
+from mmengine.registry import TRANSFORMS
 
 from ..datasets.samples import private_copy
+from .schedule import Pass
 
 
-def divided(batch: dict, shares: Dict[int, slice]) -> Dict[int, dict]:
-    """The pictures and samples of ``shares``, one batch a scale."""
+def divided(batch: dict, passes: Sequence[Pass]) -> Dict[int, dict]:
+    """The pictures and samples of each pass' share, one batch a scale."""
     def at(share: slice) -> dict:
+        if share is None:
+            return batch
         part = {**batch, 'inputs': batch['inputs'][share]}
         if batch.get('data_samples') is not None:
             part['data_samples'] = batch['data_samples'][share]
         return part
 
-    return {scale: at(share) for scale, share in shares.items()}
+    return {p.scale: at(p.share) for p in passes}
 
 
-def parts_of_batch(batch: dict, transforms: Dict[int, Callable[[dict], dict]],
-                   shares: Optional[Dict[int, slice]] = None
-                   ) -> Dict[int, dict]:
-    """One batch for each scale of ``transforms``, in their order.
+class Resize:
+    """A batch at any size, by batch transforms that are built as they are
+    asked for.
+
+    Args:
+        config: of the batch transform, without its scales.
+        base: scale of the batches given, in pixels.
+    """
+
+    def __init__(self, config: dict, base: int) -> None:
+        self._config, self._base = config, base
+        self._transforms: Dict[int, Callable[[dict], dict]] = {}
+        self.at(base)  # a bad config is told before the training
+
+    def at(self, size: int) -> Callable[[dict], dict]:
+        """The transform to ``size`` pixels."""
+        if size not in self._transforms:
+            self._transforms[size] = TRANSFORMS.build(dict(
+                self._config, scale=size, base_scale=self._base))
+        return self._transforms[size]
+
+    def __call__(self, size: int, batch: dict) -> dict:
+        return self.at(size)(batch)
+
+
+def parts_of_batch(batch: dict, passes: Sequence[Pass],
+                   transform: Callable[[int, dict], dict]) -> Dict[int, dict]:
+    """One batch for each of ``passes``, by its scale, in their order.
 
     All are made before the first is used: what one scale's pass writes into
     its inputs or samples is in no other, and a sample that cannot be resized
@@ -26,13 +55,13 @@ def parts_of_batch(batch: dict, transforms: Dict[int, Callable[[dict], dict]],
 
     Args:
         batch: ``inputs`` (N, C, H, W), ``data_samples`` and ``mode``.
-        shares: which of the pictures a scale trains on; all by default.
+        transform: (size in pixels, batch) -> the batch at that size.
     """
-    parts = (dict.fromkeys(transforms, batch) if shares is None
-             else divided(batch, shares))
-    parts = {scale: transforms[scale](part) for scale, part in parts.items()}
-    for part in list(parts.values())[1:] if shares is None else ():
+    shares = divided(batch, passes)
+    parts = {p.scale: transform(p.size, shares[p.scale]) for p in passes}
+    for p in passes[1:]:
         # MultiScaleBatch shares what has no size: labels, scores.
-        if 'data_samples' in part:
-            part['data_samples'] = private_copy(part['data_samples'])
+        if p.share is None and 'data_samples' in parts[p.scale]:
+            parts[p.scale]['data_samples'] = private_copy(
+                parts[p.scale]['data_samples'])
     return parts

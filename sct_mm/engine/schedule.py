@@ -4,11 +4,14 @@ Pure functions of (seed, step): every process agrees, and a resumed run goes
 on as the unbroken one would.
 """
 import math
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly over [0, 1)
+_ONE = 2**53  # ints of this size divide exactly, whatever the seed
+_SCALE, _BETWEEN, _SIZE = (int(stride % 1 * _ONE)
+                           for stride in (_GOLDEN, 2**0.5, 3**0.5))
 
 
 def check_scales_per_step(count: Optional[int],
@@ -16,13 +19,13 @@ def check_scales_per_step(count: Optional[int],
     """How many of ``scales`` a step trains; None means all of them.
 
     Raises:
-        ValueError: if it is no int from 2 (the base and another) to S.
+        ValueError: if it is no int from 1 to S.
     """
     if count is None:
         return len(scales)
     if isinstance(count, bool) or not isinstance(
-            count, int) or not min(2, len(scales)) <= count <= len(scales):
-        raise ValueError('`scales_per_step` must be an int from 2 to the '
+            count, int) or not 1 <= count <= len(scales):
+        raise ValueError('`scales_per_step` must be an int from 1 to the '
                          f'{len(scales)} scales {tuple(scales)}, but got '
                          f'{count!r}. Leave it out to train all of them.')
     return count
@@ -48,14 +51,41 @@ def _chances(weights: Dict[int, float], count: int) -> Dict[int, float]:
     return {s: p for s, p in chances.items() if p > 0}
 
 
+def _evenly(seed: int, step: int, stride: int) -> float:
+    """A point in [0, 1) for each step: those of steps in a row are spread
+    evenly, as coin flips are not.
+
+    Args:
+        stride: an irrational part of ``_ONE``. Points of two strides that no
+            fractions relate are independent of each other (Weyl).
+    """
+    return (step + seed * 1_000_003) * stride % _ONE / _ONE
+
+
+def _one_scale(weights: Dict[int, float], point: float) -> int:
+    """The scale at ``point`` of [0, 1), of which each has its share."""
+    drawn = [scale for scale, weight in weights.items() if weight > 0]
+    reached, total = 0.0, sum(weights.values())
+    for scale in drawn:
+        reached += weights[scale] / total
+        if point < reached:
+            return scale
+    return drawn[-1]  # the sum is 1 but for rounding
+
+
 def scales_of_step(weights: Dict[int, float], count: int, seed: int,
                    step: int) -> Tuple[int, ...]:
-    """The base scale and ``count - 1`` of the others, from the largest down,
-    drawn by their weights without repetition (systematic sampling in a random
-    order; our choice: US-Nets, arXiv 1903.05134, keep the smallest too and
-    draw those between)."""
+    """The scales that a step trains, from the largest down.
+
+    Of several, the base and ``count - 1`` of the others, drawn by their
+    weights without repetition (systematic sampling in a random order; our
+    choice: US-Nets, arXiv 1903.05134, keep the smallest too and draw those
+    between). One is drawn by the weights, evenly over the steps.
+    """
     if count == len(weights):
         return tuple(sorted(weights, reverse=True))
+    if count == 1:
+        return (_one_scale(weights, _evenly(seed, step, _SCALE)), )
     chances = _chances(weights, count)
     generator = torch.Generator().manual_seed(
         (seed * 1_000_003 + step) % 2**63)
@@ -79,6 +109,9 @@ def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
     base = max(weights)
     if count == len(weights):
         return dict(weights)
+    if count == 1:
+        total = sum(weights.values())
+        return {s: total for s, weight in weights.items() if weight > 0}
     return {base: weights[base],
             **{s: weights[s] / chance
                for s, chance in _chances(weights, count).items()}}
@@ -140,3 +173,93 @@ def weights_of_shares(shares: Dict[int, slice],
              for scale, share in shares.items()}
     pictures = sum(sizes.values())
     return {scale: total * size / pictures for scale, size in sizes.items()}
+
+
+def sizes_between(scales: Sequence[int], divisor: int) -> Dict[int, range]:
+    """The sizes that may stand in for each smaller scale: the multiples of
+    ``divisor`` between it and the next larger one.
+
+    Raises:
+        ValueError: for a gap without any, and for a single scale.
+    """
+    if len(scales) < 2:
+        raise ValueError('`between` needs two scales to train between, but '
+                         f'got {tuple(scales)}. Leave it out.')
+    sizes = {scale: range((scale // divisor + 1) * divisor, larger, divisor)
+             for larger, scale in zip(scales, scales[1:])}
+    for larger, scale in zip(scales, scales[1:]):
+        if not sizes[scale]:
+            raise ValueError(f'`between` needs a multiple of {divisor} '
+                             f'between {larger} and {scale}, but there is '
+                             'none. Leave out one of these scales, or set a '
+                             'smaller size_divisor.')
+    return sizes
+
+
+def sizes_of_step(scales: Sequence[int], between: float, divisor: int,
+                  seed: int, step: int) -> Dict[int, int]:
+    """{scale: size of its pass in pixels}.
+
+    In a share ``between`` of the steps, spread evenly, each smaller scale
+    gives its pass to a size between it and the next larger scale, drawn
+    uniformly from the multiples of ``divisor``; the base stays. So each gap
+    is trained, and nothing below the smallest scale.
+    """
+    sizes = dict(zip(scales, scales))
+    if _evenly(seed, step, _BETWEEN) >= between:
+        return sizes
+    point = _evenly(seed, step, _SIZE)
+    for rank, (scale, choices) in enumerate(sizes_between(
+            scales, divisor).items()):
+        # Apart from each other within a step, and even over the steps.
+        part = (point + rank * _GOLDEN) % 1
+        sizes[scale] = choices[int(part * len(choices))]
+    return sizes
+
+
+class Pass(NamedTuple):
+    """One forward pass of a step."""
+    scale: int
+    size: int  # pixels that it runs at: the scale, or some above it
+    weight: float  # of its loss
+    share: Optional[slice]  # of the batch; None for all of it
+
+    @property
+    def where(self) -> str:
+        """What a message calls it."""
+        return (f'scale {self.scale}' if self.size == self.scale
+                else f'size {self.size}')
+
+
+class Schedule(NamedTuple):
+    """What each step of a training trains.
+
+    ``weights``: {scale: lambda_s}, from the largest down.
+    ``count``: scales a step. The others are arguments of ``SCTLossHook``.
+    """
+    weights: Dict[int, float]
+    count: int
+    seed: int = 0
+    partition: bool = False
+    between: float = 0.0
+    divisor: int = 1
+
+    def check_batch(self, pictures: int) -> None:
+        """As :func:`check_shares`, of a batch of ``pictures``."""
+        if self.partition:
+            check_shares(pictures, weights_of_step(self.weights, self.count))
+
+    def passes(self, pictures: int, step: int) -> List[Pass]:
+        """The passes of a step on a batch of ``pictures``, from the largest
+        scale down."""
+        weights = weights_of_step(self.weights, self.count)
+        weights = {scale: weights[scale] for scale in scales_of_step(
+            self.weights, self.count, self.seed, step)}
+        shares: Dict[int, Optional[slice]] = dict.fromkeys(weights)
+        if self.partition:
+            shares = shares_of_step(pictures, weights, step)
+            weights = weights_of_shares(shares, sum(weights.values()))
+        sizes = sizes_of_step(tuple(self.weights), self.between, self.divisor,
+                              self.seed, step)
+        return [Pass(scale, sizes[scale], weights[scale], share)
+                for scale, share in shares.items()]

@@ -1,39 +1,25 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import copy
-from typing import Dict, Optional, Sequence
+import math
+from typing import Optional, Sequence
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, TRANSFORMS
-from torch import Tensor, nn
+from mmengine.registry import HOOKS
+from torch import nn
 
-from ..arguments import check_choice, check_int
+from ..arguments import check_choice, check_int, check_number
 from ..datasets.multi_scale import padding_of
-from ..models.scale import check_scales, ssbn_layers, use_scale
-from .backward import BACKWARDS
-from .checks import (batch_size_of, check_arguments, check_gradients,
-                     check_loss_weights, check_model, check_pictures,
-                     check_pipeline, resolve_scales, warn_if_frozen,
+from ..models.scale import check_scales
+from .checks import (batch_size_of, check_arguments, check_loss_weights,
+                     check_model, check_pipeline, resolve_scales,
                      warn_of_lost_defaults, warn_of_shared_norms)
-from .finite import FiniteLosses, name_scale, named
-from .parts import parts_of_batch
-from .schedule import (check_scales_per_step, check_shares, scales_of_step,
-                       shares_of_step, weights_of_shares, weights_of_step)
+from .finite import FiniteLosses
+from .parts import Resize
+from .passes import Passes
+from .schedule import Schedule, check_scales_per_step, sizes_between
 
 _SETTLE = 50  # steps after which a GPU is asked whether losses are finite
-_ARGUMENTS = ('inputs', 'data_samples', 'mode')
-
-
-def log_name(scale: int, name: str) -> str:
-    """The name under which one scale's loss or metric is logged.
-
-    It carries the scale and not the word "loss": mmengine's ``parse_losses``
-    adds up every key that contains it. ``loss`` becomes ``s128/total``,
-    ``loss_cls`` ``s128/cls``, ``accuracy_top-1`` ``s128/accuracy_top-1``.
-    """
-    name = name.replace('loss_', '').replace('loss', '').strip('_.')
-    return f's{scale}/{name or "total"}'
 
 
 @HOOKS.register_module()
@@ -45,8 +31,8 @@ class SCTLossHook(Hook):
     every smaller scale, on the same batch resized by ``MultiScaleBatch`` and
     with the SSBN layers pinned to that scale. The model returns ``loss``,
     which is minimised, and for the log each scale's losses and accuracies
-    (see :func:`log_name`). Only forward hooks of torch are used; after
-    training the model is as it was.
+    (see :func:`~sct_mm.engine.log.log_name`). Only forward hooks of torch are
+    used; after training the model is as it was.
 
     Args:
         scales: needed only for a model without SSBN (SCT with shared
@@ -60,16 +46,29 @@ class SCTLossHook(Hook):
             a model with gradient hooks on its parameters. The gradients are
             the same.
         scales_per_step: train the base scale and ``scales_per_step - 1`` of
-            the others in each step, drawn by their weights from (``seed``,
-            step). A scale drawn counts more, so that the mean over the steps
-            is the same loss, and each step weighs the same. Defaults to all
-            scales.
+            the others in each step, or with 1 one scale alone, drawn by their
+            weights from (``seed``, step). A scale drawn counts more, so that
+            the mean over the steps is the same loss, and each step weighs the
+            same. With 1 a step costs what a plain one at that scale does, and
+            the whole batch is at it: for batches too small to divide.
+            Momentum and weight decay act on all rows in each step (our
+            choice): the gradient of a step is a sample of that of all scales,
+            of which zeros for the rows that were not drawn are a part.
+            Defaults to all scales.
         partition: divide each batch over the scales of the step, in
             proportion to lambda_s, so that a picture is seen at one of them,
             and each picture of a batch counts the same: the cost is the mean
             over the scales instead of the sum. Batch statistics then come
             from a share of the batch: enlarge it. Each share must have two
-            pictures.
+            pictures, and a step two scales.
+        between: in this share of the steps, 0 to 1, each smaller scale of the
+            step gives its pass to a size between it and the next larger one,
+            for a network that is tested at any size; see
+            :func:`~sct_mm.engine.schedule.sizes_of_step`. With every schedule
+            above, and at the same cost but for the larger sizes. The log
+            names the scale to which a size is nearest.
+        size_divisor: the sizes between are multiples of it, and of the data
+            preprocessor's.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
@@ -84,11 +83,13 @@ class SCTLossHook(Hook):
         TypeError: for arguments of another type; for batches that are no
             (N, C, H, W) tensor and list of samples.
         ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
-            not fit the model, a batch too small for `partition`, or one whose
-            pictures have not the base scale.
+            not fit the model, two scales without a size `between`, a batch
+            too small for `partition`, or one whose pictures have not the base
+            scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
-            a loss that is not finite.
+            a loss that is not finite; for a ``train_step`` that does not call
+            the model with ``mode='loss'``.
     """
 
     def __init__(self,
@@ -97,6 +98,8 @@ class SCTLossHook(Hook):
                  backward: str = 'per_scale',
                  scales_per_step: Optional[int] = None,
                  partition: bool = False,
+                 between: float = 0.0,
+                 size_divisor: int = 1,
                  seed: int = 0,
                  batch_transform: Optional[dict] = None,
                  check_finite: bool = True) -> None:
@@ -105,22 +108,28 @@ class SCTLossHook(Hook):
             loss_weights, batch_transform, seed, partition=partition,
             check_finite=check_finite)
         if scales_per_step is not None:
-            scales_per_step = check_int('scales_per_step', scales_per_step, 2,
+            scales_per_step = check_int('scales_per_step', scales_per_step, 1,
                                         'Leave it out to train all scales.')
+        if partition and scales_per_step == 1:
+            raise ValueError('`partition` divides a batch over the scales of '
+                             'a step, but got scales_per_step=1. Leave one of '
+                             'them out.')
         self.scales = None if scales is None else check_scales(scales)
         self.loss_weights = loss_weights
-        self.backward = BACKWARDS[backward]
+        self.backward = backward
         self.scales_per_step = scales_per_step
         self.partition = partition
+        self.between = check_number(
+            'between', between, 0, 'Give the share of the steps that train '
+            'between the scales.', 1)
+        self.size_divisor = check_int('size_divisor', size_divisor, 1,
+                                      'Give it in pixels.', 2**16)
         self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
         self.check_finite = check_finite
         self.step = 0
         self._handles: list = []
-        self.model: Optional[nn.Module] = None  # that it is attached to
-        self._pin = None  # the open use_scale() of the base scale's pass
-        self._busy = False  # within a pass that this hook started
-        self._looked = False  # whether SSBN's rows are frozen
+        self._passes: Optional[Passes] = None  # of the model attached to
         self._finite = FiniteLosses()
 
     def before_train(self, runner) -> None:
@@ -128,22 +137,28 @@ class SCTLossHook(Hook):
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
-        if (self.backward is not BACKWARDS['joint']
+        if (self.backward != 'joint'
                 and getattr(runner.model, 'static_graph', False)):
             raise ValueError("`backward='per_scale'` cannot hand gradients to "
                              'DDP with static_graph=True. Set '
                              "backward='joint', or leave static_graph out.")
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
         size = batch_size_of(runner.train_dataloader)
-        if self.partition and size:
-            check_shares(size, weights_of_step(
-                dict(zip(scales, self._loss_weights)), self._count))
-            self._shares_fit = True
+        if size:
+            self._passes.schedule.check_batch(size)
+            self._passes.shares_fit = True
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.step = runner.iter
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
+        if self._passes is not None and not self._passes.taken:
+            name = type(self._passes.model).__name__
+            raise RuntimeError(f'The train_step of {name} must call '
+                               "model(..., mode='loss'), on which SCTLossHook "
+                               'acts, but has not: it trained the base scale '
+                               'alone. Use a train_step that does, as '
+                               "mmengine's BaseModel has.")
         if self.every_n_train_iters(runner, _SETTLE):
             self._finite.settle()
 
@@ -161,26 +176,22 @@ class SCTLossHook(Hook):
             scaler: the ``GradScaler`` of the training loop, if it has one.
         """
         self.detach()  # of a run that an error ended
-        self._scales = scales = resolve_scales(model, self.scales)
-        self._count = check_scales_per_step(self.scales_per_step, scales)
-        self._loss_weights = check_loss_weights(self.loss_weights, scales,
-                                                self.partition)
+        scales = resolve_scales(model, self.scales)
+        count = check_scales_per_step(self.scales_per_step, scales)
+        weights = check_loss_weights(self.loss_weights, scales,
+                                     self.partition)
         check_model(model, type(self))
-        self._shares_fit = False  # whether a batch has a share for each
         self._finite = FiniteLosses()
-        self.model, self._scaler = model, scaler
-        self._norms = nn.ModuleList(ssbn_layers(model))
-        self._transforms = {
-            scale: TRANSFORMS.build(dict(
-                {**padding_of(model), **self.batch_transform},
-                scale=scale, base_scale=scales[0])) for scale in scales
-        }
-        # Under torch.compile the passes are compiled, not what joins them.
-        self._losses_of_step = torch.compiler.disable(
-            type(self)._losses_of_step.__get__(self), recursive=False)
-        for name in ('_take', '_prepare'):
-            setattr(self, name, torch.compiler.disable(
-                getattr(type(self), name).__get__(self)))
+        config = {**padding_of(model), **self.batch_transform}
+        resize = Resize(config, scales[0])
+        divisor = math.lcm(self.size_divisor, config.get('size_divisor', 1))
+        if self.between:
+            sizes_between(scales, divisor)
+        self._passes = Passes(
+            model, Schedule(dict(zip(scales, weights)), count, self.seed,
+                            self.partition, self.between, divisor),
+            resize, self.backward, scaler,
+            self._finite if self.check_finite else None)
         warn_of_lost_defaults(model)
         warn_of_shared_norms(model)
         self._handles = [
@@ -194,107 +205,35 @@ class SCTLossHook(Hook):
         """Remove the forward hooks; the model is as before :meth:`attach`."""
         while self._handles:
             self._handles.pop().remove()
-        self.model = None
-        self._unpin()  # a pass that Ctrl-C ended
+        if self._passes is not None:
+            self._passes.unpin()  # a pass that Ctrl-C ended
+        self._passes = None
+
+    @property
+    def model(self) -> Optional[nn.Module]:
+        """The model that it is attached to."""
+        return None if self._passes is None else self._passes.model
+
+    def __getstate__(self) -> dict:
+        """On a copy of the model, which carries its hooks, and in a file that
+        ``torch.save(model)`` writes, they rest."""
+        return dict(vars(self), _handles=[], _passes=None,
+                    _finite=FiniteLosses())
 
     def __deepcopy__(self, memo: dict) -> 'SCTLossHook':
-        """On a copy of the model, which carries its hooks, they rest."""
-        new = copy.copy(self)
-        new.model = None
-        return new
-
-    def _trains(self, model: nn.Module, batch: dict) -> bool:
-        return (batch.get('mode') == 'loss' and model.training
-                and model is self.model and torch.is_grad_enabled()
-                and not self._busy)
+        return copy.copy(self)
 
     def _before_pass(self, model: nn.Module, args: tuple,
                      kwargs: dict) -> Optional[tuple]:
-        batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
-        if not self._trains(model, batch):
+        if model is not self.model:
             return None
-        if len(args) > len(_ARGUMENTS):
-            raise TypeError(f'SCTLossHook knows {_ARGUMENTS} of a model, but '
-                            f'got {len(args)} arguments. Leave others out.')
-        self._prepare(batch)
-        part = self._parts[self._scales[0]]
-        self._pin = self._pinned(self._scales[0], part)
-        self._pin.__enter__()
-        return (), part
-
-    def _prepare(self, batch: dict) -> None:
-        """Check the batch, and make each scale's part of it."""
-        check_pictures(batch, self._scales[0])
-        if self.backward is BACKWARDS['per_scale']:
-            check_gradients(batch)
-        pictures = len(batch['inputs'])
-        weights = dict(zip(self._scales, self._loss_weights))
-        scales = scales_of_step(weights, self._count, self.seed, self.step)
-        weights = weights_of_step(weights, self._count)
-        self._weights = {scale: weights[scale] for scale in scales}
-        shares = None
-        if self.partition:
-            if not self._shares_fit:  # no sampler told: the first batch does
-                check_shares(pictures, weights)
-                self._shares_fit = True
-            shares = shares_of_step(pictures, self._weights, self.step)
-            self._weights = weights_of_shares(shares,
-                                              sum(self._weights.values()))
-            scales = tuple(shares)
-        self._parts = parts_of_batch(
-            batch, {scale: self._transforms[scale] for scale in scales},
-            shares)
-        if not self._looked:
-            self._looked = True
-            warn_if_frozen(self._norms)
-
-    def _pinned(self, scale: int, part: dict):
-        return use_scale(self._norms, scale, record=True,
-                         edge=min(part['inputs'].shape[-2:]))
+        return self._passes.before(args, kwargs, self.step)
 
     def _after_pass(self, model: nn.Module, args: tuple, kwargs: dict,
                     losses: Optional[dict]) -> Optional[dict]:
-        if not self._trains(model, kwargs) or self._pin is None:
+        if model is not self.model:
             return None
-        try:
-            if losses is None:  # the pass at the base scale raised
-                name_scale(self._scales[0])
-                return None
-            return self._losses_of_step(model, losses)
-        finally:
-            self._unpin()
-            self._parts = {}
-
-    def _unpin(self) -> None:
-        if self._pin is not None:
-            self._pin.__exit__(None, None, None)
-        self._pin = None
-
-    def _losses_of_step(self, model: nn.Module, losses: dict) -> dict:
-        """The loss to minimise and each scale's values for the log."""
-        base, *others = self._parts
-        with self.backward(model, self._scaler) as backward:
-            logs = self._take(backward, model, losses, base)
-            self._unpin()
-            self._busy = True
-            try:
-                for scale in others:
-                    part = self._parts.pop(scale)
-                    with named(scale), self._pinned(scale, part):
-                        losses = model(**part)
-                        logs.update(self._take(backward, model, losses,
-                                               scale))
-            finally:
-                self._busy = False
+        losses = self._passes.after(kwargs, losses)
+        if losses is not None:
             self.step += 1  # where no Runner says it
-            return dict(logs, loss=backward.total())
-
-    def _take(self, backward, model: nn.Module, losses: dict,
-              scale: int) -> Dict[str, Tensor]:
-        """Hand one scale's weighted loss to ``backward``; its log values."""
-        loss, log_vars = model.parse_losses(losses)
-        if self.check_finite:
-            self._finite.watch(loss, scale, self.step)
-        backward.add(self._weights[scale] * loss, scale)
-        return {log_name(scale, name): value.detach()
-                for name, value in log_vars.items()}
+        return losses

@@ -87,6 +87,8 @@ REGIMES = dict(
     weights=dict(hook=dict(loss_weights=(2., 1., .5))),
     partition=dict(hook=dict(partition=True)),
     two_scales_a_step=dict(hook=dict(scales_per_step=2)),
+    one_scale_a_step=dict(hook=dict(scales_per_step=1)),
+    between=dict(hook=dict(between=0.6)),
     accumulation=dict(accumulative_counts=2),
     clipping=dict(clip_grad=dict(max_norm=0.1)),
     checkpointing=dict(make=checkpointed_net),

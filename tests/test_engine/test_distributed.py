@@ -16,7 +16,9 @@ from helpers import batch
 
 STEPS = 4
 SCHEDULES = dict(full={}, drawn=dict(scales_per_step=2),
-                 partition=dict(partition=True))
+                 one=dict(scales_per_step=1),
+                 partition=dict(partition=True),
+                 between=dict(between=0.6, scales_per_step=2))
 
 
 def steps(model, hook, halves, accumulate=1):

@@ -37,12 +37,13 @@ def test_the_base_and_each_other_scale_equally_often():
 
 def test_the_mean_over_steps_is_the_loss_of_all_scales():
     weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.2, 0.1)))
-    for count in (2, 3, 4):
+    for count in (1, 2, 3, 4):
         of_step = weights_of_step(weights, count)
         total = Counter()
         for step in range(6000):
             scales = scales_of_step(weights, count, 0, step)
-            assert len(set(scales)) == count and scales[0] == 224
+            assert len(set(scales)) == count
+            assert count == 1 or scales[0] == 224
             # Each step weighs the same.
             assert sum(of_step[s] for s in scales) == pytest.approx(1)
             for scale in scales:
@@ -108,6 +109,55 @@ def test_partition_is_a_loop_over_the_parts():
     assert_close(grads(model), grads(by_hand))
 
 
+def test_one_scale_a_step_is_drawn_evenly():
+    weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.0, 0.3)))
+    for seed in (0, 1, 2**31 - 1):
+        drawn = [scales_of_step(weights, 1, seed, i) for i in range(2000)]
+        for first, steps in ((0, 2000), (300, 100), (501, 30), (9, 10)):
+            seen = Counter(s for s, in drawn[first:first + steps])
+            for scale, weight in weights.items():
+                assert abs(seen[scale] - weight * steps) < 2
+    assert len({tuple(scales_of_step(weights, 1, seed, i) for i in range(9))
+                for seed in range(5)}) > 1
+    assert scales_of_step({16: 0., 8: 1.}, 1, 0, 0) == (8, )
+
+
+@pytest.mark.parametrize('backward', ['per_scale', 'joint'])
+def test_one_scale_a_step_is_one_plain_step(backward):
+    """Also where the base is not drawn: one pass, and one row moves."""
+    model, by_hand = [TinyModel(lambda c: SSBN(c, SCALES)) for _ in range(2)]
+    by_hand.load_state_dict(model.state_dict())
+    hook = SCTLossHook(scales_per_step=1, backward=backward,
+                       loss_weights=(1., 2., 3.))
+    hook.attach(model)
+    sizes = []
+    model.net.register_forward_hook(
+        lambda module, args, output: sizes.append(args[0].shape[-1])
+        if torch.is_grad_enabled() else None)  # not where it records
+    seen = set()
+    for hook.step in range(8):
+        scale, = scales_of_step({16: 1., 12: 2., 8: 3.}, 1, 0, hook.step)
+        data = batch(seed=hook.step)
+        x = tv.resize(data['inputs'], [scale, scale], antialias=True)
+        losses = model(**data, mode='loss')
+        set_scale(by_hand, scale)
+        want = by_hand(x, data['data_samples'], 'loss')
+        assert set(losses) == {f's{scale}/total', f's{scale}/accuracy',
+                               'loss'}
+        for net, loss in ((model, losses['loss']),
+                          (by_hand, 6 * want['loss'])):
+            net.zero_grad()
+            loss.backward()
+        assert_close(losses['loss'], 6 * want['loss'])
+        assert_close(losses[f's{scale}/total'], want['loss'])
+        assert_close(grads(model), grads(by_hand))
+        assert_close(dict(model.named_buffers()),
+                     dict(by_hand.named_buffers()))
+        assert sizes.pop() == scale and not sizes
+        seen.add(scale)
+    assert seen == set(SCALES)
+
+
 def test_a_step_of_two_scales_trains_two():
     model = TinyModel(lambda c: SSBN(c, SCALES))
     hook = SCTLossHook(scales_per_step=2, loss_weights=(1., 2., 3.))
@@ -125,9 +175,9 @@ def test_a_step_of_two_scales_trains_two():
     assert seen == set(SCALES)
 
 
-@pytest.mark.parametrize('count', [1, 4, 2.0, True])
+@pytest.mark.parametrize('count', [0, 4, 2.0, True])
 def test_bad_scales_per_step(count):
-    with pytest.raises(ValueError, match='an int from 2 to the 3 scales'):
+    with pytest.raises(ValueError, match='an int from 1 to the 3 scales'):
         check_scales_per_step(count, SCALES)
 
 
@@ -182,7 +232,7 @@ def test_a_batch_that_no_sampler_told_of_is_refused_before_it_trains():
 
 @pytest.mark.parametrize('schedule', [
     dict(partition=True), dict(partition=True, scales_per_step=2),
-    dict(scales_per_step=2), {}])
+    dict(scales_per_step=2), dict(scales_per_step=1), {}])
 def test_a_picture_weighs_the_same_in_every_batch(schedule):
     """A loss whose gradient tells the weight of each picture."""
     class Weigh(TinyModel):
@@ -201,7 +251,7 @@ def test_a_picture_weighs_the_same_in_every_batch(schedule):
         data = batch(n=n)
         for i, sample in enumerate(data['data_samples']):
             sample.index = i
-        hook._shares_fit = True
+        hook._passes.shares_fit = True
         model.weights.grad = None
         model(**data, mode='loss')['loss'].backward()
         want = torch.zeros(9)

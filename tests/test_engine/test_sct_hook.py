@@ -1,4 +1,5 @@
 """The hook's loss against a loop written by hand, within real training."""
+import json
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import (SSBN, SCTLossHook, set_scale)
 from sct_mm.models.scale import ssbn_layers
-from sct_mm.engine.sct_hook import log_name
+from sct_mm.engine.log import log_name
 
 from conftest import SCALES, TinyModel
 from helpers import batch, grads, ssbn_model, train
@@ -112,7 +113,9 @@ def test_attached_twice_it_acts_once():
     hook = SCTLossHook(partition=True)
     hook.attach(model)
     hook.attach(model)
-    with mock.patch.object(hook, '_prepare', wraps=hook._prepare) as prepare:
+    passes = hook._passes
+    with mock.patch.object(passes, '_prepare',
+                           wraps=passes._prepare) as prepare:
         model(**batch(), mode='loss')
     assert prepare.call_count == 1
 
@@ -134,6 +137,78 @@ def test_ctrl_c_in_a_pass_leaves_no_pin_behind():
         model(**batch(), mode='loss')
     hook.detach()
     assert all(layer.pinned_size is None for layer in ssbn_layers(model))
+
+
+def test_after_ctrl_c_the_next_call_is_not_pinned():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    model(**batch(), mode='loss')
+    x = torch.rand(2, 3, 8, 8)
+    want = model.eval()(x)
+    stop = model.net.register_forward_pre_hook(
+        mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.train()(**batch(), mode='loss')
+    stop.remove()
+    with torch.no_grad():
+        assert_close(model.eval()(x), want, rtol=0, atol=0)
+
+
+def test_a_model_that_calls_itself_stays_pinned():
+    class Calls(TinyModel):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if mode == 'loss':
+                self(inputs)
+                self.pins.append(self.net[1].pinned_scale)
+            return super().forward(inputs, data_samples, mode)
+
+    model = Calls(lambda c: SSBN(c, SCALES))
+    model.pins = []
+    SCTLossHook().attach(model)
+    model(**batch(), mode='loss')
+    assert model.pins == list(SCALES)
+
+
+def test_a_model_that_trains_can_be_saved_whole(tmp_path):
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    model(**batch(), mode='loss')
+    torch.save(model, tmp_path / 'model.pth')
+    loaded = torch.load(tmp_path / 'model.pth', weights_only=False)
+    assert_close(loaded.state_dict(), model.state_dict())
+    assert set(loaded(**batch(), mode='loss')) == {'loss', 'accuracy'}
+    SCTLossHook().attach(loaded)
+    assert_close(loaded(**batch(), mode='loss'), model(**batch(),
+                                                       mode='loss'))
+
+
+def test_a_train_step_that_passes_the_hook_by_is_told(tmp_path):
+    class Direct(TinyModel):
+        def train_step(self, data, optim_wrapper):
+            loss = self.forward(**data, mode='loss')['loss']
+            optim_wrapper.update_params(loss)
+            return dict(loss=loss)
+
+    with pytest.raises(RuntimeError, match='The train_step of Direct must '
+                       'call model'):
+        train(tmp_path / 'run', 1, Direct(lambda c: SSBN(c, SCALES)))
+
+
+def test_the_log_has_every_scale_though_a_step_trains_one(tmp_path):
+    """mmengine shows the last value of a name that a step lacks."""
+    runner = train(tmp_path / 'run', 6, hooks=[
+        SCTLossHook(scales_per_step=1)], log_processor=dict(
+            type='LogProcessor', custom_cfg=[dict(
+                data_src='s8/total', method_name='mean', window_size=10)]),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)))
+    lines = [json.loads(line) for line in next(
+        (tmp_path / 'run').rglob('scalars.json')).read_text().splitlines()]
+    names = [f's{scale}/total' for scale in SCALES]
+    assert not set(names) <= set(lines[0])
+    assert set(names) <= set(lines[-1])
+    scalars = runner.message_hub.log_scalars
+    assert sum(len(scalars[f'train/{n}'].data[0]) for n in names) == 12
+    assert lines[-1]['s12/total'] == scalars['train/s12/total'].current()
 
 
 def test_an_error_in_a_pass_unpins_the_model():

@@ -76,6 +76,9 @@ def test_ddp_with_a_static_graph_needs_joint(tmp_path):
     (dict(partition='yes'), TypeError, "`partition` must be True or False"),
     (dict(check_finite=1), TypeError, '`check_finite`'),
     (dict(scales_per_step='2'), TypeError, '`scales_per_step`'),
+    (dict(scales_per_step=0), ValueError, '`scales_per_step`'),
+    (dict(scales_per_step=1, partition=True), ValueError,
+     '`partition` divides .* but got scales_per_step=1'),
     (dict(scales=16), TypeError, '`scales` must be a tuple of ints')])
 def test_bad_arguments(options, error, match):
     with pytest.raises(error, match=match):
@@ -91,7 +94,8 @@ class Tuple(TinyModel):
 
 
 @pytest.mark.parametrize('schedule', [{}, dict(partition=True),
-                                      dict(scales_per_step=2)])
+                                      dict(scales_per_step=2),
+                                      dict(scales_per_step=1)])
 @pytest.mark.parametrize('inputs, samples, match', [
     ([torch.rand(8, 3, 16, 16)] * 2, None, 'but got a list'),
     (dict(sup=torch.rand(8, 3, 16, 16)), dict(sup=[]), 'but got a dict'),
@@ -109,8 +113,9 @@ class Writes(TinyModel):
     """A host that writes into what it is given while it computes."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        self.seen.append([int(s.gt_label) for s in data_samples])
-        self.edges.append(float(inputs.sum()))
+        if torch.is_grad_enabled():  # not where extents are recorded
+            self.seen.append([int(s.gt_label) for s in data_samples])
+            self.edges.append(float(inputs.sum()))
         inputs.mul_(0.5)
         losses = super().forward(inputs, data_samples, mode)
         for sample in data_samples:
@@ -120,7 +125,8 @@ class Writes(TinyModel):
 
 
 @pytest.mark.parametrize('schedule', [{}, dict(backward='joint'),
-                                      dict(scales_per_step=2)])
+                                      dict(scales_per_step=2),
+                                      dict(scales_per_step=1)])
 def test_each_scale_sees_what_the_pipeline_made(schedule):
     model = Writes(lambda c: SSBN(c, SCALES)).double()
     model.seen, model.edges = [], []
@@ -179,7 +185,7 @@ def test_on_a_gpu_it_is_told_when_one_waits_for_it():
         for scale in (16, 8):
             loss = mock.Mock(device=Device, detach=lambda v=value, s=scale:
                              torch.tensor(v if s == 8 else 1.))
-            finite.watch(loss, scale, step)
+            finite.watch(loss, f'scale {scale}', step)
     with pytest.raises(RuntimeError, match='scale 8 is NaN or inf at step 2'):
         finite.settle()
     finite.settle()

@@ -85,7 +85,7 @@ def check_step(model, before, losses):
     """What one step may leave behind; the scales that it ran."""
     ran = {int(name[1:].partition('/')[0]) for name in losses
            if name.endswith('/total')}
-    assert losses['loss'].isfinite() and 16 in ran
+    assert losses['loss'].isfinite() and ran
     assert all(p.grad is None or p.grad.isfinite().all()
                for p in model.parameters())
     assert_unpinned(model)
@@ -125,7 +125,7 @@ OPTIONS = st.one_of(
         backward=st.sampled_from(['joint', 'per_scale']))),
     options(
         scales=[None, SCALES], loss_weights=[None, (0.5, 0.3, 0.2)],
-        backward=['joint', 'per_scale'], scales_per_step=[2, 3],
+        backward=['joint', 'per_scale'], scales_per_step=[1, 2, 3],
         partition=[True], seed=[1, 2**40], check_finite=[True, False],
         batch_transform=[dict(type='MultiScaleBatch', antialias=False),
                          dict(type='MultiScaleBatch', pad_value=1)]))

@@ -1,0 +1,171 @@
+"""The forward passes of a training step, each pinned to its scale."""
+import sys
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from torch import nn
+
+from ..models.scale import serving_scale, ssbn_layers, use_scale
+from .backward import BACKWARDS
+from .checks import check_gradients, check_pictures, warn_if_frozen
+from .finite import FiniteLosses, name_pass, named
+from .log import joined, logged
+from .parts import parts_of_batch
+from .recording import record, unrecorded
+from .schedule import Pass, Schedule
+
+_ARGUMENTS = ('inputs', 'data_samples', 'mode')
+
+
+def runs_within_itself(model: nn.Module) -> bool:
+    """Whether a call of ``model`` is within another one of it; read off the
+    call stack."""
+    calls, frame = 0, sys._getframe(1)
+    while frame is not None:
+        calls += (frame.f_code.co_name == '_call_impl'
+                  and frame.f_locals.get('self') is model)
+        frame = frame.f_back
+    return calls > 1
+
+
+class Passes:
+    """What SCTLossHook does to a model's pass with ``mode='loss'``: the pass
+    itself runs at the largest scale of the step, the others follow.
+
+    Args:
+        resize: (size in pixels, batch) -> the batch at that size.
+        backward: a key of ``BACKWARDS``.
+        scaler: the ``GradScaler`` of the training loop, if it has one.
+        finite: watches the losses; None does not.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule,
+                 resize: Callable[[int, dict], dict],
+                 backward: str = 'per_scale', scaler: Optional[Any] = None,
+                 finite: Optional[FiniteLosses] = None) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.taken = False  # whether there was a pass to act on
+        self.shares_fit = False  # whether a batch has a share for each scale
+        self._base = max(schedule.weights)
+        self._resize = resize
+        self._backward = BACKWARDS[backward]
+        self._by_scale = backward == 'per_scale'
+        self._scaler, self._finite = scaler, finite
+        self._norms = nn.ModuleList(ssbn_layers(model))
+        self._passes: List[Pass] = []  # of this step
+        self._parts: Dict[int, dict] = {}  # {scale: batch} of each
+        self._pin = None  # the open use_scale() of the model's own pass
+        self._busy = False  # within a pass that is started here
+        # Under torch.compile the passes are compiled, not what joins them.
+        self._losses_of_step = torch.compiler.disable(
+            self._losses_of_step, recursive=False)
+        for name in ('_take', '_prepare'):
+            setattr(self, name, torch.compiler.disable(getattr(self, name)))
+
+    def before(self, args: tuple, kwargs: dict, step: int) -> Optional[tuple]:
+        """What the pass that starts runs on; None leaves it as it is.
+
+        Raises:
+            TypeError, ValueError: for a batch that cannot be trained on.
+        """
+        batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
+        if self._pin is not None and not self._busy and (
+                not runs_within_itself(self.model)):
+            self.unpin()  # of a pass that Ctrl-C ended
+        if not self._trains(batch):
+            return None
+        if len(args) > len(_ARGUMENTS):
+            raise TypeError(f'SCTLossHook knows {_ARGUMENTS} of a model, but '
+                            f'got {len(args)} arguments. Leave others out.')
+        self._prepare(batch, step)
+        part = self._parts.pop(self._passes[0].scale)
+        self._pin = self._pinned(self._passes[0].size, part)
+        self._pin.__enter__()
+        return (), part
+
+    def after(self, kwargs: dict, losses: Optional[dict]) -> Optional[dict]:
+        """The losses that the pass returns instead of its own.
+
+        Args:
+            losses: its own; None if it raised.
+        """
+        if not self._trains(kwargs) or self._pin is None:
+            return None
+        try:
+            if losses is None:
+                name_pass(self._passes[0].where)
+                return None
+            return self._losses_of_step(losses)
+        finally:
+            self.unpin()
+            self._parts = {}
+
+    def unpin(self) -> None:
+        """Free the layers from the scale of the model's own pass."""
+        if self._pin is not None:
+            self._pin.__exit__(None, None, None)
+        self._pin = None
+
+    def _trains(self, batch: dict) -> bool:
+        return (batch.get('mode') == 'loss' and self.model.training
+                and torch.is_grad_enabled() and not self._busy)
+
+    def _prepare(self, batch: dict, step: int) -> None:
+        """Check the batch, and make each scale's part of it."""
+        check_pictures(batch, self._base)
+        if self._by_scale:
+            check_gradients(batch)
+        pictures = len(batch['inputs'])
+        if not self.shares_fit:  # no sampler told: the first batch does
+            self.schedule.check_batch(pictures)
+            self.shares_fit = True
+        self._step = step
+        self._passes = self.schedule.passes(pictures, step)
+        self._parts = parts_of_batch(batch, self._passes, self._resize)
+        if not self.taken:
+            self.taken = True
+            warn_if_frozen(self._norms)
+            self._record(batch)
+
+    def _record(self, batch: dict) -> None:
+        """Record the scales that are missing and in no pass of this step."""
+        ran = {p.size for p in self._passes}
+        scales = [s for s in unrecorded(self._norms, self.schedule.weights)
+                  if s not in ran]
+        self._busy = True
+        try:
+            record(self.model, self._norms, batch, self._resize, scales)
+        finally:
+            self._busy = False
+
+    def _pinned(self, size: int, part: dict):
+        return use_scale(self._norms, size, record=True,
+                         edge=min(part['inputs'].shape[-2:]))
+
+    def _losses_of_step(self, losses: dict) -> dict:
+        """The loss to minimise and each scale's values for the log."""
+        first, *others = self._passes
+        with self._backward(self.model, self._scaler) as backward:
+            logs = [self._take(backward, losses, first)]
+            self.unpin()
+            self._busy = True
+            try:
+                for p in others:
+                    part = self._parts.pop(p.scale)
+                    with named(p.where), self._pinned(p.size, part):
+                        losses = self.model(**part)
+                        logs.append(self._take(backward, losses, p))
+            finally:
+                self._busy = False
+            return dict(joined(logs), loss=backward.total())
+
+    def _take(self, backward, losses: dict, p: Pass) -> Tuple[float, dict]:
+        """Hand the weighted loss of a pass to ``backward``; its weight, and
+        its values for the log."""
+        loss, log_vars = self.model.parse_losses(losses)
+        if self._finite is not None:
+            self._finite.watch(loss, p.where, self._step)
+        backward.add(p.weight * loss, p.size)
+        nearest = serving_scale(tuple(self.schedule.weights), p.size)
+        return p.weight, logged(nearest, log_vars)
