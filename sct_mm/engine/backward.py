@@ -1,30 +1,56 @@
 """How the losses of several scales become gradients."""
-from typing import List, Optional, Tuple
+from contextlib import ExitStack
+from typing import Callable, ContextManager, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.autograd.function import once_differentiable
 
 from ..models.scale import preceding
 
+Pin = Callable[[], ContextManager]  # opens use_scale() of a pass
 
-class _RecallScale(torch.autograd.Function):
-    """The identity; its backward says at which scale layers run again.
+
+class _RecallSize(torch.autograd.Function):
+    """The identity; its backward pins the size at which layers run again.
 
     Activation checkpointing calls layers a second time in the backward pass,
-    the last block first, when no pin is left: one that cannot tell the scale
-    from its input needs to be told.
+    when the pin of their pass is gone.
     """
 
     @staticmethod
-    def forward(ctx, loss: Tensor, scale: int) -> Tensor:
-        ctx.scale = scale
+    def forward(ctx, loss: Tensor, pins: 'Pins', pin: Pin) -> Tensor:
+        ctx.pins, ctx.pin = pins, pin
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
-        preceding.size = ctx.scale
-        return grad, None
+    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None, None]:
+        ctx.pins.hold(ctx.pin)
+        return grad, None, None
+
+
+class Pins:
+    """The pin of the pass that a backward pass is at, and none after it."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._waits = False  # for the end of the backward pass
+
+    def hold(self, pin: Pin) -> None:
+        """Exchange the pin for ``pin()``, until another call or the end of
+        the backward pass from which this is called."""
+        self._stack.close()
+        self._stack.enter_context(pin())
+        preceding.size = 0  # what runs again starts no pass
+        if not self._waits:
+            self._waits = True
+            # As DDP's: autograd calls it when the pass has ended.
+            Variable._execution_engine.queue_callback(self._release)
+
+    def _release(self) -> None:
+        self._waits = False
+        self._stack.close()
 
 
 class _HandOver(torch.autograd.Function):
@@ -57,6 +83,7 @@ class JointBackward:
 
     def __init__(self, model: nn.Module, scaler=None) -> None:
         self._losses: List[Tensor] = []
+        self._pins = Pins()
 
     def __enter__(self) -> 'JointBackward':
         return self
@@ -64,11 +91,11 @@ class JointBackward:
     def __exit__(self, *error) -> None:
         pass
 
-    def add(self, loss: Tensor, scale: int) -> None:
-        """Take the weighted ``loss`` of the pass at ``scale`` that has just
-        ended: before the next one starts, since autograd runs the node of
-        _RecallScale after those of later passes and before this pass' own."""
-        self._losses.append(_RecallScale.apply(loss, scale))
+    def add(self, loss: Tensor, pin: Pin) -> None:
+        """Take the weighted ``loss`` of the pass within ``pin()`` that has
+        just ended: before the next one starts, since autograd runs the node
+        of _RecallSize after those of later passes and before its own."""
+        self._losses.append(_RecallSize.apply(loss, self._pins, pin))
 
     def total(self) -> Tensor:
         """The loss to minimise; its backward gives every gradient."""
@@ -109,8 +136,9 @@ class PerScaleBackward:
         for parameter, grad in zip(self._parameters, self._set_aside):
             parameter.grad = grad
 
-    def add(self, loss: Tensor, scale: int) -> None:
-        """Differentiate the weighted ``loss`` of the pass at ``scale``."""
+    def add(self, loss: Tensor, pin: Pin) -> None:
+        """Differentiate the weighted ``loss`` of the pass within ``pin()``,
+        which is open still."""
         if self._unit is None:
             self._check_hooks()
             self._sum = torch.zeros_like(loss.detach())

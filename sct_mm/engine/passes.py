@@ -1,12 +1,13 @@
 """The forward passes of a training step, each pinned to its scale."""
 import sys
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import nn
 
 from ..models.scale import serving_scale, ssbn_layers, use_scale
-from .backward import BACKWARDS
+from .backward import BACKWARDS, Pin
 from .checks import check_gradients, check_pictures, warn_if_frozen
 from .finite import FiniteLosses, name_pass, named
 from .log import joined, logged
@@ -56,6 +57,7 @@ class Passes:
         self._passes: List[Pass] = []  # of this step
         self._parts: Dict[int, dict] = {}  # {scale: batch} of each
         self._pin = None  # the open use_scale() of the model's own pass
+        self._last_pin: Optional[Pin] = None  # of the pass that ran last
         self._busy = False  # within a pass that is started here
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
@@ -80,7 +82,7 @@ class Passes:
                             f'got {len(args)} arguments. Leave others out.')
         self._prepare(batch, step)
         part = self._parts.pop(self._passes[0].scale)
-        self._pin = self._pinned(self._passes[0].size, part)
+        self._pin = self._pin_of(self._passes[0], part)()
         self._pin.__enter__()
         return (), part
 
@@ -139,9 +141,12 @@ class Passes:
         finally:
             self._busy = False
 
-    def _pinned(self, size: int, part: dict):
-        return use_scale(self._norms, size, record=True,
-                         edge=min(part['inputs'].shape[-2:]))
+    def _pin_of(self, p: Pass, part: dict) -> Pin:
+        """What pins the pass ``p`` on ``part``, now and when activation
+        checkpointing runs it again."""
+        self._last_pin = partial(use_scale, self._norms, p.size, record=True,
+                                 edge=min(part['inputs'].shape[-2:]))
+        return self._last_pin
 
     def _losses_of_step(self, losses: dict) -> dict:
         """The loss to minimise and each scale's values for the log."""
@@ -153,7 +158,7 @@ class Passes:
             try:
                 for p in others:
                     part = self._parts.pop(p.scale)
-                    with named(p.where), self._pinned(p.size, part):
+                    with named(p.where), self._pin_of(p, part)():
                         losses = self.model(**part)
                         logs.append(self._take(backward, losses, p))
             finally:
@@ -166,6 +171,6 @@ class Passes:
         loss, log_vars = self.model.parse_losses(losses)
         if self._finite is not None:
             self._finite.watch(loss, p.where, self._step)
-        backward.add(p.weight * loss, p.size)
+        backward.add(p.weight * loss, self._last_pin)
         nearest = serving_scale(tuple(self.schedule.weights), p.size)
         return p.weight, logged(nearest, log_vars)

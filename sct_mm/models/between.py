@@ -3,6 +3,11 @@
 SAN ("interpolated") mixes gamma, beta, mean and variance of a network that was
 trained at the scales alone. SSBN trains through the mix, too: each scale is a
 knot of a function of the size.
+
+Mixed linearly are the variances. Mixing standard deviations, logarithms or
+inverse deviations gave the same accuracy: 79.27, 79.23, 79.23, 79.29 % over
+eight sizes between 28, 21 and 14 where the demo's network was trained at these
+alone, and 85.60, 85.59, 85.60, 85.60 % where also between (4,000 pictures).
 """
 from typing import Dict, Optional
 
@@ -27,8 +32,6 @@ def mixed(larger: Row, smaller: Row, share: float) -> Row:
         other = smaller[name]
         if value is None or name == _COUNTER:
             row[name] = value if value is None or share >= 0.5 else other
-        elif name == 'running_var':
-            row[name] = _back(torch.lerp(_to(other), _to(value), share))
         else:
             row[name] = torch.lerp(other, value, share)
     return row
@@ -40,28 +43,24 @@ def spread(before: Row, after: Row, larger: Row, smaller: Row,
     """Give both rows, in place, what a step at a size between has changed in
     the statistics of their mix: by their shares, as gradients go.
 
-    A row so learns what the mix lacks. It does not move towards the size
-    between, which would spoil the ends (our choice, by measurement).
+    A row so learns what the mix lacks. It does not move towards the
+    statistics of the size between, which would spoil the ends (our choice).
     """
     steps = None
     if after[_COUNTER] is not None:
         steps = after[_COUNTER] - before[_COUNTER]  # a view of one of them
     for row, part in ((larger, share), (smaller, 1 - share)):
-        mean, var = (row[name] for name in _STATISTICS)
+        # Past autograd, as torch's own update: passes whose backward is to
+        # come have saved the rows, and do not read them.
+        mean, var = (row[name].data for name in _STATISTICS)
         mean.add_(after['running_mean'] - before['running_mean'], alpha=part)
-        change = _to(after['running_var']) - _to(before['running_var'])
-        var.copy_(_back(_to(var) + change * part))
+        old, new = before['running_var'], after['running_var']
+        moved = var + (new - old) * part
+        # It falls no faster than its mix: a small row stays positive.
+        var.copy_(torch.where(new < old, torch.maximum(moved, var * new / old),
+                              moved))
         if steps is not None:
             row[_COUNTER].add_(steps)
-
-
-def _to(var: Tensor) -> Tensor:
-    """The quantity in which variances are mixed."""
-    return var
-
-
-def _back(value: Tensor) -> Tensor:
-    return value
 
 
 def fingerprint(layer: nn.Module, size: float) -> Optional[tuple]:

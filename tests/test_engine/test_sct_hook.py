@@ -159,7 +159,7 @@ def test_a_model_that_calls_itself_stays_pinned():
         def forward(self, inputs, data_samples=None, mode='tensor'):
             if mode == 'loss':
                 self(inputs)
-                self.pins.append(self.net[1].pinned_scale)
+                self.pins.append(self.net[1].pinned_size)
             return super().forward(inputs, data_samples, mode)
 
     model = Calls(lambda c: SSBN(c, SCALES))

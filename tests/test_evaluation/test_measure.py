@@ -24,7 +24,7 @@ class Timed(nn.Module):
         self.net, self.name, self.calls = ssbn_model(), name, calls
 
     def test_step(self, batch):
-        pin, = {layer.pinned_scale for layer in ssbn_layers(self)}
+        pin, = {layer.pinned_size for layer in ssbn_layers(self)}
         self.calls.append((self.name, pin, len(batch['inputs'])))
         return batch['seconds']
 
@@ -41,7 +41,7 @@ def test_models_and_sizes_take_turns(monkeypatch):
             for name, size in (('a', 16), ('a', 8), ('b', 16), ('b', 8))]
     assert calls == [call for _ in range(4) for each in turn for call in each]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
-    assert {layer.pinned_scale for model in models
+    assert {layer.pinned_size for model in models
             for layer in ssbn_layers(model)} == {None}
     for each in workloads:  # the first round, which warms up, does not count
         assert len(each.singles) == len(each.batches) == 3
