@@ -55,9 +55,8 @@ def make_table(title: str, rows: List[dict]) -> Table:
             spread(row, 'pictures', 'per_s'))
     if not all(row['latency_reliable'] and row['pictures_reliable']
                for row in rows):
-        table.caption = (f'? quartiles more than {100 * WORTHLESS:.0f} % of '
-                         'the median apart: measure again on a machine that '
-                         'does nothing else')
+        table.caption = ('? not reliable: quartiles more than '
+                         f'{100 * WORTHLESS:.0f} % of the median apart')
     return table
 
 

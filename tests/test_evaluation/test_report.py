@@ -46,7 +46,7 @@ def test_table_marks_times_that_are_worthless():
     cells, text = printed([row(224, [224]), slow])
     assert cells[1][-2].strip() == '3.25 (1.00-650) ?'
     assert '?' not in ''.join(cells[0]) + cells[1][-1]
-    assert '? quartiles more than 25 % of the median apart' in text
+    assert '? not reliable: quartiles more than 25 % of the median' in text
 
 
 @pytest.fixture
