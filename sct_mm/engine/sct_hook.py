@@ -71,7 +71,9 @@ class SCTLossHook(Hook):
             for a network that is tested at any size; see
             :func:`~sct_mm.engine.schedule.sizes_of_step`. With every schedule
             above, and at the same cost but for the larger sizes. The log
-            names the scale to which a size is nearest.
+            names the scale to which a size is nearest. torch.compile makes a
+            graph for each size: raise its ``recompile_limit``, or set a
+            larger ``size_divisor``.
         size_divisor: the sizes between are multiples of it, and of the data
             preprocessor's.
         adapt: train nothing but weight, bias and statistics of the smaller
