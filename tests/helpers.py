@@ -1,6 +1,7 @@
 """Models, batches and runs that several tests share."""
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -54,8 +55,40 @@ def train(work_dir, epochs, model=None, hooks=None, resume=False,
     return runner
 
 
+class ScaledOptimWrapper(OptimWrapper):
+    """mmengine's AmpOptimWrapper, which refuses a CPU, for one."""
+
+    def __init__(self, dtype, scaled, **options):
+        super().__init__(**options)
+        self.dtype = dtype
+        self.loss_scaler = torch.amp.GradScaler(
+            'cpu', enabled=scaled, init_scale=2.0**12, growth_interval=2)
+
+    def backward(self, loss, **kwargs):
+        self.loss_scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs):
+        if self.clip_grad_kwargs:
+            self.loss_scaler.unscale_(self.optimizer)
+            self._clip_grad()
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update()
+
+    def optim_context(self, model):
+        return torch.autocast('cpu', dtype=self.dtype)
+
+
 def grads(model):
     return {k: p.grad for k, p in model.named_parameters()}
+
+
+class Dies(Hook):
+    """A run that is killed in the middle of its second epoch."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 2:
+            raise KeyboardInterrupt
 
 
 def plain_net(sync=False):
@@ -72,4 +105,20 @@ def randomised(net):
             row['running_var'].uniform_(0.5, 2)
             if layer.affine:
                 row['weight'].data.uniform_(0.5, 2)
+    return net
+
+
+def with_trained_base(net):
+    """``net`` as one is that loaded the checkpoint of a plain network: all
+    rows alike, and not as they are built."""
+    for layer in ssbn_layers(net):
+        base = layer.row(layer.scales[0])
+        base['running_mean'].normal_()
+        base['running_var'].uniform_(0.5, 2)
+        base['weight'].data.uniform_(0.5, 2)
+        base['bias'].data.normal_()
+        base['num_batches_tracked'].fill_(9)
+        for scale in layer.scales[1:]:
+            for name, value in layer.row(scale).items():
+                value.data.copy_(base[name].data)
     return net

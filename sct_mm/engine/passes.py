@@ -1,7 +1,7 @@
 """The forward passes of a training step, each pinned to its scale."""
 import sys
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import nn
@@ -56,13 +56,14 @@ class Passes:
         self._norms = nn.ModuleList(ssbn_layers(model))
         self._passes: List[Pass] = []  # of this step
         self._parts: Dict[int, dict] = {}  # {scale: batch} of each
+        self._mode = 'loss'  # that the passes run in
         self._pin = None  # the open use_scale() of the model's own pass
         self._last_pin: Optional[Pin] = None  # of the pass that ran last
         self._busy = False  # within a pass that is started here
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
             self._losses_of_step, recursive=False)
-        for name in ('_take', '_prepare'):
+        for name in ('_take', '_prepare', 'close'):
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     def before(self, args: tuple, kwargs: dict, step: int) -> Optional[tuple]:
@@ -74,7 +75,7 @@ class Passes:
         batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
         if self._pin is not None and not self._busy and (
                 not runs_within_itself(self.model)):
-            self.unpin()  # of a pass that Ctrl-C ended
+            self.close()  # of a pass that Ctrl-C ended
         if not self._trains(batch):
             return None
         if len(args) > len(_ARGUMENTS):
@@ -86,24 +87,37 @@ class Passes:
         self._pin.__enter__()
         return (), part
 
-    def after(self, kwargs: dict, losses: Optional[dict]) -> Optional[dict]:
-        """The losses that the pass returns instead of its own.
+    def after(self, kwargs: dict, output: Any) -> Optional[dict]:
+        """The losses that the pass returns instead of its own output.
 
         Args:
-            losses: its own; None if it raised.
+            output: None if the pass raised.
         """
-        if not self._trains(kwargs) or self._pin is None:
+        if self._pin is None or self._busy or (
+                kwargs.get('mode') != self._mode):
             return None
         try:
-            if losses is None:
+            if output is None:
                 name_pass(self._passes[0].where)
                 return None
-            return self._losses_of_step(losses)
+            return self._losses_of_step(output)
         finally:
-            self.unpin()
-            self._parts = {}
+            self.close()
 
-    def unpin(self) -> None:
+    def close(self) -> None:
+        """The end of a step; the model is as before it."""
+        self._unpin()
+        self._parts = {}
+
+    def release(self) -> None:
+        """The end of the training; the model is as before it."""
+        self.close()
+
+    def restore(self, copies: Iterable[nn.Module] = ()) -> None:
+        """Put back what a step must not change in the model, and in its
+        ``copies``."""
+
+    def _unpin(self) -> None:
         """Free the layers from the scale of the model's own pass."""
         if self._pin is not None:
             self._pin.__exit__(None, None, None)
@@ -114,6 +128,12 @@ class Passes:
                 and torch.is_grad_enabled() and not self._busy)
 
     def _prepare(self, batch: dict, step: int) -> None:
+        """All that comes before the first pass of the step."""
+        self._divide(batch, step)
+        if not self.taken:
+            self._look(batch)
+
+    def _divide(self, batch: dict, step: int) -> None:
         """Check the batch, and make each scale's part of it."""
         check_pictures(batch, self._base)
         if self._by_scale:
@@ -125,13 +145,12 @@ class Passes:
         self._step = step
         self._passes = self.schedule.passes(pictures, step)
         self._parts = parts_of_batch(batch, self._passes, self._resize)
-        if not self.taken:
-            self.taken = True
-            warn_if_frozen(self._norms)
-            self._record(batch)
 
-    def _record(self, batch: dict) -> None:
-        """Record the scales that are missing and in no pass of this step."""
+    def _look(self, batch: dict) -> None:
+        """Look at the layers in the first step; let them see the scales that
+        no pass of it runs at."""
+        self.taken = True
+        warn_if_frozen(self._norms)
         ran = {p.size for p in self._passes}
         scales = [s for s in unrecorded(self._norms, self.schedule.weights)
                   if s not in ran]
@@ -148,19 +167,19 @@ class Passes:
                                  edge=min(part['inputs'].shape[-2:]))
         return self._last_pin
 
-    def _losses_of_step(self, losses: dict) -> dict:
+    def _losses_of_step(self, output: Any) -> dict:
         """The loss to minimise and each scale's values for the log."""
         first, *others = self._passes
         with self._backward(self.model, self._scaler) as backward:
-            logs = [self._take(backward, losses, first)]
-            self.unpin()
+            logs = [self._take(backward, output, first)]
+            self._unpin()
             self._busy = True
             try:
                 for p in others:
                     part = self._parts.pop(p.scale)
                     with named(p.where), self._pin_of(p, part)():
-                        losses = self.model(**part)
-                        logs.append(self._take(backward, losses, p))
+                        output = self.model(**part)
+                        logs.append(self._take(backward, output, p))
             finally:
                 self._busy = False
             return dict(joined(logs), loss=backward.total())

@@ -235,7 +235,8 @@ class Schedule(NamedTuple):
     """What each step of a training trains.
 
     ``weights``: {scale: lambda_s}, from the largest down.
-    ``count``: scales a step. The others are arguments of ``SCTLossHook``.
+    ``count``: scales a step, with the base also where ``base_trains`` is
+    False. The others are arguments of ``SCTLossHook``.
     """
     weights: Dict[int, float]
     count: int
@@ -243,18 +244,26 @@ class Schedule(NamedTuple):
     partition: bool = False
     between: float = 0.0
     divisor: int = 1
+    base_trains: bool = True
+
+    def _trained(self, weights: Dict[int, float]) -> Dict[int, float]:
+        base = max(self.weights)
+        return {scale: weight for scale, weight in weights.items()
+                if self.base_trains or scale != base}
 
     def check_batch(self, pictures: int) -> None:
         """As :func:`check_shares`, of a batch of ``pictures``."""
         if self.partition:
-            check_shares(pictures, weights_of_step(self.weights, self.count))
+            check_shares(pictures, self._trained(
+                weights_of_step(self.weights, self.count)))
 
     def passes(self, pictures: int, step: int) -> List[Pass]:
         """The passes of a step on a batch of ``pictures``, from the largest
         scale down."""
-        weights = weights_of_step(self.weights, self.count)
-        weights = {scale: weights[scale] for scale in scales_of_step(
-            self.weights, self.count, self.seed, step)}
+        of_scale = weights_of_step(self.weights, self.count)
+        weights = self._trained({
+            scale: of_scale[scale] for scale in scales_of_step(
+                self.weights, self.count, self.seed, step)})
         shares: Dict[int, Optional[slice]] = dict.fromkeys(weights)
         if self.partition:
             shares = shares_of_step(pictures, weights, step)

@@ -1,16 +1,21 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import copy
+import logging
 import math
-from typing import Optional, Sequence
+from functools import partial
+from typing import Optional, Sequence, Union
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.logging import print_log
+from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..arguments import check_choice, check_int, check_number
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales
+from .adapt import AdaptPasses, check_adapt, check_adaptable, frozen
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
                      check_model, check_pipeline, resolve_scales,
                      warn_of_lost_defaults, warn_of_shared_norms)
@@ -66,9 +71,22 @@ class SCTLossHook(Hook):
             for a network that is tested at any size; see
             :func:`~sct_mm.engine.schedule.sizes_of_step`. With every schedule
             above, and at the same cost but for the larger sizes. The log
-            names the scale to which a size is nearest.
+            names the scale to which a size is nearest. torch.compile makes a
+            graph for each size: raise its ``recompile_limit``, or set a
+            larger ``size_divisor``.
         size_divisor: the sizes between are multiples of it, and of the data
             preprocessor's.
+        adapt: train nothing but weight, bias and statistics of the smaller
+            scales, for a network that answers at the base scale as before, to
+            the bit: all else is frozen, and what an optimizer or an average
+            changes all the same is put back. True: by KL from the network's
+            own logits at the base, without labels, or, where it returns no
+            logits (detectors), by its own losses. 'logits', 'labels' and
+            'both' choose. The base pass is one without gradients. A layer
+            that its host keeps in evaluation mode (``norm_eval``) trains
+            weight and bias alone. ``loss_weights`` has an entry for the base,
+            which does not count; ``scales_per_step`` and ``partition`` are of
+            the smaller scales.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
@@ -83,14 +101,16 @@ class SCTLossHook(Hook):
         TypeError: for arguments of another type; for batches that are no
             (N, C, H, W) tensor and list of samples.
         ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
-            not fit the model, two scales without a size `between`, a batch
-            too small for `partition`, or one whose pictures have not the base
-            scale.
+            not fit the model, two scales without a size `between`, a model
+            that cannot `adapt`, a batch too small for `partition`, or one
+            whose pictures have not the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
             a loss that is not finite; for a ``train_step`` that does not call
             the model with ``mode='loss'``.
     """
+
+    priority = 'BELOW_NORMAL'  # behind EMAHook, see AdaptPasses.restore()
 
     def __init__(self,
                  scales: Optional[Sequence[int]] = None,
@@ -100,6 +120,7 @@ class SCTLossHook(Hook):
                  partition: bool = False,
                  between: float = 0.0,
                  size_divisor: int = 1,
+                 adapt: Union[bool, str] = False,
                  seed: int = 0,
                  batch_transform: Optional[dict] = None,
                  check_finite: bool = True) -> None:
@@ -124,6 +145,7 @@ class SCTLossHook(Hook):
             'between the scales.', 1)
         self.size_divisor = check_int('size_divisor', size_divisor, 1,
                                       'Give it in pixels.', 2**16)
+        self.adapt = check_adapt(adapt)
         self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
         self.check_finite = check_finite
@@ -131,6 +153,13 @@ class SCTLossHook(Hook):
         self._handles: list = []
         self._passes: Optional[Passes] = None  # of the model attached to
         self._finite = FiniteLosses()
+
+    def before_run(self, runner) -> None:
+        """DDP looks for parameters that get no gradients as it wraps."""
+        if self.adapt and isinstance(runner.model, DistributedDataParallel):
+            with frozen(runner.model.module):
+                runner.model = runner.wrap_model(
+                    runner.cfg.get('model_wrapper_cfg'), runner.model.module)
 
     def before_train(self, runner) -> None:
         model = runner.model
@@ -142,6 +171,10 @@ class SCTLossHook(Hook):
             raise ValueError("`backward='per_scale'` cannot hand gradients to "
                              'DDP with static_graph=True. Set '
                              "backward='joint', or leave static_graph out.")
+        if self.adapt and not (runner._load_from or runner._resume):
+            print_log('SCTLossHook: adapt keeps the network as its config '
+                      'builds it, since load_from is not set.', 'current',
+                      logging.WARNING)
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
         size = batch_size_of(runner.train_dataloader)
         if size:
@@ -159,8 +192,19 @@ class SCTLossHook(Hook):
                                'acts, but has not: it trained the base scale '
                                'alone. Use a train_step that does, as '
                                "mmengine's BaseModel has.")
+        self._restore(runner)
         if self.every_n_train_iters(runner, _SETTLE):
             self._finite.settle()
+
+    def after_train_epoch(self, runner) -> None:
+        self._restore(runner)  # SyncBuffersHook averages the buffers
+
+    def _restore(self, runner) -> None:
+        if self._passes is not None:
+            self._passes.restore(
+                value.module for hook in runner.hooks
+                for value in vars(hook).values()
+                if isinstance(value, BaseAveragedModel))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self._finite.settle()
@@ -177,9 +221,13 @@ class SCTLossHook(Hook):
         """
         self.detach()  # of a run that an error ended
         scales = resolve_scales(model, self.scales)
-        count = check_scales_per_step(self.scales_per_step, scales)
         weights = check_loss_weights(self.loss_weights, scales,
                                      self.partition)
+        if self.adapt:
+            check_adaptable(model, scales, weights)
+        trained = scales[1:] if self.adapt else scales
+        count = (check_scales_per_step(self.scales_per_step, trained)
+                 + len(scales) - len(trained))
         check_model(model, type(self))
         self._finite = FiniteLosses()
         config = {**padding_of(model), **self.batch_transform}
@@ -187,11 +235,12 @@ class SCTLossHook(Hook):
         divisor = math.lcm(self.size_divisor, config.get('size_divisor', 1))
         if self.between:
             sizes_between(scales, divisor)
-        self._passes = Passes(
-            model, Schedule(dict(zip(scales, weights)), count, self.seed,
-                            self.partition, self.between, divisor),
-            resize, self.backward, scaler,
-            self._finite if self.check_finite else None)
+        schedule = Schedule(dict(zip(scales, weights)), count, self.seed,
+                            self.partition, self.between, divisor,
+                            not self.adapt)
+        kind = partial(AdaptPasses, adapt=self.adapt) if self.adapt else Passes
+        self._passes = kind(model, schedule, resize, self.backward, scaler,
+                            self._finite if self.check_finite else None)
         warn_of_lost_defaults(model)
         warn_of_shared_norms(model)
         self._handles = [
@@ -206,7 +255,7 @@ class SCTLossHook(Hook):
         while self._handles:
             self._handles.pop().remove()
         if self._passes is not None:
-            self._passes.unpin()  # a pass that Ctrl-C ended
+            self._passes.release()  # also a pass that Ctrl-C ended
         self._passes = None
 
     @property

@@ -8,31 +8,7 @@ from torch.testing import assert_close
 from sct_mm import SCTLossHook, SSBN
 
 from conftest import SCALES, TinyModel
-from helpers import batch
-
-
-class ScaledOptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper, which refuses a CPU, for one."""
-
-    def __init__(self, dtype, scaled, **options):
-        super().__init__(**options)
-        self.dtype = dtype
-        self.loss_scaler = torch.amp.GradScaler(
-            'cpu', enabled=scaled, init_scale=2.0**12, growth_interval=2)
-
-    def backward(self, loss, **kwargs):
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
-
-    def step(self, **kwargs):
-        if self.clip_grad_kwargs:
-            self.loss_scaler.unscale_(self.optimizer)
-            self._clip_grad()
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update()
-
-    def optim_context(self, model):
-        return torch.autocast('cpu', dtype=self.dtype)
+from helpers import ScaledOptimWrapper, batch
 
 
 def checkpointed_net():

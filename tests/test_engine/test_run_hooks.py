@@ -1,7 +1,7 @@
 """Whole runs of mmengine's Runner: resumed, averaged, compiled, plain."""
 import pytest
 import torch
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from torch import nn
 from torch.testing import assert_close
 
@@ -10,15 +10,7 @@ from sct_mm import (SSBN, EpochSeedHook, SCTLossHook, extract_scale,
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES, TinyModel
-from helpers import ssbn_model, train
-
-
-class Dies(Hook):
-    """A run that is killed in the middle of its second epoch."""
-
-    def after_train_iter(self, runner, *args, **kwargs):
-        if runner.iter == 2:
-            raise KeyboardInterrupt
+from helpers import Dies, ssbn_model, train
 
 
 @pytest.mark.parametrize('schedule', [

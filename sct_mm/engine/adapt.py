@@ -1,0 +1,256 @@
+"""Smaller scales for a trained network, whose answers at the base stay."""
+from contextlib import ExitStack, contextmanager
+from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
+                    Tuple, Union)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.scale import ScaleSpecific, ssbn_layers
+from .finite import named
+from .passes import Passes
+from .recording import evaluating, leaves
+from .schedule import Pass
+
+ADAPT = (False, True, 'logits', 'labels', 'both')
+
+
+def check_adapt(adapt: Union[bool, str]) -> Union[bool, str]:
+    """``adapt``, if it is one of ``ADAPT``.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not isinstance(adapt, (bool, str)) or adapt not in ADAPT:
+        raise ValueError("`adapt` must be True, 'logits', 'labels', 'both' or "
+                         f'False, but got {adapt!r}. Leave it out to train '
+                         'the whole network.')
+    return adapt
+
+
+def distillation_loss(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax of logits (N, C), in nats, the
+    mean over the pictures; temperature 1, as RS-Nets (arXiv 2007.09558)."""
+    teacher = F.log_softmax(teacher.float(), dim=1)
+    student = F.log_softmax(student.float(), dim=1)
+    return F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+
+def has_logits(model: nn.Module, output: Any) -> bool:
+    """Whether what ``model`` returns with ``mode='tensor'`` is the logits
+    (N, C) of a softmax."""
+    head = type(getattr(model, 'head', None))
+    return (isinstance(output, Tensor) and output.dim() == 2
+            and output.shape[1] > 1 and output.is_floating_point()
+            and not any('MultiLabel' in c.__name__ for c in head.__mro__))
+
+
+def check_labels(batch: dict) -> None:
+    """Whether the samples of ``batch`` have what a loss compares with.
+
+    Raises:
+        ValueError: if one has none.
+    """
+    samples = batch.get('data_samples')
+    if samples is None or not all(any(
+            name.startswith('gt_') for name in sample.keys())
+            for sample in samples):
+        raise ValueError('`adapt` trains by the losses of the model, but got '
+                         'samples without labels. Load them in the pipeline; '
+                         "a classifier needs none with adapt='logits'.")
+
+
+def check_adaptable(model: nn.Module, scales: Sequence[int],
+                    weights: Sequence[float]) -> None:
+    """Whether ``model`` has rows for smaller scales, which may train, and a
+    base that was trained.
+
+    Raises:
+        ValueError: if not.
+    """
+    norms = ssbn_layers(model)
+    if not norms or len(scales) < 2:
+        raise ValueError('`adapt` trains the rows of smaller scales, but '
+                         f'{type(model).__name__} has SSBN for '
+                         f'{scales if norms else None}. Write model=dict('
+                         "type='WithSSBN', scales=..., model=...).")
+    if not any(weights[1:]):
+        raise ValueError('`loss_weights` must be > 0 for a smaller scale with '
+                         f'adapt, but got {tuple(weights)}. Leave it out.')
+    if not any(p is not None and p.requires_grad for layer in norms
+               for p in (layer.weight, layer.bias)):
+        raise ValueError('`adapt` trains weight and bias of SSBN, but none '
+                         f'of {type(model).__name__} requires gradients. Set '
+                         'frozen_stages=-1 and requires_grad=True in its '
+                         'norm_cfg.')
+    rows = [layer.row(scales[0]) for layer in norms
+            if layer.running_mean is not None]
+    if rows and all((row['running_mean'] == 0).all()
+                    and (row['running_var'] == 1).all() for row in rows):
+        raise ValueError('`adapt` keeps what a trained network answers at '
+                         f'{scales[0]}, but the rows of that scale have never '
+                         'been trained. Set load_from to a checkpoint.')
+
+
+def freeze(model: nn.Module) -> List[nn.Parameter]:
+    """Stop the training of all but the weight and bias of SSBN; the
+    parameters that trained before."""
+    rows = {id(p) for layer in ssbn_layers(model)
+            for p in (layer.weight, layer.bias)}
+    frozen = [p for p in model.parameters()
+              if p.requires_grad and id(p) not in rows]
+    for parameter in frozen:
+        parameter.requires_grad_(False).grad = None
+    return frozen
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """``model`` as :func:`freeze` leaves it within a ``with`` block."""
+    parameters = freeze(model)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def kept_tensors(model: nn.Module) -> Tuple[Dict[str, Tensor],
+                                            Dict[str, Tensor]]:
+    """What stays as it is while ``model`` adapts, by name: tensors that are
+    written to all the same (rows of the base scale, buffers of other layers),
+    and the parameters that are not."""
+    written, parameters = {}, {}
+    for name, module in model.named_modules():
+        rows = (module.row(module.scales[0])
+                if isinstance(module, ScaleSpecific) else {})
+        for key, value in (*module._buffers.items(),
+                           *module._parameters.items()):
+            if value is None:
+                continue
+            if key in rows or key in module._buffers:
+                written[f'{name}.{key}'] = rows.get(key, value)
+            else:
+                parameters[f'{name}.{key}'] = value
+    return written, parameters
+
+
+class AdaptPasses(Passes):
+    """The passes of ``SCTLossHook(adapt=...)``: the base scale runs without
+    gradients and in evaluation mode, and teaches the smaller ones.
+
+    All but the weight and bias of SSBN is frozen. What a step changes of the
+    rest (weight decay and momentum the rows of the base, sizes next to the
+    base its statistics) is put back by :meth:`restore`.
+
+    Args:
+        adapt: see ``SCTLossHook``.
+    """
+
+    def __init__(self, model: nn.Module, *args,
+                 adapt: Union[bool, str] = True, **kwargs) -> None:
+        super().__init__(model, *args, **kwargs)
+        # None until the first pass of the base tells.
+        self._adapt = None if adapt is True else adapt
+        self._frozen = freeze(model)
+        self._kept = {name: value.detach().clone()
+                      for name, value in kept_tensors(model)[0].items()}
+        self._modes: Optional[ExitStack] = None  # open within a step
+        self._teacher: Dict[int, Tensor] = {}  # {scale: logits of its share}
+        self._student: Optional[Tensor] = None  # logits that the head made
+
+    @torch.no_grad()
+    def restore(self, copies: Iterable[nn.Module] = ()) -> None:
+        """Put back what must not change.
+
+        Args:
+            copies: of the model, such as averages over the steps, to which
+                all that is frozen is copied: (1 - m) * x + m * x is not
+                always x to the bit.
+        """
+        written, parameters = kept_tensors(self.model)
+        for name, value in written.items():
+            kept = self._kept.get(name)
+            if kept is not None and kept.shape == value.shape:  # no cache
+                value.copy_(kept)
+        for model in copies:
+            for ours, theirs in zip((written, parameters),
+                                    kept_tensors(model)):
+                for name, value in theirs.items():
+                    value.copy_(ours[name])
+
+    def release(self) -> None:
+        self.close()
+        self.restore()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    def close(self) -> None:
+        super().close()
+        if self._modes is not None:
+            self._modes.close()
+        self._modes, self._teacher, self._student = None, {}, None
+
+    def _prepare(self, batch: dict, step: int) -> None:
+        self.restore()
+        self._divide(batch, step)
+        if self._adapt != 'labels':
+            self._teach(batch)
+        if self._adapt != 'logits':
+            check_labels(batch)
+        self._mode = 'tensor' if self._adapt == 'logits' else 'loss'
+        for part in self._parts.values():
+            part['mode'] = self._mode
+        if not self.taken:
+            self._look({**batch, 'mode': self._mode})
+        self._modes = self._student_modes()
+
+    def _teach(self, batch: dict) -> None:
+        """Take the logits of the base scale for each pass of the step."""
+        part = {**self._resize(self._base, batch), 'mode': 'tensor'}
+        self._busy = True
+        try:
+            with named(f'scale {self._base}'), torch.no_grad(), evaluating(
+                    self.model.modules()), self._pinned(self._base, part):
+                logits = self.model(**part)
+        finally:
+            self._busy = False
+        fits = has_logits(self.model, logits)
+        if self._adapt is None:
+            self._adapt = 'logits' if fits else 'labels'
+        if self._adapt == 'labels':
+            return
+        if not fits or (self._adapt == 'both' and not isinstance(
+                getattr(self.model, 'head', None), nn.Module)):
+            raise ValueError(
+                f'adapt={self._adapt!r} needs the logits (N, classes) of a '
+                f'softmax, but {type(self.model).__name__} does not return '
+                "them with mode='tensor', or has no `head` that makes them. "
+                "Set adapt='labels' to train by its losses.")
+        self._teacher = {p.scale: logits[p.share or slice(None)]
+                         for p in self._passes}
+
+    def _student_modes(self) -> ExitStack:
+        """While the smaller scales run, only SSBN is in training mode."""
+        modes, norms = ExitStack(), set(self._norms)
+        # A loss may depend on the mode of what makes it.
+        modules = (self.model.modules() if self._mode == 'tensor'
+                   else leaves(self.model))
+        modes.enter_context(evaluating(m for m in modules if m not in norms))
+        if self._adapt == 'both':
+            modes.callback(self.model.head.register_forward_hook(
+                self._catch).remove)
+        return modes
+
+    def _catch(self, head: nn.Module, args: tuple, output: Any) -> None:
+        self._student = output
+
+    def _take(self, backward, output: Any, p: Pass) -> Tuple[float, dict]:
+        if self._adapt == 'logits':
+            output = dict(loss=distillation_loss(self._teacher[p.scale],
+                                                 output))
+        elif self._adapt == 'both':
+            output = dict(output, loss_distill=distillation_loss(
+                self._teacher[p.scale], self._student))
+        return super()._take(backward, output, p)

@@ -1,0 +1,45 @@
+"""A network to adapt, and what must stay of it."""
+import torch
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from sct_mm import SSBN
+
+from conftest import SCALES, TinyModel
+from helpers import batch, with_trained_base
+
+
+class Dropping(TinyModel):
+    """With what moves in training beside SSBN."""
+
+    def __init__(self, norm=lambda c: SSBN(c, SCALES), **options):
+        super().__init__(norm, **options)
+        self.net.insert(9, nn.Dropout(0.5))
+        self.net.insert(9, nn.BatchNorm1d(6))
+        self.net[9].running_mean.normal_()
+
+
+def network():
+    torch.manual_seed(3)
+    return with_trained_base(Dropping())
+
+
+def unlabelled(**options):
+    data = batch(**options)
+    return dict(data, data_samples=[BaseDataElement()
+                                    for _ in data['data_samples']])
+
+
+def kept(state, names=('net.1.', 'net.4.', 'net.7.')):
+    """Of a state dict, all but the rows of the smaller scales and what the
+    layers have seen."""
+    return {name: value if not name.startswith(names) else
+            value.view(len(SCALES), -1)[0] for name, value in state.items()
+            if not name.endswith('_extra_state')}
+
+
+def assert_kept(state, before):
+    state, before = kept(state), kept(before)
+    assert state.keys() == before.keys() and len(state) > 20
+    for name, value in before.items():
+        assert torch.equal(state[name], value), name
