@@ -12,16 +12,17 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from ..datasets.pipeline import nominal_size, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
-from ..engine.config import (UserError, check_data, join_processes,
+from ..engine.config import (UserError, check_test_data, join_processes,
                              load_config, set_loader_defaults)
+from ..engine.loading import check_fits
 from ..engine.loops import check_sizes, refuse_views, scalar, unwrapped
 from ..engine.protection import protected_loading
-from ..models.scale import scales_of, serving_scale, ssbn_layers, use_scale
+from ..models.scale import scales_of, serving_scale, use_scale
 from .measure import cost_of, network_stride
 
 
@@ -48,12 +49,7 @@ class ProgressHook(Hook):
 
 def test_config(cfg: Config, out: str) -> Config:
     """A copy of ``cfg`` for a test that reports to its caller alone."""
-    loader = cfg.get('test_dataloader')
-    if not loader:
-        raise UserError('The config must have a `test_dataloader`, but got '
-                        f'{loader!r}. Set it, e.g. to the `val_dataloader`.')
-    list(pipelines_in(loader.get('dataset')))  # refused before it is read
-    check_data(loader)
+    check_test_data(cfg)
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
@@ -64,30 +60,6 @@ def test_config(cfg: Config, out: str) -> Config:
     if loop and type_name(loop) == 'ScalesTestLoop':
         cfg.test_cfg = dict(fp16=loop.get('fp16', False))
     return cfg
-
-
-def check_fits(model: nn.Module, state: dict, path: str) -> None:
-    """Refuse weights that are missing or of other shapes, which mmengine
-    would leave as they were initialised."""
-    state = {name.removeprefix('module.'): value.shape
-             for name, value in state.items() if isinstance(value, Tensor)}
-    rows = len(scales_of(model) or ())
-    norms = {id(value) for layer in ssbn_layers(model)
-             for value in (*layer.parameters(), *layer.buffers())}
-    needed = dict(model.named_parameters())  # a buffer may be computed
-    for name, value in (*needed.items(), *model.named_buffers()):
-        if name in state:
-            fits = value.shape == state[name] or (
-                id(value) in norms
-                and value.numel() in (state[name].numel(),
-                                      rows * state[name].numel()))
-            got = f'has shape {tuple(state[name])}'
-        else:
-            fits, got = name not in needed, 'is missing'
-        if not fits:
-            raise UserError(f'{path!r} does not fit the config: {name} of '
-                            f'shape {tuple(value.shape)} {got} there. Name '
-                            'the config it was trained with.')
 
 
 def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
