@@ -1,65 +1,71 @@
 """A network of a config with the weights of a checkpoint, and no Runner."""
 import copy
+from collections import OrderedDict
+from typing import List, Optional
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor, nn
 
-from ..models.scale import scales_of, ssbn_layers
 from .config import UserError
 
-_MODULE = [(r'^module\.', '')]  # of a wrapper of several processes
+
+def without_wrapper(state: dict) -> OrderedDict:
+    """A state dict without the names of a wrapper of several processes."""
+    weights = OrderedDict((name.removeprefix('module.'), value)
+                          for name, value in state.items())
+    weights._metadata = getattr(state, '_metadata', {})
+    return weights
 
 
-def _without_wrapper(state: dict) -> dict:
-    return {name.removeprefix('module.'): value
-            for name, value in state.items()}
+def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
+    """Why ``weights``, which it loads, are not all that ``model`` needs.
+
+    Raises:
+        ValueError: for rows of another number of scales.
+    """
+    try:
+        missing = set(model.load_state_dict(weights, strict=False)[0])
+    except ValueError:  # of SSBN, in its own words
+        raise
+    except Exception as error:  # a host's conversion fails as it likes
+        lines = [line.strip(' \t.') for line in str(error).splitlines()]
+        return (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
+                else f'{type(error).__name__}: {"".join(lines[:1])}')
+    loaded = {id(value) for name, value in model.named_parameters(
+        remove_duplicate=False) if name not in missing}
+    # Of the parameters alone: a buffer may be computed.
+    for name, value in model.named_parameters():
+        if id(value) not in loaded:
+            return f'{name} of shape {tuple(value.shape)} is missing there'
+    return None
 
 
 def check_fits(model: nn.Module, state: dict, path: str) -> None:
-    """Refuse weights that are missing or of other shapes, which mmengine
-    would leave as they were initialised.
+    """Load weights into ``model``, and refuse those that are missing or of
+    other shapes, which mmengine would leave as they were initialised.
+
+    They are judged as they are loaded, since hosts convert some: a position
+    embedding for another picture size, names of an older version.
 
     Raises:
-        UserError: naming the first that differs.
+        UserError: for weights that do not fit.
+        ValueError: for rows of another number of scales.
     """
-    state = {name: value.shape for name, value
-             in _without_wrapper(state).items() if isinstance(value, Tensor)}
-    rows = len(scales_of(model) or ())
-    norms = {id(value) for layer in ssbn_layers(model)
-             for value in (*layer.parameters(), *layer.buffers())}
-    needed = dict(model.named_parameters())  # a buffer may be computed
-    for name, value in (*needed.items(), *model.named_buffers()):
-        if name in state:
-            fits = value.shape == state[name] or (
-                id(value) in norms
-                and value.numel() in (state[name].numel(),
-                                      rows * state[name].numel()))
-            got = f'has shape {tuple(state[name])}'
-        else:
-            fits, got = name not in needed, 'is missing'
-        if not fits:
-            raise UserError(f'{path!r} does not fit the config: {name} of '
-                            f'shape {tuple(value.shape)} {got} there. Name '
-                            'the config it was trained with.')
+    misfit = misfit_of(model, without_wrapper(state))
+    if misfit:
+        raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
+                        'the config it was trained with.')
 
 
-def check_no_more(model: nn.Module, state: dict, path: str) -> None:
-    """Refuse weights that the model has no place for: a deeper network of a
-    family fills a shallower one, which then computes nothing of use.
-
-    Raises:
-        UserError: naming the first of them.
-    """
-    own = model.state_dict()
-    for name, value in _without_wrapper(state).items():
-        if name not in own and isinstance(value, Tensor) and (
-                not name.endswith('_extra_state')):
-            raise UserError(f'{path!r} does not fit the config: {name} of '
-                            f'shape {tuple(value.shape)} is there, and not '
-                            'in the network. Name the config it was trained '
-                            'with.')
+def left_over(model: nn.Module, state: dict) -> List[str]:
+    """The names of the weights in ``state`` that ``model`` has no place for:
+    a deeper network of a family fills a shallower one, which then computes
+    nothing of use."""
+    weights = without_wrapper(state)
+    names = model.load_state_dict(weights, strict=False)[1]
+    return [name for name in names if isinstance(weights.get(name), Tensor)
+            and not name.endswith('_extra_state')]
 
 
 def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
@@ -80,6 +86,9 @@ def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
         model = MODELS.build(config)
     state = checkpoint.get('state_dict', checkpoint)
     check_fits(model, state, path)
-    check_no_more(model, state, path)
-    _load_checkpoint_to_model(model, checkpoint, revise_keys=_MODULE)
+    more = left_over(model, state)
+    if more:
+        raise UserError(f'{path!r} does not fit the config: the network has '
+                        f'no place for {more[0]}. Name the config it was '
+                        'trained with.')
     return model.eval()

@@ -7,7 +7,7 @@ from torch import nn
 
 # How torch's exporters name an operator.
 _OPERATORS = (r"op='([^']+)'", r'torch\.ops\.([\w.:]+)',
-              r'\b(\w+::\w+(?:\.\w+)?)')
+              r"Python function call '(\w+)'", r'\b(\w+::\w+(?:\.\w+)?)')
 
 
 def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
@@ -21,7 +21,8 @@ def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
 
 def _layer(trace: Optional[TracebackType], net: nn.Module) -> str:
     """The innermost module of ``net`` whose forward was running."""
-    names = {id(module): name for name, module in net.named_modules()}
+    names = {id(module): name.removeprefix('model.')
+             for name, module in net.named_modules()}
     found = ''
     while trace is not None:
         module = trace.tb_frame.f_locals.get('self')
@@ -31,7 +32,8 @@ def _layer(trace: Optional[TracebackType], net: nn.Module) -> str:
     return found
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The kind of ``error`` and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f'{type(error).__name__}: {lines[0]}' if lines else (
         type(error).__name__)
@@ -48,7 +50,8 @@ def blame(error: BaseException, net: nn.Module) -> str:
     layer = next((found for each in reversed(chain)
                   for found in [_layer(each.__traceback__, net)] if found),
                  '')
-    where = f' in {layer}' if layer else ''
     if operator:
+        where = f' in {layer}' if layer else ''
         return f'the operator {operator}{where} has no counterpart there'
-    return f'{_first_line(chain[-1])}{where}'
+    cause = first_line(chain[-1]).rstrip('.')
+    return f'{layer} cannot be traced ({cause})' if layer else cause

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .blame import first_line
+
 
 def relative_difference(got: Sequence[Tensor],
                         want: Sequence[Tensor]) -> float:
@@ -66,7 +68,7 @@ def fuse(net: nn.Module, x: Tensor, tolerance: float
         if relative_difference(fused(x), net(x)) <= tolerance:
             return fused, ''
     except Exception as error:  # of norms without affine parameters
-        cause = f'fails ({type(error).__name__}: {error})'
+        cause = f'fails ({first_line(error)})'
     return net, (f'Its {before} norms are not fused: what mmcv makes of them '
                  f'{cause}.')
 

@@ -8,6 +8,8 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..arguments import check_choice
 from ..engine.config import UserError
@@ -76,7 +78,26 @@ def _quietly() -> Iterator[None]:
                      torch.jit.TracerWarning):
             warnings.simplefilter('ignore', kind)
         warnings.filterwarnings('ignore', 'The given buffer is not writable')
+        # mmdet's, of properties that a trace looks at.
+        warnings.filterwarnings('ignore', 'DeprecationWarning: ')
         yield
+
+
+class _PoolOfOne(TorchFunctionMode):
+    """Within, a max pooling of one element is a slice, which is the same.
+
+    mmdet's FPN makes its last map so. torch.export looks at the shape that
+    it saw there, and guards the graph against any other (torch 2.11).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        names = ('input', 'kernel_size', 'stride', 'padding')
+        given = dict(zip(names, args), **(kwargs or {}))
+        step = given.get('stride')
+        if (func is F.max_pool2d and given['kernel_size'] == 1
+                and isinstance(step, int) and not given.get('padding')):
+            return given['input'][..., ::step, ::step]
+        return func(*args, **(kwargs or {}))
 
 
 def _onnx(graph: Graph, fuse: bool) -> bytes:
@@ -99,8 +120,9 @@ def _torchscript(graph: Graph, fuse: bool) -> bytes:
 
 def _pt2(graph: Graph, fuse: bool) -> bytes:
     buffer = io.BytesIO()
-    program = torch.export.export(graph.net, (graph.example, ),
-                                  dynamic_shapes=(graph.dynamic(), ))
+    with _PoolOfOne():
+        program = torch.export.export(graph.net, (graph.example, ),
+                                      dynamic_shapes=(graph.dynamic(), ))
     torch.export.save(program, buffer,
                       extra_files={_TOLD: json.dumps(graph.told)})
     return buffer.getvalue()

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from ..engine.config import UserError
 from ..models.convert import extract_scale
 from ..models.scale import scales_of, use_scale
+from .blame import first_line
 from .deploy import deployed, norms_in, relative_difference
-from .formats import (WEIGHTS, Graph, graph_bytes, graph_run, weight_bytes,
-                      weights_in)
+from .formats import (WEIGHTS, Graph, Run, graph_bytes, graph_run,
+                      weight_bytes, weights_in)
 from .latency import compared
 from .network import Part, choose_part, description
 
@@ -99,6 +100,29 @@ def make_weights(model: nn.Module, size: int, batches: List[Tensor],
                            norms=norms_in(target), difference=0.0), [])
 
 
+def largest_difference(kind: str, run: Run, batches: List[Tensor],
+                       want: List[Tuple[Tensor, ...]]) -> float:
+    """The largest :func:`relative_difference` of a file from ``want``.
+
+    Raises:
+        RuntimeError: for pictures that the file cannot run, as those of
+            another shape than it was made from.
+    """
+    largest = 0.0
+    for batch, one in zip(batches, want):
+        refusal = None
+        try:
+            largest = max(largest, relative_difference(run(batch), one))
+        except Exception as error:  # each runtime has its own
+            refusal = first_line(error)
+        if refusal:
+            raise RuntimeError(
+                f'The {kind} file cannot run pictures of shape '
+                f'{tuple(batch.shape)} ({refusal}). No file was written: '
+                'take another format or part.')
+    return largest
+
+
 def check_parity(size: int, kind: str, difference: float,
                  tolerance: float) -> None:
     """Refuse a file that does not compute what the network computes.
@@ -140,8 +164,7 @@ def make_graph(model: nn.Module, size: int, batches: List[Tensor],
         request.fuse)
     run = graph_run(request.kind, data)
     want = answers(model, size, part, request.softmax, batches)
-    difference = max(relative_difference(run(batch), one)
-                     for batch, one in zip(batches, want))
+    difference = largest_difference(request.kind, run, batches, want)
     check_parity(size, request.kind, difference, request.tolerance)
     cost = compared(lambda: run(batches[1]), lambda: stock(batches[1]))
     entry = dict(part=part, outputs=told['outputs'], norms=norms_in(net),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.config import UserError
+from .blame import first_line
 
 PARTS = ('network', 'features')
 
@@ -84,7 +85,7 @@ def choose_part(model: nn.Module, x: Tensor, part: Optional[str],
         try:
             outputs = Part(model, each, softmax).named_outputs(x)
         except Exception as error:  # each host has its own
-            cause = f'{type(error).__name__}: {error}'.splitlines()[0]
+            cause = first_line(error)
             if each == (part or PARTS[-1]) or softmax:
                 raise UserError(
                     f'The {each} of {name} cannot be exported: it does not '
