@@ -52,6 +52,6 @@ def blame(error: BaseException, net: nn.Module) -> str:
                  '')
     if operator:
         where = f' in {layer}' if layer else ''
-        return f'the operator {operator}{where} has no counterpart there'
+        return f'the operator {operator}{where} stands in the way'
     cause = first_line(chain[-1]).rstrip('.')
     return f'{layer} cannot be traced ({cause})' if layer else cause

@@ -6,7 +6,8 @@ from typing import Callable, Dict, Iterator, List
 
 import torch
 
-WARM_UP = 3
+WARM_UP, LEAST = 3, 10  # rounds
+BUDGET = 2.0  # seconds, for all that is compared
 
 
 def quartiles(values: List[float]) -> List[float]:
@@ -26,23 +27,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def by_turns(runs: Dict[str, Callable[[], object]], budget: float = 2.0,
-             least: int = 10) -> Dict[str, List[float]]:
+def by_turns(runs: Dict[str, Callable[[], object]]) -> Dict[str, List[float]]:
     """Wall-clock milliseconds of single calls of each of ``runs``, which take
     turns: what slows the machine slows them alike.
 
-    At least ``least`` rounds, and more until ``budget`` seconds are spent.
+    At least LEAST rounds, and more until BUDGET seconds are spent.
     """
     for run in runs.values():
         for _ in range(WARM_UP):
             run()
     times: Dict[str, List[float]] = {name: [] for name in runs}
-    while len(times[next(iter(runs))]) < least or (
-            sum(map(sum, times.values())) < budget * 1e3):
+    start = time.perf_counter()
+    while len(times[next(iter(runs))]) < LEAST or (
+            time.perf_counter() - start < BUDGET):
         for name, run in runs.items():
-            start = time.perf_counter()
+            begin = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((time.perf_counter() - begin) * 1e3)
     return times
 
 
