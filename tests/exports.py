@@ -6,6 +6,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from sct_mm.datasets.fashion_det import make_fashion_det
+
 from conftest import ROOT
 from helpers import randomised
 
@@ -41,3 +43,11 @@ def fashion(root):
         dataset_meta=dict(classes=tuple('abcdefghij')))), root / 'a.pth')
     return (osp.join(ROOT, FASHION), str(root / 'a.pth'),
             {'test_dataloader.dataset.data_root': str(root)})
+
+
+def clothes(root):
+    """A test set of 4 pictures for a detector's config, as its options."""
+    make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(root), 1, 4)
+    data = 'test_dataloader.dataset'
+    return {f'{data}.data_root': str(root), f'{data}.ann_file': 'val.json',
+            f'{data}.data_prefix.img': 'val/'}
