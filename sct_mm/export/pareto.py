@@ -1,5 +1,6 @@
 """Accuracy over cost: every size of every model, and which ones are best."""
 import io
+import itertools
 from typing import Dict, List, Sequence, Tuple
 
 from ..engine.checkpoint import AtomicLocalBackend
@@ -41,15 +42,14 @@ def draw(models: List[dict], metric: str, chosen: dict,
     for axis, (cost, title) in zip(axes, _COSTS.items()):
         _draw_one(axis, models, metric, chosen, cost)
         if cost in limits:
-            axis.axvline(limits[cost], color='0.5', linestyle=':',
-                         label=f'at most {limits[cost]:g}')
+            axis.axvline(limits[cost], color='0.5', linestyle=':')
         axis.set_xlabel(title)
         axis.grid(alpha=0.3)
         axis.margins(0.12)
     axes[0].set_ylabel(metric)
-    handles = {label: handle for axis in axes for handle, label
-               in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), ncols=2,
+    if limits:
+        axes[0].plot([], [], ':', color='0.5', label='the most asked for')
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=2,
                   loc='outside lower center')
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format='png')
@@ -61,20 +61,23 @@ def _draw_one(axis, models: List[dict], metric: str, chosen: dict,
               cost: str) -> None:
     """The lines of all models over one cost."""
     points = []
-    for model in models:
+    # Sizes of several models are often at one place: beside it, by turns.
+    for model, (x, y) in zip(models, itertools.cycle(
+            ((4, 5), (4, -11), (-14, 5), (-14, -11)))):
         rows = sorted((row for row in model['rows']
                        if metric in row['metrics']), key=lambda r: r[cost])
-        x = [row[cost] for row in rows]
-        y = [row['metrics'][metric] for row in rows]
-        axis.plot(x, y, 'o-', label=model['label'], markersize=4)
-        points += zip(x, y)
-        for row, left, bottom in zip(rows, x, y):
-            axis.annotate(str(row['scale']), (left, bottom), fontsize=8,
-                          textcoords='offset points', xytext=(4, -10))
-            if row is chosen:
-                axis.plot(left, bottom, 'o', markersize=14, color='black',
-                          fillstyle='none', label='chosen')
+        found = [(row[cost], row['metrics'][metric]) for row in rows]
+        line, = axis.plot([point[0] for point in found],
+                          [point[1] for point in found], 'o-',
+                          label=model['label'], markersize=4)
+        points += found
+        for row, point in zip(rows, found):
+            axis.annotate(str(row['scale']), point, fontsize=8,
+                          color=line.get_color(), xytext=(x, y),
+                          textcoords='offset points')
     best = [points[index] for index in front(points)]
-    if len(models) > 1:
-        axis.plot(*zip(*best), '--', color='black', alpha=0.6, linewidth=1,
-                  label='Pareto front')
+    axis.plot(*zip(*best), '--', color='black', alpha=0.6, linewidth=1,
+              label='Pareto front')
+    axis.plot(chosen[cost], chosen['metrics'][metric], 'o', markersize=14,
+              color='black', fillstyle='none', linestyle='none',
+              label='chosen')

@@ -10,6 +10,13 @@ from .pareto import draw
 from .result import metric_names, read_result
 
 
+def quality_of(row: dict, metric: str) -> float:
+    """The metric of ``row``; of one that has none, as of a detector that
+    found nothing, less than any."""
+    value = row['metrics'].get(metric)
+    return float('-inf') if value is None or value != value else value
+
+
 class Limits(NamedTuple):
     """What a size must keep to.
 
@@ -27,7 +34,7 @@ class Limits(NamedTuple):
         missed = [name for name, most in self.costs().items()
                   if row[name] > most]
         return missed + [name for name, value in self.least.items()
-                         if not row['metrics'].get(name, -1e30) >= value]
+                         if quality_of(row, name) < value]
 
     def costs(self) -> Dict[str, float]:
         limits = dict(latency_ms=self.latency, gflops=self.gflops)
@@ -53,27 +60,30 @@ def choose(models: List[dict], limits: Limits, metric: str) -> Choice:
         UserError: if none keeps to them, naming the nearest.
     """
     fitting = [each for each in rows_in(models)
-               if not limits.misses(each.row)]
+               if not limits.misses(each.row)
+               and quality_of(each.row, metric) > float('-inf')]
     if not fitting:
-        raise UserError(_refusal(models, limits))
+        raise UserError(_refusal(models, limits, metric))
 
     def rank(each: Choice) -> tuple:
-        quality = -each.row['metrics'].get(metric, -1e30)
+        quality = -quality_of(each.row, metric)
         cost = (each.row['gflops'], each.row['latency_ms'])
         return (quality, *cost) if limits.costs() else (*cost, quality)
 
     return min(fitting, key=rank)
 
 
-def _refusal(models: List[dict], limits: Limits) -> str:
-    """Why no row keeps to ``limits``."""
+def _refusal(models: List[dict], limits: Limits, metric: str) -> str:
+    """Why no row that has the metric keeps to ``limits``."""
     each = [choice.row for choice in rows_in(models)]
+    each = [row for row in each
+            if quality_of(row, metric) > float('-inf')] or each
     names = dict(latency_ms='ms', gflops='GFLOPs')
     found = [f'at most {most:g} {names[name]}, where the least is '
              f'{min(row[name] for row in each):.4g}'
              for name, most in limits.costs().items()]
     for name, value in limits.least.items():
-        best = max(row['metrics'].get(name, float('-inf')) for row in each)
+        best = max(quality_of(row, name) for row in each)
         found.append(f'{name} of at least {value:g}, where the best is '
                      f'{best:.4g}')
     return (f'No size has {", and ".join(found)}. Ask for less, or test '

@@ -57,6 +57,13 @@ def test_limits_that_no_size_keeps_to(limits, match):
         choose(MODELS, limits, 'accuracy/top1')
 
 
+def test_a_size_without_the_metric_is_not_picked():
+    nothing = model('a', [(14, 1.0, 1.0, float('nan')), (28, 4.0, 4.0, 1.0)])
+    nothing['rows'].append(dict(nothing['rows'][0], scale=12, metrics={}))
+    for limits in (Limits(gflops=9), Limits(least={'accuracy/top1': 0})):
+        assert choose([nothing], limits, 'accuracy/top1').row['scale'] == 28
+
+
 @pytest.mark.parametrize('points, best', [
     ([(1, 1), (2, 2), (3, 1)], [0, 1]), ([(3, 3), (1, 1), (2, 5)], [1, 2]),
     ([(1, 2), (1, 3)], [1]), ([(1, 1), (1, 1)], [0, 1]), ([], [])])
