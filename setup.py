@@ -16,6 +16,9 @@ UPSTREAM = [*TORCH, 'mmengine==0.10.*', 'mmpretrain==1.2.*']
 ONEDL = [*TORCH, 'onedl-mmengine==0.10.*', 'onedl-mmpretrain==1.3.*',
          'onedl-mmcv==2.3.*', 'numpy==2.2.*', 'opencv-python==4.12.*']
 
+# onnxscript is what torch.onnx.export asks for, onnxruntime runs the file.
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
+
 setup(
     name='sct_mm',
     version=VERSION,
@@ -37,8 +40,8 @@ setup(
         # OneDL's mmdet evaluates COCO with a package that it does not require.
         'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
                             'faster-coco-eval==1.*'],
-        # onnxscript is what torch.onnx.export asks for.
-        'test': [*TORCH, 'pytest', 'hypothesis', 'ruff', 'timm==1.0.*',
-                 'safetensors', 'tensorboard', 'onnx', 'onnxscript'],
+        'export': EXPORT,
+        'test': [*TORCH, *EXPORT, 'pytest', 'hypothesis', 'ruff',
+                 'timm==1.0.*', 'tensorboard'],
     },
 )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.scale import ScaleSpecific, ssbn_layers
+from ..models.scale import ScaleSpecific, ssbn_layers, use_scale
 from .finite import named
 from .passes import Passes
 from .recording import evaluating, leaves
@@ -212,7 +212,9 @@ class AdaptPasses(Passes):
         self._busy = True
         try:
             with named(f'scale {self._base}'), torch.no_grad(), evaluating(
-                    self.model.modules()), self._pinned(self._base, part):
+                    self.model.modules()), use_scale(
+                        self._norms, self._base, record=True,
+                        edge=min(part['inputs'].shape[-2:])):
                 logits = self.model(**part)
         finally:
             self._busy = False

@@ -10,6 +10,7 @@ from mmengine.dist import init_dist, is_distributed
 from mmengine.utils.dl_utils import set_multi_processing
 
 from ..datasets.pipeline import type_name
+from ..datasets.sizes import pipelines_in
 
 
 class UserError(ValueError):
@@ -113,3 +114,18 @@ def scales_settings(model: Any, scales: Sequence[int],
         for index, value in enumerate(model):
             found.update(scales_settings(value, scales, f'{path}.{index}'))
     return found
+
+
+def check_test_data(cfg: Config) -> None:
+    """Say what is missing of the test set, before it is read.
+
+    Raises:
+        UserError, ValueError: for a config without one, a data set without
+            a pipeline, and files that are not there.
+    """
+    loader = cfg.get('test_dataloader')
+    if not loader:
+        raise UserError('The config must have a `test_dataloader`, but got '
+                        f'{loader!r}. Set it, e.g. to the `val_dataloader`.')
+    list(pipelines_in(loader.get('dataset')))
+    check_data(loader)

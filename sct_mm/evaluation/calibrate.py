@@ -26,11 +26,11 @@ from ..engine.checkpoint import check_checkpoint
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
                              set_loader_defaults)
+from ..engine.loading import check_fits
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
 from ..models.calibrate import add_scale, calibrate
 from ..models.scale import scales_of
-from .evaluate import check_fits
 
 
 class SeededPictures(Dataset):

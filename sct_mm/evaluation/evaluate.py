@@ -2,7 +2,6 @@
 import copy
 import os.path as osp
 import uuid
-from collections import OrderedDict
 from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
@@ -10,13 +9,13 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
-from torch import nn
 
 from ..datasets.pipeline import nominal_size, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
-from ..engine.config import (UserError, check_data, join_processes,
+from ..engine.config import (UserError, check_test_data, join_processes,
                              load_config, set_loader_defaults)
+from ..engine.loading import check_fits
 from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
 from ..engine.protection import protected_loading
@@ -52,12 +51,7 @@ class ProgressHook(Hook):
 
 def test_config(cfg: Config, out: str) -> Config:
     """A copy of ``cfg`` for a test that reports to its caller alone."""
-    loader = cfg.get('test_dataloader')
-    if not loader:
-        raise UserError('The config must have a `test_dataloader`, but got '
-                        f'{loader!r}. Set it, e.g. to the `val_dataloader`.')
-    list(pipelines_in(loader.get('dataset')))  # refused before it is read
-    check_data(loader)
+    check_test_data(cfg)
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
@@ -68,49 +62,6 @@ def test_config(cfg: Config, out: str) -> Config:
     if loop and type_name(loop) == 'ScalesTestLoop':
         cfg.test_cfg = dict(fp16=loop.get('fp16', False))
     return cfg
-
-
-def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
-    """Why ``weights``, which it loads, are not all that ``model`` needs.
-
-    Raises:
-        ValueError: for rows of another number of scales.
-    """
-    try:
-        missing = set(model.load_state_dict(weights, strict=False)[0])
-    except ValueError:  # of SSBN, in its own words
-        raise
-    except Exception as error:  # a host's conversion fails as it likes
-        lines = [line.strip(' \t.') for line in str(error).splitlines()]
-        return (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
-                else f'{type(error).__name__}: {"".join(lines[:1])}')
-    loaded = {id(value) for name, value in model.named_parameters(
-        remove_duplicate=False) if name not in missing}
-    # Of the parameters alone: a buffer may be computed.
-    for name, value in model.named_parameters():
-        if id(value) not in loaded:
-            return f'{name} of shape {tuple(value.shape)} is missing there'
-    return None
-
-
-def check_fits(model: nn.Module, state: dict, path: str) -> None:
-    """Load weights into ``model``, and refuse those that are missing or of
-    other shapes, which mmengine would leave as they were initialised.
-
-    They are judged as they are loaded, since hosts convert some: a position
-    embedding for another picture size, names of an older version.
-
-    Raises:
-        UserError: for weights that do not fit.
-        ValueError: for rows of another number of scales.
-    """
-    weights = OrderedDict((name.removeprefix('module.'), value)
-                          for name, value in state.items())
-    weights._metadata = getattr(state, '_metadata', {})
-    misfit = misfit_of(model, weights)
-    if misfit:
-        raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
-                        'the config it was trained with.')
 
 
 def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
@@ -147,13 +98,16 @@ def test_at(runner: Runner, size: int, progress: ProgressHook,
         one = first_pictures(loader, 1)
         model.eval()
         numbers = {name: scalar(value) for name, value in metrics.items()}
-        row = dict(scale=size, served_by=serving_scales(model, size),
+        served_by = serving_scales(model, size)
+        row = dict(scale=size, served_by=served_by,
                    # A matrix, or one value a class, is in the log alone.
                    metrics={name: value for name, value in numbers.items()
                             if value is not None},
                    gflops=flops_of(lambda: model.test_step(one)) / 1e9)
         batch = progress.batch or next(iter(loader))
-        return row, Workload(model, size, one,
+        # Outside of the scales a size is told of once, not at each turn.
+        pin = served_by[0] if served_by and len(served_by) == 1 else size
+        return row, Workload(model, pin, one,
                              kept_batch(loader, batch, limit))
 
 

@@ -1,0 +1,94 @@
+"""A network of a config with the weights of a checkpoint, and no Runner."""
+import copy
+from collections import OrderedDict
+from typing import List, Optional
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from .config import UserError
+
+
+def without_wrapper(state: dict) -> OrderedDict:
+    """A state dict without the names of a wrapper of several processes."""
+    weights = OrderedDict((name.removeprefix('module.'), value)
+                          for name, value in state.items())
+    weights._metadata = getattr(state, '_metadata', {})
+    return weights
+
+
+def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
+    """Why ``weights``, which it loads, are not all that ``model`` needs.
+
+    Raises:
+        ValueError: for rows of another number of scales.
+    """
+    try:
+        missing = set(model.load_state_dict(weights, strict=False)[0])
+    except ValueError:  # of SSBN, in its own words
+        raise
+    except Exception as error:  # a host's conversion fails as it likes
+        lines = [line.strip(' \t.') for line in str(error).splitlines()]
+        return (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
+                else f'{type(error).__name__}: {"".join(lines[:1])}')
+    loaded = {id(value) for name, value in model.named_parameters(
+        remove_duplicate=False) if name not in missing}
+    # Of the parameters alone: a buffer may be computed.
+    for name, value in model.named_parameters():
+        if id(value) not in loaded:
+            return f'{name} of shape {tuple(value.shape)} is missing there'
+    return None
+
+
+def check_fits(model: nn.Module, state: dict, path: str) -> None:
+    """Load weights into ``model``, and refuse those that are missing or of
+    other shapes, which mmengine would leave as they were initialised.
+
+    They are judged as they are loaded, since hosts convert some: a position
+    embedding for another picture size, names of an older version.
+
+    Raises:
+        UserError: for weights that do not fit.
+        ValueError: for rows of another number of scales.
+    """
+    misfit = misfit_of(model, without_wrapper(state))
+    if misfit:
+        raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
+                        'the config it was trained with.')
+
+
+def left_over(model: nn.Module, state: dict) -> List[str]:
+    """The names of the weights in ``state`` that ``model`` has no place for:
+    a deeper network of a family fills a shallower one, which then computes
+    nothing of use."""
+    weights = without_wrapper(state)
+    names = model.load_state_dict(weights, strict=False)[1]
+    return [name for name in names if isinstance(weights.get(name), Tensor)
+            and not name.endswith('_extra_state')]
+
+
+def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
+    """The network of ``cfg`` as its Runner builds it, with the weights of
+    ``checkpoint``, in evaluation mode, on the CPU.
+
+    Args:
+        checkpoint: what :func:`check_checkpoint` read from ``path``.
+
+    Raises:
+        UserError: for a checkpoint that holds less or more than the network,
+            or tensors of other shapes.
+    """
+    config = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(config)
+    state = checkpoint.get('state_dict', checkpoint)
+    check_fits(model, state, path)
+    more = left_over(model, state)
+    if more:
+        raise UserError(f'{path!r} does not fit the config: the network has '
+                        f'no place for {more[0]}. Name the config it was '
+                        'trained with.')
+    return model.eval()

@@ -1,0 +1,153 @@
+"""One scale of a trained network, or each of them, as ordinary files."""
+import os
+import os.path as osp
+from typing import Dict, List, Optional, Tuple, Union
+
+from mmengine.config import Config
+from torch import nn
+
+from ..arguments import check_choice, check_int, check_number
+from ..engine.checkpoint import check_checkpoint, dump
+from ..engine.config import UserError, load_config
+from ..engine.loading import loaded_model
+from ..engine.loops import check_sizes
+from ..engine.protection import protected_loading
+from .files import MANIFEST, check_outputs, paths_of, write
+from .formats import WEIGHTS, check_format
+from .make import Made, Request, make
+from .network import PARTS
+from .pictures import RealPictures
+from .plain import config_text, plain_data
+from .result import read_result, rows_of
+
+
+def check_request(request: Request) -> None:
+    """Refuse what cannot be made of any network.
+
+    Raises:
+        UserError, TypeError, ValueError: naming it.
+    """
+    check_format(request.kind)
+    if request.part is not None:
+        check_choice('part', request.part, PARTS)
+    check_number('tolerance', request.tolerance, 0, 'Give e.g. 1e-4.')
+    weights = request.kind in WEIGHTS
+    if weights and (request.softmax or request.part):
+        name = 'softmax' if request.softmax else 'part'
+        raise UserError(f'`{name}` is for a graph, but the format '
+                        f'{request.kind} holds weights. Leave it out'
+                        + ('.' if request.softmax else
+                           ', or set `prefix` to the name of a part.'))
+    if request.prefix and not weights:
+        raise UserError('`prefix` is for weights, but the format '
+                        f'{request.kind} holds a graph. Leave it out, or set '
+                        '`part`.')
+
+
+def _meta(cfg: Config, size: int, checkpoint: dict,
+          pictures: RealPictures) -> dict:
+    """What a checkpoint says beside its weights: the hosts' inferencers need
+    no more than it, nor this package."""
+    meta = checkpoint.get('meta')
+    told = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    told = told or getattr(pictures.loader.dataset, 'metainfo', {})
+    return dict(size=size, cfg=config_text(cfg, size),
+                dataset_meta=plain_data(told))
+
+
+def _made(cfg: Config, model: nn.Module, sizes: Tuple[int, ...],
+          request: Request, count: int, checkpoint: dict
+          ) -> Dict[int, Made]:
+    """A file a size, none of which is on the disk yet."""
+    pictures = RealPictures(cfg, sizes, count)
+    divisor = 0
+    if pictures.shapes_differ:
+        divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+    return {size: make(model, size, pictures.batches(model, size), request,
+                       divisor, _meta(cfg, size, checkpoint, pictures))
+            for size in sizes}
+
+
+@protected_loading()
+def export(config: str, checkpoint: str, size: Union[int, str], out: str,
+           format: str = 'pth', *, part: Optional[str] = None,
+           fuse: bool = True, softmax: bool = False, prefix: str = '',
+           pictures: int = 8, tolerance: float = 1e-4,
+           result: Optional[str] = None, force: bool = False,
+           cfg_options: Optional[dict] = None) -> dict:
+    """Write one size of a trained network as an ordinary file: what
+    tools/export.py does, on the CPU.
+
+    Each file is run by its own runtime and compared with the network, pinned
+    to the size, on real pictures, before it is written.
+
+    Args:
+        config: path of the config.
+        checkpoint: path or address of the checkpoint.
+        size: in pixels, or 'all': each trained scale.
+        out: path of the file; for 'all', of a folder, which gets a file a
+            size and ``manifest.json``.
+        format: 'pth' or 'safetensors': weights that the stock network takes;
+            'onnx', 'torchscript' or 'pt2': a graph whose batch is dynamic,
+            and height and width where the test pipeline keeps the aspect of
+            pictures.
+        part: of a graph, 'network' or 'features' (backbone and neck); None:
+            the network where it runs on pictures alone.
+        fuse: whether norms are fused into convolutions in a graph.
+        softmax: whether a classifier's graph gives scores, not logits.
+        prefix: of weights, the module that they are for: 'backbone' or, as
+            timm names them, 'backbone.timm_model'.
+        pictures: how many the outputs are compared on.
+        tolerance: the largest difference of a graph, as a share of the
+            largest output. Weights must be equal to the bit.
+        result: path of the scales.json of a test, whose metrics go into the
+            manifest.
+        force: whether files that exist are replaced.
+        cfg_options: ``{'a.b': value}``, settings that override the config.
+
+    Returns:
+        dict: the manifest: ``label``, ``config``, ``checkpoint``, ``format``
+        and ``files``, one a size from the largest down; and ``notes``.
+
+    Raises:
+        UserError, ValueError, RuntimeError: for what is missing, does not
+            fit, cannot be exported, or does not compute the same.
+    """
+    request = Request(format, part, fuse, softmax, prefix, tolerance)
+    check_request(request)
+    check_int('pictures', pictures, 2, 'Give e.g. 8.')
+    cfg = load_config(config, cfg_options)
+    weights = check_checkpoint(checkpoint)
+    rows = rows_of(read_result(result), checkpoint, result) if result else []
+    model = loaded_model(cfg, weights, checkpoint)
+    every = size == 'all'
+    sizes = check_sizes(None if every else (size, ), model, 'size')
+    label = osp.splitext(osp.basename(config))[0]
+    paths = paths_of(out, format, sizes, label, every)
+    manifest = osp.join(out, MANIFEST)
+    check_outputs([*paths.values(), *([manifest] if every else [])], force)
+    made = _made(cfg, model, sizes, request, pictures, weights)
+    told = dict(label=label, config=config, checkpoint=checkpoint,
+                format=format, files=_written(made, paths, rows))
+    if every:
+        dump(told, manifest)
+    return dict(told, notes=[note for each in made.values()
+                             for note in each.notes])
+
+
+def _written(made: Dict[int, Made], paths: Dict[int, str],
+             rows: List[dict]) -> List[dict]:
+    """Write all files, or none; what the manifest says of each."""
+    tested = {row['scale']: row for row in rows}
+    files: List[dict] = []
+    try:
+        for size, each in made.items():
+            row = tested.get(size, {})
+            files.append(dict(
+                size=size, **write(each.data, paths[size]), **each.entry,
+                metrics=row.get('metrics'), gflops=row.get('gflops')))
+    except OSError:
+        for file in files:
+            os.remove(paths[file['size']])
+        raise
+    return files

@@ -1,0 +1,51 @@
+"""Where files go: nothing is replaced unasked, nothing half-written stays."""
+import hashlib
+import os
+import os.path as osp
+from typing import Dict, Sequence
+
+from ..engine.checkpoint import AtomicLocalBackend
+from ..engine.config import UserError
+from .formats import FORMATS
+
+MANIFEST = 'manifest.json'
+
+
+def paths_of(out: str, kind: str, sizes: Sequence[int], label: str,
+             every: bool) -> Dict[int, str]:
+    """Size -> path of its file: ``out`` itself, or, for ``every`` size, one a
+    size in the folder ``out``."""
+    if not every:
+        return {sizes[0]: out}
+    return {size: osp.join(out, f'{label}-{size}px{FORMATS[kind][0]}')
+            for size in sizes}
+
+
+def check_outputs(paths: Sequence[str], force: bool) -> None:
+    """Refuse, before the work, what cannot be written at its end.
+
+    Raises:
+        UserError: for a file that exists, without ``force``; a folder in its
+            place; and a folder that cannot be written to.
+    """
+    for path in paths:
+        if osp.isdir(path):
+            raise UserError(f'The output must be a file, but {path!r} is a '
+                            'folder. Name a file in it.')
+        if osp.lexists(path) and not force:
+            raise UserError(f'The output {path!r} exists already. Name '
+                            'another, or replace it by --force.')
+        folder = osp.dirname(osp.abspath(path))
+        while not osp.lexists(folder):
+            folder = osp.dirname(folder)
+        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UserError(f'The output {path!r} cannot be written: '
+                            f'{folder!r} is no folder that can be written '
+                            'to. Name another.')
+
+
+def write(data: bytes, path: str) -> dict:
+    """Write a file, whole or not at all; returns what a manifest says."""
+    AtomicLocalBackend().put(data, path)
+    return dict(file=osp.basename(path), bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,206 @@
+"""The formats of a file: how one is written, and run again for the check."""
+import io
+import json
+import warnings
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..arguments import check_choice
+from ..engine.config import UserError
+from .blame import blame
+
+Run = Callable[[Tensor], List[Tensor]]
+# Format -> the end of its files' names, and the packages that it needs.
+FORMATS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+    'pth': ('.pth', ()),
+    'safetensors': ('.safetensors', ('safetensors', )),
+    'onnx': ('.onnx', ('onnx', 'onnxscript', 'onnxruntime')),
+    'torchscript': ('.pt', ()),
+    'pt2': ('.pt2', ())}
+WEIGHTS = ('pth', 'safetensors')
+_TOLD = 'sct_mm.json'
+
+
+class Graph(NamedTuple):
+    """What a graph is made from.
+
+    Args:
+        net: pictures to a tuple of tensors.
+        example: (N, C, H, W), N > 1.
+        divisor: of the edges where they are dynamic, as well as N; 0 where
+            they are not.
+        names: of the outputs.
+        told: what the file says of its pictures.
+    """
+    net: nn.Module
+    example: Tensor
+    divisor: int
+    names: List[str]
+    told: dict
+
+    def dynamic(self) -> dict:
+        """torch's form of which dimensions are dynamic."""
+        dim = torch.export.Dim
+        if not self.divisor:
+            return {0: dim('batch')}
+        if self.divisor == 1:  # torch finds out what the edges must be
+            return {0: dim('batch'), 2: dim.AUTO, 3: dim.AUTO}
+        return {0: dim('batch'), 2: self.divisor * dim('height'),
+                3: self.divisor * dim('width')}
+
+
+def check_format(kind: str) -> None:
+    """Refuse a format that is unknown, or whose packages are missing.
+
+    Raises:
+        ValueError: for an unknown one.
+        UserError: naming the package.
+    """
+    check_choice('format', kind, list(FORMATS))
+    missing = [name for name in FORMATS[kind][1] if not find_spec(name)]
+    if missing:
+        raise UserError(f'The format {kind!r} needs {missing[0]}, but it is '
+                        "not installed. Run pip install 'sct_mm[export]'.")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch's exporters say of themselves, and of what a trace
+    may have missed: the check on real pictures tells."""
+    with warnings.catch_warnings(), torch.no_grad():
+        for kind in (FutureWarning, DeprecationWarning,
+                     torch.jit.TracerWarning):
+            warnings.simplefilter('ignore', kind)
+        warnings.filterwarnings('ignore', 'The given buffer is not writable')
+        # mmdet's, of properties that a trace looks at.
+        warnings.filterwarnings('ignore', 'DeprecationWarning: ')
+        yield
+
+
+class _PoolOfOne(TorchFunctionMode):
+    """Within, a max pooling of one element is a slice, which is the same.
+
+    mmdet's FPN makes its last map so. torch.export looks at the shape that
+    it saw there, and guards the graph against any other (torch 2.11).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        names = ('input', 'kernel_size', 'stride', 'padding')
+        given = dict(zip(names, args), **(kwargs or {}))
+        step = given.get('stride')
+        if (func is F.max_pool2d and given['kernel_size'] == 1
+                and isinstance(step, int) and not given.get('padding')):
+            return given['input'][..., ::step, ::step]
+        return func(*args, **(kwargs or {}))
+
+
+def _onnx(graph: Graph, fuse: bool) -> bytes:
+    # The optimizer folds norms into convolutions, too.
+    program = torch.onnx.export(
+        graph.net, (graph.example, ), dynamo=True, verbose=False,
+        input_names=['input'], output_names=graph.names, optimize=fuse,
+        dynamic_shapes=(graph.dynamic(), ))
+    program.model.metadata_props[_TOLD] = json.dumps(graph.told)
+    return program.model_proto.SerializeToString()
+
+
+def _torchscript(graph: Graph, fuse: bool) -> bytes:
+    buffer = io.BytesIO()
+    traced = torch.jit.trace(graph.net, (graph.example, ), check_trace=False)
+    torch.jit.save(traced, buffer,
+                   _extra_files={_TOLD: json.dumps(graph.told)})
+    return buffer.getvalue()
+
+
+def _pt2(graph: Graph, fuse: bool) -> bytes:
+    buffer = io.BytesIO()
+    with _PoolOfOne():
+        program = torch.export.export(graph.net, (graph.example, ),
+                                      dynamic_shapes=(graph.dynamic(), ))
+    torch.export.save(program, buffer,
+                      extra_files={_TOLD: json.dumps(graph.told)})
+    return buffer.getvalue()
+
+
+def _run_onnx(data: bytes) -> Run:
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # its latency is that of one thread
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        data, options, providers=['CPUExecutionProvider'])
+    return lambda x: [torch.from_numpy(y) for y in session.run(
+        None, {'input': x.numpy()})]
+
+
+def _run_torchscript(data: bytes) -> Run:
+    module = torch.jit.load(io.BytesIO(data), map_location='cpu')
+    return lambda x: list(module(x))
+
+
+def _run_pt2(data: bytes) -> Run:
+    module = torch.export.load(io.BytesIO(data)).module()
+    return lambda x: list(module(x))
+
+
+_WRITE = dict(onnx=_onnx, torchscript=_torchscript, pt2=_pt2)
+_RUN = dict(onnx=_run_onnx, torchscript=_run_torchscript, pt2=_run_pt2)
+
+
+def graph_bytes(kind: str, graph: Graph, fuse: bool = True) -> bytes:
+    """The file of a graph, in memory.
+
+    Raises:
+        UserError: naming the operator or the layer that has no counterpart.
+    """
+    try:
+        with _quietly():
+            return _WRITE[kind](graph, fuse)
+    except Exception as error:  # each exporter has its own
+        cause = blame(error, graph.net)
+    finally:
+        # torch.onnx.export leaves it off when what it exports raises.
+        torch.set_autocast_cache_enabled(True)
+    raise UserError(f'The network cannot be exported as {kind}: {cause}. Take '
+                    "another format or part, or format 'pth'.")
+
+
+def graph_run(kind: str, data: bytes) -> Run:
+    """The network in a file, by the runtime that the format is for."""
+    with _quietly():
+        run = _RUN[kind](data)
+
+    @torch.no_grad()
+    def quiet(x: Tensor) -> List[Tensor]:
+        return run(x)
+
+    return quiet
+
+
+def weight_bytes(kind: str, state: Dict[str, Tensor], meta: dict) -> bytes:
+    """The file of a state dict, in memory; ``meta`` is plain data."""
+    state = {name: value.detach().clone(
+        memory_format=torch.contiguous_format)
+        for name, value in state.items()}
+    if kind == 'safetensors':
+        from safetensors.torch import save
+        return save(state, {name: value if isinstance(value, str)
+                            else json.dumps(value)
+                            for name, value in meta.items()})
+    buffer = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict=state), buffer)
+    return buffer.getvalue()
+
+
+def weights_in(kind: str, data: bytes) -> Dict[str, Tensor]:
+    """The state dict in a file."""
+    if kind == 'safetensors':
+        from safetensors.torch import load
+        return load(data)
+    return torch.load(io.BytesIO(data), weights_only=True)['state_dict']

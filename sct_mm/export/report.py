@@ -1,0 +1,49 @@
+"""What tools/export.py prints."""
+from rich.console import Console
+from rich.table import Table
+
+from .formats import WEIGHTS
+
+
+def make_table(manifest: dict) -> Table:
+    """One row a file, the largest size first."""
+    graph = manifest['format'] not in WEIGHTS
+    table = Table(title=f'{manifest["label"]} as {manifest["format"]}')
+    names = ['size', 'file', 'MB', 'part', 'norms', 'largest\ndifference']
+    if graph:
+        names += ['latency\nms', 'stock\nms', 'file / stock\n(quartiles)']
+    for name in names:
+        table.add_column(name, justify='left' if name in ('file', 'part')
+                         else 'right')
+    for file in manifest['files']:
+        cells = [str(file['size']), file['file'], f'{file["bytes"] / 1e6:.2f}',
+                 file['part'], str(file['norms']),
+                 f'{file["difference"]:.1e}' if graph else 'none: to the bit']
+        if graph:
+            low, middle, high = file['latency_ratio']
+            cells += [f'{file["latency_ms"]:.2f}',
+                      f'{file["stock_latency_ms"]:.2f}',
+                      f'{middle:.2f} ({low:.2f}-{high:.2f})']
+        table.add_row(*cells)
+    return table
+
+
+def report(manifest: dict, pictures: int) -> None:
+    """Print a manifest: see :func:`export`."""
+    table = make_table(manifest)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has room for all columns
+        console = Console(width=max(
+            80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+    if manifest['format'] in WEIGHTS:
+        text = (f'Each file, read back, gives on {pictures} real pictures '
+                'what the trained network gives.')
+    else:
+        text = (f'The difference is the largest on {pictures} real pictures, '
+                'as one batch and alone, as a share of the largest output. '
+                'Latencies are of one picture on one CPU thread, by turns: '
+                "the file's, and that of the network in torch with its "
+                'norms.')
+    for line in (text, *dict.fromkeys(manifest['notes'])):
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+"""Detectors: pictures of all shapes, and how much of them leaves."""
+import os.path as osp
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from sct_mm import use_scale
+from sct_mm.engine.config import UserError
+from sct_mm.export import export, latency
+from sct_mm.export.deploy import relative_difference
+from sct_mm.export.formats import graph_run
+from sct_mm.export.make import Request, make_graph
+
+from conftest import ROOT
+from exports import built, clothes
+
+ONE_STAGE = osp.join(ROOT,
+                     'configs/sct_retinanet_r18_fpn_1xb8_fashion-det.py')
+SHAPES = ((3, 64, 80), (1, 80, 64), (2, 96, 112))
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch):
+    monkeypatch.setattr(latency, 'BUDGET', 0.0)
+
+
+def pictures(channels, factor=1):
+    torch.manual_seed(1)
+    return [torch.randn(n, channels, height * factor, width * factor)
+            for n, height, width in SHAPES]
+
+
+def two_stage():
+    cfg = Config.fromfile(osp.join(
+        ROOT, 'configs/sct_faster-rcnn_r50_fpn_8xb2-1x_coco.py'))
+    cfg.model.backbone.update(depth=18, init_cfg=None, norm_cfg=dict(
+        type='SSBN', scales=(160, 128)))
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    return built(cfg.model, 'mmdet')
+
+
+def check(model, size, made, kind, x, part):
+    with use_scale(model, size), torch.no_grad():
+        want = (model.extract_feat(x) if part == 'features' else [
+            each for level in model(x, mode='tensor') for each in level])
+    got = graph_run(kind, made.data)(x)
+    assert relative_difference(got, list(want)) < 1e-5
+    assert made.entry['part'] == part and made.entry['norms'] == 0
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'pt2', 'torchscript'])
+def test_the_maps_of_a_one_stage_detector(kind):
+    model = built(Config.fromfile(ONE_STAGE).model, 'mmdet')
+    made = make_graph(model, 64, pictures(1), Request(kind), 16)
+    assert made.entry['outputs'] == [
+        f'output_{what}_{level}' for what in (0, 1) for level in range(3)]
+    assert not made.notes
+    for x in pictures(1)[1:] + [torch.randn(4, 1, 128, 64)]:
+        check(model, 64, made, kind, x, 'network')
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'pt2', 'torchscript'])
+def test_the_features_of_a_two_stage_detector(kind):
+    model = two_stage()
+    batches = pictures(3, 2)
+    made = make_graph(model, 128, batches, Request(kind), 32)
+    assert made.notes[0].startswith('FasterRCNN does not run on pictures ')
+    assert made.notes[0].endswith('its backbone and neck are exported.')
+    assert made.entry['outputs'] == [f'feature_{i}' for i in range(5)]
+    for x in batches[1:]:
+        check(model, 128, made, kind, x, 'features')
+
+
+def test_a_two_stage_detector_that_is_asked_for_as_a_whole():
+    with pytest.raises(UserError, match='The network of FasterRCNN cannot be '
+                       'exported: it does not run on pictures alone'):
+        make_graph(two_stage(), 128, pictures(3, 2), Request(
+            'onnx', part='network'), 32)
+
+
+def test_real_pictures_of_all_shapes(tmp_path):
+    model = built(Config.fromfile(ONE_STAGE).model, 'mmdet')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    told = export(ONE_STAGE, str(tmp_path / 'a.pth'), 64,
+                  str(tmp_path / 'b.pt'), 'torchscript',
+                  cfg_options=clothes(tmp_path))
+    assert told['files'][0]['difference'] < 1e-5

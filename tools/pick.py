@@ -1,0 +1,64 @@
+"""Name the size to take, by the result of a test at several sizes."""
+import argparse
+import re
+
+from sct_mm.cli import cli
+from sct_mm.export import pick
+
+UNITS = {'': 1.0, 'ms': 1.0, 's': 1e3, 'us': 1e-3}
+
+
+def milliseconds(text: str) -> float:
+    """'5ms', '0.005s' or '5' in milliseconds."""
+    match = re.fullmatch(r'([\d.]+) ?([a-z]*)', text.strip())
+    if not match or match[2] not in UNITS:
+        raise ValueError(text)
+    return float(match[1]) * UNITS[match[2]]
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('result', help='scales.json of tools/test.py')
+    parser.add_argument(
+        '--max-latency', type=milliseconds, metavar='5ms',
+        help='the best size within this latency of one picture')
+    parser.add_argument(
+        '--max-gflops', type=float, metavar='1.5',
+        help='the best size within so many GFLOPs')
+    parser.add_argument(
+        '--min', nargs=2, action='append', default=[],
+        metavar=('METRIC', 'VALUE'),
+        help='a metric to reach; alone: by the cheapest size (repeatable)')
+    parser.add_argument(
+        '--metric', help='what is best; default: the first of the result')
+    parser.add_argument(
+        '--out', metavar='PNG',
+        help='the plot; default: pareto.png beside the result')
+    args = parser.parse_args(argv)
+    try:
+        args.min = {name: float(value) for name, value in args.min}
+    except ValueError:
+        parser.error(f'--min must be a metric and a number, but got '
+                     f'{args.min}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    found = pick(args.result, args.max_latency, args.max_gflops, args.min,
+                 args.metric, args.out)
+    row = found['row']
+    values = ', '.join(f'{name} {value:.4g}'
+                       for name, value in row['metrics'].items())
+    print(f'{row["scale"]} pixels of {found["model"]["label"]}: {values}, '
+          f'{row["gflops"]:.4g} GFLOPs, {row["latency_ms"]:.2f} ms a picture '
+          f'({found["device"] or "an unknown device"}).')
+    if row.get('latency_reliable') is False:
+        print('Its latency varied much when it was measured: test it again '
+              'on a quiet machine before you rely on it.')
+    print(f'{found["plot"]} shows all sizes. To export this one:')
+    print(found['command'])
+
+
+if __name__ == '__main__':
+    cli(main)
