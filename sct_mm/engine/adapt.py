@@ -1,5 +1,6 @@
 """Smaller scales for a trained network, whose answers at the base stay."""
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
                     Tuple, Union)
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.scale import ScaleSpecific, ssbn_layers, use_scale
+from .backward import Pin
 from .finite import named
 from .passes import Passes
 from .recording import evaluating, leaves
@@ -156,7 +158,6 @@ class AdaptPasses(Passes):
         self._frozen = freeze(model)
         self._kept = {name: value.detach().clone()
                       for name, value in kept_tensors(model)[0].items()}
-        self._modes: Optional[ExitStack] = None  # open within a step
         self._teacher: Dict[int, Tensor] = {}  # {scale: logits of its share}
         self._student: Optional[Tensor] = None  # logits that the head made
 
@@ -188,9 +189,7 @@ class AdaptPasses(Passes):
 
     def close(self) -> None:
         super().close()
-        if self._modes is not None:
-            self._modes.close()
-        self._modes, self._teacher, self._student = None, {}, None
+        self._teacher, self._student = {}, None
 
     def _prepare(self, batch: dict, step: int) -> None:
         self.restore()
@@ -204,7 +203,6 @@ class AdaptPasses(Passes):
             part['mode'] = self._mode
         if not self.taken:
             self._look({**batch, 'mode': self._mode})
-        self._modes = self._student_modes()
 
     def _teach(self, batch: dict) -> None:
         """Take the logits of the base scale for each pass of the step."""
@@ -233,17 +231,25 @@ class AdaptPasses(Passes):
         self._teacher = {p.scale: logits[p.share or slice(None)]
                          for p in self._passes}
 
-    def _student_modes(self) -> ExitStack:
-        """While the smaller scales run, only SSBN is in training mode."""
-        modes, norms = ExitStack(), set(self._norms)
+    def _pin_of(self, p: Pass, part: dict) -> Pin:
+        self._last_pin = partial(self._as_student, super()._pin_of(p, part))
+        return self._last_pin
+
+    @contextmanager
+    def _as_student(self, pin: Pin) -> Iterator[None]:
+        """``pin()``, with SSBN alone in training mode."""
+        norms = set(self._norms)
         # A loss may depend on the mode of what makes it.
         modules = (self.model.modules() if self._mode == 'tensor'
                    else leaves(self.model))
-        modes.enter_context(evaluating(m for m in modules if m not in norms))
-        if self._adapt == 'both':
-            modes.callback(self.model.head.register_forward_hook(
-                self._catch).remove)
-        return modes
+        with ExitStack() as stack:
+            stack.enter_context(pin())
+            stack.enter_context(evaluating(
+                m for m in modules if m not in norms))
+            if self._adapt == 'both':
+                stack.callback(self.model.head.register_forward_hook(
+                    self._catch).remove)
+            yield
 
     def _catch(self, head: nn.Module, args: tuple, output: Any) -> None:
         self._student = output

@@ -63,7 +63,7 @@ class Passes:
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
             self._losses_of_step, recursive=False)
-        for name in ('_take', '_prepare', 'close'):
+        for name in ('_take', '_start', 'close'):
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     def before(self, args: tuple, kwargs: dict, step: int) -> Optional[tuple]:
@@ -81,11 +81,7 @@ class Passes:
         if len(args) > len(_ARGUMENTS):
             raise TypeError(f'SCTLossHook knows {_ARGUMENTS} of a model, but '
                             f'got {len(args)} arguments. Leave others out.')
-        self._prepare(batch, step)
-        part = self._parts.pop(self._passes[0].scale)
-        self._pin = self._pin_of(self._passes[0], part)()
-        self._pin.__enter__()
-        return (), part
+        return (), self._start(batch, step)
 
     def after(self, kwargs: dict, output: Any) -> Optional[dict]:
         """The losses that the pass returns instead of its own output.
@@ -126,6 +122,14 @@ class Passes:
     def _trains(self, batch: dict) -> bool:
         return (batch.get('mode') == 'loss' and self.model.training
                 and torch.is_grad_enabled() and not self._busy)
+
+    def _start(self, batch: dict, step: int) -> dict:
+        """Pin the first pass of the step; the batch that it runs on."""
+        self._prepare(batch, step)
+        part = self._parts.pop(self._passes[0].scale)
+        self._pin = self._pin_of(self._passes[0], part)()
+        self._pin.__enter__()
+        return part
 
     def _prepare(self, batch: dict, step: int) -> None:
         """All that comes before the first pass of the step."""

@@ -11,7 +11,7 @@ from sct_mm.models.scale import ssbn_layers
 
 from adapting import assert_kept, network, unlabelled
 from conftest import SCALES, TinyModel
-from helpers import batch, ssbn_model, train, with_trained_base
+from helpers import batch, grads, ssbn_model, train, with_trained_base
 
 
 class Detector(TinyModel):
@@ -52,13 +52,13 @@ def test_a_detector_trains_by_its_own_losses():
     assert [p[0] for p in model.passes] == [12, 8]
 
 
-def classifier(head='LinearClsHead'):
+def classifier(head='LinearClsHead', **options):
     import mmpretrain.models  # noqa: F401  it draws numbers
     torch.manual_seed(0)
     return with_trained_base(MODELS.build(dict(
         type='mmpretrain.ImageClassifier', backbone=dict(
             type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
-            norm_cfg=dict(type='SSBN', scales=SCALES)),
+            norm_cfg=dict(type='SSBN', scales=SCALES), **options),
         neck=dict(type='GlobalAveragePooling'),
         head=dict(type=head, num_classes=5, in_channels=32))))
 
@@ -84,6 +84,27 @@ def test_both_is_the_sum_of_the_two():
                      + losses['labels'][name])
     assert_close(losses['both']['s8/distill'], losses['logits']['s8/total'])
     assert_close(losses['both']['s8/total'], losses['labels']['s8/total'])
+
+
+@pytest.mark.parametrize('adapt', ['logits', 'both'])
+@pytest.mark.parametrize('backward', ['per_scale', 'joint'])
+def test_layers_that_run_again_are_in_the_mode_of_their_pass(backward, adapt):
+    """Blocks that autograd runs again, with a norm that all scales share."""
+    found = []
+    for with_cp in (False, True):
+        model = classifier(with_cp=with_cp).double()
+        shared = nn.BatchNorm2d(8).double()
+        shared.running_mean.normal_()
+        model.backbone.layer2[0].norm1_name = 'shared'
+        model.backbone.layer2[0].shared = shared
+        SCTLossHook(adapt=adapt, backward=backward).attach(model)
+        data = labelled()
+        data['inputs'] = data['inputs'].double()
+        model(**data, mode='loss')['loss'].backward()
+        assert all(m.training for m in model.modules())
+        assert all(layer.pinned_size is None for layer in ssbn_layers(model))
+        found.append(grads(model))
+    assert_close(*found)
 
 
 def test_a_classifier_of_mmpretrain_is_taught_and_several_labels_are_not():

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as tv
 from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
 
 from conftest import SCALES, TinyModel
-from helpers import grads
+from helpers import grads, with_trained_base
 from odd import counts  # noqa: F401
 from odd import assert_unpinned, attempt, cases, options, state_of
 from odd_batches import BATCHES, batch_of
@@ -81,8 +81,9 @@ def one_step(model, batch):
     return losses
 
 
-def check_step(model, before, losses):
-    """What one step may leave behind; the scales that it ran."""
+def check_step(model, before, losses, at_scales):
+    """What one step may leave behind; the scales that it ran, if it ran
+    ``at_scales`` alone."""
     ran = {int(name[1:].partition('/')[0]) for name in losses
            if name.endswith('/total')}
     assert losses['loss'].isfinite() and ran
@@ -90,7 +91,7 @@ def check_step(model, before, losses):
                for p in model.parameters())
     assert_unpinned(model)
     for name, layer in model.named_modules():
-        if isinstance(layer, SSBN):
+        if isinstance(layer, SSBN) and at_scales:
             for i, scale in enumerate(layer.scales):
                 steps = layer.num_batches_tracked[i] - before[
                     f'{name}.num_batches_tracked'][i]
@@ -100,7 +101,7 @@ def check_step(model, before, losses):
     return ran
 
 
-def run_step(model, plain, batch, weights):
+def run_step(model, plain, batch, weights, at_scales):
     """A step on an odd batch; ``plain`` is the model without the hook, and
     the loss has ``weights`` where they are known."""
     made = {str(k): v for k, v in batch_of(**batch).items()}
@@ -112,7 +113,7 @@ def run_step(model, plain, batch, weights):
     assert unchanged()
     if losses is None:
         return
-    ran = check_step(model, before, losses)
+    ran = check_step(model, before, losses, at_scales)
     if weights and batch['odd'][0] == 'plain' and ran == set(SCALES):
         plain.zero_grad()
         by_hand(plain, made, dict(zip(SCALES, map(float, weights))))
@@ -126,7 +127,8 @@ OPTIONS = st.one_of(
     options(
         scales=[None, SCALES], loss_weights=[None, (0.5, 0.3, 0.2)],
         backward=['joint', 'per_scale'], scales_per_step=[1, 2, 3],
-        partition=[True], seed=[1, 2**40], check_finite=[True, False],
+        partition=[True], between=[0.5, 1], size_divisor=[1, 3],
+        adapt=[True, 'labels'], seed=[1, 2**40], check_finite=[True, False],
         batch_transform=[dict(type='MultiScaleBatch', antialias=False),
                          dict(type='MultiScaleBatch', pad_value=1)]))
 
@@ -137,7 +139,7 @@ OPTIONS = st.one_of(
            nn.BatchNorm2d, lambda c: SSBN(c, (16, ))]))
 @cases(250, 1800)
 def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
-    model = TinyModel(norm)
+    model = with_trained_base(TinyModel(norm))
     hook = attempt(lambda: SCTLossHook(**options))
     if hook is None:
         return
@@ -149,7 +151,8 @@ def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
     if set(options) <= {'backward', 'seed', 'check_finite', 'loss_weights'}:
         weights = options.get('loss_weights') or (1 / 3, ) * 3
     for batch in batches if attached else ():
-        run_step(model, plain, batch, weights)
+        run_step(model, plain, batch, weights, 'between' not in options)
+        hook._passes.restore()  # as after an optimizer step
     hook.detach()
     assert not (model._forward_hooks or model._forward_pre_hooks)
     assert_unpinned(model)
