@@ -130,7 +130,8 @@ def test_an_output_that_exists_is_kept(checkpoint):
         file.write('mine')
     with pytest.raises(UserError, match='exists. Give --force'):
         calibrate_checkpoint(FASHION, path, [21], out)
-    assert open(out).read() == 'mine'
+    with open(out) as file:
+        assert file.read() == 'mine'
 
 
 def test_a_network_without_ssbn_is_refused(checkpoint):
