@@ -1,13 +1,15 @@
-"""What the tools share: how they warn, and how a refusal ends them."""
+"""What the tools share: launchers, how they warn, how a refusal ends them."""
+import argparse
 import contextlib
 import errno
+import os
 import os.path as osp
 import pickle
 import re
 import sys
 import traceback
 import warnings
-from typing import Callable, Iterator, Optional, TextIO
+from typing import Callable, Iterator, Optional, Sequence, TextIO
 
 from .engine.config import UserError
 from .engine.protection import cause_of, protected_loading
@@ -38,6 +40,23 @@ HOSTS_PRINT = re.compile('|'.join((
 )))
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the options of mmengine's launchers."""
+    parser.add_argument(
+        '--launcher', default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
+    # torch.distributed.launch passes this one, torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def parse_launched(parser: argparse.ArgumentParser,
+                   argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Parse ``argv``; mmengine finds the rank where it looks for it."""
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
 
 
 def one_sentence(message, category, filename, lineno, line=None) -> str:

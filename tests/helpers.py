@@ -122,3 +122,13 @@ def with_trained_base(net):
             for name, value in layer.row(scale).items():
                 value.data.copy_(base[name].data)
     return net
+
+
+def apart(layer):
+    """``layer`` with rows that are far apart."""
+    with torch.no_grad():
+        for value in (layer.weight, layer.running_var):
+            value.uniform_(0.5, 2)
+        for value in (layer.bias, layer.running_mean):
+            value.uniform_(-1, 1)
+    return layer

@@ -1,11 +1,10 @@
 """Re-estimate a checkpoint's statistics at given sizes of the input."""
 import argparse
-import os
 
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from sct_mm.cli import cli
+from sct_mm.cli import add_launcher, cli, parse_launched
 from sct_mm.evaluation import calibrate_checkpoint
 
 
@@ -26,12 +25,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='settings that override the config')
-    parser.add_argument(
-        '--launcher', default='none',
-        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    add_launcher(parser)
+    args = parse_launched(parser, argv)
     if args.sizes == ['all']:
         args.sizes = 'all'
     elif not all(size.isdecimal() for size in args.sizes):

@@ -1,12 +1,11 @@
 """Test a checkpoint at several input sizes; one table, JSON and a plot."""
 import argparse
-import os
 import os.path as osp
 
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from sct_mm.cli import cli
+from sct_mm.cli import add_launcher, cli, parse_launched
 from sct_mm.evaluation import test_models
 from sct_mm.evaluation.report import report
 
@@ -30,12 +29,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='settings that override each config')
-    parser.add_argument(
-        '--launcher', default='none',
-        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    add_launcher(parser)
+    args = parse_launched(parser, argv)
     args.out = args.out or osp.join(
         'work_dirs', osp.splitext(osp.basename(args.config))[0])
     return args

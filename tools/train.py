@@ -1,12 +1,11 @@
 """Train a config of any OpenMMLab project, with or without SCT."""
 import argparse
-import os
 import os.path as osp
 
 from mmengine.config import Config, DictAction
 
 import sct_mm  # noqa: F401  (registers the components)
-from sct_mm.cli import cli
+from sct_mm.cli import add_launcher, cli, parse_launched
 from sct_mm.engine.config import UserError, load_config
 from sct_mm.engine.training import set_defaults, train
 
@@ -38,14 +37,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='settings that override the config, e.g. train_cfg.max_epochs=1')
-    parser.add_argument(
-        '--launcher', default='none',
-        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
-    # torch.distributed.launch passes this one, torchrun sets LOCAL_RANK.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_launcher(parser)
+    return parse_launched(parser, argv)
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:

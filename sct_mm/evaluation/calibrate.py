@@ -6,15 +6,13 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.logging import MMLogger
-from mmengine.registry import (DATA_SAMPLERS, DATASETS, FUNCTIONS, MODELS,
-                               TRANSFORMS, init_default_scope)
+from mmengine.registry import (DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS,
+                               init_default_scope)
 from mmengine.runner import set_random_seed
-from mmengine.runner.checkpoint import (_load_checkpoint_to_model,
-                                        save_checkpoint)
+from mmengine.runner.checkpoint import save_checkpoint
 from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -26,7 +24,7 @@ from ..engine.checkpoint import check_checkpoint
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
                              set_loader_defaults)
-from ..engine.loading import check_fits
+from ..engine.loading import loaded_model
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
 from ..models.calibrate import add_scale, calibrate
@@ -112,19 +110,6 @@ def build_loader(config: dict, pictures: int) -> DataLoader:
                       num_workers=config.get('num_workers', 0))
 
 
-def build_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
-    """The model of ``cfg`` with the weights of ``checkpoint``, as a Runner
-    builds it."""
-    config = dict(cfg.model)
-    if cfg.get('data_preprocessor'):
-        config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(config)
-    check_fits(model, checkpoint.get('state_dict', checkpoint), path)
-    _load_checkpoint_to_model(model, checkpoint,
-                              revise_keys=[(r'^module\.', '')])
-    return model.to(get_device())
-
-
 def check_sizes(sizes: Union[str, Sequence[int]], model: nn.Module,
                 base: int) -> List[int]:
     """The sizes to calibrate, the largest first.
@@ -208,7 +193,7 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     if not MMLogger.check_instance_created(__name__):  # what hosts log
         MMLogger.get_instance(__name__, log_level='ERROR')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = build_model(cfg, weights, checkpoint)
+    model = loaded_model(cfg, weights, checkpoint).to(get_device())
     made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
     base = made[0] if made else (scales_of(model) or [0])[0]
     sizes = check_sizes(sizes, model, base)

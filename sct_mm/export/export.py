@@ -12,6 +12,7 @@ from ..engine.config import UserError, load_config
 from ..engine.loading import loaded_model
 from ..engine.loops import check_sizes
 from ..engine.protection import protected_loading
+from ..engine.resume import find_checkpoint
 from .files import MANIFEST, check_outputs, paths_of, write
 from .formats import WEIGHTS, check_format
 from .make import Made, Request, make
@@ -83,7 +84,8 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
 
     Args:
         config: path of the config.
-        checkpoint: path or address of the checkpoint.
+        checkpoint: path or address of the checkpoint, or a work directory,
+            whose newest whole one is taken.
         size: in pixels, or 'all': each trained scale.
         out: path of the file; for 'all', of a folder, which gets a file a
             size and ``manifest.json``.
@@ -117,6 +119,7 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
     check_request(request)
     check_int('pictures', pictures, 2, 'Give e.g. 8.')
     cfg = load_config(config, cfg_options)
+    checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
     rows = rows_of(read_result(result), checkpoint, result) if result else []
     model = loaded_model(cfg, weights, checkpoint)

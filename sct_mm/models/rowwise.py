@@ -245,7 +245,7 @@ class RowwiseNorm(ScaleSpecific):
             return
         text = ('fixes the scale that it saw, and this network has rows for '
                 f'{self.scales}. Take one scale by sct_mm.extract_scale() '
-                'first.')
+                'first, or let tools/export.py write the file.')
         if not torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             raise RuntimeError(f'An exported graph {text}')
         # mmengine counts FLOPs by a bare trace.
