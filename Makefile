@@ -67,7 +67,7 @@ demo-det: $(DET_DATA)/composed
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
 
 test: lint $(DATA)/fetched
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/all.done
 	$(BIN)/python -m ruff check --quiet .

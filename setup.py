@@ -41,7 +41,7 @@ setup(
         'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
                             'faster-coco-eval==1.*'],
         'export': EXPORT,
-        'test': [*TORCH, *EXPORT, 'pytest', 'hypothesis', 'ruff',
-                 'timm==1.0.*', 'tensorboard'],
+        'test': [*TORCH, *EXPORT, 'pytest', 'pytest-xdist',
+                 'hypothesis', 'ruff', 'timm==1.0.*', 'tensorboard'],
     },
 )

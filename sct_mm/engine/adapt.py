@@ -92,7 +92,8 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
                     and (row['running_var'] == 1).all() for row in rows):
         raise ValueError('`adapt` keeps what a trained network answers at '
                          f'{scales[0]}, but the rows of that scale have never '
-                         'been trained. Set load_from to a checkpoint.')
+                         'been trained. Set load_from to the checkpoint of a '
+                         'trained network.')
 
 
 def freeze(model: nn.Module) -> List[nn.Parameter]:

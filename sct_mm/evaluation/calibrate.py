@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.logging import MMLogger
@@ -148,6 +149,53 @@ def prepared(loader: DataLoader, model: nn.Module, size: int,
             yield resize(model.data_preprocessor(batch, False))
 
 
+def prepare_run(cfg: Config) -> None:
+    """What comes before a network meets training pictures without a Runner.
+
+    Raises:
+        UserError: for a config without training pictures.
+    """
+    if not cfg.get('train_dataloader'):
+        raise UserError('The config must have a `train_dataloader`, whose '
+                        'pictures give the statistics, but got '
+                        f'{cfg.get("train_dataloader")!r}. Set it.')
+    check_data(cfg.train_dataloader)
+    set_loader_defaults(cfg.train_dataloader, cfg)
+    join_processes(cfg)
+    if not MMLogger.check_instance_created(__name__):  # what hosts log
+        MMLogger.get_instance(__name__, log_level='ERROR')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
+             pictures: int) -> int:
+    """Re-estimate the statistics of ``model`` at each of ``sizes``, which
+    becomes a scale if it is none.
+
+    Args:
+        base: pixels of the pictures that the training pipeline makes.
+
+    Returns:
+        int: pictures seen at each size.
+    """
+    loader, seen = build_loader(cfg.train_dataloader, pictures), 0
+    for size in sizes:
+        if size not in scales_of(model):
+            add_scale(model, size)
+        seen = calibrate(model, prepared(loader, model, size, base), size)
+    return seen
+
+
+def save_weights(model: nn.Module, path: str, meta: dict) -> None:
+    """Write the weights alone, by the main process, whole or not at all."""
+    if is_main_process():
+        save_checkpoint(
+            dict(meta=meta, state_dict={
+                name: value.cpu()
+                for name, value in model.state_dict().items()}),
+            path, backend_args=dict(backend='atomic_local'))
+
+
 @protected_loading()
 def calibrate_checkpoint(config: str, checkpoint: str,
                          sizes: Union[str, Sequence[int]], out: str,
@@ -183,31 +231,13 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
-    if not cfg.get('train_dataloader'):
-        raise UserError('The config must have a `train_dataloader`, whose '
-                        'pictures give the statistics, but got '
-                        f'{cfg.get("train_dataloader")!r}. Set it.')
-    check_data(cfg.train_dataloader)
-    set_loader_defaults(cfg.train_dataloader, cfg)
-    join_processes(cfg)
-    if not MMLogger.check_instance_created(__name__):  # what hosts log
-        MMLogger.get_instance(__name__, log_level='ERROR')
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    prepare_run(cfg)
     model = loaded_model(cfg, weights, checkpoint).to(get_device())
     made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
     base = made[0] if made else (scales_of(model) or [0])[0]
-    sizes = check_sizes(sizes, model, base)
-    loader = build_loader(cfg.train_dataloader, pictures)
-    for size in sizes:
-        if size not in scales_of(model):
-            add_scale(model, size)
-        seen = calibrate(model, prepared(loader, model, size, base), size)
-    if is_main_process():
-        save_checkpoint(
-            dict(meta=weights.get('meta', {}), state_dict={
-                name: value.cpu()
-                for name, value in model.state_dict().items()}),
-            out, backend_args=dict(backend='atomic_local'))
+    seen = estimate(model, cfg, check_sizes(sizes, model, base), base,
+                    pictures)
+    save_weights(model, out, weights.get('meta', {}))
     scales = scales_of(model)
     return dict(out=out, pictures=seen, scales=scales,
                 settings=scales_settings(cfg.model, scales))

@@ -63,9 +63,11 @@ def options(**good):
 def counts(request):
     COUNTS.clear()
     yield
-    request.config.pluginmanager.get_plugin('terminalreporter').write_line(
-        f'\n{request.module.__name__}: {sum(COUNTS.values())} calls: '
-        + ', '.join(f'{n} {what}' for what, n in COUNTS.most_common()))
+    terminal = request.config.pluginmanager.get_plugin('terminalreporter')
+    if terminal:  # no process of several (pytest -n) has one
+        terminal.write_line(
+            f'\n{request.module.__name__}: {sum(COUNTS.values())} calls: '
+            + ', '.join(f'{n} {what}' for what, n in COUNTS.most_common()))
 
 
 def state_of(model):

@@ -16,7 +16,8 @@ from odd import counts  # noqa: F401
 from odd import (LAYOUTS, NAN, ODD, assert_unpinned, attempt, cases, options,
                  tensor)
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*rows of its base scale')
+pytestmark = pytest.mark.filterwarnings(
+    'ignore:.*rows of its base scale', 'ignore:.*outside of the scales')
 SHAPES = st.one_of(
     st.tuples(st.integers(0, 3), st.sampled_from([4, 4, 4, 3]),
               st.integers(0, 5), st.integers(1, 6)),

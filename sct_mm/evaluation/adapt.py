@@ -1,0 +1,185 @@
+"""Smaller sizes for a trained network of any config, in one call."""
+import os
+import os.path as osp
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..arguments import check_int, check_number
+from ..datasets.pipeline import type_name
+from ..engine.adapt import check_adaptable
+from ..engine.checkpoint import check_checkpoint
+from ..engine.checks import check_pipeline
+from ..engine.config import UserError, load_config, scales_settings
+from ..engine.loading import loaded_model
+from ..engine.protection import protected_loading
+from ..engine.resume import find_checkpoint
+from ..engine.training import train
+from ..models.convert import extract_scale
+from ..models.scale import check_scales
+from .calibrate import estimate, prepare_run, save_weights
+
+_START, _END = 'calibrated.pth', 'adapted.pth'
+
+
+def check_stock(cfg: Config) -> None:
+    """Whether the network of ``cfg`` is one for a single size.
+
+    Raises:
+        UserError: if it has SSBN, or is trained by SCTLossHook.
+    """
+    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or []]
+    if (scales_settings(cfg.model, ()) or 'SCTLossHook' in hooks
+            or type_name(cfg.model) == 'WithSSBN'):
+        raise UserError('The config must be that of a network for one size, '
+                        f'but {cfg.filename!r} is an SCT config already. Give '
+                        'it more sizes by tools/calibrate.py, or set '
+                        "custom_hooks=[dict(type='SCTLossHook', adapt=True)] "
+                        'in it.')
+
+
+def _optimizer(cfg: Config, lr: float) -> dict:
+    """AdamW for the rows: its steps do not depend on how large a network's
+    losses are. They do not decay: they start where the network was."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    kept = {key: wrapper[key] for key in ('type', 'dtype', 'loss_scale')
+            if key in wrapper and type_name(wrapper) == 'AmpOptimWrapper'}
+    return {'type': 'OptimWrapper', **kept, 'optimizer': dict(
+        type='AdamW', lr=lr, weight_decay=0.0)}
+
+
+def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
+                   lr: float) -> Config:
+    """The config that adapts the network of ``cfg`` to ``scales``, and with
+    which it is tested, exported and loaded afterwards.
+
+    Model, pictures and test stay. There is no validation, and no average over
+    the steps (EMA), which would lag behind in a training this short.
+    """
+    options = cfg.to_dict()
+    hooks = [hook for hook in options.get('custom_hooks') or []
+             if type_name(hook) not in ('EMAHook', 'EpochSeedHook')]
+    imports = options.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    loader = options['train_dataloader']
+    if 'Infinite' in type_name(loader.get('sampler') or {}):
+        loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+    options.update(
+        custom_imports=dict(imports=[*dict.fromkeys([*names, 'sct_mm'])],
+                            allow_failed_imports=False),
+        model=dict(type='WithSSBN', scales=list(scales),
+                   model=options['model']),
+        optim_wrapper=_optimizer(cfg, lr),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
+            dict(type='CosineAnnealingLR', T_max=epochs,
+                 convert_to_iter_based=True)],
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        val_cfg=None, val_dataloader=None, val_evaluator=None,
+        auto_scale_lr=dict(enable=False), resume=False,
+        randomness={'seed': 0, **(options.get('randomness') or {})},
+        custom_hooks=[*hooks, dict(type='EpochSeedHook'),
+                      dict(type='SCTLossHook', adapt=True)])
+    options.setdefault('default_hooks', {})['checkpoint'] = dict(
+        type='CheckpointHook', interval=1)
+    return Config(options, filename=cfg.filename)
+
+
+def differing(ours: nn.Module, theirs: nn.Module) -> List[str]:
+    """The tensors in which two state dicts are not equal to the bit."""
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    return [name for name in {**ours, **theirs} if name not in ours
+            or name not in theirs
+            or not torch.equal(ours[name].cpu(), theirs[name].cpu())]
+
+
+def _check_output(out: str, force: bool, resume: bool) -> None:
+    found = osp.join(out, _END)
+    if osp.exists(found) and not force:
+        raise UserError(f'{found!r} exists. Give --force to overwrite it, or '
+                        'another --out.')
+    if osp.isfile(out):
+        raise UserError(f'--out must be a folder, but {out!r} is a file. '
+                        'Name another.')
+    if resume and not osp.exists(osp.join(out, _START)):
+        raise UserError(f'There is no run to go on with in {out!r}. Leave '
+                        '--resume out to begin one.')
+
+
+@protected_loading()
+def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
+                     epochs: int = 2, out: Optional[str] = None,
+                     pictures: int = 2048, lr: float = 0.01,
+                     force: bool = False, resume: bool = False,
+                     cfg_options: Optional[dict] = None,
+                     launcher: str = 'none') -> Dict[str, Any]:
+    """Give a trained network smaller sizes, and leave what it answers at its
+    own as it is, to the bit: what tools/adapt.py does.
+
+    The norms get rows for each of ``scales``, whose statistics are estimated
+    from training pictures (:func:`~sct_mm.models.calibrate.calibrate`); then
+    weight and bias of the smaller scales' rows train, see
+    ``SCTLossHook(adapt=True)``. At the end everything else is compared with
+    the checkpoint.
+
+    Args:
+        config: of the network, without a line about SCT.
+        scales: the network's own size first, that of its training pipeline.
+        epochs: 0 for statistics alone.
+        out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
+            the config to test with, under the name of ``config``,
+            `adapted.pth`, and what a training leaves there.
+        pictures: of the training set, for statistics.
+        lr: of AdamW, the highest; our choice, see README.
+        force: overwrite an `adapted.pth`.
+        resume: go on with a run that died in ``out``.
+
+    Returns:
+        dict: ``config``, ``checkpoint`` (paths) and ``scales``.
+
+    Raises:
+        UserError: for what is missing, does not fit, or stands in the way.
+        ValueError: for a network that cannot be adapted.
+        RuntimeError: if something has changed the base after all.
+    """
+    scales = check_scales(scales)
+    epochs = check_int('epochs', epochs, 0, 'The default is 2.')
+    pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
+    lr = check_number('lr', lr, 0, 'The default is 0.01.')
+    name = osp.basename(config)
+    out = out or osp.join('work_dirs', f'adapt_{osp.splitext(name)[0]}')
+    _check_output(out, force, resume)
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    checkpoint = find_checkpoint(checkpoint, cfg)
+    weights = check_checkpoint(checkpoint)
+    check_stock(cfg)
+    prepare_run(cfg)
+    check_pipeline(cfg.train_dataloader, scales[0])
+    stock = loaded_model(cfg, weights, checkpoint)
+    adapted = adapted_config(cfg, scales, epochs, lr)
+    model = loaded_model(adapted, weights, checkpoint).to(get_device())
+    check_adaptable(model, scales, (1, ) * len(scales))
+    estimate(model, adapted, scales[1:], scales[0], pictures)
+    os.makedirs(out, exist_ok=True)
+    adapted.work_dir, adapted.load_from = out, osp.join(out, _START)
+    save_weights(model, adapted.load_from, weights.get('meta', {}))
+    if is_main_process():
+        adapted.dump(osp.join(out, name))
+    if epochs:
+        model = train(adapted, 'auto' if resume else None).model
+        model = model.module if is_model_wrapper(model) else model
+    changed = differing(extract_scale(model, scales[0]), stock)
+    if changed:
+        raise RuntimeError('The network must answer as before at '
+                           f'{scales[0]}, but {changed[0]} has changed. '
+                           'Remove the hook from `custom_hooks` that does it.')
+    path = osp.join(out, _END)
+    save_weights(model, path, weights.get('meta', {}))
+    return dict(config=osp.join(out, name), checkpoint=path, scales=scales)

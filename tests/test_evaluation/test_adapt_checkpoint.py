@@ -1,0 +1,178 @@
+"""adapt_checkpoint: a stock network with smaller sizes, and the same base."""
+import os
+import os.path as osp
+import socket
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import multiprocessing
+
+from sct_mm.engine.config import UserError, load_config
+from sct_mm.evaluation import adapt_checkpoint
+from sct_mm.evaluation.adapt import adapted_config
+
+from conftest import ROOT
+
+STOCK = 'resnet18_1xb128_fashion-mnist-28px.py'
+CONFIG = osp.join('configs', 'baselines', STOCK)
+FEW = {'train_dataloader.batch_size': 16,
+       'train_dataloader.dataset.indices': 48}
+SCALES = (28, 21, 14)
+
+
+@pytest.fixture
+def stock(tmp_path, monkeypatch):
+    """A checkpoint of the stock network; the network; a folder."""
+    monkeypatch.chdir(ROOT)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(Config.fromfile(CONFIG).model)
+    for name, value in model.state_dict().items():
+        if name.endswith('running_var'):
+            value.uniform_(0.5, 2)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    return str(tmp_path / 'a.pth'), model.eval(), str(tmp_path / 'out')
+
+
+def adapt(stock, epochs=1, **options):
+    return adapt_checkpoint(CONFIG, stock[0], SCALES, epochs, stock[2], 32,
+                            cfg_options=FEW, **options)
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def rows_of(old, new):
+    """{name of a norm's tensor: (its value in the stock network, its rows)}"""
+    return {name: (value, new[name].view(3, -1)) for name, value in old.items()
+            if new[name].numel() == 3 * value.numel() > 3}
+
+
+def test_smaller_rows_alone_change(stock):
+    done = adapt(stock)
+    old, new = tensors(stock[0]), tensors(done['checkpoint'])
+    shared = [name for name, value in old.items()
+              if new[name].shape == value.shape]
+    assert shared and all(torch.equal(new[n], old[n]) for n in shared)
+    for name, (value, rows) in rows_of(old, new).items():
+        assert torch.equal(rows[0], value), name
+        assert not any(torch.equal(row, value) for row in rows[1:]), name
+    assert done['scales'] == SCALES
+
+
+def test_what_was_written_is_a_network_for_all_sizes(stock):
+    done = adapt(stock)
+    config = load_config(done['config'])
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    model.load_state_dict(tensors(done['checkpoint']))
+    x = torch.randn(4, 1, 28, 28)
+    assert torch.equal(model.eval()(x), stock[1](x))  # at 28: to the bit
+    smaller = x[..., :14, :14]
+    assert not torch.allclose(model(smaller), stock[1](smaller))
+    assert [hook['type'] for hook in config.custom_hooks][-1] == 'SCTLossHook'
+
+
+def test_statistics_alone(stock):
+    done = adapt(stock, epochs=0)
+    old, new = tensors(stock[0]), tensors(done['checkpoint'])
+    for name, (value, rows) in rows_of(old, new).items():
+        assert torch.equal(rows[0], value)
+        assert torch.equal(rows[2], value) != ('running' in name), name
+    assert sorted(os.listdir(stock[2])) == sorted(
+        ['adapted.pth', 'calibrated.pth', STOCK])
+
+
+def test_a_run_that_died_goes_on_to_the_bit(stock):
+    whole = tensors(adapt(stock, epochs=2)['checkpoint'])
+    for name in ('adapted.pth', 'epoch_2.pth'):
+        os.remove(osp.join(stock[2], name))
+    resumed = tensors(adapt(stock, epochs=2, resume=True)['checkpoint'])
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def in_process(rank, path, out, port):
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    adapt((path, None, out), launcher='pytorch')
+
+
+def test_two_processes(stock):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(in_process, (stock[0], stock[2], port), 2)
+    rows = rows_of(tensors(stock[0]),
+                   tensors(osp.join(stock[2], 'adapted.pth')))
+    assert rows and all(torch.equal(row[0], value)
+                        for value, row in rows.values())
+    assert not any(torch.equal(row[2], value) for value, row in rows.values())
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(epochs=-1), '`epochs` must be .* but got -1'),
+    (dict(lr=-1.0), '`lr` must be .* but got -1'),
+    (dict(resume=True), 'no run to go on with'),
+])
+def test_arguments_that_are_refused(stock, options, message):
+    with pytest.raises(ValueError, match=message):
+        adapt(stock, **options)
+    assert not osp.exists(stock[2])
+
+
+def test_nothing_is_overwritten(stock):
+    path = adapt(stock, epochs=0)['checkpoint']
+    with pytest.raises(UserError, match='exists. Give --force'):
+        adapt(stock, epochs=0)
+    torch.save({}, path)
+    adapt(stock, epochs=0, force=True)
+    assert 'backbone.bn1.weight' in tensors(path)
+
+
+def test_a_network_that_has_sizes_already(stock):
+    sct = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
+    with pytest.raises(UserError, match='for one size, but .* SCT config'):
+        adapt_checkpoint(sct, stock[0], SCALES, out=stock[2])
+
+
+def test_a_network_that_was_never_trained(stock):
+    init_default_scope('mmpretrain')
+    model = MODELS.build(Config.fromfile(CONFIG).model)
+    torch.save(dict(state_dict=model.state_dict()), stock[0])
+    with pytest.raises(ValueError, match='have never been trained'):
+        adapt(stock)
+    assert not osp.exists(stock[2])
+
+
+def test_another_size_than_the_pipelines(stock):
+    options = {**FEW, 'train_dataloader.dataset.pipeline': [
+        dict(type='Resize', scale=32), dict(type='PackInputs')]}
+    with pytest.raises(ValueError, match='must be the nominal size .* 32'):
+        adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2],
+                         cfg_options=options)
+
+
+def test_the_config_keeps_what_the_host_had():
+    stock = Config(dict(
+        model=dict(type='X'), custom_imports=dict(imports='a.b'),
+        custom_hooks=[dict(type='EMAHook'), dict(type='ProfilerHook')],
+        optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16',
+                           clip_grad=dict(max_norm=1),
+                           optimizer=dict(type='SGD', lr=1)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=7)),
+        train_dataloader=dict(sampler=dict(type='InfiniteSampler'))))
+    made = adapted_config(stock, (32, 16), 3, 0.5)
+    assert made.custom_imports.imports == ['a.b', 'sct_mm']
+    assert [hook.type for hook in made.custom_hooks] == [
+        'ProfilerHook', 'EpochSeedHook', 'SCTLossHook']
+    assert made.optim_wrapper == dict(
+        type='AmpOptimWrapper', dtype='bfloat16',
+        optimizer=dict(type='AdamW', lr=0.5, weight_decay=0.0))
+    assert made.default_hooks.logger.interval == 7
+    assert made.train_dataloader.sampler.type == 'DefaultSampler'
+    assert made.train_cfg.max_epochs == 3
+    assert stock.train_dataloader.sampler.type == 'InfiniteSampler'

@@ -1,0 +1,56 @@
+"""Give a trained network smaller sizes; at its own it answers as before."""
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+from sct_mm.cli import add_launcher, cli, parse_launched
+from sct_mm.evaluation import adapt_checkpoint
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'config', help='path of the config, without a line about SCT')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument(
+        '--scales', nargs='+', type=int, required=True, metavar='PIXELS',
+        help="the network's own size first")
+    parser.add_argument(
+        '--epochs', type=int, default=2,
+        help='default: 2; 0 for statistics alone')
+    parser.add_argument(
+        '--out', metavar='DIR', help='for config, checkpoint and logs; '
+        'default: work_dirs/adapt_NAME_OF_CONFIG')
+    parser.add_argument(
+        '--pictures', type=int, default=2048,
+        help='of the training set, for statistics; default: 2048')
+    parser.add_argument(
+        '--lr', type=float, default=0.01,
+        help='learning rate of AdamW; default: 0.01')
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite what is in --out')
+    parser.add_argument(
+        '--resume', action='store_true', help='go on with a run that died')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='settings that override the config')
+    add_launcher(parser)
+    return parse_launched(parser, argv)
+
+
+def main() -> None:
+    args = parse_args()
+    done = adapt_checkpoint(
+        args.config, args.checkpoint, args.scales, args.epochs, args.out,
+        args.pictures, args.lr, args.force, args.resume, args.cfg_options,
+        args.launcher)
+    if is_main_process():
+        sizes = ' '.join(map(str, done['scales']))
+        print(f'{done["checkpoint"]}: at {done["scales"][0]} equal to '
+              f'{args.checkpoint} to the bit. Test it: python tools/test.py '
+              f'{done["config"]} {done["checkpoint"]} --scales {sizes}')
+
+
+if __name__ == '__main__':
+    cli(main)
