@@ -26,8 +26,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--pictures', type=int, default=2048,
         help='of the training set, for statistics; default: 2048')
     parser.add_argument(
-        '--lr', type=float, default=0.01,
-        help='learning rate of AdamW; default: 0.01')
+        '--lr', type=float, default=0.03,
+        help='learning rate of AdamW; default: 0.03')
     parser.add_argument(
         '--force', action='store_true', help='overwrite what is in --out')
     parser.add_argument(

@@ -115,7 +115,7 @@ def _check_output(out: str, force: bool, resume: bool) -> None:
 @protected_loading()
 def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
                      epochs: int = 2, out: Optional[str] = None,
-                     pictures: int = 2048, lr: float = 0.01,
+                     pictures: int = 2048, lr: float = 0.03,
                      force: bool = False, resume: bool = False,
                      cfg_options: Optional[dict] = None,
                      launcher: str = 'none') -> Dict[str, Any]:
@@ -151,7 +151,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     scales = check_scales(scales)
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
-    lr = check_number('lr', lr, 0, 'The default is 0.01.')
+    lr = check_number('lr', lr, 0, 'The default is 0.03.')
     name = osp.basename(config)
     out = out or osp.join('work_dirs', f'adapt_{osp.splitext(name)[0]}')
     _check_output(out, force, resume)

@@ -271,31 +271,3 @@ def test_the_benchmark_serves_a_detector(trained, run_tool, tmp_path):
     code, output = run_tool('benchmark.py', trained[0], '--batch-size', 2,
                             '--arms', 'lists')
     assert code == 2 and 'needs a classifier, but got a RetinaNet' in output
-
-
-def test_the_composed_pictures_are_a_function_of_the_seed(
-        pictures, run_tool, tmp_path):
-    code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
-                            tmp_path, '--train', 2, '--val', 4)
-    assert code == 0, output
-    for name in ('val.json', 'val/000003.png', 'train/000001.png'):
-        assert (tmp_path / name).read_bytes() == (pictures / name).read_bytes()
-    code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
-                            tmp_path, '--train', 2, '--val', 4)
-    assert '4 pictures are there' in output
-    code, output = run_tool('make_fashion_det.py', 'nowhere', tmp_path)
-    assert code == 2 and "must be in 'nowhere'" in output
-    assert 'Traceback' not in output
-
-
-def test_boxes_and_masks_of_the_composed_pictures_agree(pictures):
-    from pycocotools import mask as coco_mask
-    data = json.loads((pictures / 'train.json').read_text())
-    assert len(data['images']) == 8 and data['annotations']
-    for annotation in data['annotations']:
-        mask = coco_mask.decode(annotation['segmentation'])
-        rows, columns = np.where(mask)
-        x, y, w, h = annotation['bbox']
-        assert (columns.min(), rows.min()) == (x, y)
-        assert (columns.max() + 1, rows.max() + 1) == (x + w, y + h)
-        assert annotation['area'] == mask.sum()
