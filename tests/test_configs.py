@@ -16,6 +16,7 @@ from sct_mm.engine.loops import check_sizes
 from sct_mm.models.scale import scales_of
 
 from conftest import ROOT
+from helpers import with_trained_base
 
 # Those of detectors are in test_detection.py.
 CONFIGS = sorted(
@@ -48,7 +49,7 @@ def test_config(path):
     hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
     scales = scales_of(model)
     sct = [hook for hook in hooks if hasattr(hook, 'attach')]
-    assert bool(sct) == file.startswith('sct')
+    assert bool(sct) == file.startswith(('sct', 'adapt'))
     loop = dict(cfg.val_cfg)
     if not sct:
         assert scales is None and 'Scales' not in str(loop)
@@ -56,10 +57,11 @@ def test_config(path):
     assert loop.pop('type') == 'ScalesValLoop'
     assert check_sizes(loop.get('sizes'), model) == (scales or sct[0].scales)
     assert (scales is None) == ('shared-bn' in file)
-    sct[0].attach(model)
+    sct[0].attach(with_trained_base(model))
     assert size == (scales or sct[0].scales)[0]
     pictures = 8 if sct[0].partition else 2
-    channels = cfg.model.backbone.get('in_channels', 3)
+    channels = cfg.model.get('model', cfg.model).backbone.get(
+        'in_channels', 3)
     batch = model.data_preprocessor(dict(
         inputs=torch.randint(0, 256, (pictures, channels, size, size),
                              dtype=torch.uint8),
@@ -68,4 +70,5 @@ def test_config(path):
     loss = model(**batch, mode='loss')['loss']
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is not None for p in model.parameters()
+               if p.requires_grad)

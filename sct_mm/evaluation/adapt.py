@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.model import is_model_wrapper
 from torch import nn
 
@@ -88,7 +88,7 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
                       dict(type='SCTLossHook', adapt=True)])
     options.setdefault('default_hooks', {})['checkpoint'] = dict(
         type='CheckpointHook', interval=1)
-    return Config(options, filename=cfg.filename)
+    return Config(options)
 
 
 def differing(ours: nn.Module, theirs: nn.Module) -> List[str]:
@@ -133,7 +133,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         scales: the network's own size first, that of its training pipeline.
         epochs: 0 for statistics alone.
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
-            the config to test with, under the name of ``config``,
+            the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and what a training leaves there.
         pictures: of the training set, for statistics.
         lr: of AdamW, the highest; our choice, see README.
@@ -152,8 +152,8 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
     lr = check_number('lr', lr, 0, 'The default is 0.03.')
-    name = osp.basename(config)
-    out = out or osp.join('work_dirs', f'adapt_{osp.splitext(name)[0]}')
+    name = f'adapt_{osp.splitext(osp.basename(config))[0]}'
+    out = out or osp.join('work_dirs', name)
     _check_output(out, force, resume)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
@@ -168,11 +168,14 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     check_adaptable(model, scales, (1, ) * len(scales))
     estimate(model, adapted, scales[1:], scales[0], pictures)
     os.makedirs(out, exist_ok=True)
+    made, path = osp.join(out, f'{name}.py'), osp.join(out, _END)
     adapted.work_dir, adapted.load_from = out, osp.join(out, _START)
     save_weights(model, adapted.load_from, weights.get('meta', {}))
     if is_main_process():
-        adapted.dump(osp.join(out, name))
+        adapted.dump(made)
+    barrier()
     if epochs:
+        adapted = load_config(made)  # which tells a run its name
         model = train(adapted, 'auto' if resume else None).model
         model = model.module if is_model_wrapper(model) else model
     changed = differing(extract_scale(model, scales[0]), stock)
@@ -180,6 +183,5 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         raise RuntimeError('The network must answer as before at '
                            f'{scales[0]}, but {changed[0]} has changed. '
                            'Remove the hook from `custom_hooks` that does it.')
-    path = osp.join(out, _END)
     save_weights(model, path, weights.get('meta', {}))
-    return dict(config=osp.join(out, name), checkpoint=path, scales=scales)
+    return dict(config=made, checkpoint=path, scales=scales)

@@ -60,6 +60,25 @@ def make_table(title: str, rows: List[dict]) -> Table:
     return table
 
 
+def make_comparison(models: List[dict]) -> Table:
+    """The first metric of several models, one row a size, the largest first;
+    '-' where a model was not tested."""
+    name = metric_names([row for model in models for row in model['rows']])[0]
+    table = Table(title=f'{name}; *: a trained scale')
+    table.add_column('scale', justify='right')
+    for model in models:
+        table.add_column(model['label'], justify='right')
+    for size in sorted({row['scale'] for model in models
+                        for row in model['rows']}, reverse=True):
+        found = [[row for row in model['rows'] if row['scale'] == size
+                  and name in row['metrics']] for model in models]
+        table.add_row(str(size), *(
+            formatted(rows[0]['metrics'][name], model['rows'], name)
+            + ('*' if size in model['trained'] else ' ') if rows else '- '
+            for rows, model in zip(found, models)))
+    return table
+
+
 def tick_sizes(sizes: Collection[int], trained: Collection[int],
                digits: int = 42) -> List[int]:
     """Those of ``sizes`` whose labels have room under an axis as long as
@@ -104,9 +123,12 @@ def draw(models: List[dict], path: str) -> None:
 
 
 def report(models: List[dict], out: str) -> None:
-    """Print a table a model, and write scales.json and scales.png to the
+    """Print a table a model, one of all, and write scales.json and scales.png to the
     folder ``out``; see :func:`test_scales` for what a model is."""
     tables = [make_table(model['label'], model['rows']) for model in models]
+    if len(models) > 1 and all(map(metric_names, (
+            model['rows'] for model in models))):
+        tables.append(make_comparison(models))
     console = Console()
     if not console.is_terminal:  # a file or a pipe has room for all columns
         wide = Console(width=1000)

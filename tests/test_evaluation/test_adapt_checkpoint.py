@@ -82,7 +82,7 @@ def test_statistics_alone(stock):
         assert torch.equal(rows[0], value)
         assert torch.equal(rows[2], value) != ('running' in name), name
     assert sorted(os.listdir(stock[2])) == sorted(
-        ['adapted.pth', 'calibrated.pth', STOCK])
+        ['adapted.pth', 'calibrated.pth', f'adapt_{STOCK}'])
 
 
 def test_a_run_that_died_goes_on_to_the_bit(stock):

@@ -4,7 +4,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from sct_mm.evaluation.report import draw, make_table, tick_sizes
+from sct_mm.evaluation.report import (draw, make_comparison, make_table,
+                                       tick_sizes)
 
 
 def row(size, served_by, top1=90.0, latency=(11.9, 12.34, 13.1),
@@ -47,6 +48,18 @@ def test_table_marks_times_that_are_worthless():
     assert cells[1][-2].strip() == '3.25 (1.00-650) ?'
     assert '?' not in ''.join(cells[0]) + cells[1][-1]
     assert '? not reliable: quartiles more than 25 % of the median' in text
+
+
+def test_one_table_of_all_models():
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(make_comparison([
+            model('a', (28, 24), (28, )), model('b', (28, 14), (14, ))]))
+    assert [[c.strip() for c in line.split('│')[1:-1]]
+            for line in capture.get().splitlines() if '│' in line] == [
+        ['28', '90.00*', '90.00'], ['24', '90.00', '-'],
+        ['14', '-', '90.00*']]
+    assert 'accuracy/top1' in capture.get()
 
 
 @pytest.fixture
