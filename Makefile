@@ -1,4 +1,6 @@
-# make demo       trains and tests the Fashion-MNIST demo (classification only)
+# make demo       trains and tests the Fashion-MNIST demo (classification only):
+#                 one network for one size, the same with smaller sizes given
+#                 to it, one that is trained for any size
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
 # make test       installs everything, lints, runs all tests
 # make doctor     says what is installed, and what conflicts
@@ -35,7 +37,8 @@ endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NAME := sct_resnet18_1xb128_fashion-mnist
+STOCK := resnet18_1xb128_fashion-mnist-28px
+NAME := sct-any-size_resnet18_1xb128_fashion-mnist
 RUN := $(WORK)/$(NAME)
 DATA := data/fashion-mnist
 DET_NAME := sct_retinanet_r18_fpn_1xb8_fashion-det
@@ -50,15 +53,21 @@ LOG := $(VENV)/install.log
 QUIETLY := >>$(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
 # Of what a run logs, its progress and its warnings, without those of old names.
 BRIEFLY := | sed -unE '/deprecated in future/d; \
-  /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - /p'
+  /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - |to the bit/p'
 # mmcv-lite has no compiled operators, and may not stand beside mmcv.
 EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 
 demo: $(VENV)/classification.done $(DATA)/fetched
-	echo "Training: 3 minutes on two cores. All that it logs is in $(RUN)."
+	echo "Training for 28 pixels: 1 minute on two cores. All that it logs is in $(WORK)/$(STOCK)."
+	$(BIN)/python tools/train.py configs/baselines/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume $(BRIEFLY)
+	echo "Smaller sizes for it: 1 minute."
+	$(BIN)/python tools/adapt.py configs/baselines/$(STOCK).py $(WORK)/$(STOCK) \
+	  --scales 28 21 14 --out $(WORK)/adapt_$(STOCK) --resume $(BRIEFLY)
+	echo "Training for any size from 28 to 14 pixels: 3 minutes. All that it logs is in $(RUN)."
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume $(BRIEFLY)
-	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) \
-	  --scales 28 24 21 18 14 10 --out $(RUN)
+	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) --scales 14:28:2 \
+	  --compare $(WORK)/adapt_$(STOCK)/adapt_$(STOCK).py $(WORK)/adapt_$(STOCK)/adapted.pth \
+	  --compare configs/baselines/$(STOCK).py $(WORK)/$(STOCK) --out $(RUN)
 
 demo-det: $(DET_DATA)/composed
 	echo "Training: 4 minutes on two cores. All that it logs is in $(DET_RUN)."
@@ -76,6 +85,7 @@ doctor: | $(VENV)/made
 	$(BIN)/python -m sct_mm.doctor
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched
+	$(BIN)/python tools/reproduce.py any-size --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
 

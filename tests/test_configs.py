@@ -59,13 +59,13 @@ def test_config(path):
     assert (scales is None) == ('shared-bn' in file)
     sct[0].attach(with_trained_base(model))
     assert size == (scales or sct[0].scales)[0]
-    pictures = 8 if sct[0].partition else 2
+    pictures = 16 if sct[0].partition else 2
     channels = cfg.model.get('model', cfg.model).backbone.get(
         'in_channels', 3)
     batch = model.data_preprocessor(dict(
         inputs=torch.randint(0, 256, (pictures, channels, size, size),
                              dtype=torch.uint8),
-        data_samples=[DataSample().set_gt_label(i)
+        data_samples=[DataSample().set_gt_label(i % 8)
                       for i in range(pictures)]), True)
     loss = model(**batch, mode='loss')['loss']
     loss.backward()

@@ -26,12 +26,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--pictures', type=int, default=2048,
         help='of the training set, for statistics; default: 2048')
     parser.add_argument(
-        '--lr', type=float, default=0.03,
-        help='learning rate of AdamW; default: 0.03')
+        '--lr', type=float, default=0.08,
+        help='learning rate of AdamW; default: 0.08')
     parser.add_argument(
         '--force', action='store_true', help='overwrite what is in --out')
     parser.add_argument(
-        '--resume', action='store_true', help='go on with a run that died')
+        '--resume', action='store_true',
+        help='go on with the run in --out, if there is one')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='settings that override the config')

@@ -101,21 +101,18 @@ def differing(ours: nn.Module, theirs: nn.Module) -> List[str]:
 
 def _check_output(out: str, force: bool, resume: bool) -> None:
     found = osp.join(out, _END)
-    if osp.exists(found) and not force:
+    if osp.exists(found) and not (force or resume):
         raise UserError(f'{found!r} exists. Give --force to overwrite it, or '
                         'another --out.')
     if osp.isfile(out):
         raise UserError(f'--out must be a folder, but {out!r} is a file. '
                         'Name another.')
-    if resume and not osp.exists(osp.join(out, _START)):
-        raise UserError(f'There is no run to go on with in {out!r}. Leave '
-                        '--resume out to begin one.')
 
 
 @protected_loading()
 def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
                      epochs: int = 2, out: Optional[str] = None,
-                     pictures: int = 2048, lr: float = 0.03,
+                     pictures: int = 2048, lr: float = 0.08,
                      force: bool = False, resume: bool = False,
                      cfg_options: Optional[dict] = None,
                      launcher: str = 'none') -> Dict[str, Any]:
@@ -138,7 +135,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         pictures: of the training set, for statistics.
         lr: of AdamW, the highest; our choice, see README.
         force: overwrite an `adapted.pth`.
-        resume: go on with a run that died in ``out``.
+        resume: go on with the run in ``out``, if there is one.
 
     Returns:
         dict: ``config``, ``checkpoint`` (paths) and ``scales``.
@@ -151,7 +148,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     scales = check_scales(scales)
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
-    lr = check_number('lr', lr, 0, 'The default is 0.03.')
+    lr = check_number('lr', lr, 0, 'The default is 0.08.')
     name = f'adapt_{osp.splitext(osp.basename(config))[0]}'
     out = out or osp.join('work_dirs', name)
     _check_output(out, force, resume)

@@ -123,8 +123,9 @@ def draw(models: List[dict], path: str) -> None:
 
 
 def report(models: List[dict], out: str) -> None:
-    """Print a table a model, one of all, and write scales.json and scales.png to the
-    folder ``out``; see :func:`test_scales` for what a model is."""
+    """Print a table a model and one of all, and write scales.json and
+    scales.png to the folder ``out``; see :func:`test_scales` for what a model
+    is."""
     tables = [make_table(model['label'], model['rows']) for model in models]
     if len(models) > 1 and all(map(metric_names, (
             model['rows'] for model in models))):

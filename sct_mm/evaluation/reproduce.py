@@ -23,6 +23,7 @@ class Arm(NamedTuple):
     epochs: Optional[int] = None  # None: those of the config
     options: Tuple[str, ...] = ()
     start: Optional['Arm'] = None  # the backbone starts from its checkpoint
+    adapt: Tuple[int, ...] = ()  # `start`, adapted to these scales
 
 
 class Experiment(NamedTuple):
@@ -41,6 +42,14 @@ def divided(epochs: int) -> Dict[int, float]:
 ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
                     {scale: 3}) for scale in (28, 21, 14)}
 SSBN = Arm(DEMO, divided(8))
+# Of its two epochs, the base runs forward, and rows need no gradients of the
+# other weights: a third and two thirds of what a training pass costs.
+ADAPTED = Arm(ALONE[28].config, {28: 2 / 3, 21: 4 / 3, 14: 4 / 3},
+              start=ALONE[28], adapt=(28, 21, 14))
+# A scale's pass between costs what the size in the middle of its gap does.
+ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
+    28: 2.08, 26: 0.42, 24: 0.78, 22: 0.45, 21: 0.83, 18: 0.42, 16: 0.78,
+    15: 0.78, 14: 1.46})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 DET_SEEN = {128: 3, 96: 3, 64: 3}
@@ -51,15 +60,23 @@ MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
        'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
        'coco/bbox_mAP_m': 'AP of larger objects (%)'}
 SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
-EXPERIMENTS = dict(
-    scales=Experiment({
+EXPERIMENTS = {
+    'any-size': Experiment({
+        '28 alone': ALONE[28],
+        '28 alone, adapted': ADAPTED,
+        'SCT, SSBN, any size': ANY_SIZE,
+        'the same without `between`': Arm(
+            ANY_SIZE.config, {28: 2.08, 24: 1.2, 21: 1.28, 16: 1.2, 14: 2.24},
+            options=('custom_hooks.2.between=0.0', )),
+    }, tuple(range(28, 13, -1)), TOP1),
+    'scales': Experiment({
         **{f'{scale} alone': arm for scale, arm in ALONE.items()},
         'SCT, shared BN': Arm(
             'baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
             divided(8)),
         'SCT, SSBN': SSBN,
     }, SIZES, TOP1),
-    schedules=Experiment({
+    'schedules': Experiment({
         'partition, 8 epochs': SSBN,
         'partition, 5 epochs': Arm(DEMO, divided(5), 5),
         'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
@@ -72,7 +89,7 @@ EXPERIMENTS = dict(
         '28 alone, 3 epochs': ALONE[28],
         '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
     }, SIZES, TOP1),
-    detection=Experiment({
+    'detection': Experiment({
         '128 alone': Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
                          {128: 3}),
         'SCT, shared BN': Arm(
@@ -80,14 +97,14 @@ EXPERIMENTS = dict(
             DET_SEEN),
         'SCT, SSBN': Arm(DETECTOR, DET_SEEN),
     }, DET_SIZES, MAP, 0.01),
-    transfer=Experiment({
+    'transfer': Experiment({
         'from nothing': Arm(DETECTOR, DET_SEEN),
         'from 28 alone': Arm(DETECTOR, DET_SEEN, start=ALONE[28]._replace(
             options=DET_SHORTCUTS)),
         'from SCT, SSBN': Arm(DETECTOR, DET_SEEN, start=SSBN._replace(
             options=DET_SHORTCUTS)),
     }, DET_SIZES, MAP, 0.01),
-)
+}
 
 
 def run_tool(tool: str, *arguments) -> None:
@@ -98,11 +115,19 @@ def run_tool(tool: str, *arguments) -> None:
                         'and run this again: it goes on here.')
 
 
+def config_of(arm: Arm, folder: str = 'configs') -> str:
+    """The path of its config without `.py`; of one that tools/adapt.py has
+    made, in the folder of the arm."""
+    if not arm.adapt:
+        return osp.join('configs', arm.config)
+    return osp.join(folder, f'adapt_{osp.basename(arm.config)}')
+
+
 def folder_of(arm: Arm, seed: int, out: str) -> str:
-    parts = [osp.basename(arm.config), *arm.options]
+    parts = [osp.basename(config_of(arm)), *arm.options]
     if arm.epochs is not None:
         parts.append(f'{arm.epochs}-epochs')
-    if arm.start is not None:
+    if arm.start is not None and not arm.adapt:
         parts.append(f'from-{osp.basename(arm.start.config)}')
     return osp.join(out, '_'.join(parts), str(seed))
 
@@ -111,6 +136,14 @@ def train(arm: Arm, seed: int, out: str) -> str:
     """The arm's work directory, trained if need be."""
     folder = folder_of(arm, seed, out)
     options = [f'randomness.seed={seed}', *arm.options]
+    if osp.exists(osp.join(folder, 'trained')):
+        return folder
+    if arm.adapt:
+        run_tool('adapt.py', f'{config_of(arm.start)}.py',
+                 train(arm.start, seed, out), '--out', folder, '--resume',
+                 '--scales', *arm.adapt, '--cfg-options', *options)
+        open(osp.join(folder, 'trained'), 'w').close()
+        return folder
     if arm.epochs is not None:
         options += [f'train_cfg.max_epochs={arm.epochs}',
                     f'train_cfg.val_interval={arm.epochs}',
@@ -120,11 +153,9 @@ def train(arm: Arm, seed: int, out: str) -> str:
         options += [f'{init}.type=Pretrained', f'{init}.prefix=backbone.',
                     f'{init}.checkpoint='
                     f'{find_checkpoint(train(arm.start, seed, out))}']
-    if not osp.exists(osp.join(folder, 'trained')):
-        run_tool('train.py', osp.join('configs', f'{arm.config}.py'),
-                 '--work-dir', folder, '--resume', '--no-validate',
-                 '--cfg-options', *options)
-        open(osp.join(folder, 'trained'), 'w').close()
+    run_tool('train.py', f'{config_of(arm)}.py', '--work-dir', folder,
+             '--resume', '--no-validate', '--cfg-options', *options)
+    open(osp.join(folder, 'trained'), 'w').close()
     return folder
 
 
@@ -134,8 +165,11 @@ def result_of(arm: Arm, seed: int, out: str,
     folder = folder_of(arm, seed, out)
     path = osp.join(folder, 'scales.json')
     if not osp.exists(path):
-        run_tool('test.py', osp.join('configs', f'{arm.config}.py'),
-                 train(arm, seed, out), '--out', folder, '--scales', *sizes)
+        trained = train(arm, seed, out)
+        if arm.adapt:
+            trained = osp.join(trained, 'adapted.pth')
+        run_tool('test.py', f'{config_of(arm, folder)}.py', trained,
+                 '--out', folder, '--scales', *sizes)
     with open(path) as f:
         return json.load(f)['models'][0]['rows']
 

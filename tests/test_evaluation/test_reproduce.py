@@ -27,3 +27,21 @@ def test_an_arm_starts_from_the_newest_whole_checkpoint(
     os.makedirs(folder_of(second, 0, str(tmp_path)))
     train(second, 0, str(tmp_path))
     assert f'model.backbone.init_cfg.checkpoint={path}' in calls[0]
+
+
+def test_an_arm_that_is_another_adapted(tmp_path, monkeypatch):
+    calls, out = [], str(tmp_path)
+    monkeypatch.setattr(reproduce, 'run_tool', lambda *words: (
+        calls.append(words), os.makedirs(words[words.index('--out') + 1]
+                                         if '--out' in words else words[3])))
+    stock = Arm('baselines/stock', {8: 1})
+    arm = Arm(stock.config, {8: 1}, start=stock, adapt=(8, 4))
+    folder = train(arm, 1, out)
+    assert folder != folder_of(stock, 1, out)
+    assert [words[:3] for words in calls] == [
+        ('train.py', os.path.join('configs', 'baselines', 'stock.py'),
+         '--work-dir'),
+        ('adapt.py', os.path.join('configs', 'baselines', 'stock.py'),
+         folder_of(stock, 1, out))]
+    assert calls[1][3:5] == ('--out', folder)
+    assert train(arm, 1, out) == folder and len(calls) == 2
