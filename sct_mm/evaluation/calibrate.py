@@ -16,7 +16,7 @@ from mmengine.runner import set_random_seed
 from mmengine.runner.checkpoint import save_checkpoint
 from rich.progress import Progress
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..arguments import check_int
 from ..datasets.multi_scale import padding_of
@@ -57,7 +57,7 @@ class SeededPictures(Dataset):
         return item
 
 
-class _Chosen:
+class _Chosen(Sampler):
     """A sampler of given indices, as the hosts' batch samplers take it."""
 
     def __init__(self, dataset: Any, indices: List[int]) -> None:

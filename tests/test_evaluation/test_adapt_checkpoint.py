@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import multiprocessing
 
+from sct_mm.datasets.fashion_det import make_fashion_det
 from sct_mm.engine.config import UserError, load_config
 from sct_mm.evaluation import adapt_checkpoint
 from sct_mm.evaluation.adapt import adapted_config
@@ -44,10 +45,11 @@ def tensors(path):
     return torch.load(path, weights_only=True)['state_dict']
 
 
-def rows_of(old, new):
+def rows_of(old, new, scales=3):
     """{name of a norm's tensor: (its value in the stock network, its rows)}"""
-    return {name: (value, new[name].view(3, -1)) for name, value in old.items()
-            if new[name].numel() == 3 * value.numel() > 3}
+    return {name: (value, new[name].view(scales, -1))
+            for name, value in old.items()
+            if new[name].numel() == scales * value.numel() > scales}
 
 
 def test_smaller_rows_alone_change(stock):
@@ -175,3 +177,25 @@ def test_the_config_keeps_what_the_host_had():
     assert made.train_dataloader.sampler.type == 'DefaultSampler'
     assert made.train_cfg.max_epochs == 3
     assert stock.train_dataloader.sampler.type == 'InfiniteSampler'
+
+
+def test_a_detector(tmp_path, monkeypatch):
+    """Two passes of its own losses; the base as it was."""
+    monkeypatch.chdir(ROOT)
+    config = osp.join('configs', 'baselines',
+                      'retinanet_r18_fpn_1xb8_fashion-det-128px.py')
+    make_fashion_det('data/fashion-mnist', str(tmp_path), 8, 4)
+    init_default_scope('mmdet')
+    model = MODELS.build(Config.fromfile(config).model)
+    for name, value in model.state_dict().items():
+        if name.endswith('running_var'):
+            value.uniform_(0.5, 2)
+    path, out = str(tmp_path / 'a.pth'), str(tmp_path / 'out')
+    torch.save(dict(state_dict=model.state_dict()), path)
+    done = adapt_checkpoint(config, path, (128, 64), 1, out, 8, cfg_options={
+        'train_dataloader.batch_size': 4,
+        'train_dataloader.dataset.data_root': f'{tmp_path}/'})
+    rows = rows_of(tensors(path), tensors(done['checkpoint']), 2)
+    assert rows
+    for name, (value, row) in rows.items():
+        assert torch.equal(row[0], value) and not torch.equal(row[1], value)
