@@ -86,6 +86,7 @@ doctor: | $(VENV)/made
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py any-size --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py between --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
 

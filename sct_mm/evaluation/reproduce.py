@@ -60,15 +60,19 @@ MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
        'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
        'coco/bbox_mAP_m': 'AP of larger objects (%)'}
 SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
+ANY = tuple(range(28, 13, -1))
 EXPERIMENTS = {
     'any-size': Experiment({
         '28 alone': ALONE[28],
         '28 alone, adapted': ADAPTED,
         'SCT, SSBN, any size': ANY_SIZE,
-        'the same without `between`': Arm(
+    }, ANY, TOP1),
+    'between': Experiment({
+        'between=0.35': ANY_SIZE,
+        'between=0': Arm(
             ANY_SIZE.config, {28: 2.08, 24: 1.2, 21: 1.28, 16: 1.2, 14: 2.24},
             options=('custom_hooks.2.between=0.0', )),
-    }, tuple(range(28, 13, -1)), TOP1),
+    }, ANY, TOP1),
     'scales': Experiment({
         **{f'{scale} alone': arm for scale, arm in ALONE.items()},
         'SCT, shared BN': Arm(
@@ -192,7 +196,7 @@ def draw(summary: Dict[str, Dict[int, List[float]]], label: str,
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(6.4, 4.8), layout='constrained')
     for arm, sizes in summary.items():
-        ours = arm == 'SCT, SSBN'
+        ours = arm.startswith('SCT, SSBN')
         axes.errorbar(list(sizes), [mean for mean, _ in sizes.values()],
                       [deviation for _, deviation in sizes.values()],
                       label=arm, marker='o', capsize=3,
