@@ -197,5 +197,5 @@ def test_a_detector(tmp_path, monkeypatch):
         'train_dataloader.dataset.data_root': f'{tmp_path}/'})
     rows = rows_of(tensors(path), tensors(done['checkpoint']), 2)
     assert rows
-    for name, (value, row) in rows.items():
+    for value, row in rows.values():
         assert torch.equal(row[0], value) and not torch.equal(row[1], value)
