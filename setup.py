@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'",
@@ -19,6 +20,46 @@ ONEDL = [*TORCH, 'onedl-mmengine==0.10.*', 'onedl-mmpretrain==1.3.*',
 # onnxscript is what torch.onnx.export asks for, onnxruntime runs the file.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
 
+# What openmim looks for in `.mim` of an installed package.
+SHIPPED = ('model-index.yml', 'configs/**/*.py', 'configs/**/*.yml',
+           'tools/*.py', 'tools/*.sh')
+
+
+class BuildWithMim(build_py):
+    """Puts tools, configs and the model index into the package that is built.
+
+    An sdist asks it which files are its sources. An editable install has
+    them where they lie, beside the package (sct_mm/engine/package.py).
+    """
+
+    def _copies(self):
+        """{path in the build: path in the repository}"""
+        if self.editable_mode:
+            return {}
+        folder = Path(self.build_lib, 'sct_mm', '.mim')
+        return {str(folder / path): path for path in self._shipped()}
+
+    @staticmethod
+    def _shipped():
+        return sorted(path.relative_to(ROOT).as_posix() for pattern in SHIPPED
+                      for path in ROOT.glob(pattern))
+
+    def run(self):
+        super().run()
+        for target, source in self._copies().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target, preserve_mode=False)
+
+    def get_source_files(self):
+        return super().get_source_files() + self._shipped()
+
+    def get_outputs(self, include_bytecode=True):
+        return super().get_outputs(include_bytecode) + list(self._copies())
+
+    def get_output_mapping(self):
+        return {**super().get_output_mapping(), **self._copies()}
+
+
 setup(
     name='sct_mm',
     version=VERSION,
@@ -26,6 +67,17 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    project_urls={'Paper': 'https://arxiv.org/abs/1909.00182'},
+    keywords='OpenMMLab, multi-scale training, batch normalization',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        *(f'Programming Language :: Python :: 3.{minor}'
+          for minor in (10, 11, 12)),
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    cmdclass={'build_py': BuildWithMim},
     packages=find_packages(include=['sct_mm*']),
     python_requires='>=3.10',
     # mmengine and mmcv are imported, but have several distributions each

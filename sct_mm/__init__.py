@@ -15,6 +15,7 @@ if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
         from .datasets.multi_scale import MultiScaleBatch
         from .engine.checkpoint import AtomicLocalBackend
         from .engine.loops import ScalesTestLoop, ScalesValLoop
+        from .engine.package import introduce
         from .engine.protection import allow_checkpoint_types
         from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
         from .engine.sct_hook import SCTLossHook
@@ -27,3 +28,4 @@ if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
             f'sct_mm cannot be imported here ({error}). Run `python -m '
             'sct_mm.doctor`: it names the command that mends it.') from error
     allow_checkpoint_types()
+    introduce()
