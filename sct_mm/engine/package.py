@@ -58,9 +58,9 @@ def _knows_us(host: Callable) -> Callable:
 
 def _add_cards(hub: Any) -> None:
     """Tell mmpretrain's ``ModelHub`` of our classifiers."""
-    if not hub.has('sct_resnet50_8xb32_in1k'):
-        hub.register_model_index(shipped(CARDS.format('classification')),
-                                 config_prefix=shipped())
+    cards = shipped(CARDS.format('classification'))
+    if osp.isfile(cards) and not hub.has('sct_resnet50_8xb32_in1k'):
+        hub.register_model_index(cards, config_prefix=shipped())
 
 
 class _AfterImport(MetaPathFinder):
