@@ -8,6 +8,7 @@ import os
 import os.path as osp
 
 from sct_mm.cli import cli
+from sct_mm.engine.package import is_installed, shipped
 from sct_mm.evaluation.reproduce import EXPERIMENTS, reproduce
 
 
@@ -17,7 +18,8 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--out', default=osp.join('work_dirs', 'reproduce'))
     args = parser.parse_args()
-    os.chdir(osp.dirname(osp.dirname(osp.abspath(__file__))))
+    if not is_installed():
+        os.chdir(shipped())
     reproduce(args.experiment, args.seeds, args.out)
 
 

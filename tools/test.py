@@ -6,6 +6,7 @@ from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
 from sct_mm.cli import add_launcher, cli, parse_launched
+from sct_mm.engine.config import config_name
 from sct_mm.evaluation import test_models
 from sct_mm.evaluation.report import report
 
@@ -32,7 +33,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_launcher(parser)
     args = parse_launched(parser, argv)
     args.out = args.out or osp.join(
-        'work_dirs', osp.splitext(osp.basename(args.config))[0])
+        'work_dirs', config_name(args.config))
     return args
 
 

@@ -6,7 +6,7 @@ from mmengine.config import Config, DictAction
 
 import sct_mm  # noqa: F401  (registers the components)
 from sct_mm.cli import add_launcher, cli, parse_launched
-from sct_mm.engine.config import UserError, load_config
+from sct_mm.engine.config import UserError, config_name, load_config
 from sct_mm.engine.training import set_defaults, train
 
 
@@ -47,7 +47,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
-        'work_dirs', osp.splitext(osp.basename(args.config))[0])
+        'work_dirs', config_name(args.config))
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

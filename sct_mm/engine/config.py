@@ -11,18 +11,27 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from ..datasets.pipeline import type_name
 from ..datasets.sizes import pipelines_in
+from .package import config_path
 
 
 class UserError(ValueError):
     """An input that the user must mend; tools show it without a traceback."""
 
 
+def config_name(path: str) -> str:
+    """What a config is called, without its folder and its ending."""
+    return osp.splitext(osp.basename(path.rpartition('::')[2]))[0]
+
+
 def load_config(path: str, options: Optional[dict] = None) -> Config:
-    """Read the config file and merge ``options`` into it."""
-    if not osp.isfile(path):
+    """Read the config file and merge ``options`` into it; ``sct_mm::NAME.py``
+    is one of this package."""
+    file = config_path(path)
+    if not osp.isfile(file):
         raise UserError(f'The config must be a file, but got {path!r}. Name '
-                        'one of configs/ or of your own.')
-    cfg = Config.fromfile(path)
+                        'one of your own, or one of configs/ here, from '
+                        'anywhere as sct_mm::NAME.py.')
+    cfg = Config.fromfile(file)
     if options:
         cfg.merge_from_dict(options)
     if cfg.get('default_scope') is None:

@@ -4,7 +4,7 @@ import os.path as osp
 import sys
 from functools import wraps
 from importlib.abc import MetaPathFinder
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from mmengine.config import Config
 
@@ -15,14 +15,27 @@ _HUB = 'mmpretrain.apis.model'
 _PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__)))
 
 
+_INSTALLED = osp.join(_PACKAGE, '.mim')
+
+
+def is_installed() -> bool:
+    """Whether this is a package on its own, without its repository."""
+    return osp.isdir(_INSTALLED)
+
+
 def shipped(*parts: str) -> str:
     """Path of what comes with the package: with an installed one it lies in
-    ``.mim``, where openmim and mmengine look; else in the repository, beside
-    the package."""
-    home = osp.join(_PACKAGE, '.mim')
-    if not osp.isdir(home):
-        home = osp.dirname(_PACKAGE)
-    return osp.join(home, *parts)
+    ``.mim``, where openmim looks; else in the repository, beside the
+    package."""
+    return osp.join(_INSTALLED if is_installed() else
+                    osp.dirname(_PACKAGE), *parts)
+
+
+def tool_command(tool: str, python: str = 'python') -> List[str]:
+    """How a user runs a tool: in the repository, or from anywhere."""
+    if is_installed():
+        return [python, '-m', f'{NAME}.tools.{tool}']
+    return [python, osp.join('tools', f'{tool}.py')]
 
 
 def config_path(path: str) -> str:

@@ -15,7 +15,8 @@ from ..datasets.pipeline import type_name
 from ..engine.adapt import check_adaptable
 from ..engine.checkpoint import check_checkpoint
 from ..engine.checks import check_pipeline
-from ..engine.config import UserError, load_config, scales_settings
+from ..engine.config import (UserError, config_name, load_config,
+                             scales_settings)
 from ..engine.loading import loaded_model
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
@@ -149,7 +150,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
     lr = check_number('lr', lr, 0, 'The default is 0.08.')
-    name = f'adapt_{osp.splitext(osp.basename(config))[0]}'
+    name = f'adapt_{config_name(config)}'
     out = out or osp.join('work_dirs', name)
     _check_output(out, force, resume)
     cfg = load_config(config, cfg_options)

@@ -13,8 +13,8 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from ..datasets.pipeline import nominal_size, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
-from ..engine.config import (UserError, check_test_data, join_processes,
-                             load_config, set_loader_defaults)
+from ..engine.config import (UserError, check_test_data, config_name,
+                             join_processes, load_config, set_loader_defaults)
 from ..engine.loading import check_fits
 from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
@@ -139,7 +139,7 @@ def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
              launcher: str) -> Tuple[dict, List[Workload]]:
     """One model of :func:`test_models`, its rows without times, and what
     these are measured on."""
-    label = osp.splitext(osp.basename(config))[0]
+    label = config_name(config)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..engine.checkpoint import dump
-from ..engine.config import UserError
+from ..engine.config import UserError, config_name
+from ..engine.package import PREFIX, is_installed, tool_command
 from ..engine.resume import find_checkpoint
 
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
@@ -113,7 +114,8 @@ EXPERIMENTS = {
 
 def run_tool(tool: str, *arguments) -> None:
     """Run a tool as a user does, in the folder of the repository."""
-    command = [sys.executable, osp.join('tools', tool), *map(str, arguments)]
+    command = [*tool_command(tool.removesuffix('.py'), sys.executable),
+               *map(str, arguments)]
     if subprocess.run(command).returncode:
         raise UserError(f'`{" ".join(command)}` failed; mend what it says '
                         'and run this again: it goes on here.')
@@ -122,13 +124,15 @@ def run_tool(tool: str, *arguments) -> None:
 def config_of(arm: Arm, folder: str = 'configs') -> str:
     """The path of its config without `.py`; of one that tools/adapt.py has
     made, in the folder of the arm."""
+    if not arm.adapt and is_installed():
+        return f'{PREFIX}{arm.config}'
     if not arm.adapt:
         return osp.join('configs', arm.config)
     return osp.join(folder, f'adapt_{osp.basename(arm.config)}')
 
 
 def folder_of(arm: Arm, seed: int, out: str) -> str:
-    parts = [osp.basename(config_of(arm)), *arm.options]
+    parts = [config_name(f'{config_of(arm)}.py'), *arm.options]
     if arm.epochs is not None:
         parts.append(f'{arm.epochs}-epochs')
     if arm.start is not None and not arm.adapt:
@@ -236,8 +240,9 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     """Train and test every arm of an experiment; print a table a metric.
 
     Each arm runs in ``out``/ARM/SEED with the commands that a user types, in
-    the folder of the repository, which must be the current one. What is done
-    is not done again; what was interrupted goes on.
+    the current folder, which has the data and is the repository's, where
+    there is one. What is done is not done again; what was interrupted goes
+    on.
 
     Args:
         name: of :data:`EXPERIMENTS`.

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..arguments import check_choice, check_int, check_number
 from ..engine.checkpoint import check_checkpoint, dump
-from ..engine.config import UserError, load_config
+from ..engine.config import UserError, config_name, load_config
 from ..engine.loading import loaded_model
 from ..engine.loops import check_sizes
 from ..engine.protection import protected_loading
@@ -125,7 +125,7 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
     model = loaded_model(cfg, weights, checkpoint)
     every = size == 'all'
     sizes = check_sizes(None if every else (size, ), model, 'size')
-    label = osp.splitext(osp.basename(config))[0]
+    label = config_name(config)
     paths = paths_of(out, format, sizes, label, every)
     manifest = osp.join(out, MANIFEST)
     check_outputs([*paths.values(), *([manifest] if every else [])], force)

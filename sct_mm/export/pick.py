@@ -5,6 +5,7 @@ from typing import Dict, List, NamedTuple, Optional
 
 from ..arguments import check_number
 from ..engine.config import UserError
+from ..engine.package import tool_command
 from ..engine.protection import protected_loading
 from .pareto import draw
 from .result import metric_names, read_result
@@ -107,7 +108,7 @@ def export_command(choice: Choice) -> str:
     """The command that writes the chosen size as a file."""
     size, model = choice.row['scale'], choice.model
     return shlex.join([
-        'python', 'tools/export.py', model['config'], model['checkpoint'],
+        *tool_command('export'), model['config'], model['checkpoint'],
         '--size', str(size), '--format', 'onnx', '--out',
         f'{model["label"]}-{size}px.onnx'])
 
