@@ -154,7 +154,8 @@ def card_of(path: str, config: str, results: Results) -> dict:
     (_, pipeline), *_ = pipelines_in(cfg.test_dataloader.dataset)
     scales = scales_in(cfg, model, nominal_size(pipeline))
     name, data = osp.splitext(osp.basename(path))[0], data_of(path)
-    metadata = {'Training Data': data.name, 'Scales': scales}
+    metadata = {'Training Data': data.name,
+                'Scales': '/'.join(map(str, scales))}  # for `mim search`
     if cfg.train_cfg.get('max_epochs'):
         metadata['Epochs'] = cfg.train_cfg.max_epochs
     card = {'Name': name, 'Config': config,

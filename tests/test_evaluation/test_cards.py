@@ -35,7 +35,7 @@ def test_the_hosts_read_the_index():
     assert stock.parameters == 25_557_032
     assert round(stock.flops / 1e9, 2) == 4.09
     ours = models['sct_resnet50_8xb32_in1k'].metadata
-    assert ours.data['Scales'] == [224, 192, 160, 128]
+    assert ours.data['Scales'] == '224/192/160/128'
     # 26,560 channels with a weight and a bias at each scale
     assert ours.parameters - stock.parameters == 3 * 2 * 26_560
     assert models[DEMO].in_collection and not models[
