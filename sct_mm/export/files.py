@@ -44,8 +44,12 @@ def check_outputs(paths: Sequence[str], force: bool) -> None:
                             'to. Name another.')
 
 
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def write(data: bytes, path: str) -> dict:
     """Write a file, whole or not at all; returns what a manifest says."""
     AtomicLocalBackend().put(data, path)
     return dict(file=osp.basename(path), bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest())
+                sha256=sha256_of(data))

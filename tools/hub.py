@@ -1,0 +1,37 @@
+"""Write a trained network, with all its scales, as a folder for a hub."""
+import argparse
+
+from mmengine.config import DictAction
+
+from sct_mm.cli import cli
+from sct_mm.export import save_pretrained
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument(
+        '--out', required=True, metavar='FOLDER',
+        help='gets config.json and model.safetensors')
+    parser.add_argument(
+        '--force', action='store_true', help='replace files that exist')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='settings that override the config')
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_args()
+    told = save_pretrained(args.config, args.checkpoint, args.out,
+                           force=args.force, cfg_options=args.cfg_options)
+    scales = told['scales'] or ['no scales of its own']
+    print(f'{told["label"]} ({", ".join(map(str, scales))}) is in '
+          f'{args.out}: read back, it is the trained network to the bit.')
+    print(f"sct_mm.export.from_pretrained({args.out!r}) loads it; `hf upload "
+          f"OWNER/NAME {args.out}` puts it on a hub.")
+
+
+if __name__ == '__main__':
+    cli(main)
