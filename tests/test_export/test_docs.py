@@ -18,7 +18,7 @@ COMMANDS = re.findall(r'^    python tools/(\w+)\.py (.*)$', TEXT, re.M)
 
 
 @pytest.mark.parametrize('tool, arguments', [
-    pair for pair in COMMANDS if pair[0] in ('export', 'pick')])
+    pair for pair in COMMANDS if pair[0] in ('export', 'hub', 'pick')])
 def test_the_tools_have_the_options(tool, arguments):
     spec = spec_from_file_location(tool, osp.join(ROOT, f'tools/{tool}.py'))
     module = module_from_spec(spec)
