@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ..datasets.pipeline import nominal_size, type_name
+from ..datasets.pipeline import (nominal_size, pipeline_of, train_sizes,
+                                 type_name)
 from ..datasets.sizes import pipelines_in
 from ..engine.checkpoint import AtomicLocalBackend
 from ..engine.config import UserError, load_config
@@ -124,12 +125,19 @@ def cost_of(model: nn.Module, size: int) -> dict:
     return cost
 
 
+def sct_of(cfg: Config) -> Optional[dict]:
+    """The SCTLossHook of a config; None of a stock network."""
+    return next((hook for hook in cfg.get('custom_hooks', ())
+                 if type_name(hook) == 'SCTLossHook'), None)
+
+
 def scales_in(cfg: Config, model: nn.Module, size: int) -> List[int]:
-    """What a network is trained at: its rows, or what the hook is told."""
-    hooks = [hook for hook in cfg.get('custom_hooks', ())
-             if type_name(hook) == 'SCTLossHook']
-    told = hooks[0].get('scales') if hooks else None
-    return list(scales_of(model) or told or (size, ))
+    """What a network is trained at: its rows, what the hook is told, or
+    what the pipeline makes; ``size`` where it resizes nothing."""
+    told = (sct_of(cfg) or {}).get('scales')
+    pipeline = pipeline_of(cfg.train_dataloader) or []
+    return list(scales_of(model) or told or train_sizes(pipeline)
+                or (size, ))
 
 
 def metrics_of(rows: Dict[int, Dict[str, float]], base: int) -> dict:
@@ -160,7 +168,7 @@ def card_of(path: str, config: str, results: Results) -> dict:
         metadata['Epochs'] = cfg.train_cfg.max_epochs
     card = {'Name': name, 'Config': config,
             'Metadata': {**metadata, **cost_of(model, scales[0])}}
-    if name.startswith('sct'):  # a stock network is none of ours
+    if sct_of(cfg):
         card['In Collection'] = f'SCT {data.cards}'
     if results.get(name):
         card['Results'] = [dict(Task=data.task, Dataset=data.name,
