@@ -10,8 +10,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from sct_mm.export import save_pretrained
+
 from conftest import ROOT
-from exports import write_idx
+from exports import fashion, write_idx
 
 SOURCES = ('sct_mm', 'configs', 'tools', 'setup.py', 'pyproject.toml',
            'README.md', 'LICENSE', 'model-index.yml')
@@ -30,6 +32,9 @@ assert 'sct_resnet50_8xb32_in1k' in list_models('sct_')
 model = get_model('sct_resnet50_8xb32_in1k')
 assert model.backbone.bn1.scales == (224, 192, 160, 128)
 assert not any('retinanet' in name for name in list_models('sct_'))
+import torch
+from sct_mm.export import from_pretrained
+assert from_pretrained('folder')(torch.zeros(1, 1, 14, 14)).shape == (1, 10)
 """
 
 
@@ -108,6 +113,8 @@ def test_what_comes_with_the_package_is_found(installed, tmp_path):
         "_base_ = ['sct_mm::sct_resnet50_8xb32_in1k.py']\n"
         'model = dict(backbone=dict(norm_cfg=dict(scales=(224, 160))))\n'
         'val_cfg = _base_.val_cfg\n')
+    config, checkpoint, _ = fashion(tmp_path)
+    save_pretrained(config, checkpoint, str(tmp_path / 'folder'))
     said = ran(python, '-W', 'ignore', '-c', USES, cwd=tmp_path)
     assert said.splitlines()[0].startswith(site), said
 

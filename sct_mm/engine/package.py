@@ -12,7 +12,8 @@ NAME = __package__.partition('.')[0]
 PREFIX = f'{NAME}::'
 CARDS = osp.join('configs', 'metafile-{}.yml')
 _HUB = 'mmpretrain.apis.model'
-_PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__)))
+# A strict editable install has links to the repository's files.
+_PACKAGE = osp.dirname(osp.dirname(osp.realpath(__file__)))
 
 
 _INSTALLED = osp.join(_PACKAGE, '.mim')

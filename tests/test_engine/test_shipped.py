@@ -1,0 +1,64 @@
+"""Configs, tools and cards of the package, found in the repository."""
+import importlib
+import os.path as osp
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from sct_mm.engine import package
+from sct_mm.engine.config import UserError, config_name, load_config
+from sct_mm.evaluation.reproduce import EXPERIMENTS, config_of
+
+from conftest import ROOT
+
+NAME = 'sct_resnet18_1xb128_fashion-mnist'
+
+
+def test_tools_are_modules():
+    pick = importlib.import_module('sct_mm.tools.pick')
+    assert pick.__file__ == osp.join(ROOT, 'tools', 'pick.py')
+    assert pick.parse_args(['scales.json', '--max-latency', '5ms'])
+
+
+def test_a_config_by_its_name_is_the_file_itself(tmp_path):
+    want = Config.fromfile(osp.join(ROOT, 'configs', f'{NAME}.py'))
+    assert load_config(f'sct_mm::{NAME}.py').to_dict() == want.to_dict()
+    (tmp_path / 'mine.py').write_text(f"_base_ = ['sct_mm::{NAME}.py']\n"
+                                      'hooks = _base_.custom_hooks\n')
+    mine = load_config(str(tmp_path / 'mine.py'))
+    assert mine.pop('hooks') == want.custom_hooks  # and no scope of ours
+    assert mine.to_dict() == want.to_dict()
+    assert config_name(f'sct_mm::baselines/{NAME}.py') == NAME
+    assert config_name(f'configs/{NAME}.py') == NAME
+
+
+def test_a_config_that_is_none_is_named(tmp_path):
+    with pytest.raises(UserError, match="file, but got 'sct_mm::none.py'"):
+        load_config('sct_mm::none.py')
+    (tmp_path / 'mine.py').write_text("_base_ = ['sct_mm::none.py']")
+    with pytest.raises(FileNotFoundError, match="got 'sct_mm::none.py'"):
+        load_config(str(tmp_path / 'mine.py'))
+    (tmp_path / 'other.py').write_text("_base_ = ['sct_nn::a/none.py']")
+    with pytest.raises(AssertionError, match='sct_nn'):  # mmengine's own
+        load_config(str(tmp_path / 'other.py'))
+
+
+def test_commands_are_for_the_repository_or_for_anywhere(monkeypatch):
+    arm = EXPERIMENTS['scales'].arms['SCT, SSBN']
+    assert package.tool_command('test') == ['python', 'tools/test.py']
+    assert config_of(arm) == f'configs/{NAME}.py'
+    monkeypatch.setattr(package, '_INSTALLED', ROOT)  # a folder
+    assert package.tool_command('test', 'py') == ['py', '-m',
+                                                  'sct_mm.tools.test']
+    assert config_of(arm) == f'sct_mm::{NAME}.py'
+
+
+def test_to_be_introduced_twice_changes_nothing():
+    from mmpretrain import list_models
+    finders, find = list(sys.meta_path), Config._get_cfg_path
+    before = list_models()
+    package.introduce()
+    assert list_models() == before
+    assert sys.meta_path == finders and Config._get_cfg_path is find
+    assert NAME in before
