@@ -83,6 +83,12 @@ def of_test(models: List[dict]) -> Results:
     return results
 
 
+def join(results: Results, more: Results) -> None:
+    """Add the sizes of ``more`` to those of ``results``."""
+    for config, rows in more.items():
+        results.setdefault(config, {}).update(rows)
+
+
 def results_in(folder: str) -> Results:
     """What the JSON files in ``folder`` hold of our configs; several seeds
     (tools/reproduce.py) go before one run (tools/test.py), and what is of
@@ -91,16 +97,17 @@ def results_in(folder: str) -> Results:
     Raises:
         UserError: for a file that cannot be read as one of either tool.
     """
-    several, single = {}, {}
+    several: Results = {}
+    single: Results = {}
     for path in sorted(glob.glob(osp.join(folder, '*.json'))):
         name = osp.splitext(osp.basename(path))[0]
         try:
             with open(path, encoding='utf-8') as file:
                 found = json.load(file)
             if name in EXPERIMENTS:
-                several.update(of_experiment(name, found))
+                join(several, of_experiment(name, found))
             elif isinstance(found, dict) and 'models' in found:
-                single.update(of_test(found['models']))
+                join(single, of_test(found['models']))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f'The result {path!r} cannot be read ({error!r}).'
                             ' Make it again by tools/reproduce.py or '

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from sct_mm.engine import package
 from sct_mm.engine.config import UserError, config_name, load_config
-from sct_mm.evaluation.reproduce import EXPERIMENTS, config_of
+from sct_mm.evaluation.reproduce import EXPERIMENTS, config_of, folder_of
 
 from conftest import ROOT
 
@@ -47,11 +47,13 @@ def test_a_config_that_is_none_is_named(tmp_path):
 def test_commands_are_for_the_repository_or_for_anywhere(monkeypatch):
     arm = EXPERIMENTS['scales'].arms['SCT, SSBN']
     assert package.tool_command('test') == ['python', 'tools/test.py']
-    assert config_of(arm) == f'configs/{NAME}.py'
+    assert config_of(arm) == f'configs/{NAME}'
+    folder = folder_of(arm, 0, 'out')
     monkeypatch.setattr(package, '_INSTALLED', ROOT)  # a folder
     assert package.tool_command('test', 'py') == ['py', '-m',
                                                   'sct_mm.tools.test']
-    assert config_of(arm) == f'sct_mm::{NAME}.py'
+    assert config_of(arm) == f'sct_mm::{NAME}'
+    assert folder_of(arm, 0, 'out') == folder == f'out/{NAME}/0'
 
 
 def test_to_be_introduced_twice_changes_nothing():
