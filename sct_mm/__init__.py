@@ -3,7 +3,7 @@ import sys
 
 __version__ = '0.1.0'
 __all__ = [
-    'AtomicLocalBackend', 'ChannelsLastHook', 'EpochSeedHook',
+    'AtomicLocalBackend', 'Cascade', 'ChannelsLastHook', 'EpochSeedHook',
     'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SSBN1d', 'SSBN3d',
     'ScalesTestLoop', 'ScalesValLoop', 'SyncSSBN', 'WithSSBN', 'add_scale',
     'calibrate', 'convert_to_ssbn', 'extract_scale', 'set_scale', 'use_scale'
@@ -13,6 +13,7 @@ __all__ = [
 if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
     try:
         from .datasets.multi_scale import MultiScaleBatch
+        from .engine.cascade import Cascade
         from .engine.checkpoint import AtomicLocalBackend
         from .engine.loops import ScalesTestLoop, ScalesValLoop
         from .engine.package import introduce

@@ -1,0 +1,132 @@
+"""Pictures of the training set that a network was not trained on."""
+import copy
+from typing import Any, List, NamedTuple, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ..arguments import check_int
+from ..datasets.pipeline import rescale_pipeline
+from ..datasets.sizes import pipelines_in
+from ..engine.config import UserError, check_data
+
+# Of a data set's config, what does not tell which pictures it has.
+_VIEW = ('indices', 'pipeline', 'lazy_init', 'serialize_data', 'max_refetch')
+
+
+class HeldOut(NamedTuple):
+    """``pictures``, as the test pipeline makes them; whether the network was
+    ``trained`` on them; ``source``, a sentence for the user."""
+    pictures: Dataset
+    trained: bool
+    source: str
+
+
+def innermost(dataset: dict) -> dict:
+    """The config of a data set within wrappers such as RepeatDataset.
+
+    Raises:
+        UserError: for several data sets in one.
+    """
+    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'),
+                                                   dict):
+        dataset = dataset['dataset']
+    if dataset.get('datasets') or 'type' not in dataset:
+        raise UserError('Held-out pictures are taken from one training set, '
+                        f'but got {dataset.get("type")!r}. Give --threshold.')
+    return dataset
+
+
+def left_out(indices: Any, total: int) -> List[int]:
+    """The pictures of ``total`` that a data set with ``indices`` has not, as
+    mmengine's BaseDataset reads them: the first ones, the last ones
+    (negative), or those of a list; None takes all."""
+    used = (range(total) if indices is None
+            else range(total)[:indices] if isinstance(indices, int)
+            and indices >= 0
+            else range(total)[indices:] if isinstance(indices, int)
+            else [index % total for index in indices])
+    return sorted(set(range(total)) - set(used))
+
+
+def spread_over(indices: List[int], count: Optional[int]) -> List[int]:
+    """``count`` of ``indices``, evenly; None or too many: all."""
+    total = len(indices)
+    if count is None or count >= total:
+        return indices
+    return [indices[place * total // count] for place in range(count)]
+
+
+def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
+    """The configs of the training set and of the test set, one of each.
+
+    Raises:
+        UserError: if no picture can be held out: without a training set, or
+            where it is the test set, or is used to the last picture and no
+            ``count`` asks for those.
+    """
+    if count is not None:
+        check_int('held_out', count, 1, 'Leave it out for all that are left.')
+    train = (cfg.get('train_dataloader') or {}).get('dataset')
+    if not train:
+        raise UserError('A threshold is found on held-out training pictures, '
+                        'but the config has no `train_dataloader`. Set it, '
+                        'or give --threshold.')
+    train, test = innermost(train), cfg.test_dataloader.dataset
+    own, other = ({name: value for name, value in dataset.items()
+                   if name not in _VIEW} for dataset in (train, test))
+    if own == other:
+        raise UserError('A threshold is found on held-out training pictures, '
+                        'but the training set is the test set. Give '
+                        '--threshold.')
+    if train.get('indices') is None and count is None:
+        raise UserError('A threshold is found on training pictures that the '
+                        'network was not trained on, but the config has no '
+                        '`indices` that leave some out. Give --held-out N '
+                        'to take N that it was trained on, or --threshold.')
+    check_data(cfg.train_dataloader)
+    return train, test
+
+
+def held_out(cfg: Config, size: int, count: Optional[int]) -> HeldOut:
+    """Training pictures to find a threshold on, never those of the test.
+
+    Those that the training set's ``indices`` leave out; where there are none,
+    ``count`` of those that the network was trained on. The test pipeline
+    makes them, at ``size`` pixels.
+
+    Args:
+        count: how many, spread evenly; None: all that are left out.
+
+    Raises:
+        UserError: as :func:`check_held_out`, and for an empty set.
+    """
+    train, test = check_held_out(cfg, count)
+    pipeline = rescale_pipeline(next(pipelines_in(test))[1], size)
+    whole = copy.deepcopy(dict(train, pipeline=pipeline))
+    indices = whole.pop('indices', None)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        dataset = DATASETS.build(whole)
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    left = left_out(indices, len(dataset))
+    trained = indices is None
+    chosen = spread_over(list(range(len(dataset))) if trained else left,
+                         count)
+    if not chosen:
+        raise UserError('A threshold is found on held-out training pictures, '
+                        f'but `indices` leave out none of {len(dataset)}. '
+                        'Leave `indices` out and give --held-out N, to take '
+                        'N that the network was trained on, or --threshold.')
+    source = (f'{len(chosen)} training pictures '
+              + ('on which the network was trained: it is over-confident on '
+                 'them' if trained else 'that `indices` leave out'))
+    return HeldOut(Subset(dataset, chosen), trained, source)
+
+
+def loader_like(loader: DataLoader, dataset: Dataset) -> DataLoader:
+    """``dataset`` in order, in batches as ``loader`` makes them."""
+    return DataLoader(dataset, batch_size=loader.batch_size or 1,
+                      num_workers=loader.num_workers,
+                      collate_fn=loader.collate_fn)
