@@ -1,4 +1,5 @@
-"""Test a checkpoint at several input sizes; one table, JSON and a plot."""
+"""Test a checkpoint at several input sizes, or by early exit over them; one
+table, JSON and a plot."""
 import argparse
 import os.path as osp
 
@@ -7,8 +8,41 @@ from mmengine.dist import is_main_process
 
 from sct_mm.cli import add_launcher, cli, parse_launched
 from sct_mm.engine.config import config_name
-from sct_mm.evaluation import test_models
+from sct_mm.evaluation import test_cascade, test_models
+from sct_mm.evaluation.cascade_report import report_cascade
 from sct_mm.evaluation.report import report
+
+
+def add_cascade(parser: argparse.ArgumentParser) -> None:
+    """The options of early exit over sizes."""
+    group = parser.add_argument_group('early exit over sizes')
+    group.add_argument(
+        '--cascade', nargs='+', type=int, metavar='PIXELS',
+        help='sizes, the smallest first: go up only where unsure')
+    group.add_argument(
+        '--threshold', nargs='+', type=float, metavar='CONFIDENCE',
+        help='above it a size decides; one, or one for each but the largest; '
+        'default: found on training pictures that `indices` leave out')
+    group.add_argument(
+        '--target', type=float, metavar='POINTS',
+        help='of top-1 that the threshold found may cost; default: 0')
+    group.add_argument(
+        '--held-out', type=int, metavar='N',
+        help='of the pictures left out, or, without `indices`, of those that '
+        'the network was trained on; default: all left out')
+
+
+def check_cascade(parser: argparse.ArgumentParser,
+                  args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    own = (args.threshold, args.target, args.held_out)
+    if args.cascade is None and own != (None, None, None):
+        parser.error('--threshold, --target and --held-out belong to '
+                     '--cascade: give its sizes')
+    if args.cascade and (args.scales or args.compare
+                         or args.launcher != 'none'):
+        parser.error('--cascade tests one model, in one process, at its own '
+                     'sizes: leave --scales, --compare and --launcher out')
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -25,13 +59,15 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar=('CONFIG', 'CHECKPOINT'),
         help='test this one too and draw it beside (repeatable)')
     parser.add_argument(
-        '--out', help='folder for scales.json and scales.png; '
-        'default: work_dirs/NAME_OF_CONFIG')
+        '--out', help='folder for scales.json and scales.png (cascade.json '
+        'and cascade.png); default: work_dirs/NAME_OF_CONFIG')
+    add_cascade(parser)
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='settings that override each config')
     add_launcher(parser)
     args = parse_launched(parser, argv)
+    check_cascade(parser, args)
     args.out = args.out or osp.join(
         'work_dirs', config_name(args.config))
     return args
@@ -39,6 +75,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.cascade:
+        report_cascade(test_cascade(
+            args.config, args.checkpoint, args.cascade, args.threshold,
+            args.target, args.held_out, args.out, args.cfg_options), args.out)
+        return
     models = test_models([(args.config, args.checkpoint), *args.compare],
                          args.scales, args.out, args.cfg_options,
                          args.launcher)

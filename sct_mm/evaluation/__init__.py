@@ -1,7 +1,8 @@
 """What a trained network is worth, what it costs, and sizes more for it."""
 from .adapt import adapt_checkpoint
 from .calibrate import calibrate_checkpoint
+from .cascade import test_cascade
 from .evaluate import test_models, test_scales
 
-__all__ = ['adapt_checkpoint', 'calibrate_checkpoint', 'test_models',
-           'test_scales']
+__all__ = ['adapt_checkpoint', 'calibrate_checkpoint', 'test_cascade',
+           'test_models', 'test_scales']
