@@ -1,0 +1,244 @@
+"""test_cascade: against a loop over pictures; which pictures set thresholds."""
+import json
+import os.path as osp
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from sct_mm import Cascade, evaluation
+from sct_mm.engine.config import UserError
+from sct_mm.evaluation.cascade import labels_of
+from sct_mm.evaluation.cascade_report import draw, make_table, sentences
+from sct_mm.evaluation.held_out import check_held_out, held_out, left_out
+from sct_mm.export.result import read_result
+
+from conftest import ROOT
+from helpers import randomised
+
+FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
+FEW = {'test_dataloader.dataset.indices': 40,
+       'test_dataloader.batch_size': 16,
+       'train_dataloader.dataset.indices': 59970}
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """A checkpoint of the demo's network with rows far apart."""
+    monkeypatch.chdir(ROOT)
+    init_default_scope('mmpretrain')
+    model = randomised(MODELS.build(Config.fromfile(FASHION).model))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    return str(tmp_path / 'a.pth')
+
+
+def answers(checkpoint, pictures):
+    """Probabilities of ``pictures``, samples of the host, at 28 and, resized,
+    at 14; their classes."""
+    cfg = Config.fromfile(FASHION)
+    model = MODELS.build(dict(cfg.model,
+                              data_preprocessor=cfg.data_preprocessor))
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    batch = model.data_preprocessor(dict(
+        inputs=[p['inputs'] for p in pictures]))['inputs']
+    scores = [Cascade(model, (14, 28), limit)(batch).scores
+              for limit in (0.0, 1.0)]
+    return *scores, torch.tensor([int(p['data_samples'].gt_label)
+                                  for p in pictures])
+
+
+def test_a_given_threshold_against_a_loop(fashion, tmp_path):
+    cfg = Config.fromfile(FASHION)
+    test = DATASETS.build(dict(cfg.test_dataloader.dataset, indices=40))
+    small, large, labels = answers(fashion, [test[i] for i in range(40)])
+    threshold = float(small.amax(1).median())
+    result = evaluation.test_cascade(FASHION, fashion, [14, 28], threshold,
+                                     out=str(tmp_path), cfg_options=FEW)
+    stays = [float(row.max()) > threshold for row in small]
+    hits = [int((a if stay else b).argmax()) == int(label)
+            for a, b, label, stay in zip(small, large, labels, stays)]
+    cascade, rows = result['cascade'], result['rows']
+    assert cascade['held_out'] is None and 0 < sum(stays) < 40
+    assert cascade['metrics'] == {'accuracy/top1': pytest.approx(
+        100 * sum(hits) / 40)}
+    assert [row['scale'] for row in rows] == [28, 14]
+    share = sum(stays) / 40
+    assert [row['share_decided'] for row in rows] == pytest.approx(
+        [1 - share, share])
+    cost = rows[1]['gflops'] + (1 - share) * rows[0]['gflops']
+    assert cascade['gflops'] == pytest.approx(cost)
+    assert cascade['gflops_ratio'] == pytest.approx(cost / rows[0]['gflops'])
+    tops = [row['metrics']['accuracy/top1'] for row in rows]
+    assert tops == pytest.approx([
+        100 * float((scores.argmax(1) == labels).float().mean())
+        for scores in (large, small)])
+    assert cascade['random']['metrics']['accuracy/top1'] == pytest.approx(
+        (1 - share) * tops[0] + share * tops[1])
+    low, high = cascade['pictures_per_s_quartiles']
+    assert 0 < low <= cascade['pictures_per_s'] <= high
+
+
+def test_a_threshold_is_found_on_the_pictures_left_out(fashion, tmp_path):
+    """The cheapest one there; a target of 100 points wants none of 28."""
+    cfg = Config.fromfile(FASHION)
+    train = DATASETS.build(dict(cfg.train_dataloader.dataset, indices=None))
+    small, large, labels = answers(
+        fashion, [train[i] for i in range(59970, 60000)])
+    result = evaluation.test_cascade(FASHION, fashion, [14, 28], target=40.0,
+                                     out=str(tmp_path), cfg_options=FEW)
+    found = result['cascade']['held_out']
+    assert found['pictures'] == 30 and not found['trained_on']
+    assert found['source'] == '30 training pictures that `indices` leave out'
+    threshold, = result['cascade']['thresholds']
+    right = torch.stack([small.argmax(1) == labels,
+                         large.argmax(1) == labels]).float()
+    stays = small.amax(1) > threshold
+    hits = torch.where(stays, *right)
+    assert found['accuracy'] == pytest.approx(100 * float(hits.mean()))
+    assert found['base_accuracy'] == pytest.approx(
+        100 * float(right[1].mean()))
+    assert found['accuracy'] >= found['base_accuracy'] - 40
+    all_small = evaluation.test_cascade(
+        FASHION, fashion, [14, 28], target=100.0, out=str(tmp_path),
+        cfg_options=FEW)
+    assert all_small['cascade']['thresholds'] == (0, )
+    assert all_small['rows'][1]['share_decided'] == 1
+
+
+def test_the_tool_writes_what_pick_reads(fashion, tmp_path, run_tool):
+    options = [f'{name}={value}' for name, value in FEW.items()]
+    code, text = run_tool(
+        'test.py', FASHION, fashion, '--cascade', 14, 18, 28, '--out',
+        tmp_path / 'out', '--cfg-options', *options)
+    assert code == 0, text
+    assert 'found on 30 training pictures that `indices` leave out' in text
+    assert '18 pixels lie between the scales 21 and 14' in text
+    assert osp.getsize(tmp_path / 'out' / 'cascade.png') > 5000
+    data = read_result(str(tmp_path / 'out' / 'cascade.json'))
+    assert [row['scale'] for row in data['models'][0]['rows']] == [28, 18, 14]
+    code, text = run_tool('pick.py', tmp_path / 'out' / 'cascade.json',
+                          '--max-gflops', 0.01)
+    assert code == 0 and 'pixels of sct_resnet18' in text, text
+
+
+@pytest.mark.parametrize('sizes, options, match', [
+    ([28, 14], {}, 'must ascend'), ([28], {}, 'at least two sizes'),
+    ([14, 28], dict(thresholds=2.0), 'from 0 to 1, but got 2.0'),
+    ([14, 28], dict(thresholds=0.5, target=0.0),
+     'given or found on held-out pictures for a target, but got both'),
+    ([14, 28], dict(thresholds=0.5, count=9), 'but got both'),
+    ([14, 28], dict(target=-1.0), '`target` must be a finite number from')])
+def test_bad_arguments_are_refused_before_a_file_is_read(sizes, options,
+                                                         match):
+    with pytest.raises(ValueError, match=match):
+        evaluation.test_cascade('no.py', 'no.pth', sizes, **options)
+
+
+@pytest.mark.parametrize('options, match', [
+    (['--cascade', 14, 28, '--scales', 28], 'leave --scales'),
+    (['--threshold', 0.5], 'belong to --cascade'),
+    (['--cascade', 28, 14], 'must ascend')])
+def test_bad_options(options, match, run_tool):
+    code, text = run_tool('test.py', FASHION, 'no.pth', *options)
+    assert code == 2 and match in ' '.join(text.split()), text
+    assert 'Traceback' not in text
+
+
+def test_a_detector_is_refused_in_a_sentence():
+    class Boxes:
+        gt_instances = ()
+
+    with pytest.raises(UserError, match='one class each, but got Boxes'):
+        labels_of([Boxes()])
+
+
+@pytest.mark.parametrize('indices, left', [
+    (None, []), (3, [3, 4]), (5, []), (-2, [0, 1, 2]), ([0, 4], [1, 2, 3])
+    ])
+def test_what_indices_leave_out_is_what_the_host_does_not_take(indices, left):
+    from mmengine.dataset import BaseDataset
+
+    class Five(BaseDataset):
+        def load_data_list(self):
+            return [dict(index=i) for i in range(5)]
+
+    taken = {item['index'] for item in Five(
+        indices=indices, test_mode=True)}
+    assert left_out(indices, 5) == left == sorted(set(range(5)) - taken)
+
+
+def config(**changes):
+    cfg = Config.fromfile(osp.join(ROOT, FASHION))
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = osp.join(ROOT, loader.dataset.data_root)
+    cfg.train_dataloader.dataset.update(changes)
+    return cfg
+
+
+def test_the_pictures_are_those_of_the_training_set_as_tested():
+    cfg = config(indices=59990)
+    whole = DATASETS.build(dict(cfg.train_dataloader.dataset, indices=None,
+                                _scope_='mmpretrain'))
+    found = held_out(cfg, 14, 5)
+    assert not found.trained and len(found.pictures) == 5
+    for place in range(5):
+        item = found.pictures[place]
+        assert item['inputs'].shape[-2:] == (14, 14)
+        want = whole.get_data_info(59990 + 2 * place)
+        assert int(item['data_samples'].gt_label) == want['gt_label']
+
+
+def test_pictures_that_it_was_trained_on_are_called_so():
+    cfg = config(indices=None)
+    found = held_out(cfg, 28, 6)
+    assert found.trained and len(found.pictures) == 6
+    assert 'was trained: it is over-confident' in found.source
+    with pytest.raises(UserError, match='no `indices` that leave some out. '
+                       'Give --held-out N to take N'):
+        held_out(cfg, 28, None)
+
+
+def test_no_held_out_pictures_are_refused():
+    with pytest.raises(UserError, match='leave out none of 60000'):
+        held_out(config(indices=60000), 28, None)
+    cfg = config()
+    cfg.train_dataloader.dataset = dict(cfg.test_dataloader.dataset,
+                                        indices=7)
+    with pytest.raises(UserError, match='the training set is the test set'):
+        check_held_out(cfg, 5)
+    cfg.train_dataloader = None
+    with pytest.raises(UserError, match='has no `train_dataloader`'):
+        check_held_out(cfg, None)
+    with pytest.raises(ValueError, match='`held_out` must be an int from 1'):
+        check_held_out(config(), 0)
+    cfg = config()
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[
+        cfg.test_dataloader.dataset] * 2)
+    with pytest.raises(UserError, match="one training set, but got 'Concat"):
+        check_held_out(cfg, None)
+
+
+def result(**cascade):
+    row = dict(metrics={'accuracy/top1': 90.0}, gflops=1.0, auroc=0.9,
+               share_decided=0.5, pictures_per_s=100.0,
+               pictures_per_s_quartiles=[99.0, 101.0],
+               pictures_reliable=True)
+    return dict(label='net', rows=[dict(row, scale=28), dict(row, scale=14)],
+                cascade={**row, 'sizes': (14, 28), 'thresholds': (0.98765, ),
+                         'held_out': None, 'random': row,
+                         'curve': [[0, 90.0, 1.0], [1, 91.0, 2.0]],
+                         **cascade})
+
+
+def test_what_is_said(tmp_path):
+    assert sentences(result())[0] == 'Threshold 0.9877, as given.'
+    found = dict(source='9 pictures', accuracy=91.0, base_accuracy=92.0,
+                 target=0.5)
+    assert sentences(result(held_out=found))[0] == (
+        'Threshold 0.9877, found on 9 pictures: 91.00 there, 92.00 by 28 '
+        'alone, target 0.5. No picture of the test was used.')
+    assert make_table(result()).row_count == 4
+    json.dumps(result())
+    draw(result(), str(tmp_path / 'a.png'))
+    assert osp.getsize(tmp_path / 'a.png') > 5000
