@@ -244,6 +244,9 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
                           'Give points of top-1, in %.', 100)
     label = osp.splitext(osp.basename(config))[0]
     cfg = load_config(config, cfg_options)
+    if cfg.get('default_scope') == 'mmdet':  # others are told by a picture
+        raise UserError('A cascade serves classifiers, but the config is of '
+                        "mmdet's detectors. Test it by --scales.")
     check_test_data(cfg)
     if not given:
         check_held_out(cfg, count)

@@ -1,4 +1,4 @@
-"""test_cascade: against a loop over pictures; which pictures set thresholds."""
+"""test_cascade: against a loop over pictures; what sets the threshold."""
 import json
 import os.path as osp
 
