@@ -14,23 +14,28 @@ from sct_mm.evaluation.cascade_report import draw, make_table, sentences
 from sct_mm.evaluation.held_out import check_held_out, held_out, left_out
 from sct_mm.export.result import read_result
 
+import exports
 from conftest import ROOT
-from helpers import randomised
 
-FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
-FEW = {'test_dataloader.dataset.indices': 40,
-       'test_dataloader.batch_size': 16,
-       'train_dataloader.dataset.indices': 59970}
+FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 
 
 @pytest.fixture
-def fashion(tmp_path, monkeypatch):
-    """A checkpoint of the demo's network with rows far apart."""
-    monkeypatch.chdir(ROOT)
+def demo(tmp_path):
+    """A checkpoint of the demo's network with rows far apart, and options
+    that name 12 pictures to test and to train, of which 5 were used."""
     init_default_scope('mmpretrain')
-    model = randomised(MODELS.build(Config.fromfile(FASHION).model))
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
-    return str(tmp_path / 'a.pth')
+    _, checkpoint, options = exports.fashion(tmp_path)
+    return checkpoint, {**options, 'test_dataloader.batch_size': 5,
+                        'train_dataloader.dataset.data_root': str(tmp_path),
+                        'train_dataloader.dataset.indices': 5}
+
+
+def pictures_of(options, part, indices=None):
+    cfg = Config.fromfile(FASHION)
+    cfg.merge_from_dict(options)
+    return DATASETS.build(dict(cfg[f'{part}_dataloader'].dataset,
+                               indices=indices))
 
 
 def answers(checkpoint, pictures):
@@ -48,22 +53,20 @@ def answers(checkpoint, pictures):
                                   for p in pictures])
 
 
-def test_a_given_threshold_against_a_loop(fashion, tmp_path):
-    cfg = Config.fromfile(FASHION)
-    test = DATASETS.build(dict(cfg.test_dataloader.dataset, indices=40))
-    small, large, labels = answers(fashion, [test[i] for i in range(40)])
+def test_a_given_threshold_against_a_loop(demo, tmp_path):
+    small, large, labels = answers(demo[0], pictures_of(demo[1], 'test'))
     threshold = float(small.amax(1).median())
-    result = evaluation.test_cascade(FASHION, fashion, [14, 28], threshold,
-                                     out=str(tmp_path), cfg_options=FEW)
+    result = evaluation.test_cascade(FASHION, demo[0], [14, 28], threshold,
+                                     out=str(tmp_path), cfg_options=demo[1])
     stays = [float(row.max()) > threshold for row in small]
     hits = [int((a if stay else b).argmax()) == int(label)
             for a, b, label, stay in zip(small, large, labels, stays)]
     cascade, rows = result['cascade'], result['rows']
-    assert cascade['held_out'] is None and 0 < sum(stays) < 40
+    assert cascade['held_out'] is None and 0 < sum(stays) < 12
     assert cascade['metrics'] == {'accuracy/top1': pytest.approx(
-        100 * sum(hits) / 40)}
+        100 * sum(hits) / 12)}
     assert [row['scale'] for row in rows] == [28, 14]
-    share = sum(stays) / 40
+    share = sum(stays) / 12
     assert [row['share_decided'] for row in rows] == pytest.approx(
         [1 - share, share])
     cost = rows[1]['gflops'] + (1 - share) * rows[0]['gflops']
@@ -79,40 +82,37 @@ def test_a_given_threshold_against_a_loop(fashion, tmp_path):
     assert 0 < low <= cascade['pictures_per_s'] <= high
 
 
-def test_a_threshold_is_found_on_the_pictures_left_out(fashion, tmp_path):
-    """The cheapest one there; a target of 100 points wants none of 28."""
-    cfg = Config.fromfile(FASHION)
-    train = DATASETS.build(dict(cfg.train_dataloader.dataset, indices=None))
-    small, large, labels = answers(
-        fashion, [train[i] for i in range(59970, 60000)])
-    result = evaluation.test_cascade(FASHION, fashion, [14, 28], target=40.0,
-                                     out=str(tmp_path), cfg_options=FEW)
-    found = result['cascade']['held_out']
-    assert found['pictures'] == 30 and not found['trained_on']
-    assert found['source'] == '30 training pictures that `indices` leave out'
-    threshold, = result['cascade']['thresholds']
+def test_a_threshold_is_found_on_the_pictures_left_out(demo, tmp_path):
+    """A target of 100 points wants none of 28, one of 0 what 28 has."""
+    train = pictures_of(demo[1], 'train')
+    small, large, labels = answers(demo[0], [train[i] for i in range(5, 12)])
     right = torch.stack([small.argmax(1) == labels,
                          large.argmax(1) == labels]).float()
-    stays = small.amax(1) > threshold
-    hits = torch.where(stays, *right)
-    assert found['accuracy'] == pytest.approx(100 * float(hits.mean()))
-    assert found['base_accuracy'] == pytest.approx(
-        100 * float(right[1].mean()))
-    assert found['accuracy'] >= found['base_accuracy'] - 40
-    all_small = evaluation.test_cascade(
-        FASHION, fashion, [14, 28], target=100.0, out=str(tmp_path),
-        cfg_options=FEW)
-    assert all_small['cascade']['thresholds'] == (0, )
-    assert all_small['rows'][1]['share_decided'] == 1
+    for target in (0.0, 100.0):
+        result = evaluation.test_cascade(
+            FASHION, demo[0], [14, 28], target=target, out=str(tmp_path),
+            cfg_options=demo[1])
+        found = result['cascade']['held_out']
+        assert found['pictures'] == 7 and not found['trained_on']
+        assert found['source'] == (
+            '7 training pictures that `indices` leave out')
+        threshold, = result['cascade']['thresholds']
+        hits = torch.where(small.amax(1) > threshold + 1e-6, *right)
+        assert found['accuracy'] == pytest.approx(100 * float(hits.mean()))
+        assert found['base_accuracy'] == pytest.approx(
+            100 * float(right[1].mean()))
+        assert found['accuracy'] >= found['base_accuracy'] - target
+    assert result['cascade']['thresholds'] == (0, )
+    assert result['rows'][1]['share_decided'] == 1
 
 
-def test_the_tool_writes_what_pick_reads(fashion, tmp_path, run_tool):
-    options = [f'{name}={value}' for name, value in FEW.items()]
+def test_the_tool_writes_what_pick_reads(demo, tmp_path, run_tool):
+    options = [f'{name}={value}' for name, value in demo[1].items()]
     code, text = run_tool(
-        'test.py', FASHION, fashion, '--cascade', 14, 18, 28, '--out',
+        'test.py', FASHION, demo[0], '--cascade', 14, 18, 28, '--out',
         tmp_path / 'out', '--cfg-options', *options)
     assert code == 0, text
-    assert 'found on 30 training pictures that `indices` leave out' in text
+    assert 'found on 7 training pictures that `indices` leave out' in text
     assert '18 pixels lie between the scales 21 and 14' in text
     assert osp.getsize(tmp_path / 'out' / 'cascade.png') > 5000
     data = read_result(str(tmp_path / 'out' / 'cascade.json'))
@@ -146,6 +146,11 @@ def test_bad_options(options, match, run_tool):
 
 
 def test_a_detector_is_refused_in_a_sentence():
+    detector = FASHION.replace('resnet18_1xb128_fashion-mnist',
+                               'retinanet_r18_fpn_1xb8_fashion-det')
+    with pytest.raises(UserError, match="config is of mmdet's detectors"):
+        evaluation.test_cascade(detector, 'no.pth', [64, 128])
+
     class Boxes:
         gt_instances = ()
 
@@ -168,40 +173,40 @@ def test_what_indices_leave_out_is_what_the_host_does_not_take(indices, left):
     assert left_out(indices, 5) == left == sorted(set(range(5)) - taken)
 
 
-def config(**changes):
-    cfg = Config.fromfile(osp.join(ROOT, FASHION))
-    for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        loader.dataset.data_root = osp.join(ROOT, loader.dataset.data_root)
-    cfg.train_dataloader.dataset.update(changes)
-    return cfg
+@pytest.fixture
+def config(demo):
+    """A config of 12 pictures, after changes of its training set."""
+    def make(**changes):
+        cfg = Config.fromfile(FASHION)
+        cfg.merge_from_dict(demo[1])
+        cfg.train_dataloader.dataset.update(changes)
+        return cfg
+    return make
 
 
-def test_the_pictures_are_those_of_the_training_set_as_tested():
-    cfg = config(indices=59990)
-    whole = DATASETS.build(dict(cfg.train_dataloader.dataset, indices=None,
-                                _scope_='mmpretrain'))
-    found = held_out(cfg, 14, 5)
-    assert not found.trained and len(found.pictures) == 5
-    for place in range(5):
+def test_the_pictures_are_those_of_the_training_set_as_tested(config, demo):
+    found = held_out(config(indices=-3), 14, 4)
+    whole = pictures_of(demo[1], 'train')
+    assert not found.trained and len(found.pictures) == 4
+    for place, index in enumerate((0, 2, 4, 6)):
         item = found.pictures[place]
         assert item['inputs'].shape[-2:] == (14, 14)
-        want = whole.get_data_info(59990 + 2 * place)
-        assert int(item['data_samples'].gt_label) == want['gt_label']
+        assert int(item['data_samples'].gt_label) == (
+            whole.get_data_info(index)['gt_label'])
 
 
-def test_pictures_that_it_was_trained_on_are_called_so():
-    cfg = config(indices=None)
-    found = held_out(cfg, 28, 6)
+def test_pictures_that_it_was_trained_on_are_called_so(config):
+    found = held_out(config(indices=None), 28, 6)
     assert found.trained and len(found.pictures) == 6
     assert 'was trained: it is over-confident' in found.source
     with pytest.raises(UserError, match='no `indices` that leave some out. '
                        'Give --held-out N to take N'):
-        held_out(cfg, 28, None)
+        held_out(config(indices=None), 28, None)
 
 
-def test_no_held_out_pictures_are_refused():
-    with pytest.raises(UserError, match='leave out none of 60000'):
-        held_out(config(indices=60000), 28, None)
+def test_no_held_out_pictures_are_refused(config):
+    with pytest.raises(UserError, match='leave out none of 12'):
+        held_out(config(indices=12), 28, None)
     cfg = config()
     cfg.train_dataloader.dataset = dict(cfg.test_dataloader.dataset,
                                         indices=7)
