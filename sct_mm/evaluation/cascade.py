@@ -166,7 +166,7 @@ def summary(answers: Answers, rows: List[dict],
         curve=torch.stack(curve[:3], 1)[places.unique()].tolist())
 
 
-def test_runner(runner: Runner, cascade: Cascade, dataset: dict,
+def run_cascade(runner: Runner, cascade: Cascade, dataset: dict,
                 pictures: Optional[HeldOut], target: float) -> dict:
     """Test ``cascade``, whose network is that of ``runner``; ``dataset`` is
     the config of the test set."""
@@ -256,7 +256,7 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
                         weights, checkpoint)
     model = unwrapped(run.model)
     pictures = None if given else held_out(cfg, sizes[-1], count)
-    result = test_runner(run, Cascade(model, sizes, thresholds),
+    result = run_cascade(run, Cascade(model, sizes, thresholds),
                          run.cfg.test_dataloader.dataset, pictures, target)
     return dict(label=label, config=config, checkpoint=checkpoint,
                 trained=trained_sizes(cfg, model), **result)

@@ -89,6 +89,8 @@ def as_pixels(picture: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
     elif preprocessor is not None:
         low, high = picture.min(), picture.max()
         picture = 255 * (picture - low) / (high - low).clamp(min=1e-12)
+    if not getattr(preprocessor, 'to_rgb', True):  # hosts read BGR
+        picture = picture.flip(0)
     pixels = picture.clamp(0, 255).numpy()
     return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
 
@@ -250,5 +252,7 @@ def view(model: nn.Module, cfg: Config, picture: Union[int, str],
                         f'{type(model).__name__} finds boxes. Leave '
                         '--cascade out.')
     truth = getattr(sample, 'gt_label', None)
+    if truth is not None and truth.numel() != 1:
+        truth = None  # of several labels
     return dict(views=views, truth=None if truth is None else int(truth),
                 stop=None if limits is None else stop_of(views, limits))

@@ -104,6 +104,19 @@ def test_pixels():
     assert as_pixels(torch.zeros(3, 2, 4)).shape == (2, 4, 3)
 
 
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_pixels_are_those_before_the_preprocessor(to_rgb):
+    """Of a picture that OpenCV read: blue comes first."""
+    from mmpretrain.models import ClsDataPreprocessor
+    preprocessor = ClsDataPreprocessor(mean=[10, 20, 30], std=[2, 3, 4],
+                                       to_rgb=to_rgb)
+    bgr = torch.randint(0, 255, (3, 4, 5), dtype=torch.uint8)
+    inputs = preprocessor(dict(inputs=bgr[None]))['inputs']
+    np.testing.assert_allclose(as_pixels(inputs[0], preprocessor),
+                               bgr.flip(0).permute(1, 2, 0).numpy(),
+                               atol=1e-3)
+
+
 @pytest.mark.parametrize('picture, options, match', [
     (12, {}, 'one of 12 of the test set, but got 12'),
     ('no.png', {}, "must be a file, but got 'no.png'"),
