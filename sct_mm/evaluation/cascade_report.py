@@ -57,6 +57,10 @@ def sentences(model: dict) -> List[str]:
             f'{found["accuracy"]:.2f} there, {found["base_accuracy"]:.2f} by '
             f'{cascade["sizes"][-1]} alone, target {found["target"]:g}. No '
             'picture of the test was used.']
+    if cascade['gflops_ratio'] >= 1:
+        lines.append(f'It saves nothing: {cascade["sizes"][-1]} alone costs '
+                     'less. Take a smaller first size, or a target above '
+                     '0.')
     return [*lines, 'AUROC: the chance that a right answer has more '
             'confidence than a wrong one, over all pictures. random: sizes '
             'drawn by chance, with the same shares.']

@@ -226,6 +226,7 @@ def test_no_held_out_pictures_are_refused(config):
 
 def result(**cascade):
     row = dict(metrics={'accuracy/top1': 90.0}, gflops=1.0, auroc=0.9,
+               gflops_ratio=0.6,
                share_decided=0.5, pictures_per_s=100.0,
                pictures_per_s_quartiles=[99.0, 101.0],
                pictures_reliable=True)
@@ -243,6 +244,9 @@ def test_what_is_said(tmp_path):
     assert sentences(result(held_out=found))[0] == (
         'Threshold 0.9877, found on 9 pictures: 91.00 there, 92.00 by 28 '
         'alone, target 0.5. No picture of the test was used.')
+    assert not any('saves nothing' in each for each in sentences(result()))
+    assert 'It saves nothing: 28 alone costs less' in sentences(
+        result(gflops_ratio=1.05))[1]
     assert make_table(result()).row_count == 4
     json.dumps(result())
     draw(result(), str(tmp_path / 'a.png'))
