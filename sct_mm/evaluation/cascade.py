@@ -13,7 +13,8 @@ from ..datasets.sizes import SizeSwitch
 from ..engine.cascade import (Cascade, check_cascade_sizes, check_thresholds,
                               confidence)
 from ..engine.checkpoint import check_checkpoint
-from ..engine.config import UserError, check_test_data, load_config
+from ..engine.config import (UserError, check_test_data, config_name,
+                             load_config)
 from ..engine.loops import unwrapped
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
@@ -242,7 +243,7 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
                                   sizes)
     target = check_number('target', target or 0.0, 0,
                           'Give points of top-1, in %.', 100)
-    label = osp.splitext(osp.basename(config))[0]
+    label = config_name(config)
     cfg = load_config(config, cfg_options)
     if cfg.get('default_scope') == 'mmdet':  # others are told by a picture
         raise UserError('A cascade serves classifiers, but the config is of '
