@@ -62,7 +62,7 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/train.py configs/baselines/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume $(BRIEFLY)
 	echo "Smaller sizes for it: 1 minute."
 	$(BIN)/python tools/adapt.py configs/baselines/$(STOCK).py $(WORK)/$(STOCK) \
-	  --scales 28 21 14 --out $(WORK)/adapt_$(STOCK) --resume $(BRIEFLY)
+	  --scales 28 21 14 --sizes 26 24 22 20 18 16 --out $(WORK)/adapt_$(STOCK) --resume $(BRIEFLY)
 	echo "Training for any size from 28 to 14 pixels: 3 minutes. All that it logs is in $(RUN)."
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume $(BRIEFLY)
 	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) --scales 14:28:2 \

@@ -59,7 +59,7 @@ def test_config(path):
     assert (scales is None) == ('shared-bn' in file)
     sct[0].attach(with_trained_base(model))
     assert size == (scales or sct[0].scales)[0]
-    pictures = 16 if sct[0].partition else 2
+    pictures = 18 if sct[0].partition else 2
     channels = cfg.model.get('model', cfg.model).backbone.get(
         'in_channels', 3)
     batch = model.data_preprocessor(dict(

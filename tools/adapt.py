@@ -17,6 +17,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--scales', nargs='+', type=int, required=True, metavar='PIXELS',
         help="the network's own size first")
     parser.add_argument(
+        '--sizes', nargs='+', type=int, default=(), metavar='PIXELS',
+        help='sizes between the scales, to give statistics of their own')
+    parser.add_argument(
         '--epochs', type=int, default=2,
         help='default: 2; 0 for statistics alone')
     parser.add_argument(
@@ -44,8 +47,8 @@ def main() -> None:
     args = parse_args()
     done = adapt_checkpoint(
         args.config, args.checkpoint, args.scales, args.epochs, args.out,
-        args.pictures, args.lr, args.force, args.resume, args.cfg_options,
-        args.launcher)
+        args.pictures, args.lr, args.sizes, args.force, args.resume,
+        args.cfg_options, args.launcher)
     if is_main_process():
         sizes = ' '.join(map(str, done['scales']))
         print(f'{done["checkpoint"]}: at {done["scales"][0]} equal to '

@@ -22,7 +22,7 @@ from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
 from ..engine.training import train
 from ..models.convert import extract_scale
-from ..models.scale import check_scales
+from ..models.scale import check_scales, scales_of
 from .calibrate import estimate, prepare_run, save_weights
 
 _START, _END = 'calibrated.pth', 'adapted.pth'
@@ -42,6 +42,23 @@ def check_stock(cfg: Config) -> None:
                         'it more sizes by tools/calibrate.py, or set '
                         "custom_hooks=[dict(type='SCTLossHook', adapt=True)] "
                         'in it.')
+
+
+def check_sizes_more(sizes: Sequence[int],
+                     scales: Sequence[int]) -> List[int]:
+    """``sizes`` to give statistics beside ``scales``, the largest first.
+
+    Raises:
+        UserError: for one that is a scale, or larger than the base.
+    """
+    sizes = [check_int('sizes', size, 1, 'Give them in pixels.')
+             for size in sizes]
+    for size in sizes:
+        if size in scales or size > scales[0]:
+            raise UserError('`sizes` must be below the base and none of the '
+                            f'scales {tuple(scales)}, but got {size}. Leave '
+                            'it out.')
+    return sorted(set(sizes), reverse=True)
 
 
 def _optimizer(cfg: Config, lr: float) -> dict:
@@ -114,7 +131,8 @@ def _check_output(out: str, force: bool, resume: bool) -> None:
 def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
                      epochs: int = 2, out: Optional[str] = None,
                      pictures: int = 2048, lr: float = 0.08,
-                     force: bool = False, resume: bool = False,
+                     sizes: Sequence[int] = (), force: bool = False,
+                     resume: bool = False,
                      cfg_options: Optional[dict] = None,
                      launcher: str = 'none') -> Dict[str, Any]:
     """Give a trained network smaller sizes, and leave what it answers at its
@@ -123,8 +141,9 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     The norms get rows for each of ``scales``, whose statistics are estimated
     from training pictures (:func:`~sct_mm.models.calibrate.calibrate`); then
     weight and bias of the smaller scales' rows train, see
-    ``SCTLossHook(adapt=True)``. At the end everything else is compared with
-    the checkpoint.
+    ``SCTLossHook(adapt=True)``. Between them two rows are mixed that were not
+    trained to be: give ``sizes`` statistics of their own, at no training. At
+    the end everything else is compared with the checkpoint.
 
     Args:
         config: of the network, without a line about SCT.
@@ -135,6 +154,8 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
             `adapted.pth`, and what a training leaves there.
         pictures: of the training set, for statistics.
         lr: of AdamW, the highest; our choice, see README.
+        sizes: more scales of the network in the end: the mix of their
+            neighbours, with statistics of their own.
         force: overwrite an `adapted.pth`.
         resume: go on with the run in ``out``, if there is one.
 
@@ -147,6 +168,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         RuntimeError: if something has changed the base after all.
     """
     scales = check_scales(scales)
+    sizes = check_sizes_more(sizes, scales)
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
     lr = check_number('lr', lr, 0, 'The default is 0.08.')
@@ -176,6 +198,11 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         adapted = load_config(made)  # which tells a run its name
         model = train(adapted, 'auto' if resume else None).model
         model = model.module if is_model_wrapper(model) else model
+    if sizes:
+        estimate(model, adapted, sizes, scales[0], pictures)
+        scales = adapted.model.scales = scales_of(model)
+        if is_main_process():
+            adapted.dump(made)
     changed = differing(extract_scale(model, scales[0]), stock)
     if changed:
         raise RuntimeError('The network must answer as before at '

@@ -24,7 +24,7 @@ class Arm(NamedTuple):
     epochs: Optional[int] = None  # None: those of the config
     options: Tuple[str, ...] = ()
     start: Optional['Arm'] = None  # the backbone starts from its checkpoint
-    adapt: Tuple[int, ...] = ()  # `start`, adapted to these scales
+    adapt: Tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
 
 
 class Experiment(NamedTuple):
@@ -46,11 +46,12 @@ SSBN = Arm(DEMO, divided(8))
 # Of its two epochs, the base runs forward, and rows need no gradients of the
 # other weights: a third and two thirds of what a training pass costs.
 ADAPTED = Arm(ALONE[28].config, {28: 2 / 3, 21: 4 / 3, 14: 4 / 3},
-              start=ALONE[28], adapt=(28, 21, 14))
+              start=ALONE[28], adapt=(
+                  *'--scales 28 21 14 --sizes 26 24 22 20 18 16'.split(), ))
 # A scale's pass between costs what the size in the middle of its gap does.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
-    28: 2.08, 26: 0.42, 24: 0.78, 22: 0.45, 21: 0.83, 18: 0.42, 16: 0.78,
-    15: 0.78, 14: 1.46})
+    28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 19: 0.34, 18: 0.62,
+    17: 0.34, 16: 0.62, 15: 0.73, 14: 1.35})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 DET_SEEN = {128: 3, 96: 3, 64: 3}
@@ -71,7 +72,8 @@ EXPERIMENTS = {
     'between': Experiment({
         'between=0.35': ANY_SIZE,
         'between=0': Arm(
-            ANY_SIZE.config, {28: 2.08, 24: 1.2, 21: 1.28, 16: 1.2, 14: 2.24},
+            ANY_SIZE.config, {28: 1.92, 24: 1.04, 21: 1.04, 18: 0.96,
+                              16: 0.96, 14: 2.08},
             options=('custom_hooks.2.between=0.0', )),
     }, ANY, TOP1),
     'scales': Experiment({
@@ -149,7 +151,7 @@ def train(arm: Arm, seed: int, out: str) -> str:
     if arm.adapt:
         run_tool('adapt.py', f'{config_of(arm.start)}.py',
                  train(arm.start, seed, out), '--out', folder, '--resume',
-                 '--scales', *arm.adapt, '--cfg-options', *options)
+                 *arm.adapt, '--cfg-options', *options)
         open(osp.join(folder, 'trained'), 'w').close()
         return folder
     if arm.epochs is not None:

@@ -87,6 +87,19 @@ def test_statistics_alone(stock):
         ['adapted.pth', 'calibrated.pth', f'adapt_{STOCK}'])
 
 
+def test_sizes_between_get_statistics_alone(stock):
+    done = adapt(stock, epochs=0, sizes=[18, 24])
+    assert done['scales'] == (28, 24, 21, 18, 14)
+    model = MODELS.build(load_config(done['config']).model)
+    model.load_state_dict(tensors(done['checkpoint']))
+    norm = model.backbone.bn1
+    with torch.no_grad():
+        assert torch.equal(norm.row(24)['weight'], norm.row(28)['weight'])
+    mixed = (norm.row(28)['running_mean'] * 3
+             + norm.row(21)['running_mean'] * 4) / 7
+    assert not torch.allclose(norm.row(24)['running_mean'], mixed)
+
+
 def test_a_run_that_died_goes_on_to_the_bit(stock):
     whole = tensors(adapt(stock, epochs=2, resume=True)['checkpoint'])
     for name in ('adapted.pth', 'epoch_2.pth'):
@@ -118,6 +131,8 @@ def test_two_processes(stock):
 @pytest.mark.parametrize('options, message', [
     (dict(epochs=-1), '`epochs` must be .* but got -1'),
     (dict(lr=-1.0), '`lr` must be .* but got -1'),
+    (dict(sizes=[24, 21]), '`sizes` must be below .* but got 21'),
+    (dict(sizes=[32]), '`sizes` must be below .* but got 32'),
 ])
 def test_arguments_that_are_refused(stock, options, message):
     with pytest.raises(ValueError, match=message):

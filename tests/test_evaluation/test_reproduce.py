@@ -35,7 +35,7 @@ def test_an_arm_that_is_another_adapted(tmp_path, monkeypatch):
         calls.append(words), os.makedirs(words[words.index('--out') + 1]
                                          if '--out' in words else words[3])))
     stock = Arm('baselines/stock', {8: 1})
-    arm = Arm(stock.config, {8: 1}, start=stock, adapt=(8, 4))
+    arm = Arm(stock.config, {8: 1}, start=stock, adapt=('--scales', '8', '4'))
     folder = train(arm, 1, out)
     assert folder != folder_of(stock, 1, out)
     assert [words[:3] for words in calls] == [
