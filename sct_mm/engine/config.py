@@ -25,12 +25,13 @@ def config_name(path: str) -> str:
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
     """Read the config file and merge ``options`` into it; ``sct_mm::NAME.py``
-    is one of this package."""
+    is one of this package, ``mmpretrain::FOLDER/NAME.py`` of another."""
     file = config_path(path)
     if not osp.isfile(file):
         raise UserError(f'The config must be a file, but got {path!r}. Name '
-                        'one of your own, or one of configs/ here, from '
-                        'anywhere as sct_mm::NAME.py.')
+                        'one of your own, or from anywhere one of this or of '
+                        'another package, as sct_mm::NAME.py or '
+                        'mmpretrain::FOLDER/NAME.py.')
     cfg = Config.fromfile(file)
     if options:
         cfg.merge_from_dict(options)

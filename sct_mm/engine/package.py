@@ -40,9 +40,15 @@ def tool_command(tool: str, python: str = 'python') -> List[str]:
 
 
 def config_path(path: str) -> str:
-    """The path of a config; ``sct_mm::NAME.py`` is the one of this package."""
+    """The path of a config; ``sct_mm::NAME.py`` is the one of this package,
+    ``mmpretrain::FOLDER/NAME.py`` of another, as in ``_base_``."""
     if path.startswith(PREFIX):
         return shipped('configs', *path.removeprefix(PREFIX).split('/'))
+    if '::' in path:
+        try:
+            return Config._get_cfg_path(path, '')[0]
+        except (AssertionError, ImportError, OSError):  # no such package, file
+            pass
     return path
 
 

@@ -3,6 +3,7 @@ import importlib
 import os.path as osp
 import sys
 
+import mmpretrain
 import pytest
 from mmengine.config import Config
 
@@ -31,6 +32,17 @@ def test_a_config_by_its_name_is_the_file_itself(tmp_path):
     assert mine.to_dict() == want.to_dict()
     assert config_name(f'sct_mm::baselines/{NAME}.py') == NAME
     assert config_name(f'configs/{NAME}.py') == NAME
+
+
+def test_a_config_of_a_host_by_its_name():
+    name = 'resnet/resnet18_8xb32_in1k.py'
+    stock = load_config(f'mmpretrain::{name}')
+    assert stock.to_dict() == Config.fromfile(osp.join(osp.dirname(
+        mmpretrain.__file__), '.mim', 'configs', name)).to_dict()
+    assert config_name(f'mmpretrain::{name}') == 'resnet18_8xb32_in1k'
+    for none in ('mmpretrain::resnet/none.py', 'none::resnet/none.py'):
+        with pytest.raises(UserError, match=f"file, but got '{none}'"):
+            load_config(none)
 
 
 def test_a_config_that_is_none_is_named(tmp_path):
