@@ -234,7 +234,8 @@ def print_table(title: str, experiment: Experiment, metric: str,
         table.add_row(name, f'{compute_of(arm, runs[name][0]):.2f}',
                       *(f'{mean:.2f}±{deviation:.2f}'
                         for mean, deviation in summary.values()))
-    Console(width=120).print(table)
+    room = Console(width=1000).measure(table).maximum
+    Console(width=max(120, room)).print(table)
 
 
 def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
