@@ -150,7 +150,7 @@ def test_what_cannot_adapt(make, options, match):
 
 
 def test_a_run_that_loads_nothing_is_told(tmp_path):
-    with pytest.raises(ValueError, match='Set load_from to a checkpoint'):
+    with pytest.raises(ValueError, match='Set load_from to the check'):
         train(tmp_path / 'run', 1, hooks=[SCTLossHook(adapt=True)])
 
 
