@@ -26,6 +26,7 @@ HOSTS_OWN = (
     'The given NumPy array is not writable',  # mmpretrain's reader of MNIST
     'torch.utils.checkpoint: ',  # mmpretrain's with_cp
     'torch.meshgrid: ',  # mmdet's points
+    'Fail to import ``MultiScaleDeformableAttention``',  # without mmcv's ops
     'Failed to add .*LocalVisBackend',  # a visualizer without a folder
     'pkg_resources is deprecated',  # mmengine
     "<class '.*'> instance named of",  # mmdet's visualizer, built again

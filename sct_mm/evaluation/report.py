@@ -64,7 +64,7 @@ def make_comparison(models: List[dict]) -> Table:
     """The first metric of several models, one row a size, the largest first;
     '-' where a model was not tested."""
     name = metric_names([row for model in models for row in model['rows']])[0]
-    table = Table(title=f'{name}; *: a trained scale')
+    table = Table(title=f'{name}; *: rows of its own')
     table.add_column('scale', justify='right')
     for model in models:
         table.add_column(model['label'], justify='right')
