@@ -11,6 +11,8 @@ import traceback
 import warnings
 from typing import Callable, Iterator, Optional, Sequence, TextIO
 
+from mmengine.config import DictAction
+
 from .engine.config import UserError
 from .engine.protection import cause_of, protected_loading
 
@@ -41,6 +43,13 @@ HOSTS_PRINT = re.compile('|'.join((
 )))
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser,
+                    what: str = 'settings that override the config') -> None:
+    """Add the option with which OpenMMLab's tools change a config."""
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE', help=what)
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,9 @@
 """Give a trained network smaller sizes; at its own it answers as before."""
 import argparse
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from sct_mm.cli import add_launcher, cli, parse_launched
+from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.evaluation import adapt_checkpoint
 
 
@@ -36,9 +35,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--resume', action='store_true',
         help='go on with the run in --out, if there is one')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override the config')
+    add_cfg_options(parser)
     add_launcher(parser)
     return parse_launched(parser, argv)
 

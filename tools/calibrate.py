@@ -1,10 +1,9 @@
 """Re-estimate a checkpoint's statistics at given sizes of the input."""
 import argparse
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from sct_mm.cli import add_launcher, cli, parse_launched
+from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.evaluation import calibrate_checkpoint
 
 
@@ -22,9 +21,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--out', required=True, metavar='FILE', help='checkpoint to write')
     parser.add_argument(
         '--force', action='store_true', help='overwrite --out')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override the config')
+    add_cfg_options(parser)
     add_launcher(parser)
     args = parse_launched(parser, argv)
     if args.sizes == ['all']:

@@ -1,9 +1,7 @@
 """Show one picture at several sizes: what a network sees, and what it says."""
 import argparse
 
-from mmengine.config import DictAction
-
-from sct_mm.cli import cli
+from sct_mm.cli import add_cfg_options, cli
 from sct_mm.evaluation import show_sizes
 
 
@@ -28,9 +26,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--out', required=True, metavar='PNG', help='file to write')
     parser.add_argument(
         '--force', action='store_true', help='overwrite --out')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override the config')
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.picture.isdecimal():
         args.picture = int(args.picture)

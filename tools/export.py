@@ -2,9 +2,8 @@
 import argparse
 from typing import Union
 
-from mmengine.config import DictAction
 
-from sct_mm.cli import cli
+from sct_mm.cli import add_cfg_options, cli
 from sct_mm.export import export
 from sct_mm.export.formats import FORMATS
 from sct_mm.export.network import PARTS
@@ -59,9 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="a test's scales.json, whose metrics go into the manifest")
     parser.add_argument(
         '--force', action='store_true', help='replace files that exist')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override the config')
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,7 @@
 """Write a trained network, with all its scales, as a folder for a hub."""
 import argparse
 
-from mmengine.config import DictAction
-
-from sct_mm.cli import cli
+from sct_mm.cli import add_cfg_options, cli
 from sct_mm.export import save_pretrained
 
 
@@ -16,9 +14,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='gets config.json and model.safetensors')
     parser.add_argument(
         '--force', action='store_true', help='replace files that exist')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override the config')
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

@@ -3,10 +3,9 @@ table, JSON and a plot."""
 import argparse
 import os.path as osp
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from sct_mm.cli import add_launcher, cli, parse_launched
+from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.engine.config import config_name
 from sct_mm.evaluation import test_cascade, test_models
 from sct_mm.evaluation.cascade_report import report_cascade
@@ -62,9 +61,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--out', help='folder for scales.json and scales.png (cascade.json '
         'and cascade.png); default: work_dirs/NAME_OF_CONFIG')
     add_cascade(parser)
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override each config')
+    add_cfg_options(parser, 'settings that override each config')
     add_launcher(parser)
     args = parse_launched(parser, argv)
     check_cascade(parser, args)

@@ -2,10 +2,10 @@
 import argparse
 import os.path as osp
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 import sct_mm  # noqa: F401  (registers the components)
-from sct_mm.cli import add_launcher, cli, parse_launched
+from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.engine.config import UserError, config_name, load_config
 from sct_mm.engine.training import set_defaults, train
 
@@ -34,9 +34,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--persistent-workers', action='store_true',
         help='keep data workers over epochs: a faster start of epochs, but '
         'a resumed run draws other augmentations than an unbroken one')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings that override the config, e.g. train_cfg.max_epochs=1')
+    add_cfg_options(parser, 'settings that override the config, e.g. '
+                    'train_cfg.max_epochs=1')
     add_launcher(parser)
     return parse_launched(parser, argv)
 

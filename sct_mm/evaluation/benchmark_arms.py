@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ..datasets.multi_scale import MultiScaleBatch, padding_of
 from ..engine.config import (UserError, check_data, load_config,
                              set_loader_defaults)
+from ..engine.console import device_name
 from ..engine.sct_hook import SCTLossHook
 from ..models.convert import extract_scale
 from ..models.scale import ScaleSpecific, scales_of
@@ -250,9 +251,7 @@ class Worker:
         return timed(lambda: [next(batches) for _ in range(10)]) / 10
 
     def device_name(self) -> str:
-        if self.device == 'cuda':
-            return torch.cuda.get_device_name()
-        return f'CPU, {torch.get_num_threads()} threads'
+        return device_name()
 
 
 def _median(run: Callable[[], object], calls: int) -> float:

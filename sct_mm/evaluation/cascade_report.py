@@ -2,14 +2,12 @@
 import os.path as osp
 from typing import List
 
-import torch
-from rich.console import Console
 from rich.table import Table
 
 from ..engine.checkpoint import dump
+from ..engine.console import console_for, device_name
 from .cascade import METRIC
-from .measure import WORTHLESS
-from .report import spread
+from .report import NOT_RELIABLE, spread
 
 
 def shown(value: float) -> str:
@@ -40,8 +38,7 @@ def make_table(model: dict) -> Table:
                          spread(cascade, 'pictures', 'per_s')))
     table.add_row(*cells('random', cascade['random'], '100', '-', '-'))
     if not all(row['pictures_reliable'] for row in (*rows, cascade)):
-        table.caption = ('? not reliable: quartiles more than '
-                         f'{100 * WORTHLESS:.0f} % of the median apart')
+        table.caption = NOT_RELIABLE
     return table
 
 
@@ -101,15 +98,10 @@ def report_cascade(model: dict, out: str) -> None:
     """Print a table, and write cascade.json, which tools/pick.py reads, and
     cascade.png to the folder ``out``; see :func:`test_cascade`."""
     table = make_table(model)
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has room for all columns
-        console = Console(width=max(
-            80, Console(width=1000).measure(table).maximum))
+    console, device = console_for(table), device_name()
     console.print(table)
     for line in sentences(model):
         console.print(line, highlight=False, soft_wrap=True)
-    device = (torch.cuda.get_device_name() if torch.cuda.is_available()
-              else f'CPU, {torch.get_num_threads()} threads')
     path = osp.join(out, 'cascade.json')
     dump(dict(device=device, models=[model]), path)
     draw(model, osp.join(out, 'cascade.png'))

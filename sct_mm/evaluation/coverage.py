@@ -48,7 +48,7 @@ def _named(subject: Subject) -> Tuple[Builder, int]:
             try:
                 with torch.device('cpu' if builder.config else 'meta'):
                     model = builder()
-            except (RuntimeError, NotImplementedError):
+            except RuntimeError:  # it computes with values as it is built
                 model = builder()
         except Exception as error:
             why = why or f'{name} cannot be built here: {said(error)}'

@@ -3,12 +3,14 @@ import itertools
 import os.path as osp
 from typing import Collection, List
 
-import torch
-from rich.console import Console
 from rich.table import Table
 
 from ..engine.checkpoint import dump
+from ..engine.console import console_for, device_name
 from .measure import WORTHLESS
+
+NOT_RELIABLE = ('? not reliable: quartiles more than '
+                f'{100 * WORTHLESS:.0f} % of the median apart')
 
 
 def metric_names(rows: List[dict]) -> List[str]:
@@ -55,8 +57,7 @@ def make_table(title: str, rows: List[dict]) -> Table:
             spread(row, 'pictures', 'per_s'))
     if not all(row['latency_reliable'] and row['pictures_reliable']
                for row in rows):
-        table.caption = ('? not reliable: quartiles more than '
-                         f'{100 * WORTHLESS:.0f} % of the median apart')
+        table.caption = NOT_RELIABLE
     return table
 
 
@@ -130,15 +131,9 @@ def report(models: List[dict], out: str) -> None:
     if len(models) > 1 and all(map(metric_names, (
             model['rows'] for model in models))):
         tables.append(make_comparison(models))
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has room for all columns
-        wide = Console(width=1000)
-        console = Console(width=max(
-            80, *(wide.measure(table).maximum for table in tables)))
+    console, device = console_for(*tables), device_name()
     for table in tables:
         console.print(table)
-    device = (torch.cuda.get_device_name() if torch.cuda.is_available()
-              else f'CPU, {torch.get_num_threads()} threads')
     path = osp.join(out, 'scales.json')
     dump(dict(device=device, models=models), path)
     draw(models, osp.join(out, 'scales.png'))

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from rich.console import Console
 from rich.table import Table
 
 from ..engine.checkpoint import dump
 from ..engine.config import UserError, config_name
+from ..engine.console import console_for
 from ..engine.package import PREFIX, is_installed, tool_command
 from ..engine.resume import find_checkpoint
 
@@ -46,8 +46,8 @@ SSBN = Arm(DEMO, divided(8))
 # Of its two epochs, the base runs forward, and rows need no gradients of the
 # other weights: a third and two thirds of what a training pass costs.
 ADAPTED = Arm(ALONE[28].config, {28: 2 / 3, 21: 4 / 3, 14: 4 / 3},
-              start=ALONE[28], adapt=(
-                  *'--scales 28 21 14 --sizes 26 24 22 20 18 16'.split(), ))
+              start=ALONE[28], adapt=tuple(
+                  '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
 # A scale's pass between costs what the size in the middle of its gap does.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
     28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 19: 0.34, 18: 0.62,
@@ -103,6 +103,16 @@ EXPERIMENTS = {
             'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det',
             DET_SEEN),
         'SCT, SSBN': Arm(DETECTOR, DET_SEEN),
+    }, DET_SIZES, MAP, 0.01),
+    # A batch of the one is padded to its largest picture: 0.96 of 128 alone.
+    'one-a-step': Experiment({
+        'RandomChoiceResize, shared BN': Arm(
+            'baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
+            {128: 5.8}, 6),
+        'SCT, SSBN, one scale a step, between': Arm(
+            DETECTOR, {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}, 9,
+            ('custom_hooks.2.scales_per_step=1',
+             'custom_hooks.2.between=0.5')),
     }, DET_SIZES, MAP, 0.01),
     'transfer': Experiment({
         'from nothing': Arm(DETECTOR, DET_SEEN),
@@ -234,8 +244,7 @@ def print_table(title: str, experiment: Experiment, metric: str,
         table.add_row(name, f'{compute_of(arm, runs[name][0]):.2f}',
                       *(f'{mean:.2f}±{deviation:.2f}'
                         for mean, deviation in summary.values()))
-    room = Console(width=1000).measure(table).maximum
-    Console(width=max(120, room)).print(table)
+    console_for(table).print(table)
 
 
 def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),

@@ -1,7 +1,7 @@
 """What tools/export.py prints."""
-from rich.console import Console
 from rich.table import Table
 
+from ..engine.console import console_for
 from .formats import WEIGHTS
 
 
@@ -31,10 +31,7 @@ def make_table(manifest: dict) -> Table:
 def report(manifest: dict, pictures: int) -> None:
     """Print a manifest: see :func:`export`."""
     table = make_table(manifest)
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has room for all columns
-        console = Console(width=max(
-            80, Console(width=1000).measure(table).maximum))
+    console = console_for(table)
     console.print(table)
     if manifest['format'] in WEIGHTS:
         text = (f'Each file, read back, gives on {pictures} real pictures '

@@ -86,7 +86,8 @@ def full(request, tmp_path):
             ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', folder],
             capture_output=True).returncode
         if not mounted:
-            pytest.skip('mounting a tmpfs needs root')
+            pytest.skip('mounting a tmpfs needs root; the limit of a '
+                        "file's size is tried instead")
         filler = folder / 'filler'
 
         def fill():
