@@ -11,6 +11,7 @@ from torch import multiprocessing
 
 from sct_mm.datasets.fashion_det import make_fashion_det
 from sct_mm.engine.config import UserError, load_config
+from sct_mm.engine.training import train
 from sct_mm.evaluation import adapt_checkpoint
 from sct_mm.evaluation.adapt import adapted_config
 
@@ -138,6 +139,19 @@ def test_arguments_that_are_refused(stock, options, message):
     with pytest.raises(ValueError, match=message):
         adapt(stock, **options)
     assert not osp.exists(stock[2])
+
+
+def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):
+    def train_and_touch(*args):
+        runner = train(*args)
+        with torch.no_grad():
+            runner.model.head.fc.bias[3] += 1e-6
+        return runner
+
+    monkeypatch.setattr('sct_mm.evaluation.adapt.train', train_and_touch)
+    with pytest.raises(RuntimeError, match='but head.fc.bias has changed'):
+        adapt(stock)
+    assert not osp.exists(osp.join(stock[2], 'adapted.pth'))
 
 
 def test_nothing_is_overwritten(stock):
