@@ -4,6 +4,7 @@
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
 # make test       installs everything, lints, runs all tests
 # make doctor     says what is installed, and what conflicts
+# make docs       makes a site of docs/, whose links must all resolve
 # make reproduce, make reproduce-det
 #                 every arm of a demo with three seeds: the tables of README
 # Each goes on where it was interrupted. PYTHON chooses the interpreter,
@@ -12,7 +13,7 @@
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo demo-det test lint doctor reproduce reproduce-det clean
+.PHONY: demo demo-det test lint doctor docs reproduce reproduce-det clean
 $(V).SILENT:
 
 PYTHON ?= python3
@@ -84,6 +85,11 @@ lint: $(VENV)/all.done
 doctor: | $(VENV)/made
 	$(BIN)/python -m sct_mm.doctor
 
+docs: $(VENV)/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet \
+	  --site-dir $(CURDIR)/$(WORK)/site
+	echo "The site is in $(WORK)/site: open index.html."
+
 reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py any-size --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py between --out $(WORK)/reproduce
@@ -126,6 +132,11 @@ $(VENV)/all.done: setup.py tools/build_mmcv.sh | $(VENV)/made
 	$(PIP) install -e '.[test,$(FULL)]' $(QUIETLY)
 	$(FINISH)
 	touch $(VENV)/classification.done $@
+
+$(VENV)/docs.done: setup.py | $(VENV)/classification.done
+	echo "Installing mkdocs into $(VENV)."
+	$(PIP) install -e '.[docs]' $(QUIETLY)
+	touch $@
 
 $(DATA)/fetched: | $(VENV)/classification.done
 	$(BIN)/python tools/fetch_fashion_mnist.py $(DATA)

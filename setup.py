@@ -93,6 +93,7 @@ setup(
         'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
                             'faster-coco-eval==1.*'],
         'export': EXPORT,
+        'docs': ['mkdocs-material==9.*'],
         'test': [*TORCH, *EXPORT, 'pytest', 'pytest-xdist',
                  'hypothesis', 'ruff', 'timm==1.0.*', 'tensorboard'],
     },

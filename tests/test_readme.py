@@ -1,14 +1,15 @@
-"""README's tables hold the figures of docs/results."""
+"""The tables of README and docs/ hold the figures of docs/results."""
 import json
-import os.path as osp
 import re
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
 
-# What tools/reproduce.py NAME wrote.
-NAMES = ('any-size', 'between')
+# What tools/reproduce.py NAME wrote, and where its table stands.
+RESULTS = sorted(Path(ROOT, 'docs/results').glob('*.json'))
+PAGES = ('README.md', 'docs/results.md')
 
 
 def rows_of(text):
@@ -25,19 +26,51 @@ def rows_of(text):
     return rows
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_a_table_is_what_was_measured(name):
-    with open(osp.join(ROOT, 'docs', 'results', f'{name}.json')) as f:
-        result = json.load(f)
-    with open(osp.join(ROOT, 'README.md')) as f:
-        rows = rows_of(f.read())
-    for arm, sizes in result['accuracy/top1'].items():
-        told = {size: f'{mean:.2f}±{deviation:.2f}'
-                for size, (mean, deviation) in sizes.items()}
-        found = [row for row in rows if row['arm'] == arm and any(
-            row.get(size) == value for size, value in told.items())]
-        assert found, (arm, told)
-        for row in found:
-            wrong = {size: row[size] for size in told.keys() & row.keys()
-                     if row[size] != told[size]}
-            assert not wrong, (arm, wrong)
+def told(page):
+    return rows_of(Path(ROOT, page).read_text(encoding='utf-8'))
+
+
+def as_told(cell, mean, deviation):
+    """Mean and deviation with as many decimals as the cell has."""
+    decimals = len(re.match(r'-?\d*\.?(\d*)', cell)[1])
+    return f'{mean:.{decimals}f}±{deviation:.{decimals}f}'
+
+
+def right_and_wrong(row, sizes):
+    """The sizes at which a row tells the figures, and the others it has."""
+    right = {size for size in sizes.keys() & row.keys()
+             if row[size] == as_told(row[size], *sizes[size])}
+    return right, sizes.keys() & row.keys() - right
+
+
+def rows_that_tell(page, arm, sizes):
+    """The rows of an arm of which more is right than wrong: it may stand in
+    tables of other experiments, too."""
+    found = []
+    for row in told(page):
+        right, wrong = right_and_wrong(row, sizes)
+        if row['arm'] == arm and len(right) > len(wrong):
+            found.append(row)
+    return found
+
+
+def arms():
+    for path in RESULTS:
+        for found in json.loads(path.read_text()).values():
+            if isinstance(found, dict):
+                yield from (pytest.param(sizes, arm, id=f'{path.stem}-{arm}')
+                            for arm, sizes in found.items())
+
+
+@pytest.mark.parametrize('sizes, arm', list(arms()))
+def test_a_table_is_what_was_measured(sizes, arm):
+    found = [row for page in PAGES for row in rows_that_tell(page, arm, sizes)]
+    assert found, (arm, sizes)
+    for row in found:
+        assert not right_and_wrong(row, sizes)[1], row
+
+
+def test_readmes_first_table_was_measured():
+    sizes = json.loads(Path(ROOT, 'docs/results/any-size.json').read_text())
+    for arm, figures in sizes['accuracy/top1'].items():
+        assert len(rows_that_tell('README.md', arm, figures)) == 1, arm

@@ -1,0 +1,81 @@
+"""README and docs/ as their tests read them: blocks, prose, tables, links."""
+import ast
+import re
+from pathlib import Path
+from typing import Iterator, List, NamedTuple
+
+from conftest import ROOT
+
+REPOSITORY = Path(ROOT)
+PAGES = [REPOSITORY / 'README.md', *sorted(REPOSITORY.glob('docs/*.md'))]
+FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.M | re.S)
+SPAN = re.compile(r'(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)')
+LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
+
+
+class Block(NamedTuple):
+    """A block of code: of which page, in which language."""
+    page: str
+    language: str
+    text: str
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding='utf-8')
+
+
+def prose_of(path: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCE.sub('', text_of(path))
+
+
+def blocks() -> List[Block]:
+    """All blocks of code, those that four spaces indent as `bash`."""
+    found = []
+    for path in PAGES:
+        found += [Block(name_of(path), *match)
+                  for match in FENCE.findall(text_of(path))]
+        found += [Block(name_of(path), 'bash', line.strip())
+                  for line in prose_of(path).splitlines()
+                  if line.startswith('    python ')]
+    return found
+
+
+def spans() -> Iterator[tuple]:
+    """(page, code) of all code within lines, the breaks of lines undone."""
+    for path in PAGES:
+        for code in SPAN.findall(prose_of(path)):
+            yield name_of(path), ' '.join(code.split())
+
+
+def tables_of(text: str) -> List[List[List[str]]]:
+    """The tables of a page: their rows without the line below the head, each
+    a list of cells."""
+    found: List[List[List[str]]] = [[]]
+    for line in text.splitlines():
+        if not line.startswith('|'):
+            found.append([])
+        elif not re.fullmatch(r'[|: -]+', line) or not found[-1]:
+            found[-1].append([cell.strip()
+                              for cell in line.split('|')[1:-1]])
+    return [table for table in found if table]
+
+
+def anchors_of(path: Path) -> set:
+    """What GitHub and mkdocs call the headings of a page."""
+    heads = re.findall(r'^#+ (.*)$', prose_of(path), re.M)
+    return {re.sub(r'[^\w\- ]', '', head.lower()).strip().replace(' ', '-')
+            for head in heads}
+
+
+def is_config(code: str) -> bool:
+    """Whether Python code is a config: names that are set, by no call but
+    `dict`."""
+    tree = ast.parse(code)
+    return all(isinstance(node, ast.Assign) for node in tree.body) and all(
+        isinstance(node.func, ast.Name) and node.func.id == 'dict'
+        for node in ast.walk(tree) if isinstance(node, ast.Call))

@@ -1,0 +1,133 @@
+"""What README and docs/ name is there."""
+import ast
+import importlib
+import re
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sct_mm import SCTLossHook
+
+from pages import (LINK, PAGES, REPOSITORY, anchors_of, name_of, prose_of,
+                   spans, tables_of, text_of)
+
+README = PAGES[0]
+MOST_LINES, MOST_OF_A_PARAGRAPH = 150, 5
+WITHIN = ('configs/', 'docs/', 'sct_mm/', 'tests/', 'tools/')
+
+
+def paragraphs_of(text):
+    """Lines of prose in a row: no head, table, list or picture."""
+    for part in re.split(r'\n\s*\n', text):
+        lines = part.strip('\n').split('\n')
+        if not re.match(r'[#|!]|- |    ', part.strip('\n')):
+            yield lines
+
+
+def test_readme_is_short():
+    assert len(text_of(README).splitlines()) <= MOST_LINES
+    for lines in paragraphs_of(prose_of(README)):
+        assert len(lines) <= MOST_OF_A_PARAGRAPH, lines
+
+
+def test_the_first_screen_says_when_not_to_use_it():
+    first = text_of(README).partition('\n## ')[0]
+    assert '**Do not use it**' in first and 'no run was made' in first
+    assert first.count('![') == 1 and len(tables_of(first)) == 1
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_every_link_resolves(path):
+    for link in LINK.findall(prose_of(path)):
+        if re.match('https?:', link):
+            continue
+        file, _, anchor = link.partition('#')
+        target = (path.parent / file).resolve() if file else path
+        assert target.is_file(), link
+        assert target.is_relative_to(REPOSITORY), link
+        if anchor:
+            assert anchor in anchors_of(target), link
+
+
+def test_the_site_has_every_page():
+    with open(REPOSITORY / 'mkdocs.yml') as file:
+        site = yaml.safe_load(file)
+
+    def leaves(part):
+        if isinstance(part, str):
+            return [part]
+        values = part.values() if isinstance(part, dict) else part
+        return [leaf for value in values for leaf in leaves(value)]
+
+    assert sorted(leaves(site['nav'])) == [p.name for p in PAGES[1:]]
+    for entry in (README, REPOSITORY / 'docs/index.md'):
+        linked = {Path(link).name for link in LINK.findall(text_of(entry))}
+        missing = {p.name for p in PAGES[1:]} - linked - {'index.md'}
+        assert not missing - {'how-it-works.md'}, (entry, missing)
+
+
+def test_every_path_is_there():
+    named = [(page, code) for page, code in spans()
+             if code.startswith(WITHIN) and ' ' not in code]
+    assert len(named) > 30
+    for page, code in named:
+        assert list(REPOSITORY.glob(code.rstrip('/'))), (page, code)
+
+
+def test_every_name_of_the_package_is_there():
+    named = [(page, code) for page, code in spans()
+             if re.fullmatch(r'sct_mm(\.\w+)+(\(.*\))?', code)
+             and not code.endswith('.json')]
+    assert len(named) > 2
+    for page, code in named:
+        parts = code.partition('(')[0].split('.')
+        module, rest = parts[0], parts[1:]
+        while rest and importlib.util.find_spec(f'{module}.{rest[0]}'):
+            module, rest = f'{module}.{rest[0]}', rest[1:]
+        assert reduce(getattr, rest, importlib.import_module(module)), (
+            page, code)
+
+
+def test_the_hook_takes_its_arguments():
+    table, = [table for table in tables_of(text_of(
+        REPOSITORY / 'docs/train.md')) if 'SCTLossHook' in table[0][0]]
+    for cell, *_ in table[1:]:
+        if cell != '(default)':
+            SCTLossHook(**eval(f'dict({cell.strip("`")})'))
+
+
+def texts_of(node):
+    """The texts in code, values as `…`; those joined by + as one."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return ''.join(map(texts_of, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return texts_of(node.left) + texts_of(node.right)
+    return '…'
+
+
+def test_every_sentence_of_troubleshoot_stands_in_the_code():
+    said = []
+    for path in (*REPOSITORY.glob('sct_mm/**/*.py'),
+                 *REPOSITORY.glob('tools/*.py')):
+        said += [re.sub('…+', '…', texts_of(node).strip())
+                 for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, (ast.JoinedStr, ast.Constant,
+                                      ast.BinOp))]
+    rows = [row for table in tables_of(text_of(
+        REPOSITORY / 'docs/troubleshoot.md')) for row in table[1:]]
+    assert len(rows) > 50
+    for sentence, mend in rows:
+        assert mend and any(sentence in each for each in said), sentence
+
+
+def test_the_map_has_every_file():
+    for name, part in re.findall(r'^## (sct_mm/\w+)\n(.*?)(?=^## |\Z)',
+                                 text_of(REPOSITORY / 'docs/code.md'),
+                                 re.M | re.S):
+        there = {path.name for path in (REPOSITORY / name).glob('*.py')
+                 if not path.name.startswith('__')}
+        assert set(re.findall(r'`(\w+\.py)`', part)) == there, name

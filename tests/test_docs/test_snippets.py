@@ -1,0 +1,130 @@
+"""The Python of README and docs/ runs; its configs build what they name."""
+import os.path as osp
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, LOOPS, MODELS, DefaultScope
+from PIL import Image
+from torch import nn
+
+from sct_mm import convert_to_ssbn
+from sct_mm.evaluation import measure
+from sct_mm.export import export, latency, save_pretrained
+from sct_mm.models.scale import scales_of
+
+from exports import fashion
+from helpers import plain_net
+from pages import blocks, is_config
+
+PYTHON = [block for block in blocks() if block.language == 'python']
+CONFIGS = [block for block in PYTHON if is_config(block.text)]
+SCRIPTS = [block for block in PYTHON if block not in CONFIGS]
+
+
+def identify(block):
+    return f'{block.page}-{PYTHON.index(block)}'
+
+
+def registered(name, registry):
+    """Whether a config of the scope at hand finds ``name`` in it."""
+    with registry.switch_scope_and_registry(None) as own:
+        return own.get(name) is not None
+
+
+@pytest.mark.parametrize('block', CONFIGS, ids=identify)
+def test_a_config_builds(block, tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text(block.text)
+    cfg = Config.fromfile(str(path))
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    with DefaultScope.overwrite_default_scope(scope):
+        for name in re.findall(r"type='(\w+)'", block.text):
+            assert any(map(partial(registered, name), (MODELS, HOOKS, LOOPS,
+                                                       DATASETS))), name
+        for hook in cfg.get('custom_hooks', ()):
+            HOOKS.build(hook)
+        if 'model' in cfg:
+            told = re.search(r'scales=(\(.*?\))', block.text)
+            scales = scales_of(MODELS.build(cfg.model))
+            assert scales == (eval(told[1]) if told
+                              else (224, 192, 160, 128))
+
+
+def test_a_folder_of_ones_own_is_read(tmp_path, monkeypatch):
+    text, = [block.text for block in CONFIGS if 'data/mine' in block.text]
+    monkeypatch.chdir(tmp_path)
+    for split in ('train', 'val'):
+        for label in ('bird', 'cat'):
+            folder = tmp_path / 'data/mine' / split / label
+            folder.mkdir(parents=True)
+            Image.new('RGB', (260, 240)).save(folder / 'a.png')
+    cfg = Config.fromstring(text, '.py')
+    for name in ('train', 'val', 'test'):
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            data = DATASETS.build(cfg[f'{name}_dataloader'].dataset)
+        assert data.metainfo['classes'] == ('bird', 'cat')
+        assert data[1]['inputs'].shape == (3, 224, 224)
+        assert data[1]['data_samples'].gt_label == 1
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """What the scripts find where they run: a config and a checkpoint of it,
+    and what tools/export.py and tools/hub.py make of them."""
+    root = tmp_path_factory.mktemp('scripts')
+    config, checkpoint, options = fashion(root)
+    (root / 'config.py').write_text('\n'.join([
+        f'_base_ = {config!r}', 'test_dataloader = dict(dataset=dict('
+        f'data_root={str(root)!r}))']))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, 'BUDGET', 0.0)
+        for kind in ('pth', 'onnx', 'torchscript'):
+            export(config, checkpoint, 14, str(root / f'net.{kind}'), kind,
+                   cfg_options=options)
+    save_pretrained(config, checkpoint, str(root / 'FOLDER'))
+    return root
+
+
+def names_for(page):
+    """What a script of ``page`` takes as given."""
+    small = torch.randint(0, 255, (3, 1, 14, 14)).float()
+    picture = np.arange(784, dtype=np.uint8).reshape(28, 28)
+    return {
+        'docs/adapt.md': dict(
+            model=convert_to_ssbn(nn.Sequential(*plain_net()[:2]),
+                                  (224, 160)),
+            batches_176=[torch.rand(2, 3, 176, 176) for _ in range(2)]),
+        'docs/configs.md': dict(
+            criterion=nn.CrossEntropyLoss(), labels=torch.tensor([1, 2]),
+            images_160=torch.rand(2, 3, 160, 160)),
+        'docs/early-exit.md': dict(
+            CONFIG='config.py', CHECKPOINT='a.pth', pictures=[picture] * 3,
+            images_28=torch.rand(3, 1, 28, 28)),
+        'docs/export.md': dict(pictures=small.numpy(), picture=picture),
+        'docs/test.md': dict(config='config.py', checkpoint='a.pth'),
+    }[page]
+
+
+@pytest.mark.parametrize('block', SCRIPTS, ids=identify)
+def test_a_script_runs(block, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(measure, 'take_turns', partial(
+        measure.take_turns, seconds=0.01, least=2))
+    names = names_for(block.page)
+    exec(compile(block.text, block.page, 'exec'), names)
+    check = dict(
+        model=lambda: 176 in names['model'][1].scales
+        if block.page == 'docs/adapt.md' else True,
+        sizes=lambda: set(names['sizes'].tolist()) <= {14, 28},
+        rows=lambda: [row['scale'] for row in names['rows']] == [28, 14])
+    assert all(check[name]() for name in check if name in names)
+    if 'logits' in names:
+        run = torch.jit.load('net.torchscript')
+        want, = run((torch.from_numpy(names['pictures']) - 72.94) / 90.02)
+        torch.testing.assert_close(torch.from_numpy(names['logits']), want)
+    assert not osp.exists('plain.pth') or torch.load('plain.pth')[
+        'bn1.weight'].shape == (64, )
