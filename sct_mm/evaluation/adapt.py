@@ -153,7 +153,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and what a training leaves there.
         pictures: of the training set, for statistics.
-        lr: of AdamW, the highest; our choice, see README.
+        lr: of AdamW, the highest; our choice, see docs/adapt.md.
         sizes: more scales of the network in the end: the mix of their
             neighbours, with statistics of their own.
         force: overwrite an `adapted.pth`.

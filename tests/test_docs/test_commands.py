@@ -57,6 +57,9 @@ def parse(script, words):
         except (Parsed, SystemExit) as end:
             if isinstance(end, SystemExit) and words:
                 raise AssertionError((script, words)) from end
+    for word in words:  # argparse takes a part of a name, too
+        if word.startswith('--'):
+            assert word in seen[0]._option_string_actions, (script, word)
     return seen[0]
 
 

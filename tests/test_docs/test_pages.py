@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sct_mm import SCTLossHook
+from sct_mm.engine.schedule import Schedule
 
 from pages import (LINK, PAGES, REPOSITORY, anchors_of, name_of, prose_of,
                    spans, tables_of, text_of)
@@ -90,12 +91,29 @@ def test_every_name_of_the_package_is_there():
             page, code)
 
 
-def test_the_hook_takes_its_arguments():
+def hooks_told():
+    """[(arguments, FLOPs, as told)] of the table of what a step pays."""
     table, = [table for table in tables_of(text_of(
         REPOSITORY / 'docs/train.md')) if 'SCTLossHook' in table[0][0]]
-    for cell, *_ in table[1:]:
-        if cell != '(default)':
-            SCTLossHook(**eval(f'dict({cell.strip("`")})'))
+    return [(eval(f'dict({row[0].strip("`")})') if row[0][0] == '`' else {},
+             float(row[2].split()[0])) for row in table[1:]]
+
+
+@pytest.mark.parametrize('options, told', hooks_told())
+def test_a_step_pays_what_is_told(options, told):
+    scales, pictures, steps = (224, 192, 160, 128), 256, 4000
+    hook, paid = SCTLossHook(**options), 0.0
+    schedule = Schedule(
+        dict.fromkeys(scales, 1 / 4), hook.scales_per_step or 4, hook.seed,
+        hook.partition, hook.between, base_trains=not hook.adapt)
+    for step in range(steps):
+        for each in schedule.passes(pictures, step):
+            part = each.share or slice(0, pictures)
+            paid += ((part.stop - part.start) / pictures / steps
+                     * (each.size / scales[0])**2)
+    if hook.adapt:  # without gradients of the other weights; the base runs
+        paid = (1 + 2 * paid) / 3
+    assert told == pytest.approx(paid, abs=0.01)
 
 
 def texts_of(node):
