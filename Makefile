@@ -92,7 +92,7 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched
 
 reproduce-det: $(DET_DATA)/composed
 	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py one-a-step --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py detection-schedules --out $(WORK)/reproduce
 
 clean:
 	rm -rf .venv .venv-onedl work_dirs

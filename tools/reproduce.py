@@ -9,7 +9,8 @@ import os.path as osp
 
 from sct_mm.cli import cli
 from sct_mm.engine.package import is_installed, shipped
-from sct_mm.evaluation.reproduce import EXPERIMENTS, reproduce
+from sct_mm.evaluation.experiments import EXPERIMENTS
+from sct_mm.evaluation.reproduce import reproduce
 
 
 def main() -> None:

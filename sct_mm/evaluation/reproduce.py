@@ -1,10 +1,10 @@
-"""The experiments behind README's tables: their arms, trained and tested."""
+"""The arms of an experiment, trained and tested with several seeds."""
 import json
 import os.path as osp
 import statistics
 import subprocess
 import sys
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from rich.table import Table
 
@@ -13,115 +13,9 @@ from ..engine.config import UserError, config_name
 from ..engine.console import console_for
 from ..engine.package import PREFIX, is_installed, tool_command
 from ..engine.resume import find_checkpoint
+from .experiments import EXPERIMENTS, Arm, Experiment
 
-DEMO = 'sct_resnet18_1xb128_fashion-mnist'
-DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
-
-
-class Arm(NamedTuple):
-    config: str
-    seen: Dict[int, float]  # how often a scale sees each picture
-    epochs: Optional[int] = None  # None: those of the config
-    options: Tuple[str, ...] = ()
-    start: Optional['Arm'] = None  # the backbone starts from its checkpoint
-    adapt: Tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
-
-
-class Experiment(NamedTuple):
-    arms: Dict[str, Arm]
-    sizes: Tuple[int, ...]
-    metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
-    unit: float = 1  # what 1 % is
-
-
-def divided(epochs: int) -> Dict[int, float]:
-    """How often a scale sees a picture in ``epochs`` of the demo's
-    partition, by the demo's loss weights."""
-    return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
-
-
-ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
-                    {scale: 3}) for scale in (28, 21, 14)}
-SSBN = Arm(DEMO, divided(8))
-# Of its two epochs, the base runs forward, and rows need no gradients of the
-# other weights: a third and two thirds of what a training pass costs.
-ADAPTED = Arm(ALONE[28].config, {28: 2 / 3, 21: 4 / 3, 14: 4 / 3},
-              start=ALONE[28], adapt=tuple(
-                  '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
-# A scale's pass between costs what the size in the middle of its gap does.
-ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
-    28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 19: 0.34, 18: 0.62,
-    17: 0.34, 16: 0.62, 15: 0.73, 14: 1.35})
-EVERY_SCALE = ('custom_hooks.2.partition=False',
-               'custom_hooks.2.loss_weights=None')
-DET_SEEN = {128: 3, 96: 3, 64: 3}
-# The shortcuts of the detector's backbone, for a classifier to start it from.
-DET_SHORTCUTS = ('model.backbone.avg_down=False', )
-TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
-MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
-       'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
-       'coco/bbox_mAP_m': 'AP of larger objects (%)'}
-SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
-ANY = tuple(range(28, 13, -1))
-EXPERIMENTS = {
-    'any-size': Experiment({
-        '28 alone': ALONE[28],
-        '28 alone, adapted': ADAPTED,
-        'SCT, SSBN, any size': ANY_SIZE,
-    }, ANY, TOP1),
-    'between': Experiment({
-        'between=0.35': ANY_SIZE,
-        'between=0': Arm(
-            ANY_SIZE.config, {28: 1.92, 24: 1.04, 21: 1.04, 18: 0.96,
-                              16: 0.96, 14: 2.08},
-            options=('custom_hooks.2.between=0.0', )),
-    }, ANY, TOP1),
-    'scales': Experiment({
-        **{f'{scale} alone': arm for scale, arm in ALONE.items()},
-        'SCT, shared BN': Arm(
-            'baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
-            divided(8)),
-        'SCT, SSBN': SSBN,
-    }, SIZES, TOP1),
-    'schedules': Experiment({
-        'partition, 8 epochs': SSBN,
-        'partition, 5 epochs': Arm(DEMO, divided(5), 5),
-        'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
-                                    EVERY_SCALE),
-        'all scales, 5 epochs': Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5,
-                                    EVERY_SCALE),
-        'scales_per_step=2, 4 epochs': Arm(
-            DEMO, {28: 4, 21: 2, 14: 2}, 4,
-            (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
-        '28 alone, 3 epochs': ALONE[28],
-        '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
-    }, SIZES, TOP1),
-    'detection': Experiment({
-        '128 alone': Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
-                         {128: 3}),
-        'SCT, shared BN': Arm(
-            'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det',
-            DET_SEEN),
-        'SCT, SSBN': Arm(DETECTOR, DET_SEEN),
-    }, DET_SIZES, MAP, 0.01),
-    # A batch of the one is padded to its largest picture: 0.96 of 128 alone.
-    'one-a-step': Experiment({
-        'RandomChoiceResize, shared BN': Arm(
-            'baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
-            {128: 5.8}, 6),
-        'SCT, SSBN, one scale a step, between': Arm(
-            DETECTOR, {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}, 9,
-            ('custom_hooks.2.scales_per_step=1',
-             'custom_hooks.2.between=0.5')),
-    }, DET_SIZES, MAP, 0.01),
-    'transfer': Experiment({
-        'from nothing': Arm(DETECTOR, DET_SEEN),
-        'from 28 alone': Arm(DETECTOR, DET_SEEN, start=ALONE[28]._replace(
-            options=DET_SHORTCUTS)),
-        'from SCT, SSBN': Arm(DETECTOR, DET_SEEN, start=SSBN._replace(
-            options=DET_SHORTCUTS)),
-    }, DET_SIZES, MAP, 0.01),
-}
+_NORM = 'model.backbone.norm_cfg.scales'  # of every network here
 
 
 def run_tool(tool: str, *arguments) -> None:
@@ -148,8 +42,29 @@ def folder_of(arm: Arm, seed: int, out: str) -> str:
     if arm.epochs is not None:
         parts.append(f'{arm.epochs}-epochs')
     if arm.start is not None and not arm.adapt:
-        parts.append(f'from-{osp.basename(arm.start.config)}')
+        parts.append(f'{"calibrated-" if arm.calibrate else ""}from-'
+                     f'{osp.basename(arm.start.config)}')
     return osp.join(out, '_'.join(parts), str(seed))
+
+
+def made_of(arm: Arm, seed: int, out: str, folder: str) -> None:
+    """Make the arm in ``folder`` from the one that it starts from."""
+    started = train(arm.start, seed, out)
+    options = ('--cfg-options', f'randomness.seed={seed}', *arm.options)
+    if arm.adapt:
+        run_tool('adapt.py', f'{config_of(arm.start)}.py', started, '--out',
+                 folder, '--resume', *arm.adapt, *options)
+    else:
+        run_tool('calibrate.py', f'{config_of(arm)}.py', started, '--out',
+                 checkpoint_of(arm, folder), '--force', '--sizes',
+                 *arm.calibrate, *options)
+
+
+def checkpoint_of(arm: Arm, folder: str) -> str:
+    """What tools/test.py is given of an arm that was made in ``folder``."""
+    if arm.adapt:
+        return osp.join(folder, 'adapted.pth')
+    return osp.join(folder, 'calibrated.pth') if arm.calibrate else folder
 
 
 def train(arm: Arm, seed: int, out: str) -> str:
@@ -158,10 +73,8 @@ def train(arm: Arm, seed: int, out: str) -> str:
     options = [f'randomness.seed={seed}', *arm.options]
     if osp.exists(osp.join(folder, 'trained')):
         return folder
-    if arm.adapt:
-        run_tool('adapt.py', f'{config_of(arm.start)}.py',
-                 train(arm.start, seed, out), '--out', folder, '--resume',
-                 *arm.adapt, '--cfg-options', *options)
+    if arm.adapt or arm.calibrate:
+        made_of(arm, seed, out, folder)
         open(osp.join(folder, 'trained'), 'w').close()
         return folder
     if arm.epochs is not None:
@@ -179,19 +92,30 @@ def train(arm: Arm, seed: int, out: str) -> str:
     return folder
 
 
+def rows_in(path: str) -> Dict[int, dict]:
+    """{size: row} of what tools/test.py wrote of one model; {} if nothing."""
+    if not osp.exists(path):
+        return {}
+    with open(path) as f:
+        return {row['scale']: row for row in json.load(f)['models'][0]['rows']}
+
+
 def result_of(arm: Arm, seed: int, out: str,
               sizes: Tuple[int, ...]) -> List[dict]:
     """The rows of one arm with one seed, trained and tested if need be."""
     folder = folder_of(arm, seed, out)
     path = osp.join(folder, 'scales.json')
-    if not osp.exists(path):
-        trained = train(arm, seed, out)
-        if arm.adapt:
-            trained = osp.join(trained, 'adapted.pth')
-        run_tool('test.py', f'{config_of(arm, folder)}.py', trained,
-                 '--out', folder, '--scales', *sizes)
-    with open(path) as f:
-        return json.load(f)['models'][0]['rows']
+    rows = rows_in(path)
+    if set(sizes) - set(rows):
+        train(arm, seed, out)
+        named = (('--cfg-options', f'{_NORM}='
+                  f'{",".join(map(str, arm.calibrate))}')
+                 if arm.calibrate else ())
+        run_tool('test.py', f'{config_of(arm, folder)}.py',
+                 checkpoint_of(arm, folder), '--out', folder, '--scales',
+                 *sorted({*rows, *sizes}, reverse=True), *named)
+        rows = rows_in(path)
+    return [rows[size] for size in sizes]
 
 
 def summarise(runs: List[List[dict]], metric: str,

@@ -1,10 +1,12 @@
 """The arms of an experiment, without their trainings."""
+import json
 import os
 
 import torch
 
 from sct_mm.evaluation import reproduce
-from sct_mm.evaluation.reproduce import Arm, folder_of, train
+from sct_mm.evaluation.experiments import Arm, calibrated
+from sct_mm.evaluation.reproduce import folder_of, result_of, train
 
 
 def test_an_arm_starts_from_the_newest_whole_checkpoint(
@@ -45,3 +47,38 @@ def test_an_arm_that_is_another_adapted(tmp_path, monkeypatch):
          folder_of(stock, 1, out))]
     assert calls[1][3:5] == ('--out', folder)
     assert train(arm, 1, out) == folder and len(calls) == 2
+
+
+def test_an_arm_with_statistics_estimated_anew(tmp_path, monkeypatch):
+    """It is tested with a row at each of its sizes, and what was tested
+    already is kept."""
+    calls, out = [], str(tmp_path)
+
+    def run_tool(*words):
+        calls.append(words)
+        if words[0] == 'train.py':
+            os.makedirs(words[3])
+        if words[0] != 'test.py':
+            return
+        scales = words[words.index('--scales') + 1:]
+        with open(os.path.join(words[words.index('--out') + 1],
+                               'scales.json'), 'w') as f:
+            json.dump(dict(models=[dict(rows=[
+                dict(scale=size) for size in scales
+                if isinstance(size, int)])]), f)
+    monkeypatch.setattr(reproduce, 'run_tool', run_tool)
+    shared = Arm('baselines/shared', {8: 1})
+    arm = calibrated(shared, 'private', (8, 6, 4))
+    folder = folder_of(arm, 0, out)
+    os.makedirs(folder)
+    assert result_of(arm, 0, out, (8, 4)) == [dict(scale=8), dict(scale=4)]
+    made = os.path.join(folder, 'calibrated.pth')
+    assert calls[1][:5] == ('calibrate.py', os.path.join(
+        'configs', 'private.py'), folder_of(shared, 0, out), '--out', made)
+    assert (8, 6, 4) == calls[1][calls[1].index('--sizes') + 1:][:3]
+    assert calls[2][2] == made and calls[2][-2:] == (
+        '--cfg-options', 'model.backbone.norm_cfg.scales=8,6,4')
+    result_of(arm, 0, out, (8, 4))
+    assert len(calls) == 3
+    assert result_of(arm, 0, out, (6, )) == [dict(scale=6)]
+    assert calls[3][calls[3].index('--scales') + 1:][:3] == (8, 6, 4)
