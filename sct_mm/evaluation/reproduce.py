@@ -62,8 +62,6 @@ def made_of(arm: Arm, seed: int, out: str, folder: str) -> None:
 
 def checkpoint_of(arm: Arm, folder: str) -> str:
     """What tools/test.py is given of an arm that was made in ``folder``."""
-    if arm.adapt:
-        return osp.join(folder, 'adapted.pth')
     return osp.join(folder, 'calibrated.pth') if arm.calibrate else folder
 
 
