@@ -21,6 +21,7 @@ class Experiment(NamedTuple):
     sizes: Tuple[int, ...]
     metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
     unit: float = 1  # what 1 % is
+    gpus: int = 1
 
 
 def divided(epochs: int) -> Dict[int, float]:
@@ -55,6 +56,9 @@ DET_ALL = Arm(DETECTOR, DET_SEEN, 3, DET_EVERY_SCALE)
 DET_SHARED = 'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det'
 DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest picture
+IN1K_SIZES = (224, 192, 160, 128)
+IN1K_SEEN = {size: 100 for size in IN1K_SIZES}
+IN1K_ALONE = Arm('baselines/resnet50_8xb32_in1k-224px', {224: 100})
 # The shortcuts of the detector's backbone, for a classifier to start it from.
 DET_SHORTCUTS = ('model.backbone.avg_down=False', )
 TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
@@ -151,6 +155,18 @@ EXPERIMENTS = {
                 {128: 3}), adapt=tuple(
                     '--scales 128 96 64 --sizes 112 80'.split())),
     }, DET_SIZES, MAP, 0.01),
+    'imagenet': Experiment({
+        **{f'{scale} alone': Arm(
+            f'baselines/resnet50_8xb32_in1k-{scale}px', {scale: 100})
+           for scale in IN1K_SIZES},
+        'SCT, shared BN': Arm('baselines/sct-shared-bn_resnet50_8xb32_in1k',
+                              IN1K_SEEN),
+        'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_SEEN),
+        '224 alone, adapted': Arm(
+            IN1K_ALONE.config, {224: 2 / 3, 192: 4 / 3, 160: 4 / 3,
+                                128: 4 / 3}, start=IN1K_ALONE, adapt=tuple(
+                '--scales 224 192 160 128 --lr 0.03'.split())),
+    }, IN1K_SIZES, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8),
     'transfer': Experiment({
         'from nothing': DET_ALL,
         'from 28 alone': DET_ALL._replace(start=ALONE[28]._replace(

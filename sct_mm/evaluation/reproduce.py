@@ -1,93 +1,33 @@
 """The arms of an experiment, trained and tested with several seeds."""
 import json
 import os.path as osp
+import shlex
 import statistics
 import subprocess
-import sys
 from typing import Dict, List, Sequence, Tuple
 
 from rich.table import Table
 
 from ..engine.checkpoint import dump
-from ..engine.config import UserError, config_name
+from ..engine.config import UserError
 from ..engine.console import console_for
-from ..engine.package import PREFIX, is_installed, tool_command
-from ..engine.resume import find_checkpoint
+from .commands import (Step, command_of, folder_of, shown, steps_of, test_of)
 from .experiments import EXPERIMENTS, Arm, Experiment
 
-_NORM = 'model.backbone.norm_cfg.scales'  # of every network here
-
-
-def run_tool(tool: str, *arguments) -> None:
-    """Run a tool as a user does, in the folder of the repository."""
-    command = [*tool_command(tool.removesuffix('.py'), sys.executable),
-               *map(str, arguments)]
+def run_step(step: Step, gpus: int = 1) -> None:
+    """Run a command as a user does, in the folder of the repository."""
+    command = command_of(step, gpus)
     if subprocess.run(command).returncode:
-        raise UserError(f'`{" ".join(command)}` failed; mend what it says '
+        raise UserError(f'`{shlex.join(command)}` failed; mend what it says '
                         'and run this again: it goes on here.')
 
 
-def config_of(arm: Arm, folder: str = 'configs') -> str:
-    """The path of its config without `.py`; of one that tools/adapt.py has
-    made, in the folder of the arm."""
-    if not arm.adapt and is_installed():
-        return f'{PREFIX}{arm.config}'
-    if not arm.adapt:
-        return osp.join('configs', arm.config)
-    return osp.join(folder, f'adapt_{osp.basename(arm.config)}')
-
-
-def folder_of(arm: Arm, seed: int, out: str) -> str:
-    parts = [config_name(f'{config_of(arm)}.py'), *arm.options]
-    if arm.epochs is not None:
-        parts.append(f'{arm.epochs}-epochs')
-    if arm.start is not None and not arm.adapt:
-        parts.append(f'{"calibrated-" if arm.calibrate else ""}from-'
-                     f'{osp.basename(arm.start.config)}')
-    return osp.join(out, '_'.join(parts), str(seed))
-
-
-def made_of(arm: Arm, seed: int, out: str, folder: str) -> None:
-    """Make the arm in ``folder`` from the one that it starts from."""
-    started = train(arm.start, seed, out)
-    options = ('--cfg-options', f'randomness.seed={seed}', *arm.options)
-    if arm.adapt:
-        run_tool('adapt.py', f'{config_of(arm.start)}.py', started, '--out',
-                 folder, '--resume', *arm.adapt, *options)
-    else:
-        run_tool('calibrate.py', f'{config_of(arm)}.py', started, '--out',
-                 checkpoint_of(arm, folder), '--force', '--sizes',
-                 *arm.calibrate, *options)
-
-
-def checkpoint_of(arm: Arm, folder: str) -> str:
-    """What tools/test.py is given of an arm that was made in ``folder``."""
-    return osp.join(folder, 'calibrated.pth') if arm.calibrate else folder
-
-
-def train(arm: Arm, seed: int, out: str) -> str:
-    """The arm's work directory, trained if need be."""
-    folder = folder_of(arm, seed, out)
-    options = [f'randomness.seed={seed}', *arm.options]
-    if osp.exists(osp.join(folder, 'trained')):
-        return folder
-    if arm.adapt or arm.calibrate:
-        made_of(arm, seed, out, folder)
-        open(osp.join(folder, 'trained'), 'w').close()
-        return folder
-    if arm.epochs is not None:
-        options += [f'train_cfg.max_epochs={arm.epochs}',
-                    f'train_cfg.val_interval={arm.epochs}',
-                    f'param_scheduler.1.T_max={arm.epochs}']
-    if arm.start is not None:
-        init = 'model.backbone.init_cfg'
-        options += [f'{init}.type=Pretrained', f'{init}.prefix=backbone.',
-                    f'{init}.checkpoint='
-                    f'{find_checkpoint(train(arm.start, seed, out))}']
-    run_tool('train.py', f'{config_of(arm)}.py', '--work-dir', folder,
-             '--resume', '--no-validate', '--cfg-options', *options)
-    open(osp.join(folder, 'trained'), 'w').close()
-    return folder
+def make(arm: Arm, seed: int, out: str, gpus: int = 1) -> None:
+    """Make the arm, and what it starts from, but for what is done."""
+    for step in steps_of(arm, seed, out):
+        if not osp.exists(step.done):
+            run_step(step, gpus)
+            open(step.done, 'w').close()
 
 
 def rows_in(path: str) -> Dict[int, dict]:
@@ -98,20 +38,15 @@ def rows_in(path: str) -> Dict[int, dict]:
         return {row['scale']: row for row in json.load(f)['models'][0]['rows']}
 
 
-def result_of(arm: Arm, seed: int, out: str,
-              sizes: Tuple[int, ...]) -> List[dict]:
-    """The rows of one arm with one seed, trained and tested if need be."""
-    folder = folder_of(arm, seed, out)
-    path = osp.join(folder, 'scales.json')
+def result_of(arm: Arm, seed: int, out: str, sizes: Tuple[int, ...],
+              gpus: int = 1) -> List[dict]:
+    """The rows of one arm with one seed, made and tested if need be."""
+    path = osp.join(folder_of(arm, seed, out), 'scales.json')
     rows = rows_in(path)
     if set(sizes) - set(rows):
-        train(arm, seed, out)
-        named = (('--cfg-options', f'{_NORM}='
-                  f'{",".join(map(str, arm.calibrate))}')
-                 if arm.calibrate else ())
-        run_tool('test.py', f'{config_of(arm, folder)}.py',
-                 checkpoint_of(arm, folder), '--out', folder, '--scales',
-                 *sorted({*rows, *sizes}, reverse=True), *named)
+        make(arm, seed, out, gpus)
+        sizes_all = sorted({*rows, *sizes}, reverse=True)
+        run_step(test_of(arm, seed, out, sizes_all), gpus)
         rows = rows_in(path)
     return [rows[size] for size in sizes]
 
@@ -149,9 +84,12 @@ def draw(summary: Dict[str, Dict[int, List[float]]], label: str,
     plt.close(figure)
 
 
-def compute_of(arm: Arm, rows: List[dict]) -> float:
-    """FLOPs of the training, in those of an epoch at the largest size."""
-    gflops = {row['scale']: row['gflops'] for row in rows}
+def compute_of(arm: Arm, gflops: Dict[int, float]) -> float:
+    """FLOPs of the training, in those of an epoch at the largest size.
+
+    Args:
+        gflops: of a picture at each size.
+    """
     return (sum(times * gflops[s] for s, times in arm.seen.items())
             / max(gflops.values()))
 
@@ -163,14 +101,34 @@ def print_table(title: str, experiment: Experiment, metric: str,
         table.add_column(name, justify='left' if name == 'arm' else 'right')
     for name, arm in experiment.arms.items():
         summary = summarise(runs[name], metric, experiment.unit)
-        table.add_row(name, f'{compute_of(arm, runs[name][0]):.2f}',
+        gflops = {row['scale']: row['gflops'] for row in runs[name][0]}
+        table.add_row(name, f'{compute_of(arm, gflops):.2f}',
                       *(f'{mean:.2f}±{deviation:.2f}'
                         for mean, deviation in summary.values()))
     console_for(table).print(table)
 
 
+def print_commands(experiment: Experiment, seeds: Sequence[int],
+                   out: str) -> None:
+    """Print what would be run, but for what is done, in its order."""
+    told = set()
+    for name, arm in experiment.arms.items():
+        compute = compute_of(arm, {size: size ** 2 for size in {
+            *experiment.sizes, *arm.seen}})
+        print(f'# {name}: the compute of {compute:.1f} epochs at '
+              f'{max(experiment.sizes)} pixels.')
+        for seed in seeds:
+            steps = [step for step in steps_of(arm, seed, out)
+                     if not osp.exists(step.done)]
+            for step in (*steps, test_of(arm, seed, out, experiment.sizes)):
+                if step not in told:
+                    print(shown(step, experiment.gpus))
+                told.add(step)
+
+
 def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
-              out: str = osp.join('work_dirs', 'reproduce')) -> dict:
+              out: str = osp.join('work_dirs', 'reproduce'),
+              dry_run: bool = False) -> dict:
     """Train and test every arm of an experiment; print a table a metric.
 
     Each arm runs in ``out``/ARM/SEED with the commands that a user types, in
@@ -180,22 +138,26 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
 
     Args:
         name: of :data:`EXPERIMENTS`.
+        dry_run: print the commands instead of running them.
 
     Returns:
         dict: ``{metric: {arm: {size: [mean, standard deviation]}}}`` over the
         seeds, and ``seeds``; written to ``out``/NAME.json too, the first
-        metric as a figure to NAME.png.
+        metric as a figure to NAME.png. {} of a dry run.
 
     Raises:
         UserError: if a command fails.
     """
     experiment = EXPERIMENTS[name]
+    if dry_run:
+        print_commands(experiment, seeds, out)
+        return {}
     runs: Dict[str, List[List[dict]]] = {arm: [] for arm in experiment.arms}
     jobs = [(seed, arm) for seed in seeds for arm in experiment.arms]
     for done, (seed, arm) in enumerate(jobs):
         print(f'[{done + 1}/{len(jobs)}] {arm}, seed {seed}', flush=True)
         runs[arm].append(result_of(experiment.arms[arm], seed, out,
-                                   experiment.sizes))
+                                   experiment.sizes, experiment.gpus))
     result: Dict[str, object] = dict(seeds=list(seeds))
     for metric, label in experiment.metrics.items():
         print_table(f'{label}, mean ± standard deviation over seeds '
