@@ -110,6 +110,9 @@ EXPERIMENTS = {
         'one random size a step, shared BN, re-estimated': calibrated(
             MIXSIZE, DEMO, EVEN),
         'SCT, SSBN': SSBN,
+        'SCT, SSBN, one scale a step': Arm(DEMO, divided(8), options=(
+            'custom_hooks.2.partition=False',
+            'custom_hooks.2.scales_per_step=1')),
         'SCT, SSBN, any size': ANY_SIZE._replace(seen={
             28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 20: 0.17,
             18: 0.96, 16: 1.15, 14: 1.72}),
