@@ -13,6 +13,7 @@ from ..engine.config import UserError
 from ..engine.console import console_for
 from .commands import (Step, command_of, folder_of, shown, steps_of, test_of)
 from .experiments import EXPERIMENTS, Arm, Experiment
+from .tables import cells_of, draw
 
 def run_step(step: Step, gpus: int = 1) -> None:
     """Run a command as a user does, in the folder of the repository."""
@@ -62,28 +63,6 @@ def summarise(runs: List[List[dict]], metric: str,
     return summary
 
 
-def draw(summary: Dict[str, Dict[int, List[float]]], label: str,
-         path: str) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(6.4, 4.8), layout='constrained')
-    for arm, sizes in summary.items():
-        ours = arm.startswith('SCT, SSBN')
-        axes.errorbar(list(sizes), [mean for mean, _ in sizes.values()],
-                      [deviation for _, deviation in sizes.values()],
-                      label=arm, marker='o', capsize=3,
-                      linewidth=2.5 if ours else 1.2,
-                      linestyle='-' if arm.startswith('SCT') else '--')
-    axes.set_xticks(list(sizes))
-    axes.set_xlabel('size of the input (pixels)')
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    figure.legend(loc='outside lower center', ncols=3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def compute_of(arm: Arm, gflops: Dict[int, float]) -> float:
     """FLOPs of the training, in those of an epoch at the largest size.
 
@@ -94,17 +73,14 @@ def compute_of(arm: Arm, gflops: Dict[int, float]) -> float:
             / max(gflops.values()))
 
 
-def print_table(title: str, experiment: Experiment, metric: str,
-                runs: Dict[str, List[List[dict]]]) -> None:
+def print_table(title: str, result: dict, metric: str) -> None:
     table = Table(title=title)
-    for name in ('arm', 'compute', *map(str, experiment.sizes)):
-        table.add_column(name, justify='left' if name == 'arm' else 'right')
-    for name, arm in experiment.arms.items():
-        summary = summarise(runs[name], metric, experiment.unit)
-        gflops = {row['scale']: row['gflops'] for row in runs[name][0]}
-        table.add_row(name, f'{compute_of(arm, gflops):.2f}',
-                      *(f'{mean:.2f}±{deviation:.2f}'
-                        for mean, deviation in summary.values()))
+    header, *rows = cells_of(result, metric)
+    for name in header:
+        table.add_column(name,
+                         justify='left' if name == header[0] else 'right')
+    for row in rows:
+        table.add_row(*row)
     console_for(table).print(table)
 
 
@@ -142,7 +118,8 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
 
     Returns:
         dict: ``{metric: {arm: {size: [mean, standard deviation]}}}`` over the
-        seeds, and ``seeds``; written to ``out``/NAME.json too, the first
+        seeds, ``seeds``, and ``compute``, the training's, in epochs at the
+        largest size; written to ``out``/NAME.json too, the first
         metric as a figure to NAME.png. {} of a dry run.
 
     Raises:
@@ -158,16 +135,19 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
         print(f'[{done + 1}/{len(jobs)}] {arm}, seed {seed}', flush=True)
         runs[arm].append(result_of(experiment.arms[arm], seed, out,
                                    experiment.sizes, experiment.gpus))
-    result: Dict[str, object] = dict(seeds=list(seeds))
+    result: Dict[str, object] = dict(seeds=list(seeds), compute={
+        arm: compute_of(experiment.arms[arm], {
+            row['scale']: row['gflops'] for row in each[0]})
+        for arm, each in runs.items()})
     for metric, label in experiment.metrics.items():
-        print_table(f'{label}, mean ± standard deviation over seeds '
-                    f'{list(seeds)}; compute in epochs at the largest size',
-                    experiment, metric, runs)
         result[metric] = {arm: summarise(each, metric, experiment.unit)
                           for arm, each in runs.items()}
+        print_table(f'{label}, mean ± standard deviation over seeds '
+                    f'{list(seeds)}; compute in epochs at the largest size',
+                    result, metric)
     path = osp.join(out, name)
     dump(result, f'{path}.json')
     first = next(iter(experiment.metrics))
-    draw(result[first], experiment.metrics[first], f'{path}.png')
+    draw(result, first, experiment.metrics[first], f'{path}.png')
     print(f'{path}.json and .png hold the same.')
     return result

@@ -34,8 +34,9 @@ def calls(monkeypatch):
             sizes = words[words.index('--scales') + 1:]
             with open(osp.join(path, 'scales.json'), 'w') as f:
                 json.dump(dict(models=[dict(rows=[
-                    dict(scale=int(size)) for size in sizes
-                    if size.isdecimal()])]), f)
+                    dict(scale=int(size), gflops=int(size)**2,
+                         metrics={'accuracy/top1': 90 + len(calls)})
+                    for size in sizes if size.isdecimal()])]), f)
         return SimpleNamespace(returncode=0)
     monkeypatch.setattr(subprocess, 'run', run)
     return calls
@@ -80,7 +81,7 @@ def test_an_arm_with_statistics_estimated_anew(tmp_path, calls):
     out = str(tmp_path)
     shared = Arm('baselines/shared', {8: 1})
     arm = calibrated(shared, 'private', (8, 6, 4))
-    assert result_of(arm, 0, out, (8, 4)) == [dict(scale=8), dict(scale=4)]
+    assert [row['scale'] for row in result_of(arm, 0, out, (8, 4))] == [8, 4]
     made = osp.join(folder_of(arm, 0, out), 'calibrated.pth')
     assert calls[1][:5] == [
         'tools/calibrate.py', osp.join('configs', 'private.py'),
@@ -90,8 +91,21 @@ def test_an_arm_with_statistics_estimated_anew(tmp_path, calls):
         '--cfg-options', 'model.backbone.norm_cfg.scales=8,6,4']
     result_of(arm, 0, out, (8, 4))
     assert len(calls) == 3
-    assert result_of(arm, 0, out, (6, )) == [dict(scale=6)]
+    assert [row['scale'] for row in result_of(arm, 0, out, (6, ))] == [6]
     assert calls[3][calls[3].index('--scales') + 1:][:3] == ['8', '6', '4']
+
+
+def test_the_result_is_over_the_seeds(tmp_path, calls):
+    arm = EXPERIMENTS['between'].arms['between=0']
+    found = reproduce('between', (0, 1), str(tmp_path))
+    # the second command tests the first arm, the fourth the second, ...
+    assert found['accuracy/top1']['between=0'][28] == [
+        pytest.approx((94 + 98) / 2), pytest.approx(2 * 2**0.5)]
+    expected = sum(times * (size / 28)**2 for size, times in arm.seen.items())
+    assert found['compute']['between=0'] == pytest.approx(expected)
+    with open(tmp_path / 'between.json') as f:
+        assert json.load(f)['seeds'] == [0, 1]
+    assert (tmp_path / 'between.png').stat().st_size > 1000
 
 
 def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
