@@ -67,7 +67,7 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training for any size from 28 to 14 pixels: 3 minutes. All that it logs is in $(RUN)."
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume $(BRIEFLY)
 	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) --scales 14:28:2 \
-	  --compare $(WORK)/adapt_$(STOCK)/adapt_$(STOCK).py $(WORK)/adapt_$(STOCK)/adapted.pth \
+	  --compare $(WORK)/adapt_$(STOCK)/adapt_$(STOCK).py $(WORK)/adapt_$(STOCK) \
 	  --compare configs/baselines/$(STOCK).py $(WORK)/$(STOCK) --out $(RUN)
 
 demo-det: $(DET_DATA)/composed
@@ -98,7 +98,7 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched
 
 reproduce-det: $(DET_DATA)/composed
 	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py one-a-step --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py detection-schedules --out $(WORK)/reproduce
 
 clean:
 	rm -rf .venv .venv-onedl work_dirs

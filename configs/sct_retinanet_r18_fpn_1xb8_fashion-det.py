@@ -1,4 +1,9 @@
+# One scale a step, in half of the steps a size between: 9 epochs cost what 6 at
+# 128 do.
 _base_ = './_base_/fashion-det.py'
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(128, 96, 64))))
-custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook')]
+custom_hooks = [*_base_.custom_hooks, dict(
+    type='SCTLossHook', scales_per_step=1, between=0.5)]
+train_cfg = dict(max_epochs=9, val_interval=9)
 val_cfg = dict(type='ScalesValLoop')
+param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], 'T_max': 9}]

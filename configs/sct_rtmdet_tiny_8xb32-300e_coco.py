@@ -3,5 +3,6 @@ custom_imports = dict(imports=['sct_mm'], allow_failed_imports=False)
 norm = dict(type='SyncSSBN', scales=(640, 512, 384))
 model = dict(backbone=dict(norm_cfg=norm), neck=dict(norm_cfg=norm),
              bbox_head=dict(norm_cfg=norm))
-custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook')]
+custom_hooks = [*_base_.custom_hooks, dict(
+    type='SCTLossHook', scales_per_step=1, between=0.5)]
 val_cfg = dict(type='ScalesValLoop')

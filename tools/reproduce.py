@@ -9,7 +9,8 @@ import os.path as osp
 
 from sct_mm.cli import cli
 from sct_mm.engine.package import is_installed, shipped
-from sct_mm.evaluation.reproduce import EXPERIMENTS, reproduce
+from sct_mm.evaluation.experiments import EXPERIMENTS
+from sct_mm.evaluation.reproduce import reproduce
 
 
 def main() -> None:
@@ -17,10 +18,13 @@ def main() -> None:
     parser.add_argument('experiment', choices=EXPERIMENTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--out', default=osp.join('work_dirs', 'reproduce'))
+    parser.add_argument('--dry-run', action='store_true',
+                        help='print the commands instead of running them')
     args = parser.parse_args()
     if not is_installed():
         os.chdir(shipped())
-    reproduce(args.experiment, args.seeds, args.out)
+    reproduce(args.experiment, args.seeds, args.out,
+              args.dry_run)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,6 @@
 # To compare with: SCT without private normalization.
-_base_ = '../_base_/fashion-det.py'
-custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook', scales=(128, 96, 64))]
-val_cfg = dict(type='ScalesValLoop', sizes=(128, 96, 64))
+_base_ = '../sct_retinanet_r18_fpn_1xb8_fashion-det.py'
+model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))
+custom_hooks = [*_base_.custom_hooks[:-1],
+                {**_base_.custom_hooks[-1], 'scales': (128, 96, 64)}]
+val_cfg = dict(sizes=(128, 96, 64))

@@ -17,6 +17,9 @@ from .config import UserError
 _NEEDED = ('state_dict', 'meta', 'message_hub', 'optimizer')
 
 
+ADAPTED = 'adapted.pth'  # what tools/adapt.py writes when all is done
+
+
 class Candidate(NamedTuple):
     """A checkpoint of the run; the greatest is the newest."""
     modified: int
@@ -165,7 +168,8 @@ def newest_whole(cfg: Config, use: Use = RESUME) -> Optional[str]:
 
 def find_checkpoint(path: str, cfg: Optional[Config] = None) -> str:
     """The checkpoint to test at ``path``: of a work directory its newest
-    whole one, else ``path``.
+    whole one, of a folder of tools/adapt.py what it made in the end, else
+    ``path``.
 
     Args:
         cfg: of the run, whose CheckpointHook may name files of its own.
@@ -176,6 +180,9 @@ def find_checkpoint(path: str, cfg: Optional[Config] = None) -> str:
     folder = osp.expanduser(path)
     if not osp.isdir(folder):
         return path
+    made = osp.join(folder, ADAPTED)
+    if osp.isfile(made):
+        return made
     cfg = Config() if cfg is None else copy.deepcopy(cfg)
     cfg.work_dir = folder
     newest = newest_whole(cfg, TEST)

@@ -19,13 +19,13 @@ from ..engine.config import (UserError, config_name, load_config,
                              scales_settings)
 from ..engine.loading import loaded_model
 from ..engine.protection import protected_loading
-from ..engine.resume import find_checkpoint
+from ..engine.resume import ADAPTED, find_checkpoint
 from ..engine.training import train
 from ..models.convert import extract_scale
 from ..models.scale import check_scales, scales_of
 from .calibrate import estimate, prepare_run, save_weights
 
-_START, _END = 'calibrated.pth', 'adapted.pth'
+_START = 'calibrated.pth'
 
 
 def check_stock(cfg: Config) -> None:
@@ -118,7 +118,7 @@ def differing(ours: nn.Module, theirs: nn.Module) -> List[str]:
 
 
 def _check_output(out: str, force: bool, resume: bool) -> None:
-    found = osp.join(out, _END)
+    found = osp.join(out, ADAPTED)
     if osp.exists(found) and not (force or resume):
         raise UserError(f'{found!r} exists. Give --force to overwrite it, or '
                         'another --out.')
@@ -188,7 +188,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     check_adaptable(model, scales, (1, ) * len(scales))
     estimate(model, adapted, scales[1:], scales[0], pictures)
     os.makedirs(out, exist_ok=True)
-    made, path = osp.join(out, f'{name}.py'), osp.join(out, _END)
+    made, path = osp.join(out, f'{name}.py'), osp.join(out, ADAPTED)
     adapted.work_dir, adapted.load_from = out, osp.join(out, _START)
     save_weights(model, adapted.load_from, weights.get('meta', {}))
     if is_main_process():

@@ -20,7 +20,7 @@ from ..engine.config import UserError, load_config
 from ..engine.package import CARDS
 from ..models.scale import scales_of, use_scale
 from .measure import flops_of
-from .reproduce import EXPERIMENTS
+from .experiments import EXPERIMENTS
 
 # {config: {size in pixels: {metric: value}}}
 Results = Dict[str, Dict[int, Dict[str, float]]]

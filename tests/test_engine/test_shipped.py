@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from sct_mm.engine import package
 from sct_mm.engine.config import UserError, config_name, load_config
-from sct_mm.evaluation.reproduce import EXPERIMENTS, config_of, folder_of
+from sct_mm.evaluation.commands import config_of, folder_of
+from sct_mm.evaluation.experiments import EXPERIMENTS
 
 from conftest import ROOT
 

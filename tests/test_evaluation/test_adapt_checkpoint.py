@@ -11,6 +11,7 @@ from torch import multiprocessing
 
 from sct_mm.datasets.fashion_det import make_fashion_det
 from sct_mm.engine.config import UserError, load_config
+from sct_mm.engine.resume import find_checkpoint
 from sct_mm.engine.training import train
 from sct_mm.evaluation import adapt_checkpoint
 from sct_mm.evaluation.adapt import adapted_config
@@ -55,6 +56,7 @@ def rows_of(old, new, scales=3):
 
 def test_smaller_rows_alone_change(stock):
     done = adapt(stock)
+    assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
     old, new = tensors(stock[0]), tensors(done['checkpoint'])
     shared = [name for name, value in old.items()
               if new[name].shape == value.shape]

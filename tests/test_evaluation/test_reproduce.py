@@ -1,47 +1,151 @@
 """The arms of an experiment, without their trainings."""
+import json
 import os
+import os.path as osp
+import shlex
+import subprocess
+from types import SimpleNamespace
 
+import pytest
 import torch
 
-from sct_mm.evaluation import reproduce
-from sct_mm.evaluation.reproduce import Arm, folder_of, train
+from sct_mm.engine.config import UserError
+from sct_mm.evaluation.commands import folder_of
+from sct_mm.evaluation.experiments import EXPERIMENTS, Arm, calibrated
+from sct_mm.evaluation.reproduce import make, reproduce, result_of
+
+from conftest import ROOT
 
 
-def test_an_arm_starts_from_the_newest_whole_checkpoint(
-        tmp_path, monkeypatch):
-    """Whatever last_checkpoint says after a kill."""
+@pytest.fixture
+def calls(monkeypatch):
+    """The command lines that would be run, without the interpreter."""
     calls = []
-    monkeypatch.setattr(reproduce, 'run_tool',
-                        lambda *words: calls.append(words))
+
+    def run(words):
+        words = words[1:]
+        calls.append(words)
+        for option in ('--out', '--work-dir'):
+            if option in words:
+                path = words[words.index(option) + 1]
+                os.makedirs(osp.dirname(path) if path.endswith('.pth')
+                            else path, exist_ok=True)
+        if words[0].endswith('test.py'):
+            sizes = words[words.index('--scales') + 1:]
+            with open(osp.join(path, 'scales.json'), 'w') as f:
+                json.dump(dict(models=[dict(rows=[
+                    dict(scale=int(size), gflops=int(size)**2,
+                         metrics={'accuracy/top1': 90 + len(calls)})
+                    for size in sizes if size.isdecimal()])]), f)
+        return SimpleNamespace(returncode=0)
+    monkeypatch.setattr(subprocess, 'run', run)
+    return calls
+
+
+def test_an_arm_starts_from_the_newest_whole_checkpoint(tmp_path, calls):
+    """Whatever last_checkpoint says after a kill."""
     first = Arm('first', {8: 1})
     folder = folder_of(first, 0, str(tmp_path))
     os.makedirs(folder)
     for name in ('trained', 'last_checkpoint', 'epoch_3.pth'):
-        open(os.path.join(folder, name), 'w').close()
+        open(osp.join(folder, name), 'w').close()
     for epoch in (1, 2):
-        path = os.path.join(folder, f'epoch_{epoch}.pth')
+        path = osp.join(folder, f'epoch_{epoch}.pth')
         torch.save(dict(state_dict={}), path)
         os.utime(path, (epoch, epoch))
-    assert train(first, 0, str(tmp_path)) == folder and not calls
-    second = Arm('second', {8: 1}, start=first)
-    os.makedirs(folder_of(second, 0, str(tmp_path)))
-    train(second, 0, str(tmp_path))
+    make(first, 0, str(tmp_path))
+    assert not calls
+    make(Arm('second', {8: 1}, start=first), 0, str(tmp_path))
     assert f'model.backbone.init_cfg.checkpoint={path}' in calls[0]
 
 
-def test_an_arm_that_is_another_adapted(tmp_path, monkeypatch):
-    calls, out = [], str(tmp_path)
-    monkeypatch.setattr(reproduce, 'run_tool', lambda *words: (
-        calls.append(words), os.makedirs(words[words.index('--out') + 1]
-                                         if '--out' in words else words[3])))
+def test_an_arm_that_is_another_adapted(tmp_path, calls):
+    out = str(tmp_path)
     stock = Arm('baselines/stock', {8: 1})
     arm = Arm(stock.config, {8: 1}, start=stock, adapt=('--scales', '8', '4'))
-    folder = train(arm, 1, out)
+    make(arm, 1, out)
+    folder = folder_of(arm, 1, out)
     assert folder != folder_of(stock, 1, out)
+    config = osp.join('configs', 'baselines', 'stock.py')
     assert [words[:3] for words in calls] == [
-        ('train.py', os.path.join('configs', 'baselines', 'stock.py'),
-         '--work-dir'),
-        ('adapt.py', os.path.join('configs', 'baselines', 'stock.py'),
-         folder_of(stock, 1, out))]
-    assert calls[1][3:5] == ('--out', folder)
-    assert train(arm, 1, out) == folder and len(calls) == 2
+        ['tools/train.py', config, '--work-dir'],
+        ['tools/adapt.py', config, folder_of(stock, 1, out)]]
+    assert calls[1][3:5] == ['--out', folder]
+    make(arm, 1, out)
+    assert len(calls) == 2
+
+
+def test_an_arm_with_statistics_estimated_anew(tmp_path, calls):
+    """It is tested with a row at each of its sizes, and what was tested
+    already is kept."""
+    out = str(tmp_path)
+    shared = Arm('baselines/shared', {8: 1})
+    arm = calibrated(shared, 'private', (8, 6, 4))
+    assert [row['scale'] for row in result_of(arm, 0, out, (8, 4))] == [8, 4]
+    made = osp.join(folder_of(arm, 0, out), 'calibrated.pth')
+    assert calls[1][:5] == [
+        'tools/calibrate.py', osp.join('configs', 'private.py'),
+        folder_of(shared, 0, out), '--out', made]
+    assert calls[1][calls[1].index('--sizes') + 1:][:3] == ['8', '6', '4']
+    assert calls[2][2] == made and calls[2][-2:] == [
+        '--cfg-options', 'model.backbone.norm_cfg.scales=8,6,4']
+    result_of(arm, 0, out, (8, 4))
+    assert len(calls) == 3
+    assert [row['scale'] for row in result_of(arm, 0, out, (6, ))] == [6]
+    assert calls[3][calls[3].index('--scales') + 1:][:3] == ['8', '6', '4']
+
+
+def test_the_result_is_over_the_seeds(tmp_path, calls):
+    arm = EXPERIMENTS['between'].arms['between=0']
+    found = reproduce('between', (0, 1), str(tmp_path))
+    # the second command tests the first arm, the fourth the second, ...
+    assert found['accuracy/top1']['between=0'][28] == [
+        pytest.approx((94 + 98) / 2), pytest.approx(2 * 2**0.5)]
+    expected = sum(times * (size / 28)**2 for size, times in arm.seen.items())
+    assert found['compute']['between=0'] == pytest.approx(expected)
+    with open(tmp_path / 'between.json') as f:
+        assert json.load(f)['seeds'] == [0, 1]
+    assert (tmp_path / 'between.png').stat().st_size > 1000
+
+
+def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, 'run',
+                        lambda words: SimpleNamespace(returncode=1))
+    with pytest.raises(UserError, match='tools/train.py configs/a.py .*fail'):
+        make(Arm('a', {8: 1}), 0, str(tmp_path))
+    assert not osp.exists(osp.join(folder_of(Arm('a', {8: 1}), 0, str(
+        tmp_path)), 'trained'))
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_a_dry_run_prints_commands_of_files_that_exist(
+        name, tmp_path, calls, capsys):
+    out = str(tmp_path / 'out')
+    assert reproduce(name, (0, 1), out, dry_run=True) == {} and not calls
+    lines = capsys.readouterr().out.splitlines()
+    told = [shlex.split(line) for line in lines if not line.startswith('#')]
+    assert len(set(map(tuple, told))) == len(told)
+    for words in told:
+        tool = next(word for word in words if word.startswith('tools/'))
+        assert osp.isfile(osp.join(ROOT, tool))
+        config = words[words.index(tool) + 1]
+        assert (osp.isfile(osp.join(ROOT, config))
+                or config.startswith(out)), config
+        many = '--nproc-per-node=8' in words and '--launcher' in words
+        assert many == (name == 'imagenet')
+    assert all('adapt_' in words[2] for words in told
+               if words[1] == 'tools/test.py' and words[2].startswith(out))
+
+
+def test_what_is_done_is_left_out_of_a_dry_run(tmp_path, capsys):
+    out = str(tmp_path)
+    arm = EXPERIMENTS['between'].arms['between=0.35']
+    folder = folder_of(arm, 0, out)
+    reproduce('between', (0, ), out, dry_run=True)
+    before = capsys.readouterr().out
+    os.makedirs(folder)
+    open(osp.join(folder, 'trained'), 'w').close()
+    reproduce('between', (0, ), out, dry_run=True)
+    gone = set(before.splitlines()) - set(
+        capsys.readouterr().out.splitlines())
+    assert len(gone) == 1 and f'--work-dir {folder}' in gone.pop()

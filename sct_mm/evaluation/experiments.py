@@ -1,0 +1,180 @@
+"""The experiments behind README's tables: their arms, and what they cost."""
+from typing import Dict, NamedTuple, Optional, Tuple
+
+DEMO = 'sct_resnet18_1xb128_fashion-mnist'
+DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
+
+
+class Arm(NamedTuple):
+    config: str
+    seen: Dict[int, float]  # how often a scale sees each picture
+    epochs: Optional[int] = None  # None: those of the config
+    options: Tuple[str, ...] = ()
+    start: Optional['Arm'] = None  # the backbone starts from its checkpoint
+    adapt: Tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
+    # Statistics of `start`, estimated anew at these sizes, are its rows.
+    calibrate: Tuple[int, ...] = ()
+
+
+class Experiment(NamedTuple):
+    arms: Dict[str, Arm]
+    sizes: Tuple[int, ...]
+    metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
+    unit: float = 1  # what 1 % is
+    gpus: int = 1
+
+
+def divided(epochs: int) -> Dict[int, float]:
+    """How often a scale sees a picture in ``epochs`` of the demo's
+    partition, by the demo's loss weights."""
+    return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
+
+
+ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
+                    {scale: 3}) for scale in (28, 21, 14)}
+SSBN = Arm(DEMO, divided(8))
+# Of its two epochs, the base runs forward, and rows need no gradients of the
+# other weights: a third and two thirds of what a training pass costs.
+ADAPTED = Arm(ALONE[28].config, {28: 2 / 3, 21: 4 / 3, 14: 4 / 3},
+              start=ALONE[28], adapt=tuple(
+                  '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
+# A scale's pass between costs what the size in the middle of its gap does.
+ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
+    28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 19: 0.34, 18: 0.62,
+    17: 0.34, 16: 0.62, 15: 0.73, 14: 1.35})
+EVERY_SCALE = ('custom_hooks.2.partition=False',
+               'custom_hooks.2.loss_weights=None')
+SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
+             divided(8))
+MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
+              {size: 1 for size in range(28, 12, -2)})
+DET_SEEN = {128: 3, 96: 3, 64: 3}
+DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
+DET_EVERY_SCALE = ('custom_hooks.2.scales_per_step=None',
+                   'custom_hooks.2.between=0.0')
+DET_ALL = Arm(DETECTOR, DET_SEEN, 3, DET_EVERY_SCALE)
+DET_SHARED = 'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det'
+DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
+                 {128: 5.8})  # a batch is padded to its largest picture
+IN1K_SIZES = (224, 192, 160, 128)
+IN1K_SEEN = {size: 100 for size in IN1K_SIZES}
+IN1K_ALONE = Arm('baselines/resnet50_8xb32_in1k-224px', {224: 100})
+# The shortcuts of the detector's backbone, for a classifier to start it from.
+DET_SHORTCUTS = ('model.backbone.avg_down=False', )
+TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
+MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
+       'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
+       'coco/bbox_mAP_m': 'AP of larger objects (%)'}
+SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
+ANY = tuple(range(28, 13, -1))
+EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
+
+
+def calibrated(arm: Arm, config: str, sizes: Tuple[int, ...]) -> Arm:
+    """``arm``, its statistics re-estimated at each of ``sizes``."""
+    return Arm(config, arm.seen, start=arm, calibrate=sizes)
+
+
+EXPERIMENTS = {
+    'any-size': Experiment({
+        '28 alone': ALONE[28],
+        '28 alone, adapted': ADAPTED,
+        'SCT, SSBN, any size': ANY_SIZE,
+    }, ANY, TOP1),
+    'between': Experiment({
+        'between=0.35': ANY_SIZE,
+        'between=0': Arm(
+            ANY_SIZE.config, {28: 1.92, 24: 1.04, 21: 1.04, 18: 0.96,
+                              16: 0.96, 14: 2.08},
+            options=('custom_hooks.2.between=0.0', )),
+    }, ANY, TOP1),
+    'scales': Experiment({
+        **{f'{scale} alone': arm for scale, arm in ALONE.items()},
+        'SCT, shared BN': SHARED,
+        'SCT, SSBN': SSBN,
+    }, SIZES, TOP1),
+    # All for the compute of 4.6 to 5.0 epochs at 28.
+    'baselines': Experiment({
+        '28 alone': Arm(ALONE[28].config, {28: 5}, 5),
+        '21 alone': Arm(ALONE[21].config, {21: 8}, 8),
+        '14 alone': Arm(ALONE[14].config, {14: 19}, 19),
+        'SCT, shared BN': SHARED,
+        'SCT, shared BN, re-estimated': calibrated(SHARED, DEMO, EVEN),
+        'SCT, private statistics, shared gamma and beta': Arm(
+            'baselines/sct-shared-affine_resnet18_1xb128_fashion-mnist',
+            divided(8)),
+        'SCT, SSBN in the first stages': Arm(
+            'baselines/sct-first-stages_resnet18_1xb128_fashion-mnist',
+            divided(8)),
+        'one random size a step, shared BN': MIXSIZE,
+        'one random size a step, shared BN, re-estimated': calibrated(
+            MIXSIZE, DEMO, EVEN),
+        'SCT, SSBN': SSBN,
+        'SCT, SSBN, one scale a step': Arm(DEMO, divided(8), options=(
+            'custom_hooks.2.partition=False',
+            'custom_hooks.2.scales_per_step=1')),
+        'SCT, SSBN, any size': ANY_SIZE._replace(seen={
+            28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 20: 0.17,
+            18: 0.96, 16: 1.15, 14: 1.72}),
+        '28 alone, adapted': ADAPTED,
+    }, EVEN, TOP1),
+    'schedules': Experiment({
+        'partition, 8 epochs': SSBN,
+        'partition, 5 epochs': Arm(DEMO, divided(5), 5),
+        'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
+                                    EVERY_SCALE),
+        'all scales, 5 epochs': Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5,
+                                    EVERY_SCALE),
+        'scales_per_step=2, 4 epochs': Arm(
+            DEMO, {28: 4, 21: 2, 14: 2}, 4,
+            (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
+        '28 alone, 3 epochs': ALONE[28],
+        '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
+    }, SIZES, TOP1),
+    'detection': Experiment({
+        'RandomChoiceResize, shared BN': DET_RANDOM,
+        'SCT, shared BN': Arm(DET_SHARED, DET_DRAWN),
+        'SCT, SSBN': Arm(DETECTOR, DET_DRAWN),
+        '128 alone': Arm(
+            'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3}),
+    }, DET_SIZES, MAP, 0.01),
+    'detection-schedules': Experiment({
+        'one scale a step, between': Arm(DETECTOR, DET_DRAWN),
+        'one scale a step': Arm(DETECTOR, DET_SEEN, options=(
+            'custom_hooks.2.between=0.0', )),
+        'all scales': DET_ALL,
+        'all scales, shared BN': Arm(DET_SHARED, DET_SEEN, 3,
+                                     DET_EVERY_SCALE),
+    }, DET_SIZES, MAP, 0.01),
+    'detection-baselines': Experiment({
+        'RandomChoiceResize, re-estimated': calibrated(
+            DET_RANDOM, DETECTOR, DET_SIZES),
+        'SCT, shared BN, re-estimated': calibrated(
+            Arm(DET_SHARED, DET_DRAWN), DETECTOR, DET_SIZES),
+        '128 alone, adapted': Arm(
+            'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
+            {128: 2 / 3, 96: 4 / 3, 64: 4 / 3}, start=Arm(
+                'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
+                {128: 3}), adapt=tuple(
+                    '--scales 128 96 64 --sizes 112 80'.split())),
+    }, DET_SIZES, MAP, 0.01),
+    'imagenet': Experiment({
+        **{f'{scale} alone': Arm(
+            f'baselines/resnet50_8xb32_in1k-{scale}px', {scale: 100})
+           for scale in IN1K_SIZES},
+        'SCT, shared BN': Arm('baselines/sct-shared-bn_resnet50_8xb32_in1k',
+                              IN1K_SEEN),
+        'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_SEEN),
+        '224 alone, adapted': Arm(
+            IN1K_ALONE.config, {224: 2 / 3, 192: 4 / 3, 160: 4 / 3,
+                                128: 4 / 3}, start=IN1K_ALONE, adapt=tuple(
+                '--scales 224 192 160 128 --lr 0.03'.split())),
+    }, IN1K_SIZES, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8),
+    'transfer': Experiment({
+        'from nothing': DET_ALL,
+        'from 28 alone': DET_ALL._replace(start=ALONE[28]._replace(
+            options=DET_SHORTCUTS)),
+        'from SCT, SSBN': DET_ALL._replace(start=SSBN._replace(
+            options=DET_SHORTCUTS)),
+    }, DET_SIZES, MAP, 0.01),
+}
