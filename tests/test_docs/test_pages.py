@@ -23,7 +23,7 @@ def paragraphs_of(text):
     """Lines of prose in a row: no head, table, list or picture."""
     for part in re.split(r'\n\s*\n', text):
         lines = part.strip('\n').split('\n')
-        if not re.match(r'[#|!]|- |    ', part.strip('\n')):
+        if not re.match(r'[#|!<]|- |    ', part.strip('\n')):
             yield lines
 
 
