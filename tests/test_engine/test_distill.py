@@ -1,9 +1,11 @@
 """Scales that teach each other, against a loop written by hand."""
 import copy
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
@@ -14,8 +16,8 @@ from sct_mm.engine.distill import ENSEMBLE
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES, TinyModel
-from helpers import (Classifier, ScaledOptimWrapper, batch, classifier, grads,
-                     labelled, train)
+from helpers import (Classifier, Dies, ScaledOptimWrapper, batch, classifier,
+                     grads, labelled, train)
 
 
 def mixed(seed=0):
@@ -197,26 +199,35 @@ def test_an_overflow_does_not_reach_the_ensemble():
     assert all(point == 0 for point in hook._points.values())
 
 
-def test_two_epochs_are_one_and_one_resumed(tmp_path):
-    def run(name, epochs, **options):
+def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path):
+    def run(name, *more, **options):
         torch.manual_seed(0)
         hook = SCTLossHook(distill='ensemble')
-        runner = train(tmp_path / name, epochs, Classifier(),
-                       [hook, EpochSeedHook()], **options)
-        file = torch.load(tmp_path / name / f'epoch_{epochs}.pth')
-        return runner.model.state_dict(), file
+        train(tmp_path / name, 2, Classifier(),
+              [hook, EpochSeedHook(), EMAHook(), *more], **options)
+        return torch.load(tmp_path / name / 'epoch_2.pth')
 
-    whole, file = run('whole', 2)
-    assert set(file[ENSEMBLE]) == set(SCALES)
-    assert all(point != 0 for point in file[ENSEMBLE].values())
-    assert file['state_dict'].keys() == Classifier().state_dict().keys()
-    run('parts', 1)
-    resumed, again = run('parts', 2, resume=True)
-    assert_close(resumed, whole, rtol=0, atol=0)
-    assert_close(again[ENSEMBLE], file[ENSEMBLE], rtol=0, atol=0)
-    _, anew = run('anew', 1, load_from=str(tmp_path / 'parts/epoch_2.pth'))
-    assert all(abs(point) < abs(file[ENSEMBLE][scale]) for scale, point
-               in anew[ENSEMBLE].items())
+    whole = run('whole')
+    assert set(whole[ENSEMBLE]) == set(SCALES)
+    assert whole['state_dict'].keys() == Classifier().state_dict().keys()
+    with pytest.raises(KeyboardInterrupt):
+        run('parts', Dies())
+    resumed = run('parts', resume=True)
+    for name in ('state_dict', 'ema_state_dict', ENSEMBLE):
+        assert_close(resumed[name], whole[name], rtol=0, atol=0)
+    first = torch.load(tmp_path / 'parts/epoch_1.pth')[ENSEMBLE]
+    assert all(0 != point != first[scale]
+               for scale, point in resumed[ENSEMBLE].items())
+
+
+def test_what_is_loaded_starts_a_new_ensemble(tmp_path):
+    points = dict.fromkeys(SCALES, torch.tensor(5.))
+    hook = SCTLossHook(distill='ensemble')
+    for resumes in (True, False):
+        hook.before_run(mock.Mock())
+        hook.after_load_checkpoint(mock.Mock(_resume=resumes),
+                                   {ENSEMBLE: points})
+        assert hook._points == (points if resumes else {})
 
 
 @pytest.mark.parametrize('head, loss', [
