@@ -99,7 +99,7 @@ def targets_of(batch: dict) -> Tensor:
     samples = batch.get('data_samples') or []
     try:
         if 'gt_score' in samples[0]:
-            return torch.stack([s.gt_score for s in samples]).clone()
+            return torch.stack([s.gt_score for s in samples])
         labels = torch.stack([torch.as_tensor(s.gt_label).reshape(())
                               for s in samples])
         if len(labels) == len(batch['inputs']):
@@ -126,14 +126,15 @@ class DistillPasses(Passes):
     scale without weight neither teaches nor learns. A size `between` is the
     scale whose pass it takes.
 
-    'larger': each larger scale is a teacher. The same for both `backward`.
+    'larger': each larger scale is a teacher. The same for both `backward`;
+    it needs no labels and leaves nothing to save, so True stands for it.
 
     'ensemble': so is the mix sum_j alpha_j * logits_j too. With 'joint' it is
     over all scales of the step, which is RS-Nets in full. With 'per_scale' a
     scale's graph is gone before smaller ones have run: the mix is over the
     larger ones and itself, their alpha divided by its sum, and the base
-    learns nothing from it. What that would take, a second pass without
-    gradients at every scale, costs a third of the step.
+    learns nothing from it. That would take one more pass, without gradients,
+    at each smaller scale: about a third of their FLOPs.
 
     alpha is the softmax of a vector with an entry a scale, zeros at first,
     which descends its own cross-entropy on labels, or soft labels, by 0.1 of

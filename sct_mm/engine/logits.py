@@ -58,13 +58,15 @@ class HeadLogits:
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """Keep what is made within the ``with`` block, the last if several."""
+        """Keep what is made, the last if several, for :meth:`take` within the
+        ``with`` block."""
         maker = maker_of_logits(self._model)
         handle = maker.register_forward_hook(self._catch, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
+            self._output = None  # of a pass that raised
 
     def _catch(self, maker: nn.Module, args: tuple, kwargs: dict,
                output: Any) -> None:
