@@ -14,7 +14,7 @@ from .log import logged
 from .logits import (HeadLogits, distillation_loss, has_many_labels,
                      maker_of_logits)
 from .passes import Passes
-from .schedule import Pass
+from .schedule import Pass, Schedule
 
 DISTILL = (False, True, 'larger', 'ensemble')
 ENSEMBLE = 'sct_ensemble'  # key of a checkpoint
@@ -150,9 +150,10 @@ class DistillPasses(Passes):
             place.
     """
 
-    def __init__(self, model: nn.Module, *args, distill: Distill,
-                 points: Dict[int, Tensor], **kwargs) -> None:
-        super().__init__(model, *args, **kwargs)
+    def __init__(self, distill: Distill, points: Dict[int, Tensor],
+                 model: nn.Module, schedule: Schedule, *args) -> None:
+        check_distillable(model, schedule.weights, schedule.count)
+        super().__init__(model, schedule, *args)
         self._distill, self._points = distill, points
         self._mixes = distill.teachers == 'ensemble'
         self._head = HeadLogits(model, '`distill`')

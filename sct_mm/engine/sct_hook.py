@@ -17,8 +17,7 @@ from .adapt import AdaptPasses, check_adapt, check_adaptable, frozen
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
                      check_model, check_pipeline, check_run, resolve_scales,
                      warn_of_lost_defaults, warn_of_shared_norms)
-from .distill import (ENSEMBLE, DistillPasses, check_distill,
-                      check_distillable)
+from .distill import ENSEMBLE, DistillPasses, check_distill
 from .finite import FiniteLosses
 from .parts import Resize
 from .passes import Passes
@@ -248,9 +247,7 @@ class SCTLossHook(Hook):
         if self.adapt:
             kind = partial(AdaptPasses, adapt=self.adapt)
         elif self.distill:
-            check_distillable(model, schedule.weights, count)
-            kind = partial(DistillPasses, distill=self.distill,
-                           points=self._points)
+            kind = partial(DistillPasses, self.distill, self._points)
         self._passes = kind(model, schedule, resize, self.backward, scaler,
                             self._finite if self.check_finite else None)
         warn_of_lost_defaults(model)
