@@ -2,6 +2,7 @@
 import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -81,6 +82,36 @@ class ScaledOptimWrapper(OptimWrapper):
 
 def grads(model):
     return {k: p.grad for k, p in model.named_parameters()}
+
+
+class Classifier(TinyModel):
+    """With a ``head``, as mmpretrain's have, and the same tensors."""
+
+    def __init__(self, norm=lambda c: SSBN(c, SCALES), **options):
+        super().__init__(norm, **options)
+
+    @property
+    def head(self):
+        return self.net
+
+
+def classifier(head='LinearClsHead', loss=None, in_channels=32, **options):
+    """A small one of mmpretrain."""
+    import mmpretrain.models  # noqa: F401  it draws numbers
+    torch.manual_seed(0)
+    head = dict(type=head, num_classes=5, in_channels=in_channels)
+    return with_trained_base(MODELS.build(dict(
+        type='mmpretrain.ImageClassifier', backbone=dict(
+            type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
+            norm_cfg=dict(type='SSBN', scales=SCALES), **options),
+        neck=dict(type='GlobalAveragePooling'),
+        head=head if loss is None else dict(head, loss=loss))))
+
+
+def labelled(n=8, **options):
+    from mmpretrain.structures import DataSample
+    return dict(batch(n=n, **options), data_samples=[
+        DataSample().set_gt_label(i % 5) for i in range(n)])
 
 
 class Dies(Hook):

@@ -1,16 +1,17 @@
 """Smaller scales for a trained network, whose answers at the base stay."""
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
-                    Tuple, Union)
+from typing import (Any, Dict, Iterable, Iterator, List, Sequence, Tuple,
+                    Union)
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.scale import ScaleSpecific, ssbn_layers, use_scale
 from .backward import Pin
 from .finite import named
+from .logits import (HeadLogits, distillation_loss, has_logits,
+                     maker_of_logits)
 from .passes import Passes
 from .recording import evaluating, leaves
 from .schedule import Pass
@@ -29,23 +30,6 @@ def check_adapt(adapt: Union[bool, str]) -> Union[bool, str]:
                          f'False, but got {adapt!r}. Leave it out to train '
                          'the whole network.')
     return adapt
-
-
-def distillation_loss(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) of the softmax of logits (N, C), in nats, the
-    mean over the pictures; temperature 1, as RS-Nets (arXiv 2007.09558)."""
-    teacher = F.log_softmax(teacher.float(), dim=1)
-    student = F.log_softmax(student.float(), dim=1)
-    return F.kl_div(student, teacher, reduction='batchmean', log_target=True)
-
-
-def has_logits(model: nn.Module, output: Any) -> bool:
-    """Whether what ``model`` returns with ``mode='tensor'`` is the logits
-    (N, C) of a softmax."""
-    head = type(getattr(model, 'head', None))
-    return (isinstance(output, Tensor) and output.dim() == 2
-            and output.shape[1] > 1 and output.is_floating_point()
-            and not any('MultiLabel' in c.__name__ for c in head.__mro__))
 
 
 def check_labels(batch: dict) -> None:
@@ -160,7 +144,7 @@ class AdaptPasses(Passes):
         self._kept = {name: value.detach().clone()
                       for name, value in kept_tensors(model)[0].items()}
         self._teacher: Dict[int, Tensor] = {}  # {scale: logits of its share}
-        self._student: Optional[Tensor] = None  # logits that the head made
+        self._student = HeadLogits(model, "adapt='both'")
 
     @torch.no_grad()
     def restore(self, copies: Iterable[nn.Module] = ()) -> None:
@@ -190,7 +174,7 @@ class AdaptPasses(Passes):
 
     def close(self) -> None:
         super().close()
-        self._teacher, self._student = {}, None
+        self._teacher = {}
 
     def _prepare(self, batch: dict, step: int) -> None:
         self.restore()
@@ -222,8 +206,8 @@ class AdaptPasses(Passes):
             self._adapt = 'logits' if fits else 'labels'
         if self._adapt == 'labels':
             return
-        if not fits or (self._adapt == 'both' and not isinstance(
-                getattr(self.model, 'head', None), nn.Module)):
+        if not fits or (self._adapt == 'both'
+                        and maker_of_logits(self.model) is None):
             raise ValueError(
                 f'adapt={self._adapt!r} needs the logits (N, classes) of a '
                 f'softmax, but {type(self.model).__name__} does not return '
@@ -248,12 +232,8 @@ class AdaptPasses(Passes):
             stack.enter_context(evaluating(
                 m for m in modules if m not in norms))
             if self._adapt == 'both':
-                stack.callback(self.model.head.register_forward_hook(
-                    self._catch).remove)
+                stack.enter_context(self._student.catching())
             yield
-
-    def _catch(self, head: nn.Module, args: tuple, output: Any) -> None:
-        self._student = output
 
     def _take(self, backward, output: Any, p: Pass) -> Tuple[float, dict]:
         if self._adapt == 'logits':
@@ -261,5 +241,5 @@ class AdaptPasses(Passes):
                                                  output))
         elif self._adapt == 'both':
             output = dict(output, loss_distill=distillation_loss(
-                self._teacher[p.scale], self._student))
+                self._teacher[p.scale], self._student.take()))
         return super()._take(backward, output, p)

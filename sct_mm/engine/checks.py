@@ -38,9 +38,10 @@ def check_loss_weights(weights: Optional[Sequence[float]],
     return tuple(weights)
 
 
-def check_arguments(loss_weights, batch_transform, seed, **flags) -> tuple:
+def check_arguments(loss_weights, batch_transform, seed, scales_per_step,
+                    **flags) -> tuple:
     """What of SCTLossHook's arguments can be checked without a model; the
-    weights and the seed as Python's own numbers.
+    weights, the seed and the scales a step as Python's own numbers.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the fix.
@@ -57,8 +58,15 @@ def check_arguments(loss_weights, batch_transform, seed, **flags) -> tuple:
     seed = check_int('seed', seed, 0, 'The default is 0.')
     for name, flag in flags.items():
         check_flag(name, flag)
+    if scales_per_step is not None:
+        scales_per_step = check_int('scales_per_step', scales_per_step, 1,
+                                    'Leave it out to train all scales.')
+    if flags['partition'] and scales_per_step == 1:
+        raise ValueError('`partition` divides a batch over the scales of '
+                         'a step, but got scales_per_step=1. Leave one of '
+                         'them out.')
     if batch_transform is None:
-        return loss_weights, seed
+        return loss_weights, seed, scales_per_step
     if not isinstance(batch_transform, dict) or 'type' not in batch_transform:
         raise TypeError('`batch_transform` must be the config of a batch '
                         f'transform, but got {batch_transform!r}. Write '
@@ -67,7 +75,7 @@ def check_arguments(loss_weights, batch_transform, seed, **flags) -> tuple:
         raise ValueError('`batch_transform` must leave scale and base_scale '
                          f'to SCTLossHook, but got {batch_transform!r}. '
                          'Remove them.')
-    return loss_weights, seed
+    return loss_weights, seed, scales_per_step
 
 
 def resolve_scales(model: nn.Module,
@@ -119,6 +127,22 @@ def check_pipeline(loader: Optional[dict], base: int) -> None:
                   f'{len(sizes)} sizes, {sizes[0]} to {sizes[-1]} pixels. '
                   f'The nominal scale of all is {base}; smaller scales '
                   'shrink them by the same ratio.', 'current')
+
+
+def check_run(runner: Any, backward: str, adapt: Any) -> None:
+    """Compare what a Runner makes of the model with the hook's arguments.
+
+    Raises:
+        ValueError: for DDP that wants every gradient in one backward pass.
+    """
+    if backward != 'joint' and getattr(runner.model, 'static_graph', False):
+        raise ValueError("`backward='per_scale'` cannot hand gradients to DDP "
+                         "with static_graph=True. Set backward='joint', or "
+                         'leave static_graph out.')
+    if adapt and not (runner._load_from or runner._resume):
+        print_log('SCTLossHook: adapt keeps the network as its config builds '
+                  'it, since load_from is not set.', 'current',
+                  logging.WARNING)
 
 
 def check_pictures(batch: dict, base: int) -> None:

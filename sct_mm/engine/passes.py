@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.scale import serving_scale, ssbn_layers, use_scale
 from .backward import BACKWARDS, Pin
@@ -63,7 +63,7 @@ class Passes:
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
             self._losses_of_step, recursive=False)
-        for name in ('_take', '_start', 'close'):
+        for name in ('_take', '_start', '_conclude', 'close'):
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     def before(self, args: tuple, kwargs: dict, step: int) -> Optional[tuple]:
@@ -186,14 +186,29 @@ class Passes:
                         logs.append(self._take(backward, output, p))
             finally:
                 self._busy = False
+            logs += self._conclude(backward)
             return dict(joined(logs), loss=backward.total())
 
     def _take(self, backward, losses: dict, p: Pass) -> Tuple[float, dict]:
         """Hand the weighted loss of a pass to ``backward``; its weight, and
         its values for the log."""
-        loss, log_vars = self.model.parse_losses(losses)
+        loss, log_vars = self._loss_of(losses, p)
+        self._add(backward, loss, p)
+        return self._logged(log_vars, p)
+
+    def _loss_of(self, losses: dict, p: Pass) -> Tuple[Tensor, dict]:
+        """The loss of a pass, and its values for the log."""
+        return self.model.parse_losses(losses)
+
+    def _add(self, backward, loss: Tensor, p: Pass) -> None:
         if self._finite is not None:
             self._finite.watch(loss, p.where, self._step)
         backward.add(p.weight * loss, self._last_pin)
+
+    def _logged(self, log_vars: dict, p: Pass) -> Tuple[float, dict]:
         nearest = serving_scale(tuple(self.schedule.weights), p.size)
         return p.weight, logged(nearest, log_vars)
+
+    def _conclude(self, backward) -> List[Tuple[float, dict]]:
+        """What comes after the last pass of the step; more for the log."""
+        return []

@@ -1,12 +1,10 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import copy
-import logging
 import math
 from functools import partial
 from typing import Optional, Sequence, Union
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
@@ -17,8 +15,9 @@ from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales
 from .adapt import AdaptPasses, check_adapt, check_adaptable, frozen
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
-                     check_model, check_pipeline, resolve_scales,
+                     check_model, check_pipeline, check_run, resolve_scales,
                      warn_of_lost_defaults, warn_of_shared_norms)
+from .distill import ENSEMBLE, DistillPasses, check_distill
 from .finite import FiniteLosses
 from .parts import Resize
 from .passes import Passes
@@ -49,7 +48,7 @@ class SCTLossHook(Hook):
             freed, before the next scale starts, in the memory of the base
             scale. 'joint': all graphs live until the one backward pass, for
             a model with gradient hooks on its parameters. The gradients are
-            the same.
+            the same, but for ``distill='ensemble'``.
         scales_per_step: train the base scale and ``scales_per_step - 1`` of
             the others in each step, or with 1 one scale alone, drawn by their
             weights from (``seed``, step). A scale drawn counts more, so that
@@ -87,6 +86,13 @@ class SCTLossHook(Hook):
             weight and bias alone. ``loss_weights`` has an entry for the base,
             which does not count; ``scales_per_step`` and ``partition`` are of
             the smaller scales.
+        distill: the scales of a step teach each other by the logits of a
+            classifier, as in RS-Nets. 'larger': each larger scale every
+            smaller one. 'ensemble': a learned mix of their logits, too. True
+            is 'larger'. What of the mix 'per_scale' leaves out, and how it is
+            weighted: :class:`~sct_mm.engine.distill.DistillPasses`.
+        distill_weight: of what is distilled, beside the labels.
+        temperature: of the softmax that is distilled.
         seed: of the draw; the same for all processes.
         batch_transform: config of the batch transform; ``scale`` and
             ``base_scale`` are filled in.
@@ -102,8 +108,8 @@ class SCTLossHook(Hook):
             (N, C, H, W) tensor and list of samples.
         ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
             not fit the model, two scales without a size `between`, a model
-            that cannot `adapt`, a batch too small for `partition`, or one
-            whose pictures have not the base scale.
+            that cannot `adapt` or `distill`, a batch too small for
+            `partition`, or one whose pictures have not the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
             a loss that is not finite; for a ``train_step`` that does not call
@@ -121,20 +127,16 @@ class SCTLossHook(Hook):
                  between: float = 0.0,
                  size_divisor: int = 1,
                  adapt: Union[bool, str] = False,
+                 distill: Union[bool, str] = False,
+                 distill_weight: float = 1.0,
+                 temperature: float = 1.0,
                  seed: int = 0,
                  batch_transform: Optional[dict] = None,
                  check_finite: bool = True) -> None:
         check_choice('backward', backward, ('per_scale', 'joint'))
-        loss_weights, seed = check_arguments(
-            loss_weights, batch_transform, seed, partition=partition,
-            check_finite=check_finite)
-        if scales_per_step is not None:
-            scales_per_step = check_int('scales_per_step', scales_per_step, 1,
-                                        'Leave it out to train all scales.')
-        if partition and scales_per_step == 1:
-            raise ValueError('`partition` divides a batch over the scales of '
-                             'a step, but got scales_per_step=1. Leave one of '
-                             'them out.')
+        loss_weights, seed, scales_per_step = check_arguments(
+            loss_weights, batch_transform, seed, scales_per_step,
+            partition=partition, check_finite=check_finite)
         self.scales = None if scales is None else check_scales(scales)
         self.loss_weights = loss_weights
         self.backward = backward
@@ -146,6 +148,8 @@ class SCTLossHook(Hook):
         self.size_divisor = check_int('size_divisor', size_divisor, 1,
                                       'Give it in pixels.', 2**16)
         self.adapt = check_adapt(adapt)
+        self.distill = check_distill(distill, distill_weight, temperature,
+                                     adapt, partition, scales_per_step)
         self.seed = seed
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
         self.check_finite = check_finite
@@ -153,9 +157,11 @@ class SCTLossHook(Hook):
         self._handles: list = []
         self._passes: Optional[Passes] = None  # of the model attached to
         self._finite = FiniteLosses()
+        self._points: dict = {}  # what the ensemble has learned, by scale
 
     def before_run(self, runner) -> None:
-        """DDP looks for parameters that get no gradients as it wraps."""
+        self._points = {}
+        # DDP looks for parameters that get no gradients as it wraps.
         if self.adapt and isinstance(runner.model, DistributedDataParallel):
             with frozen(runner.model.module):
                 runner.model = runner.wrap_model(
@@ -166,15 +172,7 @@ class SCTLossHook(Hook):
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
-        if (self.backward != 'joint'
-                and getattr(runner.model, 'static_graph', False)):
-            raise ValueError("`backward='per_scale'` cannot hand gradients to "
-                             'DDP with static_graph=True. Set '
-                             "backward='joint', or leave static_graph out.")
-        if self.adapt and not (runner._load_from or runner._resume):
-            print_log('SCTLossHook: adapt keeps the network as its config '
-                      'builds it, since load_from is not set.', 'current',
-                      logging.WARNING)
+        check_run(runner, self.backward, self.adapt)
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
         size = batch_size_of(runner.train_dataloader)
         if size:
@@ -208,6 +206,13 @@ class SCTLossHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self._finite.settle()
+        if self._points:
+            checkpoint[ENSEMBLE] = {scale: point.cpu() for scale, point
+                                    in self._points.items()}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self._points = dict(checkpoint.get(ENSEMBLE, {}))
 
     def after_train(self, runner) -> None:
         self.detach()
@@ -238,7 +243,11 @@ class SCTLossHook(Hook):
         schedule = Schedule(dict(zip(scales, weights)), count, self.seed,
                             self.partition, self.between, divisor,
                             not self.adapt)
-        kind = partial(AdaptPasses, adapt=self.adapt) if self.adapt else Passes
+        kind = Passes
+        if self.adapt:
+            kind = partial(AdaptPasses, adapt=self.adapt)
+        elif self.distill:
+            kind = partial(DistillPasses, self.distill, self._points)
         self._passes = kind(model, schedule, resize, self.backward, scaler,
                             self._finite if self.check_finite else None)
         warn_of_lost_defaults(model)

@@ -1,17 +1,17 @@
 """What teaches the smaller scales of a network, and what cannot adapt."""
 import pytest
 import torch
-from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import SSBN, SCTLossHook
-from sct_mm.engine.adapt import distillation_loss, has_logits
+from sct_mm.engine.logits import distillation_loss, has_logits
 from sct_mm.models.scale import ssbn_layers
 
 from adapting import assert_kept, network, unlabelled
 from conftest import SCALES, TinyModel
-from helpers import batch, grads, ssbn_model, train, with_trained_base
+from helpers import (batch, classifier, grads, labelled, ssbn_model, train,
+                     with_trained_base)
 
 
 class Detector(TinyModel):
@@ -50,23 +50,6 @@ def test_a_detector_trains_by_its_own_losses():
     SCTLossHook(adapt='labels').attach(model)
     model(**batch(), mode='loss')
     assert [p[0] for p in model.passes] == [12, 8]
-
-
-def classifier(head='LinearClsHead', **options):
-    import mmpretrain.models  # noqa: F401  it draws numbers
-    torch.manual_seed(0)
-    return with_trained_base(MODELS.build(dict(
-        type='mmpretrain.ImageClassifier', backbone=dict(
-            type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
-            norm_cfg=dict(type='SSBN', scales=SCALES), **options),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type=head, num_classes=5, in_channels=32))))
-
-
-def labelled(n=8):
-    from mmpretrain.structures import DataSample
-    return dict(batch(n=n), data_samples=[DataSample().set_gt_label(i % 5)
-                                          for i in range(n)])
 
 
 def test_both_is_the_sum_of_the_two():

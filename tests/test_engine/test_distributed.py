@@ -9,17 +9,18 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch.testing import assert_close
 
-from sct_mm import SCTLossHook, SSBN, SyncSSBN, use_scale
+from sct_mm import SCTLossHook, SyncSSBN, use_scale
 
-from conftest import SCALES, TinyModel
-from helpers import batch, with_trained_base
+from conftest import SCALES
+from helpers import Classifier, batch, with_trained_base
 
 STEPS = 4
 SCHEDULES = dict(full={}, drawn=dict(scales_per_step=2),
                  one=dict(scales_per_step=1),
                  partition=dict(partition=True),
                  between=dict(between=0.6, scales_per_step=2),
-                 adapt=dict(adapt=True, between=0.6))
+                 adapt=dict(adapt=True, between=0.6),
+                 distill=dict(distill='ensemble', scales_per_step=2))
 
 
 def steps(model, hook, halves, accumulate=1):
@@ -34,7 +35,7 @@ def steps(model, hook, halves, accumulate=1):
 
 
 def ssbn_model():
-    return TinyModel(lambda c: SSBN(c, SCALES)).double()
+    return Classifier().double()
 
 
 def half(step, rank):
@@ -59,8 +60,8 @@ def work(rank, folder):
                 logged = steps(wrapped, hook, [
                     half(i, rank) for i in range(STEPS)], accumulate)
                 hook.detach()
-                results[name, backward, accumulate] = (model.state_dict(),
-                                                       logged)
+                results[name, backward, accumulate] = (
+                    model.state_dict(), logged, hook._points)
     layer = SyncSSBN(4, SCALES)
     try:
         with use_scale(layer, 8):
@@ -85,7 +86,7 @@ def by_one_process(start, options, accumulate):
     """Each half of the batch through its own copy, which keeps its own
     statistics as a process does; one optimizer on the mean gradient."""
     models = [ssbn_model() for _ in range(2)]
-    hooks = [SCTLossHook(backward='joint', **options) for _ in models]
+    hooks = [SCTLossHook(**{'backward': 'joint', **options}) for _ in models]
     for model, hook in zip(models, hooks):
         model.load_state_dict(start)
         hook.attach(model)
@@ -94,6 +95,10 @@ def by_one_process(start, options, accumulate):
             hook.step = step
             loss = model(**half(step, rank), mode='loss')['loss']
             (loss / 2 / accumulate).backward()
+        for scale, point in hooks[0]._points.items():
+            mean = (point + hooks[1]._points[scale]) / 2
+            for hook in hooks:
+                hook._points[scale] = mean
         if (step + 1) % accumulate == 0:
             for a, b in zip(*(m.parameters() for m in models)):
                 if not a.requires_grad:
@@ -104,7 +109,7 @@ def by_one_process(start, options, accumulate):
                     parameter.grad = None
     for hook in hooks:
         hook.detach()
-    return [copy.deepcopy(m.state_dict()) for m in models]
+    return [copy.deepcopy(m.state_dict()) for m in models], hooks[0]._points
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -112,10 +117,15 @@ def by_one_process(start, options, accumulate):
 @pytest.mark.parametrize('schedule', SCHEDULES)
 def test_two_processes_train_as_one(ranks, schedule, backward, accumulate):
     start, results = ranks
-    want = by_one_process(start, SCHEDULES[schedule], accumulate)
+    options = dict(SCHEDULES[schedule])
+    if schedule == 'distill':  # of which each does what it can
+        options.update(backward=backward)
+    want, points = by_one_process(start, options, accumulate)
     for rank in range(2):
-        state, logged = results[rank][schedule, backward, accumulate]
+        state, logged, ours = results[rank][schedule, backward, accumulate]
         assert_close(state, want[rank])
+        assert_close(ours, points)
+        assert len(points) == 3 * (schedule == 'distill')
         assert logged == results[0][schedule, backward, accumulate][1]
     for name in dict(ssbn_model().named_parameters()):
         stays = schedule == 'adapt' and not name.startswith((

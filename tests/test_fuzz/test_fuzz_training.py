@@ -8,8 +8,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
 
-from conftest import SCALES, TinyModel
-from helpers import grads, with_trained_base
+from conftest import SCALES
+from helpers import Classifier, grads, with_trained_base
 from odd import counts  # noqa: F401
 from odd import assert_unpinned, attempt, cases, options, state_of
 from odd_batches import BATCHES, batch_of
@@ -128,7 +128,9 @@ OPTIONS = st.one_of(
         scales=[None, SCALES], loss_weights=[None, (0.5, 0.3, 0.2)],
         backward=['joint', 'per_scale'], scales_per_step=[1, 2, 3],
         partition=[True], between=[0.5, 1], size_divisor=[1, 3],
-        adapt=[True, 'labels'], seed=[1, 2**40], check_finite=[True, False],
+        adapt=[True, 'labels'], distill=[True, 'ensemble'],
+        distill_weight=[0, 2], temperature=[1, 4], seed=[1, 2**40],
+        check_finite=[True, False],
         batch_transform=[dict(type='MultiScaleBatch', antialias=False),
                          dict(type='MultiScaleBatch', pad_value=1)]))
 
@@ -139,11 +141,11 @@ OPTIONS = st.one_of(
            nn.BatchNorm2d, lambda c: SSBN(c, (16, ))]))
 @cases(250, 1800)
 def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
-    model = with_trained_base(TinyModel(norm))
+    model = with_trained_base(Classifier(norm))
     hook = attempt(lambda: SCTLossHook(**options))
     if hook is None:
         return
-    plain = TinyModel(norm)  # a copy would share the record
+    plain = Classifier(norm)  # a copy would share the record
     attached = attempt(lambda: hook.attach(model) or True, model,
                        lambda: build_transform(options['batch_transform']))
     hook.step = step

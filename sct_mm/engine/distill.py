@@ -1,0 +1,245 @@
+"""Scales that teach each other while they train, as in RS-Nets."""
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_reduce
+from torch import Tensor, nn
+
+from ..arguments import check_number
+from .backward import Pin
+from .log import logged
+from .logits import (HeadLogits, distillation_loss, has_many_labels,
+                     maker_of_logits)
+from .passes import Passes
+from .schedule import Pass, Schedule
+
+DISTILL = (False, True, 'larger', 'ensemble')
+ENSEMBLE = 'sct_ensemble'  # key of a checkpoint
+_RATE = 0.1  # of the descent of the ensemble's weights
+
+
+class Distill(NamedTuple):
+    """Arguments of ``SCTLossHook``, once they are checked."""
+    teachers: str  # 'larger' or 'ensemble'
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+def check_distill(distill: Union[bool, str], weight: float,
+                  temperature: float, adapt: Union[bool, str] = False,
+                  partition: bool = False,
+                  scales_per_step: Optional[int] = None
+                  ) -> Optional[Distill]:
+    """The arguments of ``SCTLossHook`` that distill; None if none does.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and the fix.
+    """
+    if not isinstance(distill, (bool, str)) or distill not in DISTILL:
+        raise ValueError("`distill` must be True, 'larger', 'ensemble' or "
+                         f'False, but got {distill!r}. Leave it out to train '
+                         'by the labels alone.')
+    weight = check_number('distill_weight', weight, 0, 'The default is 1.',
+                          1e6)
+    temperature = check_number('temperature', temperature, 0.01,
+                               'The default is 1.', 100)
+    if not distill:
+        return None
+    if adapt:
+        raise ValueError('`adapt` has a teacher of its own, the base scale, '
+                         f'but got distill={distill!r} too. Leave one of them '
+                         'out.')
+    if partition or scales_per_step == 1:
+        other = 'partition=True' if partition else 'scales_per_step=1'
+        raise ValueError('`distill` compares the logits of two scales on the '
+                         f'same pictures, but {other} shows each picture at '
+                         'one. Leave one of them out.')
+    return Distill('larger' if distill is True else distill, weight,
+                   temperature)
+
+
+def check_distillable(model: nn.Module, weights: Dict[int, float],
+                      count: int) -> None:
+    """Whether ``model`` has logits, and each step scales to compare.
+
+    Args:
+        weights: {scale: lambda_s}.
+        count: scales a step.
+
+    Raises:
+        ValueError: if not.
+    """
+    name = type(model).__name__
+    maker = maker_of_logits(model)
+    if maker is None:
+        raise ValueError('`distill` needs a classifier, whose `head` makes '
+                         f'logits (N, classes), but {name} has none. Leave it '
+                         'out: detectors train by their losses alone.')
+    if has_many_labels(model):
+        raise ValueError('`distill` compares the softmax of logits, but '
+                         f'{type(maker).__name__} gives a picture any number '
+                         'of labels. Leave it out.')
+    smaller = sum(w > 0 for s, w in weights.items() if s != max(weights))
+    if (weights[max(weights)] > 0) + min(smaller, count - 1) < 2:
+        raise ValueError('`distill` needs two scales with loss_weights > 0 in '
+                         f'a step, but got {weights}, {count} a step. Leave '
+                         'it out.')
+
+
+def targets_of(batch: dict) -> Tensor:
+    """What a cross-entropy compares the logits of ``batch`` with: the scores
+    (N, C) that mixup and cutmix made, or labels (N,).
+
+    Raises:
+        ValueError: if not each sample has one.
+    """
+    samples = batch.get('data_samples') or []
+    try:
+        if 'gt_score' in samples[0]:
+            return torch.stack([s.gt_score for s in samples])
+        labels = torch.stack([torch.as_tensor(s.gt_label).reshape(())
+                              for s in samples])
+        if len(labels) == len(batch['inputs']):
+            return labels.long()
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError("distill='ensemble' weighs the scales by one label or "
+                     'score a picture, but got samples without. Load them in '
+                     "the pipeline, or set distill='larger'.")
+
+
+class DistillPasses(Passes):
+    """The passes of ``SCTLossHook(distill=...)``: no pass more, and no memory
+    but for logits.
+
+    The loss of scale s becomes, with the cross-entropy or whatever the head
+    has,
+
+        loss_s + distill_weight * 2 / (S + 1) * T^2 * sum_t KL(t || s)
+
+    with T the temperature, S the scales of the step and the softmax of each
+    teacher t detached. loss_weights apply to it as a whole: with
+    ``loss_weights=(1, ...)`` and 'ensemble' it is the loss of RS-Nets. A
+    scale without weight neither teaches nor learns. A size `between` is the
+    scale whose pass it takes.
+
+    'larger': each larger scale is a teacher. The same for both `backward`;
+    it needs no labels and leaves nothing to save, so True stands for it.
+
+    'ensemble': so is the mix sum_j alpha_j * logits_j too. With 'joint' it is
+    over all scales of the step, which is RS-Nets in full. With 'per_scale' a
+    scale's graph is gone before smaller ones have run: the mix is over the
+    larger ones and itself, their alpha divided by its sum, and the base
+    learns nothing from it. That would take one more pass, without gradients,
+    at each smaller scale: about a third of their FLOPs.
+
+    alpha is the softmax of a vector with an entry a scale, zeros at first,
+    which descends its own cross-entropy on labels, or soft labels, by 0.1 of
+    the gradient a step, the mean over all processes. It trains nothing else
+    and is in no loss. RS-Nets gives the vector to the network's optimizer; we
+    keep it out of the network, whose state dict stays what it is.
+
+    Logged beside the host's own losses: ``s128/distill``, as it is added to
+    them, and ``s128/alpha``.
+
+    Args:
+        points: {scale: entry of the vector}; empty at first, written in
+            place.
+    """
+
+    def __init__(self, distill: Distill, points: Dict[int, Tensor],
+                 model: nn.Module, schedule: Schedule, *args) -> None:
+        check_distillable(model, schedule.weights, schedule.count)
+        super().__init__(model, schedule, *args)
+        self._distill, self._points = distill, points
+        self._mixes = distill.teachers == 'ensemble'
+        self._head = HeadLogits(model, '`distill`')
+        self._logits: Dict[int, Tensor] = {}  # {scale: of this step}
+        self._targets: Optional[Tensor] = None
+
+    def close(self) -> None:
+        super().close()
+        self._logits, self._targets = {}, None
+
+    def _divide(self, batch: dict, step: int) -> None:
+        super()._divide(batch, step)
+        if self._mixes:  # before a pass writes into the samples
+            self._targets = targets_of(batch)
+
+    def _pin_of(self, p: Pass, part: dict) -> Pin:
+        return partial(self._caught, super()._pin_of(p, part))
+
+    @contextmanager
+    def _caught(self, pin: Pin) -> Iterator[None]:
+        with pin(), self._head.catching():
+            yield
+
+    def _loss_of(self, output: Any, p: Pass) -> tuple:
+        loss, log_vars = super()._loss_of(output, p)
+        logits = self._head.take()
+        if p.weight == 0:
+            return loss, log_vars
+        self._logits[p.scale] = logits
+        if self._by_scale:
+            lesson = self._lesson(p)
+            self._logits[p.scale] = logits.detach()
+            if lesson is not None:
+                return loss + lesson, dict(log_vars, distill=lesson)
+        return loss, log_vars
+
+    def _lesson(self, p: Pass) -> Optional[Tensor]:
+        """What the scales that have run teach that of ``p``."""
+        teachers = [logits.detach() for scale, logits in self._logits.items()
+                    if scale > p.scale]
+        if self._mixes and len(self._logits) > 1:
+            teachers.append(self._mix(self._vector()))
+        if not teachers:
+            return None
+        scales = sum(other.weight > 0 for other in self._passes)
+        return self._distill.weight * 2 / (scales + 1) * sum(
+            distillation_loss(teacher, self._logits[p.scale],
+                              self._distill.temperature)
+            for teacher in teachers)
+
+    def _conclude(self, backward) -> List[tuple]:
+        logs = super()._conclude(backward)
+        for p in self._passes:
+            if self._by_scale or p.weight == 0:
+                continue
+            lesson = self._lesson(p)
+            if lesson is not None:
+                # Its nodes run first, and the logits wait for those of the
+                # loss, before which the pin is that of their pass.
+                self._add(backward, lesson, p)
+                logs.append(self._logged(dict(distill=lesson), p))
+        return logs + self._learn() if self._mixes else logs
+
+    def _vector(self) -> Tensor:
+        """The entries of the scales that have run."""
+        some = next(iter(self._logits.values()))
+        return torch.stack([
+            self._points.get(scale, some.new_zeros((), dtype=torch.float32)
+                             ).to(some.device) for scale in self._logits])
+
+    def _mix(self, vector: Tensor) -> Tensor:
+        """The logits (N, C) of the ensemble."""
+        return sum(alpha * logits.detach().float() for alpha, logits in zip(
+            vector.softmax(0), self._logits.values()))
+
+    def _learn(self) -> List[tuple]:
+        """One step of the vector; alpha before it, for the log."""
+        vector = self._vector().requires_grad_()
+        mix = self._mix(vector)
+        targets = self._targets.to(mix.device)
+        if targets.is_floating_point():
+            targets = targets.to(mix.dtype)
+        gradient, = torch.autograd.grad(F.cross_entropy(mix, targets), vector)
+        all_reduce(gradient, 'mean')
+        # AMP skips a step that overflows.
+        after = vector.detach() - _RATE * gradient.nan_to_num(0, 0, 0)
+        self._points.update(zip(self._logits, after))
+        return [(1.0, logged(scale, dict(alpha=alpha))) for scale, alpha in
+                zip(self._logits, vector.softmax(0))]
