@@ -6,7 +6,7 @@
 # make doctor     says what is installed, and what conflicts
 # make docs       makes a site of docs/, whose links must all resolve
 # make reproduce, make reproduce-det
-#                 every arm of a demo with three seeds: the tables of README
+#                 every arm of a demo with three seeds: the tables of docs/results.md
 # Each goes on where it was interrupted. PYTHON chooses the interpreter,
 # STACK=onedl OneDL's forks of the hosts, in an environment of their own;
 # V=1 shows the commands.

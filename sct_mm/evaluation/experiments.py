@@ -1,4 +1,4 @@
-"""The experiments behind README's tables: their arms, and what they cost."""
+"""The experiments behind the tables of docs: their arms, what they cost."""
 from typing import Dict, NamedTuple, Optional, Tuple
 
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
@@ -44,6 +44,7 @@ ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
     17: 0.34, 16: 0.62, 15: 0.73, 14: 1.35})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
+EVERY = Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5, EVERY_SCALE)
 SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
              divided(8))
 MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
@@ -123,13 +124,20 @@ EXPERIMENTS = {
         'partition, 5 epochs': Arm(DEMO, divided(5), 5),
         'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
                                     EVERY_SCALE),
-        'all scales, 5 epochs': Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5,
-                                    EVERY_SCALE),
+        'all scales, 5 epochs': EVERY,
         'scales_per_step=2, 4 epochs': Arm(
             DEMO, {28: 4, 21: 2, 14: 2}, 4,
             (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
         '28 alone, 3 epochs': ALONE[28],
         '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
+    }, SIZES, TOP1),
+    'distill': Experiment({
+        'SCT, SSBN, all scales': EVERY,
+        'SCT, SSBN, larger to smaller': EVERY._replace(options=(
+            *EVERY_SCALE, 'custom_hooks.2.distill=larger')),
+        'SCT, SSBN, and their ensemble': EVERY._replace(options=(
+            *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
+            'custom_hooks.2.backward=joint')),
     }, SIZES, TOP1),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
