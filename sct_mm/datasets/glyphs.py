@@ -20,7 +20,7 @@ from rich.progress import track
 from ..arguments import check_int
 from .fonts import CHARACTERS, Font, divide, families, read_fonts
 
-VERSION = 2  # of what a seed draws
+VERSION = 1  # of what a seed draws
 EDGE = 96  # pixels
 SMALL, LARGE = 20, 80  # the longer edge of a character, in pixels
 FINE = 2  # drawn so much larger, then averaged

@@ -16,6 +16,7 @@ from sct_mm.datasets.debian import download, unpack_package
 from sct_mm.datasets.fonts import (CHARACTERS, Refused, divide, families,
                                    first_word, read_font, read_fonts)
 from sct_mm.datasets.glyphs import is_complete, make_glyphs, mask_of
+from sct_mm.engine.config import UserError, check_data
 
 from conftest import ROOT
 
@@ -77,6 +78,9 @@ def test_the_host_reads_them(drawn):
         pictures = np.stack([dataset[i]['img'] for i in range(count)])
         assert pictures.shape == (count, 96, 96)
         assert pictures.std((1, 2)).min() > 3
+    with pytest.raises(UserError, match="must be at 'nowhere'"):
+        check_data(Config(dict(dataset=dict(
+            cfg.test_dataloader.dataset, data_root='nowhere'))))
     # the same characters, of other fonts and on other grounds
     assert not np.array_equal(train[0]['img'], val[0]['img'])
     assert not np.array_equal(train[0]['img'], test[0]['img'])
@@ -102,7 +106,7 @@ def test_a_font_of_another_name_stays_with_what_it_looks_like(groups):
         family='Unheard Of')
     group, = (group for group in families([*known, copy])
               if copy.family in {font.family for font in group})
-    assert {font.file for font in group} == {'cmr10.ttf'}
+    assert {font.family for font in group} == {'cmr10', 'Unheard Of'}
 
 
 def test_an_interrupted_run_goes_on(drawn, tmp_path, monkeypatch):
