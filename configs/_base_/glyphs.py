@@ -24,7 +24,7 @@ test_dataloader = dict(
                  pipeline=[resize, dict(type='PackInputs')]))
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 optim_wrapper = dict(optimizer=dict(
-    type='AdamW', lr=5e-3, weight_decay=0.05, fused=True))
+    type='AdamW', lr=1e-2, weight_decay=0.05, fused=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(type='CosineAnnealingLR', T_max=6, convert_to_iter_based=True)]
