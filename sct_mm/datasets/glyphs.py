@@ -9,7 +9,7 @@ import os
 import os.path as osp
 import shutil
 import struct
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import cv2
 import mmengine
@@ -132,7 +132,7 @@ def part(path: str, split: str, groups: Families, indices: range,
     return data
 
 
-def idx_of(parts: Sequence[bytes], *shape: int) -> bytes:
+def idx_of(parts: Iterable[bytes], *shape: int) -> bytes:
     """A file of MNIST, that of an array of ``shape``, uint8."""
     header = struct.pack(f'>{1 + len(shape)}i', 0x800 + len(shape), *shape)
     return b''.join([header, *parts])
@@ -183,6 +183,18 @@ def draw_splits(folder: str, divided: Dict[str, Families],
     return parts
 
 
+def write_files(target: str, pictures: Dict[str, List[bytes]]) -> None:
+    """Write the four files of MNIST into the folder ``target``."""
+    for name, splits in FILES.items():
+        counts = [sum(map(len, pictures[split])) // EDGE**2
+                  for split in splits]
+        write(idx_of([data for split in splits for data in pictures[split]],
+                     sum(counts), EDGE, EDGE),
+              osp.join(target, f'{name}-images-idx3-ubyte'))
+        write(idx_of(map(labels_of, counts), sum(counts)),
+              osp.join(target, f'{name}-labels-idx1-ubyte'))
+
+
 def make_glyphs(paths: Sequence[str], target: str, train: int = 24000,
                 val: int = 3000, test: int = 4000, seed: int = 0) -> None:
     """Draw the data set into the folder ``target``.
@@ -216,13 +228,6 @@ def make_glyphs(paths: Sequence[str], target: str, train: int = 24000,
                 return
         os.remove(summary)  # of other pictures
     folder = osp.join(target, f'parts-{hashlib.sha256(text).hexdigest()[:8]}')
-    pictures = draw_splits(folder, divided, counts, seed)
-    for name, splits in FILES.items():
-        count = sum(counts[split] for split in splits)
-        write(idx_of([data for split in splits for data in pictures[split]],
-                     count, EDGE, EDGE),
-              osp.join(target, f'{name}-images-idx3-ubyte'))
-        write(idx_of([labels_of(counts[split]) for split in splits], count),
-              osp.join(target, f'{name}-labels-idx1-ubyte'))
+    write_files(target, draw_splits(folder, divided, counts, seed))
     write(text, summary)  # it says that all else is there
     shutil.rmtree(folder)
