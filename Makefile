@@ -5,15 +5,17 @@
 # make test       installs everything, lints, runs all tests
 # make doctor     says what is installed, and what conflicts
 # make docs       makes a site of docs/, whose links must all resolve
-# make reproduce, make reproduce-det
-#                 every arm of a demo with three seeds: the tables of docs/results.md
+# make reproduce, make reproduce-det, make reproduce-glyphs
+#                 every arm of a demo with three seeds: the tables of docs/results.md;
+#                 glyphs: letters and digits of free fonts, 96 pixels
 # Each goes on where it was interrupted. PYTHON chooses the interpreter,
 # STACK=onedl OneDL's forks of the hosts, in an environment of their own;
 # V=1 shows the commands.
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo demo-det test lint doctor docs reproduce reproduce-det clean
+.PHONY: demo demo-det test lint doctor docs reproduce reproduce-det \
+  reproduce-glyphs clean
 $(V).SILENT:
 
 PYTHON ?= python3
@@ -45,6 +47,7 @@ DATA := data/fashion-mnist
 DET_NAME := sct_retinanet_r18_fpn_1xb8_fashion-det
 DET_RUN := $(WORK)/$(DET_NAME)
 DET_DATA := data/fashion-det
+GLYPHS := data/glyphs
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sct_mm
 # This copy is imported, also when it was moved after it had been installed.
 export PYTHONPATH := $(CURDIR)$(addprefix :,$(PYTHONPATH))
@@ -107,6 +110,9 @@ reproduce-det: $(DET_DATA)/composed
 	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py detection-schedules --out $(WORK)/reproduce
 
+reproduce-glyphs: $(VENV)/classification.done $(GLYPHS)/made
+	$(BIN)/python tools/reproduce.py glyphs --out $(WORK)/reproduce
+
 clean:
 	rm -rf .venv .venv-onedl work_dirs
 
@@ -151,4 +157,9 @@ $(DATA)/fetched: | $(VENV)/classification.done
 
 $(DET_DATA)/composed: tools/make_fashion_det.py | $(VENV)/all.done $(DATA)/fetched
 	$(BIN)/python tools/make_fashion_det.py $(DATA) $(DET_DATA)
+	touch $@
+
+$(GLYPHS)/made: tools/make_glyphs.py | $(VENV)/classification.done
+	echo "Drawing letters and digits: 2 minutes, 290 MB."
+	$(BIN)/python tools/make_glyphs.py $(GLYPHS)
 	touch $@

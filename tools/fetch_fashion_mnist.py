@@ -6,12 +6,11 @@ itself, then the download of mmpretrain.
 import argparse
 import gzip
 import os.path as osp
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 from sct_mm.cli import cli
+from sct_mm.datasets.debian import download, unpack_package
 from sct_mm.engine.checkpoint import AtomicLocalBackend
 from sct_mm.engine.config import UserError
 
@@ -32,28 +31,12 @@ def unpack(source: str, target: str) -> bool:
 
 
 def from_package(target: str) -> bool:
-    """Download Debian's package, without installing it; False if one can't.
-
-    Downloading needs no root; only refreshing apt's lists does.
-    """
-    if not (shutil.which('apt-get') and shutil.which('dpkg-deb')):
-        return False
+    """Download Debian's package, without installing it; False if one can't."""
     with tempfile.TemporaryDirectory() as folder:
-        def run(*command: str) -> bool:
-            try:
-                done = subprocess.run(command, cwd=folder, timeout=300,
-                                      capture_output=True)
-            except subprocess.TimeoutExpired:
-                return False
-            return done.returncode == 0
-
-        download = ('apt-get', '-o', 'APT::Sandbox::User=root', 'download',
-                    'dataset-fashion-mnist')
-        if not run(*download) and not (run('apt-get', 'update')
-                                       and run(*download)):
+        if not download(['dataset-fashion-mnist'], folder):
             return False
         package = next(Path(folder).glob('*.deb'))
-        return (run('dpkg-deb', '-x', str(package), '.')
+        return (unpack_package(str(package), folder)
                 and unpack(folder + INSTALLED, target))
 
 

@@ -94,7 +94,8 @@ def check_data(loader: Config) -> None:
     while 'dataset' in dataset:  # RepeatDataset and other wrappers
         dataset = dataset['dataset']
     root = dataset.get('data_root')
-    downloads = type_name(dataset).endswith(('MNIST', 'CIFAR10', 'CIFAR100'))
+    downloads = dataset.get('download', True) and type_name(dataset).endswith(
+        ('MNIST', 'CIFAR10', 'CIFAR100'))
     remote = (dataset.get('backend_args') or {}).get('backend',
                                                      'local') != 'local'
     if not root or '://' in root or downloads or remote:

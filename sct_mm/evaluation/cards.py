@@ -48,6 +48,8 @@ DATA = {'_in1k': Data('classification', 'Image Classification',
                       'ImageNet-1k'),
         '_fashion-mnist': Data('classification', 'Image Classification',
                                'Fashion-MNIST'),
+        '_glyphs': Data('classification', 'Image Classification',
+                        'letters and digits of free fonts'),
         '_coco': Data('detection', 'Object Detection', 'COCO'),
         '_fashion-det': Data('detection', 'Object Detection',
                              'Fashion-MNIST, composed')}
