@@ -67,7 +67,7 @@ EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training for 28 pixels, then smaller sizes for it; beside it, training for any size"
 	echo "from 28 to 14: 5 minutes on two cores. All that they log is in $(WORK)."
-	export OMP_NUM_THREADS=1; \
+	export OMP_NUM_THREADS=1; failed=; \
 	( $(BIN)/python tools/train.py configs/baselines/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,28 alone) && \
 	  $(BIN)/python tools/adapt.py configs/baselines/$(STOCK).py $(WORK)/$(STOCK) \

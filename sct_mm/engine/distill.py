@@ -46,6 +46,11 @@ def check_distill(distill: Union[bool, str], weight: float,
                           1e6)
     temperature = check_number('temperature', temperature, 0.01,
                                'The default is 1.', 100)
+    for name, value in (('distill_weight', weight),
+                        ('temperature', temperature)):
+        if not distill and value != 1:
+            raise ValueError(f'`{name}` is one of `distill`, but got {value} '
+                             'without it. Set distill=True, or leave it out.')
     if not distill:
         return None
     if adapt:

@@ -182,6 +182,7 @@ def find_checkpoint(path: str, cfg: Optional[Config] = None) -> str:
         return path
     made = osp.join(folder, ADAPTED)
     if osp.isfile(made):
+        print(f'{TEST.says} {made!r}, what tools/adapt.py made.', flush=True)
         return made
     cfg = Config() if cfg is None else copy.deepcopy(cfg)
     cfg.work_dir = folder

@@ -160,7 +160,7 @@ class SCTLossHook(Hook):
         self._points: dict = {}  # what the ensemble has learned, by scale
 
     def before_run(self, runner) -> None:
-        self._points = {}
+        self.detach()  # of a run that an error ended
         # DDP looks for parameters that get no gradients as it wraps.
         if self.adapt and isinstance(runner.model, DistributedDataParallel):
             with frozen(runner.model.module):
@@ -224,7 +224,8 @@ class SCTLossHook(Hook):
         Args:
             scaler: the ``GradScaler`` of the training loop, if it has one.
         """
-        self.detach()  # of a run that an error ended
+        if self._passes is not None:
+            self.detach()
         scales = resolve_scales(model, self.scales)
         weights = check_loss_weights(self.loss_weights, scales,
                                      self.partition)
@@ -265,7 +266,7 @@ class SCTLossHook(Hook):
             self._handles.pop().remove()
         if self._passes is not None:
             self._passes.release()  # also a pass that Ctrl-C ended
-        self._passes = None
+        self._passes, self._points = None, {}
 
     @property
     def model(self) -> Optional[nn.Module]:
@@ -275,7 +276,7 @@ class SCTLossHook(Hook):
     def __getstate__(self) -> dict:
         """On a copy of the model, which carries its hooks, and in a file that
         ``torch.save(model)`` writes, they rest."""
-        return dict(vars(self), _handles=[], _passes=None,
+        return dict(vars(self), _handles=[], _passes=None, _points={},
                     _finite=FiniteLosses())
 
     def __deepcopy__(self, memo: dict) -> 'SCTLossHook':

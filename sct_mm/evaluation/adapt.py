@@ -192,6 +192,8 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     adapted.work_dir, adapted.load_from = out, osp.join(out, _START)
     save_weights(model, adapted.load_from, weights.get('meta', {}))
     if is_main_process():
+        if osp.exists(path):
+            os.remove(path)  # of other scales, maybe: not beside this config
         adapted.dump(made)
     barrier()
     if epochs:

@@ -1,16 +1,21 @@
 """The commands that make and test an arm, as a user types them."""
+import hashlib
+import json
 import os.path as osp
 import shlex
 import sys
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from functools import lru_cache
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from ..engine.config import config_name
+from ..engine.config import UserError, config_name, load_config
 from ..engine.package import PREFIX, is_installed, tool_command
 from ..engine.resume import find_checkpoint
 from .experiments import Arm
 
 _NORM = 'model.backbone.norm_cfg.scales'  # of every network here
 _INIT = 'model.backbone.init_cfg'
+# In the folder of an arm: the recipe of what is made there, and that it is.
+RECIPE, DONE = 'recipe.txt', 'trained'
 
 
 class Newest(NamedTuple):
@@ -24,11 +29,7 @@ class Step(NamedTuple):
     folder: str  # what it makes
     tool: str
     words: Tuple[Union[str, Newest], ...]
-
-    @property
-    def done(self) -> str:
-        """The file that says that it has been run."""
-        return osp.join(self.folder, 'trained')
+    recipe: str = ''  # of what it makes; none of a test
 
 
 def config_of(arm: Arm, folder: str = 'configs') -> str:
@@ -57,19 +58,51 @@ def checkpoint_of(arm: Arm, folder: str) -> str:
     return osp.join(folder, 'calibrated.pth') if arm.calibrate else folder
 
 
-def _own_step(arm: Arm, seed: int, out: str) -> Step:
+@lru_cache(maxsize=None)
+def _text_of(config: str) -> str:
+    return load_config(config).pretty_text
+
+
+def recipe_of(arm: Arm) -> str:
+    """A digest of all that makes the arm, but for the seed."""
+    start = '' if arm.start is None else recipe_of(arm.start)
+    text = _text_of(f'{config_of(arm._replace(adapt=()))}.py')
+    told = repr((text, arm.epochs, arm.options, arm.adapt, arm.calibrate,
+                 start))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def is_done(arm: Arm, folder: str) -> bool:
+    """Whether the arm has been made in ``folder``.
+
+    Raises:
+        UserError: if another has, or was begun, under the same name.
+    """
+    recipe, done = osp.join(folder, RECIPE), osp.join(folder, DONE)
+    found = None
+    if osp.exists(recipe):
+        with open(recipe) as file:
+            found = file.read().strip()
+    if found == recipe_of(arm) or (found is None and not osp.exists(done)):
+        return osp.exists(done)
+    raise UserError(f'{folder!r} holds what was made by another config or '
+                    'with other options. Move it away, or give another --out.')
+
+
+def step_of(arm: Arm, seed: int, out: str) -> Step:
+    """What makes the arm, once there is what it starts from."""
     folder = folder_of(arm, seed, out)
     options: List[Union[str, Newest]] = [
         '--cfg-options', f'randomness.seed={seed}', *arm.options]
     if arm.adapt:
         return Step(folder, 'adapt', (
             f'{config_of(arm.start)}.py', folder_of(arm.start, seed, out),
-            '--out', folder, '--resume', *arm.adapt, *options))
+            '--out', folder, '--resume', *arm.adapt, *options), recipe_of(arm))
     if arm.calibrate:
         return Step(folder, 'calibrate', (
             f'{config_of(arm)}.py', folder_of(arm.start, seed, out), '--out',
             checkpoint_of(arm, folder), '--force', '--sizes',
-            *map(str, arm.calibrate), *options))
+            *map(str, arm.calibrate), *options), recipe_of(arm))
     if arm.epochs is not None:
         options += [f'train_cfg.max_epochs={arm.epochs}',
                     f'train_cfg.val_interval={arm.epochs}',
@@ -80,13 +113,7 @@ def _own_step(arm: Arm, seed: int, out: str) -> Step:
                            folder_of(arm.start, seed, out))]
     return Step(folder, 'train', (
         f'{config_of(arm)}.py', '--work-dir', folder, '--resume',
-        '--no-validate', *options))
-
-
-def steps_of(arm: Arm, seed: int, out: str) -> List[Step]:
-    """What makes the arm, from what it starts from on."""
-    started = [] if arm.start is None else steps_of(arm.start, seed, out)
-    return [*started, _own_step(arm, seed, out)]
+        '--no-validate', *options), recipe_of(arm))
 
 
 def test_of(arm: Arm, seed: int, out: str, sizes: Sequence[int]) -> Step:
@@ -98,6 +125,35 @@ def test_of(arm: Arm, seed: int, out: str, sizes: Sequence[int]) -> Step:
     return Step(folder, 'test', (
         f'{config_of(arm, folder)}.py', checkpoint_of(arm, folder), '--out',
         folder, '--scales', *map(str, sizes), *named))
+
+
+def rows_in(folder: str) -> Dict[int, dict]:
+    """{size: row} of the test of the one model in ``folder``; {} if none."""
+    path = osp.join(folder, 'scales.json')
+    if not osp.exists(path):
+        return {}
+    with open(path) as f:
+        return {row['scale']: row for row in json.load(f)['models'][0]['rows']}
+
+
+def steps_left(arm: Arm, seed: int, out: str,
+               sizes: Sequence[int]) -> List[Step]:
+    """What is still to be run until the arm has been tested at ``sizes``;
+    sizes that it was tested at before are kept.
+
+    Raises:
+        UserError: see :func:`is_done`.
+    """
+    chain = [arm]
+    while chain[0].start is not None:
+        chain.insert(0, chain[0].start)
+    steps = [step_of(each, seed, out) for each in chain
+             if not is_done(each, folder_of(each, seed, out))]
+    rows = rows_in(folder_of(arm, seed, out))
+    if steps or set(sizes) - set(rows):
+        steps.append(test_of(arm, seed, out,
+                             sorted({*rows, *sizes}, reverse=True)))
+    return steps
 
 
 def command_of(step: Step, gpus: int = 1,

@@ -7,7 +7,8 @@ DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
 
 class Arm(NamedTuple):
     config: str
-    seen: Dict[int, float]  # how often a scale sees each picture
+    # How often a scale sees each picture, before it is adapted too.
+    seen: Dict[int, float]
     epochs: Optional[int] = None  # None: those of the config
     options: Tuple[str, ...] = ()
     start: Optional['Arm'] = None  # the backbone starts from its checkpoint
@@ -35,7 +36,7 @@ ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
 SSBN = Arm(DEMO, divided(8))
 # Of its two epochs, the base runs forward, and rows need no gradients of the
 # other weights: a third and two thirds of what a training pass costs.
-ADAPTED = Arm(ALONE[28].config, {28: 2 / 3, 21: 4 / 3, 14: 4 / 3},
+ADAPTED = Arm(ALONE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
               start=ALONE[28], adapt=tuple(
                   '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
 # A scale's pass between costs what the size in the middle of its gap does.
@@ -171,7 +172,7 @@ EXPERIMENTS = {
             Arm(DET_SHARED, DET_DRAWN), DETECTOR, DET_SIZES),
         '128 alone, adapted': Arm(
             'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
-            {128: 2 / 3, 96: 4 / 3, 64: 4 / 3}, start=Arm(
+            {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3}, start=Arm(
                 'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
                 {128: 3}), adapt=tuple(
                     '--scales 128 96 64 --sizes 112 80'.split())),
@@ -184,7 +185,7 @@ EXPERIMENTS = {
                               IN1K_SEEN),
         'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_SEEN),
         '224 alone, adapted': Arm(
-            IN1K_ALONE.config, {224: 2 / 3, 192: 4 / 3, 160: 4 / 3,
+            IN1K_ALONE.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
                                 128: 4 / 3}, start=IN1K_ALONE, adapt=tuple(
                 '--scales 224 192 160 128 --lr 0.03'.split())),
     }, IN1K_SIZES, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8),

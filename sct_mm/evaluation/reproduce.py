@@ -1,5 +1,5 @@
 """The arms of an experiment, trained and tested with several seeds."""
-import json
+import os
 import os.path as osp
 import shlex
 import statistics
@@ -8,12 +8,15 @@ from typing import Dict, List, Sequence, Tuple
 
 from rich.table import Table
 
+from ..arguments import check_int
 from ..engine.checkpoint import dump
 from ..engine.config import UserError
 from ..engine.console import console_for
-from .commands import (Step, command_of, folder_of, shown, steps_of, test_of)
+from .commands import (DONE, RECIPE, Step, command_of, folder_of, rows_in,
+                       shown, steps_left)
 from .experiments import EXPERIMENTS, Arm, Experiment
 from .tables import cells_of, draw
+
 
 def run_step(step: Step, gpus: int = 1) -> None:
     """Run a command as a user does, in the folder of the repository."""
@@ -23,32 +26,19 @@ def run_step(step: Step, gpus: int = 1) -> None:
                         'and run this again: it goes on here.')
 
 
-def make(arm: Arm, seed: int, out: str, gpus: int = 1) -> None:
-    """Make the arm, and what it starts from, but for what is done."""
-    for step in steps_of(arm, seed, out):
-        if not osp.exists(step.done):
-            run_step(step, gpus)
-            open(step.done, 'w').close()
-
-
-def rows_in(path: str) -> Dict[int, dict]:
-    """{size: row} of what tools/test.py wrote of one model; {} if nothing."""
-    if not osp.exists(path):
-        return {}
-    with open(path) as f:
-        return {row['scale']: row for row in json.load(f)['models'][0]['rows']}
-
-
 def result_of(arm: Arm, seed: int, out: str, sizes: Tuple[int, ...],
               gpus: int = 1) -> List[dict]:
     """The rows of one arm with one seed, made and tested if need be."""
-    path = osp.join(folder_of(arm, seed, out), 'scales.json')
-    rows = rows_in(path)
-    if set(sizes) - set(rows):
-        make(arm, seed, out, gpus)
-        sizes_all = sorted({*rows, *sizes}, reverse=True)
-        run_step(test_of(arm, seed, out, sizes_all), gpus)
-        rows = rows_in(path)
+    for step in steps_left(arm, seed, out, sizes):
+        if not step.recipe:  # a test
+            run_step(step, gpus)
+            continue
+        os.makedirs(step.folder, exist_ok=True)
+        with open(osp.join(step.folder, RECIPE), 'w') as f:
+            f.write(step.recipe)
+        run_step(step, gpus)
+        open(osp.join(step.folder, DONE), 'w').close()
+    rows = rows_in(folder_of(arm, seed, out))
     return [rows[size] for size in sizes]
 
 
@@ -94,9 +84,7 @@ def print_commands(experiment: Experiment, seeds: Sequence[int],
         print(f'# {name}: the compute of {compute:.1f} epochs at '
               f'{max(experiment.sizes)} pixels.')
         for seed in seeds:
-            steps = [step for step in steps_of(arm, seed, out)
-                     if not osp.exists(step.done)]
-            for step in (*steps, test_of(arm, seed, out, experiment.sizes)):
+            for step in steps_left(arm, seed, out, experiment.sizes):
                 if step not in told:
                     print(shown(step, experiment.gpus))
                 told.add(step)
@@ -123,9 +111,11 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
         metric as a figure to NAME.png. {} of a dry run.
 
     Raises:
-        UserError: if a command fails.
+        UserError: if a command fails, and for a folder in ``out`` with an
+            arm of the same name and another recipe.
     """
     experiment = EXPERIMENTS[name]
+    seeds = [check_int('seeds', seed, 0, 'Give 0, 1, 2.') for seed in seeds]
     if dry_run:
         print_commands(experiment, seeds, out)
         return {}

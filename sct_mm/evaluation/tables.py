@@ -11,7 +11,8 @@ from .experiments import EXPERIMENTS
 
 # What stands between the two lines is made by tools/tables.py.
 _BLOCK = re.compile(r'(?P<start><!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
-                    r' -->\n)(?P<table>.*?)(?P<end><!-- /table -->)', re.S)
+                    r' -->\n)(?P<table>(?:(?!<!-- table:).)*?)'
+                    r'(?P<end><!-- /table -->)', re.S)
 
 
 def _number(value: float, metric: str) -> str:
@@ -76,27 +77,37 @@ def with_tables(text: str, results: Dict[str, dict]) -> str:
     ``metric`` defaults to the first of the experiment, ``sizes`` to all.
 
     Raises:
-        UserError: for an experiment, metric or size without a result.
+        UserError: for an experiment, metric or size without a result, and
+            for a comment that is none of these.
     """
     def fill(block: 're.Match') -> str:
         name = block['name']
-        options = dict(re.findall(r'(\w+)=(\S+)', block['options']))
+        options = dict(word.partition('=')[::2]
+                       for word in block['options'].split())
+        if set(options) - {'metric', 'sizes'}:
+            raise UserError('A table takes metric=NAME and sizes=28,21,14, '
+                            f'but got {block["options"].strip()!r}. Mend it.')
         if name not in results:
             raise UserError(f'A table needs the result of {name!r}, but there '
                             f'are {sorted(results)}. Run tools/reproduce.py '
                             f'{name} and put its JSON into docs/results.')
         metric = options.get('metric') or next(iter(
             EXPERIMENTS[name].metrics))
-        sizes = [int(size) for size in options.get('sizes', '').split(',')
-                 if size]
+        sizes = options.get('sizes', '')
         try:
-            table = markdown_of(results[name], metric, sizes)
-        except KeyError as error:
+            table = markdown_of(results[name], metric, [
+                int(size) for size in sizes.split(',') if size])
+        except (KeyError, ValueError) as error:
             raise UserError(f'The result of {name!r} has no {error} for a '
-                            f'table of {metric}, {sizes}. Run '
-                            f'tools/reproduce.py {name} again.') from None
+                            f'table of {metric}, {sizes}. Mend its options, '
+                            f'or run tools/reproduce.py {name}.') from None
         return block['start'] + table + block['end']
-    return _BLOCK.sub(fill, text)
+    made, count = _BLOCK.subn(fill, text)
+    if count != text.count('<!-- table:'):
+        raise UserError('Each <!-- table: ... --> must end by <!-- /table -->'
+                        f', but {count} of {text.count("<!-- table:")} do. '
+                        'Mend the text.')
+    return made
 
 
 def draw(result: dict, metric: str, label: str, path: str) -> None:
@@ -142,7 +153,7 @@ def write_tables(root: str) -> List[str]:
                  *sorted(glob.glob(osp.join(root, 'docs', '*.md')))):
         with open(path, encoding='utf-8') as file:
             text = file.read()
-        if _BLOCK.search(text):
+        if '<!-- table:' in text:
             AtomicLocalBackend().put(
                 with_tables(text, results).encode(), path)
             written.append(path)

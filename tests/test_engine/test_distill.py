@@ -232,6 +232,21 @@ def test_what_is_loaded_starts_a_new_ensemble(tmp_path):
         assert hook._points == (points if resumes else {})
 
 
+def test_the_ensemble_is_of_one_model_and_one_hook():
+    hook = SCTLossHook(distill='ensemble')
+    model = Classifier()
+    hook.attach(model)
+    model(**mixed(), mode='loss')
+    learned = dict(hook._points)
+    assert learned
+    other = copy.deepcopy(hook)
+    other.attach(Classifier())
+    other.model(**mixed(), mode='loss')
+    assert_close(hook._points, learned, rtol=0, atol=0)
+    hook.attach(Classifier())
+    assert not hook._points
+
+
 @pytest.mark.parametrize('head, loss', [
     ('LinearClsHead', dict(type='LabelSmoothLoss', label_smooth_val=.1)),
     ('LinearClsHead', dict(type='CrossEntropyLoss', use_sigmoid=True)),

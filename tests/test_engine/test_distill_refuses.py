@@ -57,6 +57,8 @@ def test_heads_that_are_refused(make, match):
      'but scales_per_step=1 shows each picture at one'),
     (dict(distill_weight=-1), ValueError, '`distill_weight` .* got -1'),
     (dict(temperature=0), ValueError, '`temperature` .* got 0'),
+    (dict(temperature=4.), ValueError, '4.0 without it. Set distill=True'),
+    (dict(adapt=True, distill_weight=0), ValueError, 'is one of `distill`'),
     (dict(temperature='1'), TypeError, '`temperature` must be a number'),
     (dict(distill=True, loss_weights=(1, 0, 0)), ValueError, 'needs two sca'),
     (dict(distill=True, loss_weights=(0, 1, 1), scales_per_step=2),

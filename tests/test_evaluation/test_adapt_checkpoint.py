@@ -165,6 +165,21 @@ def test_nothing_is_overwritten(stock):
     assert 'backbone.bn1.weight' in tensors(path)
 
 
+def test_no_old_network_stands_beside_a_config_of_other_scales(
+        stock, monkeypatch):
+    """Of a run that was begun anew with --force, and killed."""
+    path = adapt(stock, epochs=0)['checkpoint']
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('sct_mm.evaluation.adapt.train', die)
+    with pytest.raises(KeyboardInterrupt):
+        adapt_checkpoint(CONFIG, stock[0], (28, 20, 12), 1, stock[2], 32,
+                         cfg_options=FEW, force=True)
+    assert not osp.exists(path)
+
+
 def test_a_network_that_has_sizes_already(stock):
     sct = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
     with pytest.raises(UserError, match='for one size, but .* SCT config'):

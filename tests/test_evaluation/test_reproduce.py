@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sct_mm.engine.config import UserError
-from sct_mm.evaluation.commands import folder_of
+from sct_mm.evaluation import commands
+from sct_mm.evaluation.commands import folder_of, recipe_of
 from sct_mm.evaluation.experiments import EXPERIMENTS, Arm, calibrated
-from sct_mm.evaluation.reproduce import make, reproduce, result_of
+from sct_mm.evaluation.reproduce import reproduce, result_of
 
 from conftest import ROOT
 
@@ -21,6 +22,7 @@ from conftest import ROOT
 def calls(monkeypatch):
     """The command lines that would be run, without the interpreter."""
     calls = []
+    monkeypatch.setattr(commands, '_text_of', lambda config: config)
 
     def run(words):
         words = words[1:]
@@ -42,37 +44,77 @@ def calls(monkeypatch):
     return calls
 
 
+def put_done(arm, seed, out):
+    """A folder as it is when the arm has been made in it."""
+    folder = folder_of(arm, seed, out)
+    os.makedirs(folder)
+    open(osp.join(folder, 'trained'), 'w').close()
+    with open(osp.join(folder, 'recipe.txt'), 'w') as f:
+        f.write(recipe_of(arm))
+    return folder
+
+
 def test_an_arm_starts_from_the_newest_whole_checkpoint(tmp_path, calls):
     """Whatever last_checkpoint says after a kill."""
     first = Arm('first', {8: 1})
-    folder = folder_of(first, 0, str(tmp_path))
-    os.makedirs(folder)
-    for name in ('trained', 'last_checkpoint', 'epoch_3.pth'):
+    folder = put_done(first, 0, str(tmp_path))
+    for name in ('last_checkpoint', 'epoch_3.pth'):
         open(osp.join(folder, name), 'w').close()
     for epoch in (1, 2):
         path = osp.join(folder, f'epoch_{epoch}.pth')
         torch.save(dict(state_dict={}), path)
         os.utime(path, (epoch, epoch))
-    make(first, 0, str(tmp_path))
-    assert not calls
-    make(Arm('second', {8: 1}, start=first), 0, str(tmp_path))
+    result_of(Arm('second', {8: 1}, start=first), 0, str(tmp_path), (8, ))
     assert f'model.backbone.init_cfg.checkpoint={path}' in calls[0]
+    assert len(calls) == 2  # a training and a test
 
 
 def test_an_arm_that_is_another_adapted(tmp_path, calls):
     out = str(tmp_path)
     stock = Arm('baselines/stock', {8: 1})
     arm = Arm(stock.config, {8: 1}, start=stock, adapt=('--scales', '8', '4'))
-    make(arm, 1, out)
+    result_of(arm, 1, out, (8, ))
     folder = folder_of(arm, 1, out)
     assert folder != folder_of(stock, 1, out)
     config = osp.join('configs', 'baselines', 'stock.py')
-    assert [words[:3] for words in calls] == [
+    assert [words[:3] for words in calls[:2]] == [
         ['tools/train.py', config, '--work-dir'],
         ['tools/adapt.py', config, folder_of(stock, 1, out)]]
     assert calls[1][3:5] == ['--out', folder]
-    make(arm, 1, out)
-    assert len(calls) == 2
+    result_of(arm, 1, out, (8, ))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize('done', ['trained', 'recipe.txt'])
+def test_a_folder_of_another_recipe_is_refused(tmp_path, calls, done):
+    """Finished, by whatever left no recipe, or begun."""
+    arm = Arm('a', {8: 1})
+    folder = folder_of(arm, 0, str(tmp_path))
+    os.makedirs(folder)
+    with open(osp.join(folder, done), 'w') as f:
+        f.write(recipe_of(arm._replace(epochs=3)))
+    with pytest.raises(UserError, match='another config .* Move it away'):
+        result_of(arm, 0, str(tmp_path), (8, ))
+    assert not calls
+
+
+def test_a_recipe_is_all_that_makes_an_arm(monkeypatch):
+    texts = {}
+    monkeypatch.setattr(commands, '_text_of',
+                        lambda config: texts.get(config, ''))
+    start = Arm('start', {8: 1})
+    arm = Arm('a', {8: 1}, start=start, adapt=('--scales', '8', '4'))
+    others = [arm._replace(epochs=2), arm._replace(options=('a=1', )),
+              arm._replace(adapt=('--scales', '8', '2')),
+              arm._replace(adapt=(), calibrate=(8, )),
+              arm._replace(start=start._replace(epochs=2))]
+    found = {recipe_of(each) for each in (arm, *others)}
+    assert len(found) == 6
+    assert recipe_of(arm._replace(seen={8: 9})) == recipe_of(arm)
+    for name in ('start', 'a'):
+        texts[f'configs/{name}.py'] = 'changed'
+        assert recipe_of(arm) not in found
+        found.add(recipe_of(arm))
 
 
 def test_an_arm_with_statistics_estimated_anew(tmp_path, calls):
@@ -108,13 +150,14 @@ def test_the_result_is_over_the_seeds(tmp_path, calls):
     assert (tmp_path / 'between.png').stat().st_size > 1000
 
 
-def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
+def test_a_command_that_fails_is_named(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(subprocess, 'run',
                         lambda words: SimpleNamespace(returncode=1))
+    arm = Arm('a', {8: 1})
     with pytest.raises(UserError, match='tools/train.py configs/a.py .*fail'):
-        make(Arm('a', {8: 1}), 0, str(tmp_path))
-    assert not osp.exists(osp.join(folder_of(Arm('a', {8: 1}), 0, str(
-        tmp_path)), 'trained'))
+        result_of(arm, 0, str(tmp_path), (8, ))
+    assert not osp.exists(osp.join(folder_of(arm, 0, str(tmp_path)),
+                                   'trained'))
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
@@ -137,15 +180,23 @@ def test_a_dry_run_prints_commands_of_files_that_exist(
                if words[1] == 'tools/test.py' and words[2].startswith(out))
 
 
-def test_what_is_done_is_left_out_of_a_dry_run(tmp_path, capsys):
+def test_what_is_done_is_left_out_of_a_dry_run(tmp_path, calls, capsys):
     out = str(tmp_path)
     arm = EXPERIMENTS['between'].arms['between=0.35']
-    folder = folder_of(arm, 0, out)
     reproduce('between', (0, ), out, dry_run=True)
     before = capsys.readouterr().out
-    os.makedirs(folder)
-    open(osp.join(folder, 'trained'), 'w').close()
+    folder = put_done(arm, 0, out)
     reproduce('between', (0, ), out, dry_run=True)
-    gone = set(before.splitlines()) - set(
-        capsys.readouterr().out.splitlines())
+    left = capsys.readouterr().out
+    gone = set(before.splitlines()) - set(left.splitlines())
     assert len(gone) == 1 and f'--work-dir {folder}' in gone.pop()
+    result_of(arm, 0, out, EXPERIMENTS['between'].sizes)
+    reproduce('between', (0, ), out, dry_run=True)
+    gone = set(left.splitlines()) - set(capsys.readouterr().out.splitlines())
+    assert len(gone) == 1 and 'tools/test.py' in gone.pop()
+
+
+def test_seeds_are_refused_before_anything_runs(tmp_path, calls):
+    with pytest.raises(ValueError, match='`seeds` must be .* -1'):
+        reproduce('between', (0, -1), str(tmp_path))
+    assert not calls

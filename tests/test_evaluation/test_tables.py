@@ -47,11 +47,21 @@ def test_a_block_is_filled_and_filled_again():
 @pytest.mark.parametrize('options, match', [
     (': between', "result of 'between', but there are \\['any-size'\\]"),
     (': any-size metric=none', "has no 'none' for a table"),
-    (': any-size sizes=13', 'has no 13 for a table')])
+    (': any-size sizes=13', 'has no 13 for a table'),
+    (': any-size sizes=28;14', "28;14' for a table"),
+    (': any-size size=14', "takes metric=.* but got 'size=14'"),
+    (':', '0 of 1 do')])
 def test_a_table_without_a_result_is_refused(options, match):
     with pytest.raises(UserError, match=match):
         with_tables(f'<!-- table{options} -->\n<!-- /table -->',
                     {'any-size': RESULT})
+
+
+def test_a_block_without_an_end_takes_nothing_with_it():
+    text = ('<!-- table: any-size -->\nlost\n# Heading\n'
+            '<!-- table: any-size -->\n<!-- /table -->\n')
+    with pytest.raises(UserError, match='1 of 2 do'):
+        with_tables(text, {'any-size': RESULT})
 
 
 def test_the_tool_writes_tables_and_figures(tmp_path):

@@ -59,20 +59,25 @@ def load_clothes(cfg, pictures):
             cfg[f'{name}_evaluator'].ann_file = str(pictures / 'val.json')
 
 
-def small(path, pictures, work_dir, smallest=32):
-    """The config at ``path`` at a few pixels, on 4 pictures of clothes."""
+def small(path, pictures, work_dir, smallest=32, apart=64):
+    """The config at ``path`` at a few pixels, on 4 pictures of clothes. Its
+    two steps are at sizes between the first and the last two of three
+    scales."""
     cfg = Config.fromfile(path)
     found = []
     walk(cfg.model, lambda d: found.append(d.get('scales', ()))
          if str(d.get('type')).endswith('SSBN') else None)
     scales = found[0] if found else (128, 96, 64)
-    sizes = tuple(smallest + 32 * i for i in range(len(scales)))[::-1]
+    sizes = tuple(smallest + apart * i for i in range(len(scales)))[::-1]
     ratio = sizes[0] / scales[0]
 
     def change(node):
         if str(node.get('type')).endswith(('SSBN', 'SCTLossHook')) and (
                 'scales' in node):
             node['scales'] = sizes
+        if node.get('type') == 'SCTLossHook':
+            assert node['scales_per_step'] == 1 and node['between']
+            node.update(between=1.0, seed=1)
         elif node.get('type') == 'ScalesValLoop' and 'sizes' in node:
             node['sizes'] = sizes
         elif 'Resize' in str(node.get('type')) or node.get('type') in (
@@ -110,15 +115,17 @@ def test_config_trains_two_steps_and_evaluates(path, pictures, tmp_path):
     logged = runner.message_hub.log_scalars
     assert np.isfinite(logged['train/loss'].current())
     scales = scales_of(model)
-    for size in scales or ((96, 64, 32) if name.startswith('sct') else ()):
+    for size in scales or ((160, 96, 32) if name.startswith('sct') else ()):
         assert f'val/{size}/coco/bbox_mAP' in logged
     assert 'val/mean/coco/bbox_mAP' in logged or (
         'val/coco/bbox_mAP' in logged and not name.startswith('sct'))
     assert (scales is not None) == name.startswith('sct_')
     if not name.startswith('sct'):
         return
-    for scale in scales or (96, 64, 32):
-        assert any(name.startswith(f'train/s{scale}/') for name in logged)
+    steps = {name.split('/')[1] for name in logged
+             if name.endswith('/total')}
+    assert len(steps) == 2  # the scales nearest to their sizes
+    assert steps < {f's{scale}' for scale in scales or (160, 96, 32)}
     after = model.state_dict()
     moved = [name for name in after if name.endswith('running_mean')
              and scales and (after[name] != before[name]).flatten(1).any(1)
@@ -162,7 +169,7 @@ def test_per_scale_and_joint_are_equal(options, pictures, tmp_path):
 def trained(pictures, tmp_path_factory):
     """Config file and checkpoint of a detector trained for four steps."""
     folder = tmp_path_factory.mktemp('det')
-    cfg = small(DEMO, pictures, folder, smallest=64)
+    cfg = small(DEMO, pictures, folder, smallest=64, apart=32)
     cfg.train_cfg.max_epochs = 2
     cfg.dump(str(folder / 'config.py'))
     runner = Runner.from_cfg(cfg)
