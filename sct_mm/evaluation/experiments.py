@@ -60,6 +60,9 @@ DET_SHARED = 'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det'
 DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest picture
 IN1K_SIZES = (224, 192, 160, 128)
+IN1K_TESTED = (224, 208, 192, 176, 160, 144, 128)
+IN1K_DRAWN = {224: 36.5, 208: 18.25, 192: 18.25, 176: 18.25, 160: 18.25,
+              144: 18.25, 128: 18.25}
 IN1K_SEEN = {size: 100 for size in IN1K_SIZES}
 IN1K_ALONE = Arm('baselines/resnet50_8xb32_in1k-224px', {224: 100})
 # The shortcuts of the detector's backbone, for a classifier to start it from.
@@ -184,11 +187,15 @@ EXPERIMENTS = {
         'SCT, shared BN': Arm('baselines/sct-shared-bn_resnet50_8xb32_in1k',
                               IN1K_SEEN),
         'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_SEEN),
+        'SCT, SSBN, any size': Arm('sct-any-size_resnet50_8xb32_in1k',
+                                   IN1K_DRAWN),
+        'SCT, SSBN, any size, modern': Arm(
+            'sct-any-size-modern_resnet50_8xb32_in1k', IN1K_DRAWN),
         '224 alone, adapted': Arm(
             IN1K_ALONE.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
                                 128: 4 / 3}, start=IN1K_ALONE, adapt=tuple(
                 '--scales 224 192 160 128 --lr 0.03'.split())),
-    }, IN1K_SIZES, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8),
+    }, IN1K_TESTED, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8),
     'transfer': Experiment({
         'from nothing': DET_ALL,
         'from 28 alone': DET_ALL._replace(start=ALONE[28]._replace(
