@@ -105,9 +105,11 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py between --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py baselines --out $(WORK)/reproduce
 
 reproduce-det: $(DET_DATA)/composed
 	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py detection-baselines --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py detection-schedules --out $(WORK)/reproduce
 
 reproduce-glyphs: $(VENV)/classification.done $(GLYPHS)/made

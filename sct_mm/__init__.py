@@ -5,8 +5,9 @@ __version__ = '0.1.0'
 __all__ = [
     'AtomicLocalBackend', 'Cascade', 'ChannelsLastHook', 'EpochSeedHook',
     'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SSBN1d', 'SSBN3d',
-    'ScalesTestLoop', 'ScalesValLoop', 'SyncSSBN', 'WithSSBN', 'add_scale',
-    'calibrate', 'convert_to_ssbn', 'extract_scale', 'set_scale', 'use_scale'
+    'ScalesTestLoop', 'ScalesValLoop', 'SharedAffineHook', 'SyncSSBN',
+    'WithSSBN', 'add_scale', 'calibrate', 'convert_to_ssbn', 'extract_scale',
+    'set_scale', 'use_scale'
 ]
 
 # The doctor, of which Python runs this file first, works where these do not.
@@ -18,7 +19,8 @@ if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
         from .engine.loops import ScalesTestLoop, ScalesValLoop
         from .engine.package import introduce
         from .engine.protection import allow_checkpoint_types
-        from .engine.run_hooks import ChannelsLastHook, EpochSeedHook
+        from .engine.run_hooks import (ChannelsLastHook, EpochSeedHook,
+                                       SharedAffineHook)
         from .engine.sct_hook import SCTLossHook
         from .models.calibrate import add_scale, calibrate
         from .models.convert import WithSSBN, convert_to_ssbn, extract_scale

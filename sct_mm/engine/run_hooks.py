@@ -5,8 +5,12 @@ import torch
 from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import set_random_seed
+from torch import Tensor
+
+from ..models.scale import ssbn_layers
 
 
 @HOOKS.register_module()
@@ -39,3 +43,36 @@ class ChannelsLastHook(Hook):
 
     def before_run(self, runner) -> None:
         runner.model.to(memory_format=torch.channels_last)
+
+
+def _same_for_all_rows(rows: int, grad: Tensor) -> Tensor:
+    return grad.view(rows, -1).sum(0).repeat(rows)
+
+
+@HOOKS.register_module()
+class SharedAffineHook(Hook):
+    """Train gamma and beta of SSBN as if all scales shared them, so that the
+    statistics alone are private: where a row sees too few steps of its own.
+
+    All rows start equal, and each gets the sum of their gradients: an
+    optimizer that treats the entries of a parameter alike (SGD, Adam) keeps
+    them equal. These are gradient hooks: set ``backward='joint'`` in
+    SCTLossHook, which with ``scales_per_step=1`` costs no more.
+
+    Source: RS-Nets (arXiv 2007.09558) and SCT keep both private; this is our
+    choice, measured in docs/results.md.
+    """
+
+    def before_train(self, runner) -> None:
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        self._handles = [
+            parameter.register_hook(partial(
+                _same_for_all_rows, len(layer.scales)))
+            for layer in ssbn_layers(model)
+            for parameter in (layer.weight, layer.bias)
+            if parameter is not None and parameter.requires_grad]
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()

@@ -1,44 +1,11 @@
 """Networks with less of SSBN than it has, for configs/baselines/."""
-from functools import partial
 from typing import Any, Optional, Sequence
 
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, MODELS
-from torch import Tensor, nn
+from mmengine.registry import MODELS
+from torch import nn
 
 from ..models.convert import extract_scale
 from ..models.scale import ssbn_layers
-
-
-def _same_for_all_rows(rows: int, grad: Tensor) -> Tensor:
-    return grad.view(rows, -1).sum(0).repeat(rows)
-
-
-@HOOKS.register_module()
-class SharedAffineHook(Hook):
-    """Train gamma and beta of SSBN as if all scales shared them, so that the
-    statistics alone are private.
-
-    All rows start equal, and each gets the sum of their gradients: an
-    optimizer that treats the entries of a parameter alike (SGD, Adam) keeps
-    them equal. Needs ``SCTLossHook(backward='joint')``, since these are
-    gradient hooks.
-    """
-
-    def before_train(self, runner) -> None:
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
-        self._handles = [
-            parameter.register_hook(partial(
-                _same_for_all_rows, len(layer.scales)))
-            for layer in ssbn_layers(model)
-            for parameter in (layer.weight, layer.bias)
-            if parameter is not None and parameter.requires_grad]
-
-    def after_train(self, runner) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 @MODELS.register_module()

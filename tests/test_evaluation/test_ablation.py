@@ -1,56 +1,16 @@
-"""Less of SSBN than it has: shared gamma and beta, shared last stages."""
+"""Less of SSBN than it has: shared last stages."""
 import copy
-from types import SimpleNamespace
 
 import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from sct_mm import SCTLossHook, use_scale
-from sct_mm.evaluation.ablation import SharedAffineHook
+import sct_mm.evaluation.ablation  # noqa: F401
+from sct_mm import use_scale
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES
-from helpers import apart, batch, ssbn_model, train
-
-
-def gradients(model, *hooks):
-    """Of one step, as {name: gradient}."""
-    sct = SCTLossHook(backward='joint')
-    sct.attach(model)
-    for hook in hooks:
-        hook.before_train(SimpleNamespace(model=model))
-    model(**batch(), mode='loss')['loss'].backward()
-    sct.detach()
-    return {name: p.grad for name, p in model.named_parameters()}
-
-
-def test_rows_get_the_gradient_of_one_gamma():
-    model = ssbn_model()
-    private = gradients(copy.deepcopy(model))
-    shared = gradients(model, SharedAffineHook())
-    rows = {f'{name}.{key}' for name, m in model.named_modules()
-            if m in ssbn_layers(model) for key in ('weight', 'bias')}
-    assert rows
-    for name, grad in shared.items():
-        expected = private[name]
-        if name in rows:
-            expected = expected.view(len(SCALES), -1).sum(0)
-            expected = expected.repeat(len(SCALES))
-        torch.testing.assert_close(grad, expected)
-
-
-def test_statistics_alone_are_private_after_training(tmp_path):
-    model = ssbn_model()
-    train(tmp_path, 1, model, [SCTLossHook(backward='joint'),
-                               SharedAffineHook()])
-    layer = ssbn_layers(model)[0]
-    first, second = (layer.row(scale) for scale in SCALES[:2])
-    for key in ('weight', 'bias'):
-        assert torch.equal(first[key], second[key])
-        assert not torch.equal(first[key], torch.ones_like(first[key]))
-    assert not torch.equal(first['running_mean'], second['running_mean'])
-    assert not layer.weight._backward_hooks
+from helpers import apart, batch, ssbn_model
 
 
 def test_a_part_with_plain_norms():
