@@ -5,5 +5,6 @@ norm = dict(type='SyncSSBN', scales=(640, 512, 384))
 model = dict(backbone=dict(norm_cfg=norm), neck=dict(norm_cfg=norm),
              bbox_head=dict(norm_cfg=norm))
 custom_hooks = [*_base_.custom_hooks, dict(
-    type='SCTLossHook', scales_per_step=1, between=0.5, size_divisor=32)]
+    type='SCTLossHook', scales_per_step=1, between=0.5, size_divisor=32, backward='joint'),
+    dict(type='SharedAffineHook')]
 val_cfg = dict(type='ScalesValLoop')

@@ -1,6 +1,6 @@
 # To compare with: SCT without private normalization.
 _base_ = '../sct_retinanet_r18_fpn_1xb8_fashion-det.py'
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))
-custom_hooks = [*_base_.custom_hooks[:-1],
-                {**_base_.custom_hooks[-1], 'scales': (128, 96, 64)}]
+custom_hooks = [*_base_.custom_hooks[:2], {
+    **_base_.custom_hooks[2], 'backward': 'per_scale', 'scales': (128, 96, 64)}]
 val_cfg = dict(sizes=(128, 96, 64))

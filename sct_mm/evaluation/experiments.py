@@ -55,7 +55,9 @@ DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
 DET_EVERY_SCALE = ('custom_hooks.2.scales_per_step=None',
                    'custom_hooks.2.between=0.0')
-DET_ALL = Arm(DETECTOR, DET_SEEN, 3, DET_EVERY_SCALE)
+DET_PRIVATE = ('baselines/sct-private-affine_retinanet_r18_fpn_1xb8_'
+               'fashion-det')
+DET_ALL = Arm(DET_PRIVATE, DET_SEEN, 3, DET_EVERY_SCALE)
 DET_SHARED = 'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det'
 DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest picture
@@ -157,12 +159,13 @@ EXPERIMENTS = {
         'RandomChoiceResize, shared BN': DET_RANDOM,
         'SCT, shared BN': Arm(DET_SHARED, DET_DRAWN),
         'SCT, SSBN': Arm(DETECTOR, DET_DRAWN),
+        'SCT, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
         '128 alone': Arm(
             'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3}),
     }, DET_SIZES, MAP, 0.01),
     'detection-schedules': Experiment({
-        'one scale a step, between': Arm(DETECTOR, DET_DRAWN),
-        'one scale a step': Arm(DETECTOR, DET_SEEN, options=(
+        'one scale a step, between': Arm(DET_PRIVATE, DET_DRAWN),
+        'one scale a step': Arm(DET_PRIVATE, DET_SEEN, options=(
             'custom_hooks.2.between=0.0', )),
         'all scales': DET_ALL,
         'all scales, shared BN': Arm(DET_SHARED, DET_SEEN, 3,
@@ -173,6 +176,8 @@ EXPERIMENTS = {
             DET_RANDOM, DETECTOR, DET_SIZES),
         'SCT, shared BN, re-estimated': calibrated(
             Arm(DET_SHARED, DET_DRAWN), DETECTOR, DET_SIZES),
+        'SCT, SSBN, re-estimated': calibrated(
+            Arm(DETECTOR, DET_DRAWN), DETECTOR, DET_SIZES),
         '128 alone, adapted': Arm(
             'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
             {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3}, start=Arm(
