@@ -59,9 +59,9 @@ def work(rank, folder):
                     model, broadcast_buffers=False)
                 logged = steps(wrapped, hook, [
                     half(i, rank) for i in range(STEPS)], accumulate)
-                hook.detach()
                 results[name, backward, accumulate] = (
                     model.state_dict(), logged, hook._points)
+                hook.detach()
     layer = SyncSSBN(4, SCALES)
     try:
         with use_scale(layer, 8):
@@ -107,9 +107,10 @@ def by_one_process(start, options, accumulate):
                 for parameter in (a, b):
                     parameter.data -= update
                     parameter.grad = None
+    points = hooks[0]._points
     for hook in hooks:
         hook.detach()
-    return [copy.deepcopy(m.state_dict()) for m in models], hooks[0]._points
+    return [copy.deepcopy(m.state_dict()) for m in models], points
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
