@@ -23,8 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     if not is_installed():
         os.chdir(shipped())
-    reproduce(args.experiment, args.seeds, args.out,
-              args.dry_run)
+    reproduce(args.experiment, args.seeds, args.out, args.dry_run)
 
 
 if __name__ == '__main__':

@@ -54,25 +54,45 @@ class SharedAffineHook(Hook):
     """Train gamma and beta of SSBN as if all scales shared them, so that the
     statistics alone are private: where a row sees too few steps of its own.
 
-    All rows start equal, and each gets the sum of their gradients: an
-    optimizer that treats the entries of a parameter alike (SGD, Adam) keeps
-    them equal. These are gradient hooks: set ``backward='joint'`` in
-    SCTLossHook, which with ``scales_per_step=1`` costs no more.
+    Rows that start equal stay so, but for rounding: each gets the sum of
+    their gradients, and an optimizer treats the entries of a parameter alike.
+    These are gradient hooks: set ``backward='joint'`` in SCTLossHook, which
+    with ``scales_per_step=1`` costs no more.
 
     Source: RS-Nets (arXiv 2007.09558) and SCT keep both private; this is our
     choice, measured in docs/results.md.
+
+    Raises:
+        ValueError: for a model without SSBN, or with rows that differ.
     """
 
+    def __init__(self) -> None:
+        self._handles: list = []
+
     def before_train(self, runner) -> None:
+        self.after_train(runner)  # of a run that an error ended
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
-        self._handles = [
-            parameter.register_hook(partial(
-                _same_for_all_rows, len(layer.scales)))
-            for layer in ssbn_layers(model)
-            for parameter in (layer.weight, layer.bias)
-            if parameter is not None and parameter.requires_grad]
+        layers = ssbn_layers(model)
+        if not layers:
+            raise ValueError('`SharedAffineHook` needs a model with SSBN, but '
+                             f'{type(model).__name__} has none. Set norm_cfg='
+                             "dict(type='SSBN'), or leave the hook out.")
+        shared = [(layer, parameter) for layer in layers
+                  for parameter in (layer.weight, layer.bias)
+                  if parameter is not None and parameter.requires_grad]
+        for layer, parameter in shared:
+            rows = parameter.detach().view(len(layer.scales), -1)
+            # A vectorised optimizer rounds its last entries otherwise.
+            if not torch.allclose(rows, rows[:1], rtol=1e-3, atol=1e-3):
+                raise ValueError('`SharedAffineHook` needs rows of SSBN that '
+                                 'are alike, but gamma or beta of the scales '
+                                 f'{layer.scales} differ. Start from a '
+                                 'network for one size, or leave it out.')
+        self._handles = [parameter.register_hook(partial(
+            _same_for_all_rows, len(layer.scales)))
+            for layer, parameter in shared]
 
     def after_train(self, runner) -> None:
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()

@@ -60,7 +60,7 @@ def checkpoint_of(arm: Arm, folder: str) -> str:
 
 @lru_cache(maxsize=None)
 def _text_of(config: str) -> str:
-    return load_config(config).pretty_text
+    return repr(load_config(config).to_dict())
 
 
 def recipe_of(arm: Arm) -> str:

@@ -7,7 +7,8 @@ DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
 
 class Arm(NamedTuple):
     config: str
-    # How often a scale sees each picture, before it is adapted too.
+    # How often a scale sees each picture; of what is adapted, in the training
+    # of `start` too.
     seen: Dict[int, float]
     epochs: Optional[int] = None  # None: those of the config
     options: Tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from sct_mm import SCTLossHook, SharedAffineHook
 from sct_mm.models.scale import ssbn_layers
 
 from conftest import SCALES
-from helpers import batch, ssbn_model, train
+from helpers import apart, batch, plain_net, ssbn_model, train
 
 
 def gradients(model, *hooks):
@@ -52,8 +52,40 @@ def test_statistics_alone_are_private_after_training(tmp_path):
 
 
 def test_per_scale_is_refused():
+    model = ssbn_model()
+    SharedAffineHook().before_train(SimpleNamespace(model=model))
+    SCTLossHook().attach(model)
     with pytest.raises(RuntimeError, match="Set backward='joint'"):
-        model = ssbn_model()
-        SharedAffineHook().before_train(SimpleNamespace(model=model))
-        SCTLossHook().attach(model)
         model(**batch(), mode='loss')
+
+
+def test_rows_that_differ_and_no_rows_are_refused():
+    model = ssbn_model()
+    apart(ssbn_layers(model)[1])
+    with pytest.raises(ValueError, match=r'the scales \(16, 12, 8\) differ'):
+        SharedAffineHook().before_train(SimpleNamespace(model=model))
+    assert not any(p._backward_hooks for p in model.parameters())
+    with pytest.raises(ValueError, match='SSBN, but Sequential has none'):
+        SharedAffineHook().before_train(SimpleNamespace(model=plain_net()))
+
+
+def test_rows_apart_by_rounding_are_alike():
+    """So a run that died resumes: fused AdamW rounds its last entries, of odd
+    channels, otherwise."""
+    model = ssbn_model()
+    with torch.no_grad():
+        ssbn_layers(model)[0].weight[-1] += 1e-6
+    hook = SharedAffineHook()
+    hook.before_train(SimpleNamespace(model=model))
+    hook.after_train(None)
+
+
+def test_a_run_that_an_error_ended_leaves_nothing_behind():
+    """What was hooked before counts once, and goes at the end."""
+    model, hook = ssbn_model(), SharedAffineHook()
+    hook.before_train(SimpleNamespace(model=model))
+    once = gradients(copy.deepcopy(model), SharedAffineHook())
+    for name, grad in gradients(model, hook).items():
+        torch.testing.assert_close(grad, once[name])
+    hook.after_train(None)
+    assert not any(p._backward_hooks for p in model.parameters())
