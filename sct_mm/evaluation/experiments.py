@@ -51,6 +51,13 @@ SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
              divided(8))
 MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
               {size: 1 for size in range(28, 12, -2)})
+# The passes of any size, told by the sizes that the tables have.
+ANY_SEEN = {28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 20: 0.17,
+            18: 0.96, 16: 1.15, 14: 1.72}
+ANY_BASELINE = 'baselines/sct-any-size-{}_resnet18_1xb128_fashion-mnist'
+ANY_SSBN = ANY_SIZE._replace(seen=ANY_SEEN)
+ANY_AFFINE = Arm(ANY_BASELINE.format('shared-affine'), ANY_SEEN)
+ANY_SHARED = Arm(ANY_BASELINE.format('shared-bn'), ANY_SEEN)
 GLYPHS_SEEN = {96: 3.4, 72: 2.2, 48: 2.2, 36: 2.2}
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
@@ -107,6 +114,7 @@ EXPERIMENTS = {
         '28 alone': Arm(ALONE[28].config, {28: 5}, 5),
         '21 alone': Arm(ALONE[21].config, {21: 8}, 8),
         '14 alone': Arm(ALONE[14].config, {14: 19}, 19),
+        '28 alone, adapted': ADAPTED,
         'SCT, shared BN': SHARED,
         'SCT, shared BN, re-estimated': calibrated(SHARED, DEMO, EVEN),
         'SCT, private statistics, shared gamma and beta': Arm(
@@ -115,17 +123,21 @@ EXPERIMENTS = {
         'SCT, SSBN in the first stages': Arm(
             'baselines/sct-first-stages_resnet18_1xb128_fashion-mnist',
             divided(8)),
-        'one random size a step, shared BN': MIXSIZE,
-        'one random size a step, shared BN, re-estimated': calibrated(
-            MIXSIZE, DEMO, EVEN),
         'SCT, SSBN': SSBN,
         'SCT, SSBN, one scale a step': Arm(DEMO, divided(8), options=(
             'custom_hooks.2.partition=False',
             'custom_hooks.2.scales_per_step=1')),
-        'SCT, SSBN, any size': ANY_SIZE._replace(seen={
-            28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 20: 0.17,
-            18: 0.96, 16: 1.15, 14: 1.72}),
-        '28 alone, adapted': ADAPTED,
+    }, EVEN, TOP1),
+    'any-size-baselines': Experiment({
+        'one random size a step, shared BN': MIXSIZE,
+        'one random size a step, shared BN, re-estimated': calibrated(
+            MIXSIZE, DEMO, EVEN),
+        'SCT, shared BN': ANY_SHARED,
+        'SCT, shared BN, re-estimated': calibrated(ANY_SHARED, DEMO, EVEN),
+        'SCT, private statistics, shared gamma and beta': ANY_AFFINE,
+        'the same, re-estimated': calibrated(ANY_AFFINE, DEMO, EVEN),
+        'SCT, SSBN': ANY_SSBN,
+        'SCT, SSBN, re-estimated': calibrated(ANY_SSBN, DEMO, EVEN),
     }, EVEN, TOP1),
     'schedules': Experiment({
         'partition, 8 epochs': SSBN,
