@@ -78,6 +78,26 @@ def check_arguments(loss_weights, batch_transform, seed, scales_per_step,
     return loss_weights, seed, scales_per_step
 
 
+def check_progressive(share: float, partition: bool,
+                      scales_per_step: Optional[int], adapt: Any) -> float:
+    """``progressive`` of SCTLossHook as a float.
+
+    Raises:
+        TypeError, ValueError: if it is no share, or no scale of a step can
+            be left out for a smaller one.
+    """
+    share = check_number('progressive', share, 0, 'Give the share of the '
+                         'steps that prefer small scales.', 1)
+    if share and (adapt or not (partition or scales_per_step == 1)):
+        raise ValueError('`progressive` spends the compute of the base scale '
+                         'on smaller ones, but got '
+                         + (f'adapt={adapt!r}' if adapt else
+                            'a schedule that trains the base in each step')
+                         + '. Set scales_per_step=1 or partition=True without '
+                         'adapt, or leave it out.')
+    return share
+
+
 def resolve_scales(model: nn.Module,
                    wanted: Optional[Sequence[int]]) -> Tuple[int, ...]:
     """The scales to train ``model`` at: those of its SSBN layers, or

@@ -79,6 +79,12 @@ def test_ddp_with_a_static_graph_needs_joint(tmp_path):
     (dict(scales_per_step=0), ValueError, '`scales_per_step`'),
     (dict(scales_per_step=1, partition=True), ValueError,
      '`partition` divides .* but got scales_per_step=1'),
+    (dict(progressive=0.5), ValueError, '`progressive` .* but got a schedule '
+     'that trains the base in each step'),
+    (dict(progressive=0.5, scales_per_step=2), ValueError, '`progressive`'),
+    (dict(progressive=0.5, scales_per_step=1, adapt=True), ValueError,
+     'but got adapt=True'),
+    (dict(progressive=50, partition=True), ValueError, '`progressive` .* 50'),
     (dict(scales=16), TypeError, '`scales` must be a tuple of ints')])
 def test_bad_arguments(options, error, match):
     with pytest.raises(error, match=match):
