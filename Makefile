@@ -106,7 +106,6 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py baselines --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py any-size-baselines --out $(WORK)/reproduce
 
 reproduce-det: $(DET_DATA)/composed
 	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce

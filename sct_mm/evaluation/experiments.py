@@ -40,10 +40,11 @@ SSBN = Arm(DEMO, divided(8))
 ADAPTED = Arm(ALONE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
               start=ALONE[28], adapt=tuple(
                   '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
-# A scale's pass between costs what the size in the middle of its gap does.
+LONGER = Arm(ALONE[28].config, {28: 5}, 5)
+# The passes at the sizes in between, told by the sizes that all tables have.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
-    28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 19: 0.34, 18: 0.62,
-    17: 0.34, 16: 0.62, 15: 0.73, 14: 1.35})
+    28: 2.22, 26: 0.19, 24: 0.61, 22: 0.25, 21: 0.58, 20: 0.27, 18: 1.03,
+    16: 1.50, 14: 2.34})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 EVERY = Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5, EVERY_SCALE)
@@ -51,13 +52,8 @@ SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
              divided(8))
 MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
               {size: 1 for size in range(28, 12, -2)})
-# The passes of any size, told by the sizes that the tables have.
-ANY_SEEN = {28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 20: 0.17,
-            18: 0.96, 16: 1.15, 14: 1.72}
 ANY_BASELINE = 'baselines/sct-any-size-{}_resnet18_1xb128_fashion-mnist'
-ANY_SSBN = ANY_SIZE._replace(seen=ANY_SEEN)
-ANY_AFFINE = Arm(ANY_BASELINE.format('shared-affine'), ANY_SEEN)
-ANY_SHARED = Arm(ANY_BASELINE.format('shared-bn'), ANY_SEEN)
+ANY_SHARED = ANY_SIZE._replace(config=ANY_BASELINE.format('shared-bn'))
 GLYPHS_SEEN = {96: 3.4, 72: 2.2, 48: 2.2, 36: 2.2}
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
@@ -95,13 +91,14 @@ EXPERIMENTS = {
     'any-size': Experiment({
         '28 alone': ALONE[28],
         '28 alone, adapted': ADAPTED,
-        'SCT, SSBN, any size': ANY_SIZE,
+        '28 alone, for longer': LONGER,
+        'SCT, SSBN': ANY_SIZE,
     }, ANY, TOP1),
     'between': Experiment({
         'between=0.35': ANY_SIZE,
         'between=0': Arm(
-            ANY_SIZE.config, {28: 1.92, 24: 1.04, 21: 1.04, 18: 0.96,
-                              16: 0.96, 14: 2.08},
+            ANY_SIZE.config, {28: 2.19, 24: 0.76, 21: 0.91, 18: 1.09,
+                              16: 1.23, 14: 2.83},
             options=('custom_hooks.2.between=0.0', )),
     }, ANY, TOP1),
     'scales': Experiment({
@@ -109,35 +106,27 @@ EXPERIMENTS = {
         'SCT, shared BN': SHARED,
         'SCT, SSBN': SSBN,
     }, SIZES, TOP1),
-    # All for the compute of 4.6 to 5.0 epochs at 28.
+    # All for the compute of 4.5 to 5.1 epochs at 28.
     'baselines': Experiment({
-        '28 alone': Arm(ALONE[28].config, {28: 5}, 5),
+        '28 alone': LONGER,
         '21 alone': Arm(ALONE[21].config, {21: 8}, 8),
         '14 alone': Arm(ALONE[14].config, {14: 19}, 19),
         '28 alone, adapted': ADAPTED,
-        'SCT, shared BN': SHARED,
-        'SCT, shared BN, re-estimated': calibrated(SHARED, DEMO, EVEN),
-        'SCT, private statistics, shared gamma and beta': Arm(
-            'baselines/sct-shared-affine_resnet18_1xb128_fashion-mnist',
-            divided(8)),
-        'SCT, SSBN in the first stages': Arm(
-            'baselines/sct-first-stages_resnet18_1xb128_fashion-mnist',
-            divided(8)),
-        'SCT, SSBN': SSBN,
-        'SCT, SSBN, one scale a step': Arm(DEMO, divided(8), options=(
-            'custom_hooks.2.partition=False',
-            'custom_hooks.2.scales_per_step=1')),
-    }, EVEN, TOP1),
-    'any-size-baselines': Experiment({
         'one random size a step, shared BN': MIXSIZE,
         'one random size a step, shared BN, re-estimated': calibrated(
             MIXSIZE, DEMO, EVEN),
         'SCT, shared BN': ANY_SHARED,
         'SCT, shared BN, re-estimated': calibrated(ANY_SHARED, DEMO, EVEN),
-        'SCT, private statistics, shared gamma and beta': ANY_AFFINE,
-        'the same, re-estimated': calibrated(ANY_AFFINE, DEMO, EVEN),
-        'SCT, SSBN': ANY_SSBN,
-        'SCT, SSBN, re-estimated': calibrated(ANY_SSBN, DEMO, EVEN),
+        'SCT, SSBN in the first stages': ANY_SIZE._replace(
+            config=ANY_BASELINE.format('first-stages')),
+        'SCT, SSBN, private gamma and beta': ANY_SIZE._replace(
+            config=ANY_BASELINE.format('private-affine')),
+        'SCT, SSBN, not progressive': Arm(ANY_SIZE.config, {
+            28: 3.19, 26: 0.25, 24: 0.70, 22: 0.21, 21: 0.55, 20: 0.17,
+            18: 0.63, 16: 0.61, 14: 0.69}, 7,
+            ('custom_hooks.2.progressive=0.0', )),
+        'SCT, SSBN': ANY_SIZE,
+        'SCT, SSBN, re-estimated': calibrated(ANY_SIZE, DEMO, EVEN),
     }, EVEN, TOP1),
     'schedules': Experiment({
         'partition, 8 epochs': SSBN,
@@ -149,7 +138,7 @@ EXPERIMENTS = {
             DEMO, {28: 4, 21: 2, 14: 2}, 4,
             (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
         '28 alone, 3 epochs': ALONE[28],
-        '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
+        '28 alone, 5 epochs': LONGER,
     }, SIZES, TOP1),
     'distill': Experiment({
         'SCT, SSBN, all scales': EVERY,

@@ -15,11 +15,10 @@ WEIGHTS = {28: 0.5, 14: 0.3, 7: 0.2}
 
 
 def test_weights_by_hand():
-    counted = smallest_first(WEIGHTS)
-    total = 0.5 + 16 * 0.3 + 256 * 0.2
-    assert counted == pytest.approx({
-        28: 0.5 / total, 14: 4.8 / total, 7: 51.2 / total})
-    assert sum(smallest_first({16: 2., 8: 3.}).values()) == pytest.approx(5)
+    assert smallest_first(WEIGHTS) == pytest.approx({
+        28: 1 / 273, 14: 16 / 273, 7: 256 / 273})
+    assert smallest_first({16: 2., 8: 3., 4: 0.}) == pytest.approx({
+        16: 5 / 17, 8: 80 / 17, 4: 0})
     assert smallest_first({16: 1.}) == {16: 1.}
 
 
@@ -45,7 +44,7 @@ def test_pictures_of_each_scale_before_and_after(options):
 def test_a_share_too_small_at_first_is_refused():
     schedule = Schedule(WEIGHTS, 3, partition=True, progressive=0.5, steps=10)
     Schedule(WEIGHTS, 3, partition=True).check_batch(128)
-    with pytest.raises(ValueError, match='gives scale 28 a share of 0.01 of '
+    with pytest.raises(ValueError, match='gives scale 28 a share of 0.00 of '
                        'the 128 pictures'):
         schedule.check_batch(128)
 
