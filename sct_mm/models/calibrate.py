@@ -139,21 +139,26 @@ def _estimating(model: nn.Module, layers: Sequence[nn.Module],
 
 def _forward(model: nn.Module, batch: Any, size: int) -> int:
     """Run ``model`` on a batch; how many pictures it has."""
-    if isinstance(batch, dict) and 'inputs' in batch:
+    pictures = batch
+    if isinstance(batch, dict):
+        pictures = batch.get('inputs')
+    elif isinstance(batch, (list, tuple)) and batch:
+        pictures = batch[0]
+    if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
+        raise TypeError(
+            '`batches` must be floating point tensors (N, C, H, W), or dicts '
+            'with such `inputs`, but got a '
+            f'{getattr(pictures, "dtype", type(pictures).__name__)}. Take '
+            'what model.data_preprocessor() makes of a host\'s batch.')
+    if isinstance(batch, dict):  # padded, where it is a detector's
         model(**batch)
-        return len(batch['inputs'])
-    if isinstance(batch, (list, tuple)) and batch:
-        batch = batch[0]
-    if not isinstance(batch, Tensor):
-        raise TypeError('`batches` must be tensors (N, C, H, W), or dicts '
-                        f'with `inputs`, but got a {type(batch).__name__}. '
-                        'Take the pictures out of what a DataLoader gives.')
-    if batch.dim() > 3 and min(batch.shape[-2:]) != size:
+    elif pictures.dim() > 3 and min(pictures.shape[-2:]) != size:
         raise ValueError(f'`batches` must be pictures of {size} pixels, whose '
-                         f'rows they are for, but got {tuple(batch.shape)}. '
-                         'Resize them first.')
-    model(batch)
-    return len(batch)
+                         f'rows they are for, but got shape '
+                         f'{tuple(pictures.shape)}. Resize them first.')
+    else:
+        model(pictures)
+    return len(pictures)
 
 
 def _over_processes(sums: list, like: List[Tensor], pictures: int,

@@ -161,9 +161,9 @@ def convert_to_ssbn(model: nn.Module,
         raise TypeError('`model` must be an nn.Module, but got a '
                         f'{type(model).__name__}. Build it first.')
     for built in {layer.scales for layer in ssbn_layers(model)} - {scales}:
-        raise ValueError(f'`scales` must be those of the SSBN layers, {built}, '
-                         f'but got {scales}. Convert the plain network, or '
-                         'give one more size rows by add_scale().')
+        raise ValueError('`scales` must be those of the SSBN layers, '
+                         f'{built}, but got {scales}. Convert the plain '
+                         'network, or give a size rows by add_scale().')
     others = _left_behind(model)
     if not any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ValueError('`model` must have batch normalization to give each '

@@ -191,6 +191,11 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
 _pinning = threading.Lock()
 
 
+def _this_thread() -> Optional[int]:
+    # torch.compile cannot trace it.
+    return None if torch.compiler.is_compiling() else threading.get_ident()
+
+
 def _check_thread(layers: Sequence[nn.Module]) -> None:
     """Refuse a pin while that of another thread holds: one of them would be
     served by the rows of the other. Threads of autograd, which runs layers
@@ -199,7 +204,7 @@ def _check_thread(layers: Sequence[nn.Module]) -> None:
     Raises:
         RuntimeError: naming the size that is pinned.
     """
-    own = threading.get_ident()
+    own = _this_thread()
     others = {layer.pinned_by: layer.pinned_size for layer in layers
               if layer.pinned_by not in (None, own)}
     living = {t.ident for t in threading.enumerate()} if others else ()
@@ -282,7 +287,7 @@ def use_scale(model: nn.Module,
                    layer.record_ratio) for layer in ssbn_layers(model)]
         set_scale(model, size, record, edge)
         for layer, *_ in before:
-            layer.pinned_by = threading.get_ident()
+            layer.pinned_by = _this_thread()
     try:
         yield model
     finally:

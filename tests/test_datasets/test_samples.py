@@ -139,6 +139,17 @@ def test_nothing_of_the_input_is_changed():
                               new.gt_instances.masks.masks)
 
 
+@pytest.mark.parametrize('masks', ['bitmap', 'polygon'])
+@pytest.mark.parametrize('shape', [(128, 192), (32, 48)])
+def test_masks_of_another_size_are_refused(masks, shape):
+    batch = at(BASE, shapes=SHAPES[:1], masks=masks, pad=False)
+    instances = batch['data_samples'][0].gt_instances
+    instances.masks = instances.masks.resize(shape)
+    with pytest.raises(ValueError, match=r'gt_instances.masks` must be as '
+                       rf'large as their picture, \(64, 96\), .*{shape[0]}'):
+        resized(batch)
+
+
 def test_a_picture_without_objects():
     small = resized(at(BASE, n=0))
     for sample in small['data_samples']:
