@@ -86,13 +86,20 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
         boxes.unbind(-1), geometry.factor * 2)], -1)
 
 
+def _holds(shape: Shape, geometry: Geometry) -> bool:
+    """Whether what has ``shape`` is a picture's content and its padding: some
+    batch augments pad pictures alone."""
+    return all(low <= edge <= high for low, edge, high in zip(
+        geometry.old, shape, geometry.batch))
+
+
 def _resized_masks(masks: Any, geometry: Geometry, path: str) -> Any:
     """mmdet's bitmap or polygon masks; those of the batch's shape are padded
     to it again, even if a picture filled it."""
     old, new, batch, padded, *_ = geometry
     shape = masks.height, masks.width
     was_padded = shape == batch
-    if not was_padded and shape != old:
+    if not _holds(shape, geometry):
         raise ValueError(f'`{path}` must be as large as their picture, {old}, '
                          f'but got {shape}. Let each transform of the '
                          'pipeline that changes pictures change masks, too.')
@@ -107,8 +114,7 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     """A map (1, H, W), by nearest neighbour; padded as masks."""
     old, new, batch, padded, _, ignore = geometry
     was_padded = tuple(labels.shape[-2:]) == batch
-    if labels.dim() != 3 or (not was_padded
-                             and tuple(labels.shape[-2:]) != old):
+    if labels.dim() != 3 or not _holds(labels.shape[-2:], geometry):
         raise ValueError(f'`{path}` must have shape (C, H, W), as large as '
                          f'its picture, {old}, but got shape '
                          f'{tuple(labels.shape)}. Remove SegRescale from the '

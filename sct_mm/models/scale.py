@@ -14,7 +14,7 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_int
+from ..arguments import check_flag, check_int
 from .record import ExtentRecord, outermost_call
 
 DEFAULT_SCALES = (224, 192, 160, 128)
@@ -256,6 +256,7 @@ def set_scale(model: nn.Module,
         TypeError, ValueError: for what is no size; nothing is pinned then.
         RuntimeError: within use_scale() of another thread.
     """
+    check_flag('record', record)
     layers = ssbn_layers(model)
     _check_thread(layers)
     if size is not None:
