@@ -105,10 +105,10 @@ def resolve_scales(model: nn.Module,
 
     Raises:
         ValueError: if ``wanted`` contradicts the layers, or neither tells.
-        RuntimeError: if mmengine's ``sync_bn='torch'`` has converted SSBN.
+        RuntimeError: if mmengine's ``sync_bn`` has converted SSBN.
     """
     if damaged_by_sync_bn(model):
-        raise RuntimeError("`sync_bn='torch'` replaces SSBN by SyncBatchNorm "
+        raise RuntimeError('`sync_bn` replaces SSBN by SyncBatchNorm '
                            'and drops the statistics of each scale. Remove '
                            "it and set norm_cfg=dict(type='SyncSSBN').")
     built = scales_of(model)
