@@ -227,11 +227,11 @@ def test_no_held_out_pictures_are_refused(config):
 def test_no_picture_of_the_test_is_held_out(config, demo):
     """Also where another config names it, as of a split by `indices`."""
     tested = pictures_of(demo[1], 'test', indices=-6)
-    split = tested.split
-    left = held_out(config(indices=3, split=split), 28, None, tested)
+    same = dict(split='test', test_mode=True, download=False)
+    left = held_out(config(indices=3, **same), 28, None, tested)
     assert list(left.pictures.indices) == [3, 4, 5]
     with pytest.raises(UserError, match='The 6 training pictures .* test set'):
-        held_out(config(indices=6, split=split), 28, None, tested)
+        held_out(config(indices=6, **same), 28, None, tested)
     cfg = config(indices=None)
     one = dict(cfg.train_dataloader.dataset)
     cfg.train_dataloader.dataset = dict(type='KFoldDataset', dataset=one)
