@@ -1,13 +1,30 @@
 """A network of a config with the weights of a checkpoint, and no Runner."""
 import copy
+import warnings
 from collections import OrderedDict
-from typing import List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from ..models.scale import ScaleSpecific
 from .config import UserError
+
+
+def state_in(checkpoint: dict, path: str) -> dict:
+    """The weights in ``checkpoint``, which may be all that it is.
+
+    Raises:
+        UserError: for what is no state dict.
+    """
+    state: Any = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) for name in state):
+        raise UserError(f'The checkpoint {path!r} must hold weights by their '
+                        'names, but holds something else. Name one that a '
+                        'training or an export wrote.')
+    return state
 
 
 def without_wrapper(state: dict) -> OrderedDict:
@@ -41,6 +58,37 @@ def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
     return None
 
 
+def _layers_in(model: nn.Module, weights: dict, name: str
+               ) -> Iterator[Tuple[ScaleSpecific, Tensor]]:
+    """The layers with rows, and what ``weights`` calls their ``name``."""
+    for path, layer in model.named_modules():
+        value = weights.get(f'{path}.{name}'.lstrip('.'))
+        if isinstance(layer, ScaleSpecific) and isinstance(value, Tensor):
+            yield layer, value
+
+
+def other_scales(model: nn.Module, weights: dict) -> Optional[str]:
+    """Why rows that load by their rank are not those of the model's scales:
+    each layer keeps in its extra state which they are."""
+    for layer, state in _layers_in(model, weights, '_extra_state'):
+        if state.dim() == 2:
+            # What averages a state dict makes floats of them.
+            scales = tuple(state[:, 0].nan_to_num().round().int().tolist())
+            if scales != layer.scales:
+                return (f'its rows are of the scales {scales}, but the config '
+                        f'has {layer.scales}')
+    return None
+
+
+def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
+    """Say that a checkpoint of a network for one size fills all rows."""
+    if any(len(layer.scales) > 1 and value.dim() == 1 for layer, value
+           in _layers_in(model, without_wrapper(state), 'running_mean')):
+        warnings.warn(f'{path!r} is of a network for one size: the rows of '
+                      'all scales are the same. Train or calibrate them.',
+                      stacklevel=2)
+
+
 def check_fits(model: nn.Module, state: dict, path: str) -> None:
     """Load weights into ``model``, and refuse those that are missing or of
     other shapes, which mmengine would leave as they were initialised.
@@ -49,10 +97,11 @@ def check_fits(model: nn.Module, state: dict, path: str) -> None:
     embedding for another picture size, names of an older version.
 
     Raises:
-        UserError: for weights that do not fit.
+        UserError: for weights that do not fit, and rows of other scales.
         ValueError: for rows of another number of scales.
     """
-    misfit = misfit_of(model, without_wrapper(state))
+    weights = without_wrapper(state)
+    misfit = misfit_of(model, weights) or other_scales(model, weights)
     if misfit:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
@@ -84,7 +133,7 @@ def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(config)
-    state = checkpoint.get('state_dict', checkpoint)
+    state = state_in(checkpoint, path)
     check_fits(model, state, path)
     more = left_over(model, state)
     if more:
