@@ -1,8 +1,10 @@
 """What SCTLossHook compares before it trains: scales, model and pictures."""
 import inspect
+import itertools
 import logging
 from typing import Any, Optional, Sequence, Tuple
 
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -129,17 +131,28 @@ def check_pipeline(loader: Optional[dict], base: int) -> None:
                   'shrink them by the same ratio.', 'current')
 
 
-def check_run(runner: Any, backward: str, adapt: Any) -> None:
-    """Compare what a Runner makes of the model with the hook's arguments.
+def check_run(runner: Any, hook: Any) -> None:
+    """Compare what a Runner makes of the model with the arguments of
+    ``hook``.
 
     Raises:
-        ValueError: for DDP that wants every gradient in one backward pass.
+        ValueError: for DDP that wants every gradient in one backward pass,
+            and for `adapt` behind a hook that saves.
     """
-    if backward != 'joint' and getattr(runner.model, 'static_graph', False):
+    if hook.backward != 'joint' and getattr(runner.model, 'static_graph',
+                                            False):
         raise ValueError("`backward='per_scale'` cannot hand gradients to DDP "
                          "with static_graph=True. Set backward='joint', or "
                          'leave static_graph out.')
-    if adapt and not (runner._load_from or runner._resume):
+    if not hook.adapt:
+        return
+    before = itertools.takewhile(lambda each: each is not hook, runner.hooks)
+    if any(isinstance(each, CheckpointHook) for each in before):
+        raise ValueError('`priority` of SCTLossHook must be above that of '
+                         'CheckpointHook with adapt, which puts the base back '
+                         f'before it is saved, but got {hook.priority!r}. '
+                         'Leave it out.')
+    if not (runner._load_from or runner._resume):
         print_log('SCTLossHook: adapt keeps the network as its config builds '
                   'it, since load_from is not set.', 'current',
                   logging.WARNING)

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from ..models.scale import ScaleSpecific
 from .config import UserError
 
 
@@ -43,7 +44,8 @@ def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
 
 def check_fits(model: nn.Module, state: dict, path: str) -> None:
     """Load weights into ``model``, and refuse those that are missing or of
-    other shapes, which mmengine would leave as they were initialised.
+    other shapes, which mmengine would leave as they were initialised, and
+    rows of other scales, which it would load by their rank.
 
     They are judged as they are loaded, since hosts convert some: a position
     embedding for another picture size, names of an older version.
@@ -56,6 +58,21 @@ def check_fits(model: nn.Module, state: dict, path: str) -> None:
     if misfit:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
+    _check_scales(model, without_wrapper(state), path)
+
+
+def _check_scales(model: nn.Module, weights: dict, path: str) -> None:
+    """Compare the scales of ``model`` with those that SSBN wrote down."""
+    for name, layer in model.named_modules():
+        record = weights.get(f'{name}._extra_state')
+        if isinstance(layer, ScaleSpecific) and isinstance(
+                record, Tensor) and record.dim() == 2:
+            scales = tuple(record[:, 0].nan_to_num().round().long().tolist())
+            if scales != layer.scales:
+                raise UserError(
+                    f'{path!r} was trained at the scales {scales}, but the '
+                    f'config has {layer.scales}. Set the `scales` of its '
+                    '`norm_cfg` to those of the checkpoint.')
 
 
 def left_over(model: nn.Module, state: dict) -> List[str]:
@@ -66,6 +83,22 @@ def left_over(model: nn.Module, state: dict) -> List[str]:
     names = model.load_state_dict(weights, strict=False)[1]
     return [name for name in names if isinstance(weights.get(name), Tensor)
             and not name.endswith('_extra_state')]
+
+
+def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Load ``checkpoint`` into ``model``, and refuse one that holds less or
+    more.
+
+    Raises:
+        UserError: as :func:`check_fits`, and for weights too many.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    check_fits(model, state, path)
+    more = left_over(model, state)
+    if more:
+        raise UserError(f'{path!r} does not fit the config: the network has '
+                        f'no place for {more[0]}. Name the config it was '
+                        'trained with.')
 
 
 def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
@@ -84,11 +117,5 @@ def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(config)
-    state = checkpoint.get('state_dict', checkpoint)
-    check_fits(model, state, path)
-    more = left_over(model, state)
-    if more:
-        raise UserError(f'{path!r} does not fit the config: the network has '
-                        f'no place for {more[0]}. Name the config it was '
-                        'trained with.')
+    check_is_of(model, checkpoint, path)
     return model.eval()

@@ -154,6 +154,7 @@ class SCTLossHook(Hook):
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
         self.check_finite = check_finite
         self.step = 0
+        self._told = False  # the step, by a Runner
         self._handles: list = []
         self._passes: Optional[Passes] = None  # of the model attached to
         self._finite = FiniteLosses()
@@ -172,7 +173,7 @@ class SCTLossHook(Hook):
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
-        check_run(runner, self.backward, self.adapt)
+        check_run(runner, self)
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
         size = batch_size_of(runner.train_dataloader)
         if size:
@@ -180,7 +181,7 @@ class SCTLossHook(Hook):
             self._passes.shares_fit = True
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self.step = runner.iter
+        self.step, self._told = runner.iter, True
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         if self._passes is not None and not self._passes.taken:
@@ -266,7 +267,7 @@ class SCTLossHook(Hook):
             self._handles.pop().remove()
         if self._passes is not None:
             self._passes.release()  # also a pass that Ctrl-C ended
-        self._passes, self._points = None, {}
+        self._passes, self._points, self._told = None, {}, False
 
     @property
     def model(self) -> Optional[nn.Module]:
@@ -293,6 +294,6 @@ class SCTLossHook(Hook):
         if model is not self.model:
             return None
         losses = self._passes.after(kwargs, losses)
-        if losses is not None:
-            self.step += 1  # where no Runner says it
+        # Without a Runner each pass is a step; with one, SAM's two are one.
+        self.step += losses is not None and not self._told
         return losses
