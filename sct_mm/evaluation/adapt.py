@@ -27,8 +27,8 @@ from .calibrate import estimate, prepare_run, save_weights
 
 _START = 'calibrated.pth'
 # Of its config what a run cannot change in the middle.
-_ITS_OWN = ('model', 'data_preprocessor', 'train_dataloader', 'train_cfg',
-            'optim_wrapper', 'param_scheduler', 'custom_hooks')
+_ITS_OWN = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
+            'param_scheduler', 'custom_hooks')
 
 
 def check_stock(cfg: Config) -> None:

@@ -182,7 +182,6 @@ def test_it_goes_on_with_its_own_run_alone(stock):
             adapt_checkpoint(CONFIG, run[0], scales, out=run[2],
                              pictures=32, cfg_options=FEW, resume=True,
                              **{'epochs': 0, 'sizes': [18], **options})
-    adapt(stock, epochs=0, sizes=[18], resume=True)
 
 
 def test_checkpoints_of_another_training_are_kept(stock):
