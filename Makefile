@@ -62,8 +62,8 @@ NAMED = | sed -u 's/^/$(1): /'
 # mmcv-lite has no compiled operators, and may not stand beside mmcv.
 EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 
-# Batches divided over six scales keep one core busy, not two: the one runs
-# beside the other.
+# Pictures of 14 pixels keep one core busy, not two: the one runs beside the
+# other.
 demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training for 28 pixels, then smaller sizes for it; beside it, training for any size"
 	echo "from 28 to 14: 5 minutes on two cores. All that they log is in $(WORK)."

@@ -7,5 +7,5 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', begin=5, end=146, T_max=141, convert_to_iter_based=True)]
+    dict(type='CosineAnnealingLR', begin=5, end=171, T_max=166, convert_to_iter_based=True)]
 custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]

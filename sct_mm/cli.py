@@ -164,9 +164,12 @@ def sentence_of(error: Exception) -> Optional[str]:
     if isinstance(error, OSError) and error.errno in _FULL:  # a log, a plot
         return (f'{error}. Make room, and run this again (a training by '
                 '--resume).')
-    if isinstance(error, URLError):  # by a data set, a checkpoint's address
-        return (f'A file could not be downloaded ({error.reason}). Put it '
-                'where the config looks for it, or try again with a network.')
+    if isinstance(error, URLError):  # of a data set that loads itself
+        return (f'A download failed ({error.reason}). Connect to the network, '
+                'or put the files where the config names them.')
+    if isinstance(error, OSError) and error.filename is not None:
+        return (f'{str(error.filename)!r} cannot be used ({error.strerror}). '
+                'Name another in the command or the config, or mend it.')
     if isinstance(error, pickle.UnpicklingError):
         return f'A file cannot be read ({cause_of(error)}).'
     return None

@@ -36,7 +36,9 @@ def fashion(root):
     pictures = rng.integers(0, 99, (12, 28, 28)) + labels[:, None, None]
     for split in ('train', 't10k'):  # the host asks for both
         write_idx(root / f'{split}-labels-idx1-ubyte', labels)
-        write_idx(root / f'{split}-images-idx3-ubyte', pictures)
+        # No picture is in both.
+        write_idx(root / f'{split}-images-idx3-ubyte',
+                  pictures + (split == 'train'))
     cfg = Config.fromfile(osp.join(ROOT, FASHION))
     model = built(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     torch.save(dict(state_dict=model.state_dict(), meta=dict(

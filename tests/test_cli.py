@@ -1,9 +1,11 @@
 """What a tool shows, and what it leaves out."""
 import contextlib
 import io
+import os
 import subprocess
 import sys
 import warnings
+from urllib.error import URLError
 
 import pytest
 from mmengine.logging import print_log
@@ -25,6 +27,10 @@ def main():
 
 cli(main)
 """
+
+
+def _no_network():
+    raise URLError('no route')
 
 
 def show(*options):
@@ -54,6 +60,16 @@ def test_what_hosts_print_is_left_out(capsys):
 
     cli(main)
     assert capsys.readouterr().out == '| 28 | 91.8 |\nno end of a line\nlast'
+
+
+@pytest.mark.parametrize('fail, said', [
+    (lambda: open('/no/file'), "'/no/file' cannot be used (No such file"),
+    (lambda: os.makedirs(__file__), 'cannot be used (File exists)'),
+    (_no_network, 'A download failed (no route)')])
+def test_files_that_cannot_be_used_are_one_sentence(fail, said, capsys):
+    with pytest.raises(SystemExit):
+        cli(fail)
+    assert said in capsys.readouterr().err
 
 
 def test_a_failure_leaves_nothing_behind(capsys):

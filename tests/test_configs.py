@@ -57,7 +57,7 @@ def test_config(path):
     assert loop.pop('type') == 'ScalesValLoop'
     assert check_sizes(loop.get('sizes'), model) == (scales or sct[0].scales)
     assert (scales is None) == ('shared-bn' in file)
-    sct[0].attach(with_trained_base(model))
+    sct[0].attach(with_trained_base(model), steps=2)
     assert size == (scales or sct[0].scales)[0]
     pictures = 18 if sct[0].partition else 2
     channels = cfg.model.get('model', cfg.model).backbone.get(

@@ -52,6 +52,11 @@ CASES = {
         [('mmcv', '2.1.0', 'mmcv'), ('onedl-mmcv', '2.3.6', 'mmcv'),
          ('onedl-mmengine', '0.10.12', 'mmengine')],
         ['mmcv comes from mmcv and onedl-mmcv', 'onedl-mmcv==2.3.6']),
+    'a torchvision for another torch': (
+        [('torch', '2.11.0', 'torch'), ('torchvision', '0.21.0', 'torchvision',
+          "raise RuntimeError('operator torchvision::nms does not exist')")],
+        ['torchvision cannot be imported', 'no pip', '-m ensurepip',
+         'install torch==2.11.0 torchvision']),
     'two mmengine': (
         [('mmengine', '0.10.7', 'mmengine'),
          ('mmengine-lite', '0.10.7', 'mmengine')],
@@ -154,6 +159,11 @@ def test_a_torch_that_refuses_checkpoints():
 def test_the_import_names_the_doctor(tmp_path):
     code, output = run(tmp_path, '-c', 'import sct_mm')
     assert code == 1 and 'Run `python -m sct_mm.doctor`' in output
+
+
+def test_it_takes_no_options():
+    code, output = run(ROOT, '-m', 'sct_mm.doctor', '--fix')
+    assert code == 2 and 'unrecognized arguments: --fix' in output
 
 
 def test_here_nothing_conflicts():

@@ -69,7 +69,7 @@ def main() -> None:
         part=args.part, fuse=not args.no_fuse, softmax=args.softmax,
         prefix=args.prefix, pictures=args.pictures, tolerance=args.tolerance,
         result=args.result, force=args.force, cfg_options=args.cfg_options)
-    report(manifest, args.pictures)
+    report(manifest)
 
 
 if __name__ == '__main__':

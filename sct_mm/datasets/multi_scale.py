@@ -161,9 +161,8 @@ def check_batch(batch: dict) -> None:
                         f'{other or sorted(batch)}. {fix}')
     inputs: Any = batch['inputs']
     if not isinstance(inputs, Tensor) or inputs.dim() != 4:
-        shape = getattr(inputs, 'shape', None)
-        got = (f'a {type(inputs).__name__}' if shape is None
-               else f'shape {tuple(shape)}')
+        got = (f'shape {tuple(inputs.shape)}' if isinstance(inputs, Tensor)
+               else f'a {type(inputs).__name__}')
         raise TypeError('`inputs` of a batch at several scales must be a '
                         f'tensor (N, C, H, W), but got {got}. {fix}')
     if not inputs.is_floating_point():

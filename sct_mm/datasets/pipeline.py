@@ -24,14 +24,17 @@ _TRAIN_SIZES = {
 
 
 def type_name(config: dict) -> str:
-    """The ``type`` of a config without its scope; it may be the class."""
-    kind = config.get('type')
+    """The ``type`` of a config without its scope; it may be the class. In a
+    pipeline a function, or a transform that is built, may stand for one."""
+    kind = config.get('type') if isinstance(config, dict) else type(config)
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2]
 
 
 def _size_key(transform: dict, sizes: Dict[str, str] = _SIZES
               ) -> Optional[str]:
+    if not isinstance(transform, dict):
+        return None
     key = sizes.get(type_name(transform))
     return key if key and transform.get(key) is not None else None
 
@@ -65,7 +68,7 @@ def nominal_size(pipeline: List[dict]) -> int:
         key = _size_key(transform)
         if key:
             return int(min(_edges(transform[key])))
-    names = [t.get('type') for t in pipeline]
+    names = [type_name(t) for t in pipeline]
     raise ValueError('The test pipeline must have one of '
                      f'{sorted(_SIZES)} to set the size, but got {names}. '
                      "Add e.g. dict(type='Resize', scale=224).")

@@ -86,11 +86,23 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
         boxes.unbind(-1), geometry.factor * 2)], -1)
 
 
-def _resized_masks(masks: Any, geometry: Geometry) -> Any:
+def _holds(shape: Shape, geometry: Geometry) -> bool:
+    """Whether what has ``shape`` is a picture's content and its padding: some
+    batch augments pad pictures alone."""
+    return all(low <= edge <= high for low, edge, high in zip(
+        geometry.old, shape, geometry.batch))
+
+
+def _resized_masks(masks: Any, geometry: Geometry, path: str) -> Any:
     """mmdet's bitmap or polygon masks; those of the batch's shape are padded
     to it again, even if a picture filled it."""
     old, new, batch, padded, *_ = geometry
-    was_padded = (masks.height, masks.width) == batch
+    shape = masks.height, masks.width
+    was_padded = shape == batch
+    if not _holds(shape, geometry):
+        raise ValueError(f'`{path}` must be as large as their picture, {old}, '
+                         f'but got {shape}. Let each transform of the '
+                         'pipeline that changes pictures change masks, too.')
     content = masks.masks
     if isinstance(content, np.ndarray):
         content = content[:, :old[0], :old[1]]
@@ -102,8 +114,7 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     """A map (1, H, W), by nearest neighbour; padded as masks."""
     old, new, batch, padded, _, ignore = geometry
     was_padded = tuple(labels.shape[-2:]) == batch
-    if labels.dim() != 3 or (not was_padded
-                             and tuple(labels.shape[-2:]) != old):
+    if labels.dim() != 3 or not _holds(labels.shape[-2:], geometry):
         raise ValueError(f'`{path}` must have shape (C, H, W), as large as '
                          f'its picture, {old}, but got shape '
                          f'{tuple(labels.shape)}. Remove SegRescale from the '
@@ -152,7 +163,8 @@ def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
             known['bboxes'] = _resized_boxes(element.bboxes, geometry,
                                              f'{path}.bboxes')
         if hasattr(element.get('masks'), 'rescale'):  # mmdet's masks
-            known['masks'] = _resized_masks(element.masks, geometry)
+            known['masks'] = _resized_masks(element.masks, geometry,
+                                            f'{path}.masks')
         known.update(
             (key, resized_areas(value, math.prod(geometry.factor)))
             for key, value in element.items() if is_area(key, value))
@@ -184,7 +196,8 @@ def resized_sample(sample: BaseDataElement,
             coordinates (proposals, keypoints, depth, ``cam2img``), by its
             dimensions or its name, naming it, and for another sample than a
             ``BaseDataElement``.
-        ValueError: for a semantic map that is not as large as its picture.
+        ValueError: for masks or a semantic map that are not as large as the
+            picture.
     """
     if not isinstance(sample, BaseDataElement):
         raise TypeError('`data_samples` must be BaseDataElements of mmengine, '

@@ -1,4 +1,5 @@
 """Prints the diagnosis; the exit code is 1 if something conflicts."""
+import argparse
 import platform
 import sys
 from typing import List
@@ -48,6 +49,10 @@ def report(env: Environment, conflicts: List[Conflict]) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        'python -m sct_mm.doctor', description='Say what is installed, what '
+        'conflicts, and the commands that mend it; the exit code is 1 if '
+        'something does.').parse_args()
     env = examine()
     conflicts = conflicts_of(env)
     print(report(env, conflicts))

@@ -24,11 +24,11 @@ class Conflict(NamedTuple):
     mend: Tuple[str, ...]  # commands
 
 
-def command(*words: str) -> str:
+def command(*words: str, module: str = 'pip') -> str:
     python = sys.executable
     if python.startswith(osp.join(osp.abspath('.'), '')):
         python = osp.relpath(python)
-    return shlex.join((python, '-m', 'pip', *words))
+    return shlex.join((python, '-m', module, *words))
 
 
 def wanted(distribution: str) -> str:
@@ -199,6 +199,9 @@ def remedy(env: Environment, name: str, error: str,
     owner = next(iter(env.owners.get(name, ())), name)
     if lacks:
         return (command('install', DISTRIBUTIONS.get(lacks, lacks)), )
+    if 'torchvision::' in error:  # its operators are for another torch
+        torch = env.version('torch').partition('+')[0]
+        return (command('install', f'torch=={torch}', 'torchvision'), )
     if name == 'cv2' and '.so' in error:  # a library of a desktop
         return (command('uninstall', '-y', owner),
                 command('install', '--no-deps', wanted(DISTRIBUTIONS[name])))
@@ -220,6 +223,10 @@ def old_torch(env: Environment) -> Iterator[Conflict]:
 
 
 def conflicts_of(env: Environment) -> List[Conflict]:
-    return [conflict for check in (missing, doubled, out_of_bounds, operators,
-                                   old_torch, unimportable)
-            for conflict in check(env)]
+    found = [conflict for check in (missing, doubled, out_of_bounds, operators,
+                                    old_torch, unimportable)
+             for conflict in check(env)]
+    if found and not util.find_spec('pip'):  # as in a venv of uv
+        found.insert(0, Conflict('This Python has no pip, which mends what '
+                                 'follows.', (command(module='ensurepip'), )))
+    return found

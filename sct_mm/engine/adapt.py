@@ -132,7 +132,11 @@ class AdaptPasses(Passes):
     base its statistics) is put back by :meth:`restore`.
 
     Args:
-        adapt: see ``SCTLossHook``.
+        adapt: True: by KL from the network's own logits at the base, without
+            labels, or, where it returns no logits (detectors), by its own
+            losses. 'logits', 'labels' and 'both' choose. A layer that its
+            host keeps in evaluation mode (``norm_eval``) trains weight and
+            bias alone.
     """
 
     def __init__(self, model: nn.Module, *args,

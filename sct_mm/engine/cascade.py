@@ -1,7 +1,7 @@
 """Early exit over sizes: small first, larger only where it is unsure."""
 from numbers import Real
-from typing import (Any, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple, Union)
+from typing import (Any, Iterable, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple, Union)
 
 import torch
 from mmengine.model import BaseModel
@@ -76,6 +76,9 @@ def check_thresholds(thresholds: Union[float, Sequence[float]],
     """
     if isinstance(thresholds, Real):
         thresholds = [thresholds]
+    if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
+        raise TypeError('`thresholds` must be a number or a list of them, but '
+                        f'got {thresholds!r}. Give e.g. 0.9.')
     hint = 'A confidence above it decides: 0 decides all, 1 none.'
     found = [check_number('thresholds', each, 0, hint, 1)
              for each in thresholds]
@@ -89,24 +92,48 @@ def check_thresholds(thresholds: Union[float, Sequence[float]],
 
 
 def scores_in(outputs: Any) -> Tensor:
-    """The probabilities (N, classes) in what a classifier gives: logits, or
-    samples with a ``pred_score``.
+    """The probabilities (N, classes) in what a classifier gives: logits,
+    probabilities, or samples with a ``pred_score``.
 
     Raises:
         UserError: for another network's.
     """
-    if isinstance(outputs, Tensor) and outputs.dim() == 2:
-        return outputs.softmax(1)
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and (
+            outputs.shape[1] > 1):  # one logit would always be sure
+        return outputs if _are_scores(outputs, 1e-3) else outputs.softmax(1)
     if isinstance(outputs, (list, tuple)) and outputs and all(
             getattr(getattr(sample, 'pred_score', None), 'ndim', 0) == 1
             for sample in outputs):
         return torch.stack([sample.pred_score for sample in outputs])
     first = (outputs[0] if isinstance(outputs, (list, tuple)) and outputs
              else outputs)
+    shape = (f' of shape {tuple(first.shape)}' if isinstance(first, Tensor)
+             else '')
     raise UserError('A cascade serves classifiers, which give logits (N, '
                     'classes) or samples with a `pred_score`, but got '
-                    f'{type(first).__name__}. Test another network by '
+                    f'{type(first).__name__}{shape}. Test another network by '
                     '--scales.')
+
+
+def _are_scores(values: Tensor, tolerance: float) -> bool:
+    """Whether ``values`` (N, classes) are probabilities, which sum to 1."""
+    sums = values.float().sum(1)
+    return bool(((values >= 0).all(1)
+                 & ((sums - 1).abs() <= tolerance)).all())
+
+
+def check_scores(scores: Tensor) -> None:
+    """Refuse (N, classes) that are no probabilities of classes that exclude
+    each other, as those of several labels; NaN is never sure.
+
+    Raises:
+        UserError: for sums that are not 1.
+    """
+    if not _are_scores(scores, 0.05) and bool(scores.isfinite().all()):
+        raise UserError('A cascade serves classifiers of one label a picture, '
+                        'whose scores sum to 1, but got a sum of '
+                        f'{float(scores[0].float().sum()):.3g}. Test another '
+                        'network by --scales.')
 
 
 class Cascade(BaseModel):
@@ -225,7 +252,9 @@ class Cascade(BaseModel):
                 outputs = self.model(resized, samples, mode='predict')
             else:
                 outputs = self.model(resized)
-        return outputs, scores_in(outputs)
+        scores = scores_in(outputs)
+        check_scores(scores)
+        return outputs, scores
 
     def _check(self, inputs: Tensor, mode: str) -> None:
         edge = min(inputs.shape[-2:])

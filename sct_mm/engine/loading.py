@@ -1,7 +1,8 @@
 """A network of a config with the weights of a checkpoint, and no Runner."""
 import copy
+import warnings
 from collections import OrderedDict
-from typing import List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -9,6 +10,21 @@ from torch import Tensor, nn
 
 from ..models.scale import ScaleSpecific
 from .config import UserError
+
+
+def state_in(checkpoint: dict, path: str) -> dict:
+    """The weights in ``checkpoint``, which may be all that it is.
+
+    Raises:
+        UserError: for what is no state dict.
+    """
+    state: Any = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) for name in state):
+        raise UserError(f'The checkpoint {path!r} must hold weights by their '
+                        'names, but holds something else. Name one that a '
+                        'training or an export wrote.')
+    return state
 
 
 def without_wrapper(state: dict) -> OrderedDict:
@@ -42,6 +58,42 @@ def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
     return None
 
 
+def _layers_in(model: nn.Module, weights: dict, name: str
+               ) -> Iterator[Tuple[ScaleSpecific, Tensor]]:
+    """The layers with rows, and what ``weights`` calls their ``name``."""
+    for path, layer in model.named_modules():
+        value = weights.get(f'{path}.{name}'.lstrip('.'))
+        if isinstance(layer, ScaleSpecific) and isinstance(value, Tensor):
+            yield layer, value
+
+
+def check_scales_of(model: nn.Module, weights: dict, path: str) -> None:
+    """Refuse rows that load by their rank, but are of other scales than the
+    model's: each layer keeps in its extra state which they are.
+
+    Raises:
+        UserError: naming both.
+    """
+    for layer, record in _layers_in(model, weights, '_extra_state'):
+        if record.dim() == 2:
+            # What averages a state dict makes floats of them.
+            scales = tuple(record[:, 0].nan_to_num().round().int().tolist())
+            if scales != layer.scales:
+                raise UserError(
+                    f'{path!r} was trained at the scales {scales}, but the '
+                    f'config has {layer.scales}. Set the `scales` of its '
+                    '`norm_cfg` to those of the checkpoint.')
+
+
+def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
+    """Say that a checkpoint of a network for one size fills all rows."""
+    if any(len(layer.scales) > 1 and value.dim() == 1 for layer, value
+           in _layers_in(model, without_wrapper(state), 'running_mean')):
+        warnings.warn(f'{path!r} is of a network for one size: the rows of '
+                      'all scales are the same. Train or calibrate them.',
+                      stacklevel=2)
+
+
 def check_fits(model: nn.Module, state: dict, path: str) -> None:
     """Load weights into ``model``, and refuse those that are missing or of
     other shapes, which mmengine would leave as they were initialised, and
@@ -51,28 +103,15 @@ def check_fits(model: nn.Module, state: dict, path: str) -> None:
     embedding for another picture size, names of an older version.
 
     Raises:
-        UserError: for weights that do not fit.
+        UserError: for weights that do not fit, and rows of other scales.
         ValueError: for rows of another number of scales.
     """
-    misfit = misfit_of(model, without_wrapper(state))
+    weights = without_wrapper(state)
+    misfit = misfit_of(model, weights)
     if misfit:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
-    _check_scales(model, without_wrapper(state), path)
-
-
-def _check_scales(model: nn.Module, weights: dict, path: str) -> None:
-    """Compare the scales of ``model`` with those that SSBN wrote down."""
-    for name, layer in model.named_modules():
-        record = weights.get(f'{name}._extra_state')
-        if isinstance(layer, ScaleSpecific) and isinstance(
-                record, Tensor) and record.dim() == 2:
-            scales = tuple(record[:, 0].nan_to_num().round().long().tolist())
-            if scales != layer.scales:
-                raise UserError(
-                    f'{path!r} was trained at the scales {scales}, but the '
-                    f'config has {layer.scales}. Set the `scales` of its '
-                    '`norm_cfg` to those of the checkpoint.')
+    check_scales_of(model, weights, path)
 
 
 def left_over(model: nn.Module, state: dict) -> List[str]:
@@ -92,7 +131,7 @@ def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
     Raises:
         UserError: as :func:`check_fits`, and for weights too many.
     """
-    state = checkpoint.get('state_dict', checkpoint)
+    state = state_in(checkpoint, path)
     check_fits(model, state, path)
     more = left_over(model, state)
     if more:

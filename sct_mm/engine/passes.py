@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.scale import serving_scale, ssbn_layers, use_scale
+from .advice import warn_if_frozen
 from .backward import BACKWARDS, Pin
-from .checks import check_gradients, check_pictures, warn_if_frozen
+from .checks import check_gradients, check_pictures
 from .finite import FiniteLosses, name_pass, named
 from .log import joined, logged
 from .parts import parts_of_batch

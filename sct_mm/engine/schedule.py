@@ -1,17 +1,10 @@
-"""Which scales one training step runs, and on which of its pictures.
-
-Pure functions of (seed, step): every process agrees, and a resumed run goes
-on as the unbroken one would.
-"""
+"""Which passes one training step runs, and on which of its pictures: pure
+functions of (seed, step), as those of draw.py are."""
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
-import torch
-
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly over [0, 1)
-_ONE = 2**53  # ints of this size divide exactly, whatever the seed
-_SCALE, _BETWEEN, *_SIZE = (int(stride % 1 * _ONE) for stride in (
-    _GOLDEN, 2**0.5, 3**0.5, 7**0.5))
+from .draw import (BETWEEN, GOLDEN, SIZE, evenly, scales_of_step,
+                   smallest_first, weights_of_step)
 
 
 def check_scales_per_step(count: Optional[int],
@@ -29,92 +22,6 @@ def check_scales_per_step(count: Optional[int],
                          f'{len(scales)} scales {tuple(scales)}, but got '
                          f'{count!r}. Leave it out to train all of them.')
     return count
-
-
-def _chances(weights: Dict[int, float], count: int) -> Dict[int, float]:
-    """How likely each of the smaller scales is in a step of ``count``: in
-    proportion to its weight, at most 1; they sum up to ``count - 1``."""
-    base, others = max(weights), dict(weights)
-    others.pop(base)
-    chances: Dict[int, float] = {}
-    left = count - 1
-    while left > 0 and sum(others.values()) > 0:
-        total = sum(others.values())
-        sure = [s for s, w in others.items() if w * left >= total]
-        if not sure:
-            chances.update({s: w * left / total for s, w in others.items()})
-            break
-        chances.update(dict.fromkeys(sure, 1.0))
-        left -= len(sure)
-        for scale in sure:
-            others.pop(scale)
-    return {s: p for s, p in chances.items() if p > 0}
-
-
-def _evenly(seed: int, step: int, stride: int) -> float:
-    """A point in [0, 1) for each step: those of steps in a row are spread
-    evenly, as coin flips are not.
-
-    Args:
-        stride: an irrational part of ``_ONE``. Points of two strides that no
-            fractions relate are independent of each other (Weyl).
-    """
-    return (step + seed * 1_000_003) * stride % _ONE / _ONE
-
-
-def _one_scale(weights: Dict[int, float], point: float) -> int:
-    """The scale at ``point`` of [0, 1), of which each has its share."""
-    drawn = [scale for scale, weight in weights.items() if weight > 0]
-    reached, total = 0.0, sum(weights.values())
-    for scale in drawn:
-        reached += weights[scale] / total
-        if point < reached:
-            return scale
-    return drawn[-1]  # the sum is 1 but for rounding
-
-
-def scales_of_step(weights: Dict[int, float], count: int, seed: int,
-                   step: int) -> Tuple[int, ...]:
-    """The scales that a step trains, from the largest down.
-
-    Of several, the base and ``count - 1`` of the others, drawn by their
-    weights without repetition (systematic sampling in a random order; our
-    choice: US-Nets, arXiv 1903.05134, keep the smallest too and draw those
-    between). One is drawn by the weights, evenly over the steps.
-    """
-    if count == len(weights):
-        return tuple(sorted(weights, reverse=True))
-    if count == 1:
-        return (_one_scale(weights, _evenly(seed, step, _SCALE)), )
-    chances = _chances(weights, count)
-    generator = torch.Generator().manual_seed(
-        (seed * 1_000_003 + step) % 2**63)
-    order = torch.randperm(len(chances), generator=generator).tolist()
-    point = torch.rand((), generator=generator, dtype=torch.float64).item()
-    drawn, reached = [max(weights)], 0.0
-    names = list(chances)
-    for i in order:
-        reached += chances[names[i]]
-        if i == order[-1]:
-            reached = round(reached)  # it is an int but for rounding
-        if reached > point:
-            drawn.append(names[i])
-            point += 1
-    return tuple(sorted(drawn, reverse=True))
-
-
-def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
-    """lambda_s of a step in which scale s is drawn: such that the mean over
-    the steps is the loss of all scales, and each step weighs the same."""
-    base = max(weights)
-    if count == len(weights):
-        return dict(weights)
-    if count == 1:
-        total = sum(weights.values())
-        return {s: total for s, weight in weights.items() if weight > 0}
-    return {base: weights[base],
-            **{s: weights[s] / chance
-               for s, chance in _chances(weights, count).items()}}
 
 
 def check_shares(pictures: int, weights: Dict[int, float]) -> None:
@@ -144,7 +51,7 @@ def shares_of_step(pictures: int, weights: Dict[int, float],
     a base with less takes all. Only a short last batch is that small, see
     :func:`check_shares`.
     """
-    phase = step * _GOLDEN % 1
+    phase = step * GOLDEN % 1
     total = sum(weights.values())
     sizes, end, reached = {}, 0, 0.0
     for scale in sorted(weights):  # the base is the last: it takes the rest
@@ -212,13 +119,13 @@ def sizes_of_step(scales: Sequence[int], between: float, divisor: int,
     90.0 and 87.6 with 0.3, 89.6 and 88.1 with 0.5; the scales differ by 0.3.
     """
     sizes = dict(zip(scales, scales))
-    if _evenly(seed, step, _BETWEEN) >= between:
+    if evenly(seed, step, BETWEEN) >= between:
         return sizes
-    points = [_evenly(seed, step, stride) for stride in _SIZE]
+    points = [evenly(seed, step, stride) for stride in SIZE]
     for rank, (scale, choices) in enumerate(sizes_between(
             scales, divisor).items()):
         # Apart from each other within a step, and even over the steps.
-        part = sum((point + rank * _GOLDEN) % 1 for point in points) / 2
+        part = sum((point + rank * GOLDEN) % 1 for point in points) / 2
         sizes[scale] = choices[int(part * len(choices))]
     return sizes
 
@@ -242,7 +149,8 @@ class Schedule(NamedTuple):
 
     ``weights``: {scale: lambda_s}, from the largest down.
     ``count``: scales a step, with the base also where ``base_trains`` is
-    False. The others are arguments of ``SCTLossHook``.
+    False. ``steps``: of the training, where ``progressive`` needs them. The
+    others are arguments of ``SCTLossHook``.
     """
     weights: Dict[int, float]
     count: int
@@ -251,6 +159,14 @@ class Schedule(NamedTuple):
     between: float = 0.0
     divisor: int = 1
     base_trains: bool = True
+    progressive: float = 0.0
+    steps: int = 0
+
+    def weights_at(self, step: int) -> Dict[int, float]:
+        """lambda_s that the scales of ``step`` are drawn by."""
+        if step < self.progressive * self.steps:
+            return smallest_first(self.weights)
+        return self.weights
 
     def _trained(self, weights: Dict[int, float]) -> Dict[int, float]:
         base = max(self.weights)
@@ -259,17 +175,19 @@ class Schedule(NamedTuple):
 
     def check_batch(self, pictures: int) -> None:
         """As :func:`check_shares`, of a batch of ``pictures``."""
-        if self.partition:
+        # Those of the first step and of the last.
+        for step in (0, self.steps) if self.partition else ():
             check_shares(pictures, self._trained(
-                weights_of_step(self.weights, self.count)))
+                weights_of_step(self.weights_at(step), self.count)))
 
     def passes(self, pictures: int, step: int) -> List[Pass]:
         """The passes of a step on a batch of ``pictures``, from the largest
         scale down."""
-        of_scale = weights_of_step(self.weights, self.count)
+        drawn_by = self.weights_at(step)
+        of_scale = weights_of_step(drawn_by, self.count)
         weights = self._trained({
             scale: of_scale[scale] for scale in scales_of_step(
-                self.weights, self.count, self.seed, step)})
+                drawn_by, self.count, self.seed, step)})
         shares: Dict[int, Optional[slice]] = dict.fromkeys(weights)
         if self.partition:
             shares = shares_of_step(pictures, weights, step)

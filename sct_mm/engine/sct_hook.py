@@ -14,9 +14,10 @@ from ..arguments import check_choice, check_int, check_number
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales
 from .adapt import AdaptPasses, check_adapt, check_adaptable, frozen
+from .advice import warn_of_lost_defaults, warn_of_shared_norms
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
-                     check_model, check_pipeline, check_run, resolve_scales,
-                     warn_of_lost_defaults, warn_of_shared_norms)
+                     check_model, check_pipeline, check_progressive,
+                     check_run, resolve_scales)
 from .distill import ENSEMBLE, DistillPasses, check_distill
 from .finite import FiniteLosses
 from .parts import Resize
@@ -44,11 +45,10 @@ class SCTLossHook(Hook):
         loss_weights: lambda_s, from the largest scale down. Defaults to 1/S
             each (our choice: the weights of the paper are not public to us;
             RS-Nets, arXiv 2007.09558, sum without dividing by S).
-        backward: 'per_scale': each scale's gradients are taken, and its graph
-            freed, before the next scale starts, in the memory of the base
-            scale. 'joint': all graphs live until the one backward pass, for
-            a model with gradient hooks on its parameters. The gradients are
-            the same, but for ``distill='ensemble'``.
+        backward: 'per_scale': each scale's graph is freed before the next
+            scale starts, in the memory of the base scale. 'joint': all graphs
+            live until the one backward pass, for a model with gradient hooks.
+            The gradients are the same, but for ``distill='ensemble'``.
         scales_per_step: train the base scale and ``scales_per_step - 1`` of
             the others in each step, or with 1 one scale alone, drawn by their
             weights from (``seed``, step). A scale drawn counts more, so that
@@ -62,9 +62,8 @@ class SCTLossHook(Hook):
         partition: divide each batch over the scales of the step, in
             proportion to lambda_s, so that a picture is seen at one of them,
             and each picture of a batch counts the same: the cost is the mean
-            over the scales instead of the sum. Batch statistics then come
-            from a share of the batch: enlarge it. Each share must have two
-            pictures, and a step two scales.
+            over the scales. Batch statistics then come from a share of the
+            batch. Each share must have two pictures, and a step two scales.
         between: in this share of the steps, 0 to 1, each smaller scale of the
             step gives its pass to a size between it and the next larger one,
             for a network that is tested at any size; see
@@ -73,42 +72,37 @@ class SCTLossHook(Hook):
             names the scale to which a size is nearest. torch.compile makes a
             graph for each size: raise its ``recompile_limit``, or set a
             larger ``size_divisor``.
+        progressive: in this share of the steps, 0 to 1, the first ones, small
+            scales get more of the compute, see
+            :func:`~sct_mm.engine.draw.smallest_first`: more pictures are
+            seen for the same compute (progressive learning of EfficientNetV2,
+            arXiv 2104.00298). With ``partition`` or ``scales_per_step=1``.
         size_divisor: the sizes between are multiples of it, and of the data
             preprocessor's.
         adapt: train nothing but weight, bias and statistics of the smaller
             scales, for a network that answers at the base scale as before, to
-            the bit: all else is frozen, and what an optimizer or an average
-            changes all the same is put back. True: by KL from the network's
-            own logits at the base, without labels, or, where it returns no
-            logits (detectors), by its own losses. 'logits', 'labels' and
-            'both' choose. The base pass is one without gradients. A layer
-            that its host keeps in evaluation mode (``norm_eval``) trains
-            weight and bias alone. ``loss_weights`` has an entry for the base,
-            which does not count; ``scales_per_step`` and ``partition`` are of
-            the smaller scales.
+            the bit. True, 'logits', 'labels' or 'both':
+            :class:`~sct_mm.engine.adapt.AdaptPasses`. ``loss_weights`` has an
+            entry for the base, which does not count; ``scales_per_step`` and
+            ``partition`` are of the smaller scales.
         distill: the scales of a step teach each other by the logits of a
-            classifier, as in RS-Nets. 'larger': each larger scale every
-            smaller one. 'ensemble': a learned mix of their logits, too. True
-            is 'larger'. What of the mix 'per_scale' leaves out, and how it is
-            weighted: :class:`~sct_mm.engine.distill.DistillPasses`.
+            classifier, as in RS-Nets. True or 'larger': each larger scale
+            every smaller one. 'ensemble': a learned mix of their logits, too:
+            :class:`~sct_mm.engine.distill.DistillPasses`.
         distill_weight: of what is distilled, beside the labels.
         temperature: of the softmax that is distilled.
         seed: of the draw; the same for all processes.
-        batch_transform: config of the batch transform; ``scale`` and
-            ``base_scale`` are filled in.
-        check_finite: stop the run at a loss that is NaN or inf, naming scale
-            and step; on a GPU at the latest 50 steps later, before a
-            checkpoint is saved.
+        batch_transform: its config, without ``scale`` and ``base_scale``.
+        check_finite: stop the run at a loss that is NaN or inf; on a GPU at
+            the latest 50 steps later, before a checkpoint is saved.
 
-    Each scale sees the samples as the pipeline made them, whatever the model
-    writes into them: they are made for all scales before the first pass.
+    Each scale sees the samples as made, whatever the model writes into them.
 
     Raises:
         TypeError: for arguments of another type; for batches that are no
             (N, C, H, W) tensor and list of samples.
-        ValueError: for `scales`, `loss_weights` or `scales_per_step` that do
-            not fit the model, two scales without a size `between`, a model
-            that cannot `adapt` or `distill`, a batch too small for
+        ValueError: for arguments that do not fit each other or the model, two
+            scales without a size `between`, a batch too small for
             `partition`, or one whose pictures have not the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
@@ -125,6 +119,7 @@ class SCTLossHook(Hook):
                  scales_per_step: Optional[int] = None,
                  partition: bool = False,
                  between: float = 0.0,
+                 progressive: float = 0.0,
                  size_divisor: int = 1,
                  adapt: Union[bool, str] = False,
                  distill: Union[bool, str] = False,
@@ -145,6 +140,8 @@ class SCTLossHook(Hook):
         self.between = check_number(
             'between', between, 0, 'Give the share of the steps that train '
             'between the scales.', 1)
+        self.progressive = check_progressive(progressive, partition,
+                                             scales_per_step, adapt)
         self.size_divisor = check_int('size_divisor', size_divisor, 1,
                                       'Give it in pixels.', 2**16)
         self.adapt = check_adapt(adapt)
@@ -174,7 +171,8 @@ class SCTLossHook(Hook):
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
         check_run(runner, self)
-        self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None))
+        self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
+                    runner.max_iters)
         size = batch_size_of(runner.train_dataloader)
         if size:
             self._passes.schedule.check_batch(size)
@@ -219,11 +217,12 @@ class SCTLossHook(Hook):
         self.detach()
         self._finite.settle()
 
-    def attach(self, model: nn.Module, scaler=None) -> None:
+    def attach(self, model: nn.Module, scaler=None, steps: int = 0) -> None:
         """Check the configuration against ``model`` and hook it.
 
         Args:
             scaler: the ``GradScaler`` of the training loop, if it has one.
+            steps: of the training, of which ``progressive`` is a share.
         """
         if self._passes is not None:
             self.detach()
@@ -242,9 +241,12 @@ class SCTLossHook(Hook):
         divisor = math.lcm(self.size_divisor, config.get('size_divisor', 1))
         if self.between:
             sizes_between(scales, divisor)
+        if self.progressive and not steps:
+            raise ValueError('`progressive` is a share of the training, whose '
+                             'steps attach() was not told. Give it `steps`.')
         schedule = Schedule(dict(zip(scales, weights)), count, self.seed,
                             self.partition, self.between, divisor,
-                            not self.adapt)
+                            not self.adapt, self.progressive, steps)
         kind = Passes
         if self.adapt:
             kind = partial(AdaptPasses, adapt=self.adapt)
@@ -275,8 +277,7 @@ class SCTLossHook(Hook):
         return None if self._passes is None else self._passes.model
 
     def __getstate__(self) -> dict:
-        """On a copy of the model, which carries its hooks, and in a file that
-        ``torch.save(model)`` writes, they rest."""
+        """On a copy of the model, and in its pickle, the hooks rest."""
         return dict(vars(self), _handles=[], _passes=None, _points={},
                     _finite=FiniteLosses())
 

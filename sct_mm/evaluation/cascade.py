@@ -172,6 +172,7 @@ def run_cascade(runner: Runner, cascade: Cascade, dataset: dict,
     """Test ``cascade``, whose network is that of ``runner``; ``dataset`` is
     the config of the test set."""
     model, sizes = cascade.model, cascade.sizes
+    runner.call_hook('before_test_epoch')  # that of EMA changes the weights
     loader = runner.test_loop.dataloader
     switch = SizeSwitch(loader.dataset, dataset, sizes)
     one = first_pictures(loader, 1)
@@ -256,8 +257,10 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
     run = loaded_runner(test_config(cfg, out or osp.join('work_dirs', label)),
                         weights, checkpoint)
     model = unwrapped(run.model)
-    pictures = None if given else held_out(cfg, sizes[-1], count)
+    pictures = None if given else held_out(
+        cfg, sizes[-1], count, run.test_loop.dataloader.dataset)
     result = run_cascade(run, Cascade(model, sizes, thresholds),
                          run.cfg.test_dataloader.dataset, pictures, target)
     return dict(label=label, config=config, checkpoint=checkpoint,
+                cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, model), **result)

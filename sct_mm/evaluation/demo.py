@@ -24,8 +24,6 @@ from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
 from ..models.scale import scales_of, use_scale
 
-# What a file is not read by; its picture has no annotations.
-_LOADING = ('LoadImageFromFile', 'LoadAnnotations')
 
 
 class View(NamedTuple):
@@ -44,8 +42,8 @@ def samples_of(cfg: Config, picture: Union[int, str], sizes: Sequence[int],
     """The picture as the test pipeline makes it, at each of ``sizes``.
 
     Args:
-        picture: its index in the test set, or the path of a file, of which
-            the pipeline's reading and annotations are left out.
+        picture: its index in the test set, or the path of a file, which has
+            no annotations.
         channels: 1 for a grey picture.
 
     Raises:
@@ -67,16 +65,37 @@ def samples_of(cfg: Config, picture: Union[int, str], sizes: Sequence[int],
     if not osp.isfile(picture):
         raise UserError(f'The picture must be a file, but got {picture!r}. '
                         'Name one, or the index of one of the test set.')
-    image = mmcv.imread(picture, 'grayscale' if channels == 1 else 'color')
+    pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
+    return [Compose(_of_a_file(rescale_pipeline(pipeline, size)))(
+        _read(picture, channels)) for size in sizes]
+
+
+def _read(path: str, channels: int) -> dict:
+    """What a pipeline gets of a picture in a file.
+
+    Raises:
+        UserError: for a file that is none.
+    """
+    try:
+        image = mmcv.imread(path, 'grayscale' if channels == 1 else 'color')
+    except Exception:  # of OpenCV, for an empty file
+        image = None
     if image is None:
         raise UserError(f'The picture must be a file that OpenCV reads, but '
-                        f'got {picture!r}. Convert it, e.g. to PNG.')
-    pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
-    data = dict(img=image, img_shape=image.shape[:2], img_id=0,
-                ori_shape=image.shape[:2], img_path=picture)
-    return [Compose([transform for transform in rescale_pipeline(
-        pipeline, size) if type_name(transform) not in _LOADING])(
-            copy.deepcopy(data)) for size in sizes]
+                        f'got {path!r}. Convert it, e.g. to PNG.')
+    return dict(img=image, img_shape=image.shape[:2], img_id=0,
+                ori_shape=image.shape[:2], img_path=path)
+
+
+def _of_a_file(pipeline: List[dict]) -> List[dict]:
+    """``pipeline`` without annotations; its own reading, which may ask for
+    grey or for floats, is of a local file."""
+    for transform in pipeline:
+        if type_name(transform) == 'LoadImageFromFile':
+            for name in ('backend_args', 'file_client_args'):
+                transform.pop(name, None)
+    return [transform for transform in pipeline
+            if type_name(transform) != 'LoadAnnotations']
 
 
 def as_pixels(picture: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
@@ -240,8 +259,10 @@ def view(model: nn.Module, cfg: Config, picture: Union[int, str],
     limits = None if thresholds is None else check_thresholds(thresholds,
                                                               sizes)
     mean = getattr(model.data_preprocessor, 'mean', None)
-    samples = samples_of(cfg, picture, sizes,
-                         3 if mean is None else len(mean))
+    first = next((p for p in model.parameters() if p.dim() == 4), None)
+    channels = len(mean) if mean is not None else (
+        3 if first is None else first.shape[1])
+    samples = samples_of(cfg, picture, sizes, channels)
     sample = samples[-1].get('data_samples')
     if not hasattr(sample, 'gt_instances'):  # mmdet's have them in any case
         views = classified(model, samples[-1], sizes)

@@ -2,6 +2,7 @@
 import copy
 import os.path as osp
 import uuid
+import warnings
 from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
@@ -15,7 +16,8 @@ from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
 from ..engine.config import (UserError, check_test_data, config_name,
                              join_processes, load_config, set_loader_defaults)
-from ..engine.loading import check_fits
+from ..engine.loading import (check_fits, left_over, state_in, warn_one_row,
+                              without_wrapper)
 from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
 from ..engine.protection import protected_loading
@@ -52,14 +54,18 @@ class ProgressHook(Hook):
 def test_config(cfg: Config, out: str) -> Config:
     """A copy of ``cfg`` for a test that reports to its caller alone."""
     check_test_data(cfg)
+    if not cfg.get('test_evaluator'):
+        raise UserError('The config must have a `test_evaluator`, but got '
+                        f'{cfg.get("test_evaluator")!r}. Set it, e.g. to the '
+                        '`val_evaluator`.')
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
     # mmengine names what it logs by the second: two tests may share one.
     cfg.experiment_name = f'test-{uuid.uuid4().hex[:8]}'
     set_loader_defaults(cfg.test_dataloader, cfg)
-    loop = cfg.get('test_cfg')
-    if loop and type_name(loop) == 'ScalesTestLoop':
+    loop = cfg.test_cfg = cfg.get('test_cfg') or dict()
+    if type_name(loop) == 'ScalesTestLoop':
         cfg.test_cfg = dict(fp16=loop.get('fp16', False))
     return cfg
 
@@ -78,13 +84,30 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
                         'out.')
     model = unwrapped(runner.model)
     refuse_views(model)
-    check_fits(model, checkpoint.get('state_dict', checkpoint), path)
+    # Hooks, as that of EMA, ask for the name.
+    state = state_in(checkpoint, path)
+    checkpoint = dict(checkpoint if 'state_dict' in checkpoint else {},
+                      state_dict=without_wrapper(state))
+    check_fits(model, state, path)
+    warn_one_row(model, state, path)
+    more = left_over(model, state)
+    if more:
+        warnings.warn(f'{path!r} has {len(more)} weights that the network of '
+                      f'the config has no place for, as {more[0]}: of another '
+                      'network, the numbers tell nothing.', stacklevel=2)
     runner.test_loop  # noqa: B018  (the runner builds it when it is asked)
     runner.call_hook('before_run')
     runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
     _load_checkpoint_to_model(model, checkpoint,
                               revise_keys=[(r'^module\.', '')])
     return runner
+
+
+def as_list(value: Any) -> Any:
+    """A metric that is no single number, as JSON holds it."""
+    if hasattr(value, 'tolist'):
+        return value.tolist()
+    return value if isinstance(value, (list, tuple)) else str(value)
 
 
 def test_at(runner: Runner, size: int, progress: ProgressHook,
@@ -98,17 +121,20 @@ def test_at(runner: Runner, size: int, progress: ProgressHook,
         one = first_pictures(loader, 1)
         model.eval()
         numbers = {name: scalar(value) for name, value in metrics.items()}
+        fp16 = getattr(runner.test_loop, 'fp16', False)
         served_by = serving_scales(model, size)
         row = dict(scale=size, served_by=served_by,
-                   # A matrix, or one value a class, is in the log alone.
                    metrics={name: value for name, value in numbers.items()
                             if value is not None},
+                   arrays={name: as_list(metrics[name])
+                           for name, value in numbers.items()
+                           if value is None},
                    gflops=flops_of(lambda: model.test_step(one)) / 1e9)
         batch = progress.batch or next(iter(loader))
         # Outside of the scales a size is told of once, not at each turn.
         pin = served_by[0] if served_by and len(served_by) == 1 else size
         return row, Workload(model, pin, one,
-                             kept_batch(loader, batch, limit))
+                             kept_batch(loader, batch, limit), fp16)
 
 
 def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
@@ -151,6 +177,7 @@ def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
     runner = loaded_runner(cfg, weights, checkpoint)
     tested = test_runner(runner, cfg.test_dataloader.dataset, sizes, label)
     return dict(label=label, config=config, checkpoint=checkpoint,
+                cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, unwrapped(runner.model)),
                 rows=[row for row, _ in tested]), [w for _, w in tested]
 
@@ -179,6 +206,10 @@ def test_models(models: Sequence[Tuple[str, str]],
                                 launcher)
         results.append(result)
         workloads += work
+    labels = [result['label'] for result in results]
+    for result in results:
+        if labels.count(result['label']) > 1:  # of one config
+            result['label'] += f' ({result["checkpoint"]})'
     measure_times(workloads)
     rows = [row for result in results for row in result['rows']]
     for row, workload in zip(rows, workloads):
@@ -209,10 +240,11 @@ def test_scales(config: str, checkpoint: str,
         launcher: 'none', 'pytorch', 'slurm' or 'mpi', as mmengine's.
 
     Returns:
-        dict: ``label``, ``config``, ``checkpoint``, ``trained``
-        (:func:`trained_sizes`) and ``rows``, one a size from the largest
-        down: ``scale``; ``served_by``, the scales whose rows serve it, two
-        between them (None without SSBN); ``metrics``; ``gflops``
+        dict: ``label``, ``config``, ``checkpoint``, ``cfg_options``,
+        ``trained`` (:func:`trained_sizes`) and ``rows``, one a size from the
+        largest down: ``scale``; ``served_by``, the scales whose rows serve
+        it, two between them (None without SSBN); ``metrics``, and in
+        ``arrays`` those that are no single number; ``gflops``
         (:func:`flops_of`) of one picture; ``latency_ms`` of one picture and
         ``pictures_per_s`` in batches, both with ``..._quartiles``;
         ``latency_reliable`` and ``pictures_reliable``

@@ -40,10 +40,11 @@ SSBN = Arm(DEMO, divided(8))
 ADAPTED = Arm(ALONE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
               start=ALONE[28], adapt=tuple(
                   '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
-# A scale's pass between costs what the size in the middle of its gap does.
+LONGER = Arm(ALONE[28].config, {28: 5}, 5)
+# The passes at the sizes in between, told by the sizes that all tables have.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
-    28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 19: 0.34, 18: 0.62,
-    17: 0.34, 16: 0.62, 15: 0.73, 14: 1.35})
+    28: 1.77, 26: 0.21, 24: 0.62, 22: 0.25, 21: 0.64, 20: 0.37, 18: 1.33,
+    16: 2.14, 14: 2.65})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 EVERY = Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5, EVERY_SCALE)
@@ -51,7 +52,14 @@ SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
              divided(8))
 MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
               {size: 1 for size in range(28, 12, -2)})
-GLYPHS_SEEN = {96: 3.4, 72: 2.2, 48: 2.2, 36: 2.2}
+ANY_BASELINE = 'baselines/sct-any-size-{}_resnet18_1xb128_fashion-mnist'
+ANY_SHARED = ANY_SIZE._replace(config=ANY_BASELINE.format('shared-bn'))
+GLYPHS = Arm('sct_resnet18_1xb128_glyphs', {
+    96: 2.79, 84: 0.45, 72: 1.26, 60: 0.88, 48: 2.08, 42: 2.99, 36: 5.56})
+GLYPHS_SHARED = GLYPHS._replace(
+    config='baselines/sct-shared-bn_resnet18_1xb128_glyphs')
+GLYPHS_ALONE = 'baselines/resnet18_1xb128_glyphs-{}px'
+GLYPHS_SIZES = (96, 84, 72, 60, 48, 42, 36)
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
 DET_EVERY_SCALE = ('custom_hooks.2.scales_per_step=None',
@@ -64,8 +72,8 @@ DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest picture
 IN1K_SIZES = (224, 192, 160, 128)
 IN1K_TESTED = (224, 208, 192, 176, 160, 144, 128)
-IN1K_DRAWN = {224: 36.5, 208: 18.25, 192: 18.25, 176: 18.25, 160: 18.25,
-              144: 18.25, 128: 18.25}
+IN1K_DRAWN = {224: 33.85, 208: 8.64, 192: 16.15, 176: 12.44, 160: 23.11,
+              144: 26.88, 128: 49.93}
 IN1K_SEEN = {size: 100 for size in IN1K_SIZES}
 IN1K_ALONE = Arm('baselines/resnet50_8xb32_in1k-224px', {224: 100})
 # The shortcuts of the detector's backbone, for a classifier to start it from.
@@ -88,13 +96,14 @@ EXPERIMENTS = {
     'any-size': Experiment({
         '28 alone': ALONE[28],
         '28 alone, adapted': ADAPTED,
-        'SCT, SSBN, any size': ANY_SIZE,
+        '28 alone, for longer': LONGER,
+        'SCT, SSBN': ANY_SIZE,
     }, ANY, TOP1),
     'between': Experiment({
         'between=0.35': ANY_SIZE,
         'between=0': Arm(
-            ANY_SIZE.config, {28: 1.92, 24: 1.04, 21: 1.04, 18: 0.96,
-                              16: 0.96, 14: 2.08},
+            ANY_SIZE.config, {28: 1.75, 24: 0.78, 21: 0.97, 18: 1.37,
+                              16: 1.92, 14: 3.21},
             options=('custom_hooks.2.between=0.0', )),
     }, ANY, TOP1),
     'scales': Experiment({
@@ -102,30 +111,27 @@ EXPERIMENTS = {
         'SCT, shared BN': SHARED,
         'SCT, SSBN': SSBN,
     }, SIZES, TOP1),
-    # All for the compute of 4.6 to 5.0 epochs at 28.
+    # All for the compute of 4.5 to 5.1 epochs at 28.
     'baselines': Experiment({
-        '28 alone': Arm(ALONE[28].config, {28: 5}, 5),
+        '28 alone': LONGER,
         '21 alone': Arm(ALONE[21].config, {21: 8}, 8),
         '14 alone': Arm(ALONE[14].config, {14: 19}, 19),
-        'SCT, shared BN': SHARED,
-        'SCT, shared BN, re-estimated': calibrated(SHARED, DEMO, EVEN),
-        'SCT, private statistics, shared gamma and beta': Arm(
-            'baselines/sct-shared-affine_resnet18_1xb128_fashion-mnist',
-            divided(8)),
-        'SCT, SSBN in the first stages': Arm(
-            'baselines/sct-first-stages_resnet18_1xb128_fashion-mnist',
-            divided(8)),
+        '28 alone, adapted': ADAPTED,
         'one random size a step, shared BN': MIXSIZE,
         'one random size a step, shared BN, re-estimated': calibrated(
             MIXSIZE, DEMO, EVEN),
-        'SCT, SSBN': SSBN,
-        'SCT, SSBN, one scale a step': Arm(DEMO, divided(8), options=(
-            'custom_hooks.2.partition=False',
-            'custom_hooks.2.scales_per_step=1')),
-        'SCT, SSBN, any size': ANY_SIZE._replace(seen={
-            28: 1.92, 26: 0.36, 24: 0.68, 22: 0.36, 21: 0.68, 20: 0.17,
-            18: 0.96, 16: 1.15, 14: 1.72}),
-        '28 alone, adapted': ADAPTED,
+        'SCT, shared BN': ANY_SHARED,
+        'SCT, shared BN, re-estimated': calibrated(ANY_SHARED, DEMO, EVEN),
+        'SCT, SSBN in the first stages': ANY_SIZE._replace(
+            config=ANY_BASELINE.format('first-stages')),
+        'SCT, SSBN, private gamma and beta': ANY_SIZE._replace(
+            config=ANY_BASELINE.format('private-affine')),
+        'SCT, SSBN, not progressive': Arm(ANY_SIZE.config, {
+            28: 3.19, 26: 0.25, 24: 0.70, 22: 0.21, 21: 0.55, 20: 0.17,
+            18: 0.63, 16: 0.61, 14: 0.69}, 7,
+            ('custom_hooks.2.progressive=0.0', )),
+        'SCT, SSBN': ANY_SIZE,
+        'SCT, SSBN, re-estimated': calibrated(ANY_SIZE, DEMO, EVEN),
     }, EVEN, TOP1),
     'schedules': Experiment({
         'partition, 8 epochs': SSBN,
@@ -137,7 +143,7 @@ EXPERIMENTS = {
             DEMO, {28: 4, 21: 2, 14: 2}, 4,
             (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
         '28 alone, 3 epochs': ALONE[28],
-        '28 alone, 5 epochs': Arm(ALONE[28].config, {28: 5}, 5),
+        '28 alone, 5 epochs': LONGER,
     }, SIZES, TOP1),
     'distill': Experiment({
         'SCT, SSBN, all scales': EVERY,
@@ -147,15 +153,19 @@ EXPERIMENTS = {
             *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
             'custom_hooks.2.backward=joint')),
     }, SIZES, TOP1),
-    # 10 epochs, divided as the config's weights say, cost what 6 at 96 do.
+    # All for the compute of 6 epochs at 96.
     'glyphs': Experiment({
-        **{f'{size} alone': Arm(f'baselines/resnet18_1xb128_glyphs-{size}px',
-                                {size: 6}) for size in (96, 72, 48, 36)},
-        'SCT, shared BN': Arm('baselines/sct-shared-bn_resnet18_1xb128_glyphs',
-                              GLYPHS_SEEN),
-        'SCT, SSBN': Arm('sct_resnet18_1xb128_glyphs', GLYPHS_SEEN),
-    }, (96, 84, 72, 60, 48, 42, 36), {
-        'accuracy/top1': 'top-1 on letters and digits (%)'}),
+        '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),
+        **{f'{size} alone': Arm(GLYPHS_ALONE.format(size), {size: epochs},
+                                epochs)
+           for size, epochs in ((72, 11), (48, 24), (36, 42))},
+        'SCT, shared BN': GLYPHS_SHARED,
+        'SCT, shared BN, re-estimated': calibrated(
+            GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
+        'SCT, SSBN': GLYPHS,
+        'SCT, SSBN, re-estimated': calibrated(
+            GLYPHS, GLYPHS.config, GLYPHS_SIZES),
+    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
         'SCT, shared BN': Arm(DET_SHARED, DET_DRAWN),

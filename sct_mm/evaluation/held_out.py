@@ -1,7 +1,10 @@
 """Pictures of the training set that a network was not trained on."""
 import copy
-from typing import Any, List, NamedTuple, Optional, Tuple
+import hashlib
+import os.path as osp
+from typing import Any, List, NamedTuple, Optional, Set, Tuple
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -58,6 +61,39 @@ def spread_over(indices: List[int], count: Optional[int]) -> List[int]:
     return [indices[place * total // count] for place in range(count)]
 
 
+def identities(dataset: Any) -> List[Any]:
+    """What tells each picture of ``dataset`` from others: the path of its
+    file, or a digest of its pixels; empty for a data set that tells
+    neither."""
+    found = []
+    for index in range(len(dataset) if hasattr(dataset, 'get_data_info')
+                       else 0):
+        info = dataset.get_data_info(index)
+        if info.get('img_path') is not None:
+            found.append(osp.abspath(info['img_path']))
+        elif isinstance(info.get('img'), np.ndarray):
+            found.append(hashlib.sha1(info['img'].tobytes()).digest())
+        else:
+            return []
+    return found
+
+
+def untested(chosen: List[int], dataset: Any, tested: Any) -> List[int]:
+    """Those of ``chosen`` that are not among the pictures of ``tested``.
+
+    Raises:
+        UserError: if all are.
+    """
+    known: Set[Any] = set(identities(tested))
+    own = identities(dataset) if known else []
+    left = [i for i in chosen if not own or own[i] not in known]
+    if chosen and not left:
+        raise UserError(f'The {len(chosen)} training pictures that a '
+                        'threshold could be found on are in the test set. '
+                        'Give --threshold, or test on others.')
+    return left
+
+
 def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
     """The configs of the training set and of the test set, one of each.
 
@@ -74,6 +110,8 @@ def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
                         'but the config has no `train_dataloader`. Set it, '
                         'or give --threshold.')
     train, test = innermost(train), cfg.test_dataloader.dataset
+    while 'pipeline' not in test and isinstance(test.get('dataset'), dict):
+        test = test['dataset']
     own, other = ({name: value for name, value in dataset.items()
                    if name not in _VIEW} for dataset in (train, test))
     if own == other:
@@ -89,7 +127,8 @@ def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
     return train, test
 
 
-def held_out(cfg: Config, size: int, count: Optional[int]) -> HeldOut:
+def held_out(cfg: Config, size: int, count: Optional[int],
+             tested: Any = None) -> HeldOut:
     """Training pictures to find a threshold on, never those of the test.
 
     Those that the training set's ``indices`` leave out; where there are none,
@@ -98,6 +137,7 @@ def held_out(cfg: Config, size: int, count: Optional[int]) -> HeldOut:
 
     Args:
         count: how many, spread evenly; None: all that are left out.
+        tested: the data set of the test, of whose pictures none is taken.
 
     Raises:
         UserError: as :func:`check_held_out`, and for an empty set.
@@ -112,8 +152,10 @@ def held_out(cfg: Config, size: int, count: Optional[int]) -> HeldOut:
         dataset.full_init()
     left = left_out(indices, len(dataset))
     trained = indices is None
-    chosen = spread_over(list(range(len(dataset))) if trained else left,
-                         count)
+    chosen = list(range(len(dataset))) if trained else left
+    if tested is not None:
+        chosen = untested(chosen, dataset, tested)
+    chosen = spread_over(chosen, count)
     if not chosen:
         raise UserError('A threshold is found on held-out training pictures, '
                         f'but `indices` leave out none of {len(dataset)}. '

@@ -6,11 +6,12 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.dist import is_main_process
+from mmengine.runner.amp import autocast
 from rich.progress import Progress
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.scale import use_scale
+from ..models.scale import scales_of, use_scale
 
 WORTHLESS = 0.25  # of a median, between its quartiles
 TURN = 0.02  # seconds of calls for one picture in a turn, one call at least
@@ -71,18 +72,20 @@ class Workload:
         size: pixels, to which SSBN is pinned.
         one: a collated batch of one picture, as the data loader gives it.
         batch: a collated batch of the size to measure throughput with.
+        fp16: whether the test's loop runs the model in reduced precision.
     """
 
     def __init__(self, model: nn.Module, size: int, one: dict,
-                 batch: dict) -> None:
+                 batch: dict, fp16: bool = False) -> None:
         self.model, self.size, self.one, self.batch = model, size, one, batch
+        self.fp16 = fp16
         self.singles: List[float] = []  # seconds of a call
         self.batches: List[float] = []
 
     @torch.no_grad()
     def turn(self) -> None:
         """Time calls for one picture, and one for the batch."""
-        with use_scale(self.model, self.size):
+        with use_scale(self.model, self.size), autocast(enabled=self.fp16):
             # The others were in the caches, and rows mix at the first call.
             self.model.test_step(self.one)
             spent = 0.0
@@ -155,10 +158,12 @@ def network_stride(model: nn.Module, channels: int,
     device = next(model.parameters()).device
     picture = torch.zeros(1, channels, size, size, device=device)
     modes = [(module, module.training) for module in model.modules()]
+    base = (scales_of(model) or (None, ))[0]
     model.eval()
     try:
         for run in (getattr(model, 'extract_feat', None), model):
-            edges = run and _edges_of(partial(run, picture), model)
+            with use_scale(model, base):  # which it is does not matter
+                edges = run and _edges_of(partial(run, picture), model)
             if edges:
                 edge = min((e for e in edges if e > 1), default=size)
                 # Convolutions without padding, as Inception's, have no grid

@@ -134,6 +134,11 @@ def report(models: List[dict], out: str) -> None:
     console, device = console_for(*tables), device_name()
     for table in tables:
         console.print(table)
+    arrays = dict.fromkeys(name for model in models for row in model['rows']
+                           for name in row.get('arrays', ()))
+    if arrays:
+        console.print(f'{", ".join(arrays)}: no single number, in scales.json '
+                      'alone.', highlight=False, soft_wrap=True)
     path = osp.join(out, 'scales.json')
     dump(dict(device=device, models=models), path)
     draw(models, osp.join(out, 'scales.png'))

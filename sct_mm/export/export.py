@@ -1,5 +1,5 @@
 """One scale of a trained network, or each of them, as ordinary files."""
-import os
+import json
 import os.path as osp
 from typing import Dict, List, Optional, Tuple, Union
 
@@ -7,13 +7,14 @@ from mmengine.config import Config
 from torch import nn
 
 from ..arguments import check_choice, check_int, check_number
-from ..engine.checkpoint import check_checkpoint, dump
+from ..engine.checkpoint import check_checkpoint
 from ..engine.config import UserError, config_name, load_config
-from ..engine.loading import loaded_model
+from ..engine.loading import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
-from .files import MANIFEST, check_outputs, paths_of, write
+from .files import (MANIFEST, check_outputs, paths_of, told_of,
+                    write_all)
 from .formats import WEIGHTS, check_format
 from .make import Made, Request, make
 from .network import PARTS
@@ -58,15 +59,16 @@ def _meta(cfg: Config, size: int, checkpoint: dict,
 
 def _made(cfg: Config, model: nn.Module, sizes: Tuple[int, ...],
           request: Request, count: int, checkpoint: dict
-          ) -> Dict[int, Made]:
-    """A file a size, none of which is on the disk yet."""
+          ) -> Tuple[Dict[int, Made], int]:
+    """A file a size, none of which is on the disk yet; and on how many
+    pictures they were compared."""
     pictures = RealPictures(cfg, sizes, count)
     divisor = 0
     if pictures.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     return {size: make(model, size, pictures.batches(model, size), request,
                        divisor, _meta(cfg, size, checkpoint, pictures))
-            for size in sizes}
+            for size in sizes}, len(pictures.indices)
 
 
 @protected_loading()
@@ -109,7 +111,8 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
 
     Returns:
         dict: the manifest: ``label``, ``config``, ``checkpoint``, ``format``
-        and ``files``, one a size from the largest down; and ``notes``.
+        ``pictures``, how many were compared on, and ``files``, one a size
+        from the largest down; and ``notes``.
 
     Raises:
         UserError, ValueError, RuntimeError: for what is missing, does not
@@ -123,34 +126,33 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
     weights = check_checkpoint(checkpoint)
     rows = rows_of(read_result(result), checkpoint, result) if result else []
     model = loaded_model(cfg, weights, checkpoint)
+    warn_one_row(model, state_in(weights, checkpoint), checkpoint)
     every = size == 'all'
     sizes = check_sizes(None if every else (size, ), model, 'size')
+    if len(sizes) > 1 and not every:
+        raise UserError(f"`size` must be one size or 'all', but got {size!r}. "
+                        'Export each by itself.')
     label = config_name(config)
     paths = paths_of(out, format, sizes, label, every)
     manifest = osp.join(out, MANIFEST)
     check_outputs([*paths.values(), *([manifest] if every else [])], force)
-    made = _made(cfg, model, sizes, request, pictures, weights)
+    made, compared = _made(cfg, model, sizes, request, pictures, weights)
     told = dict(label=label, config=config, checkpoint=checkpoint,
-                format=format, files=_written(made, paths, rows))
+                format=format, pictures=compared,
+                files=_told_of_each(made, paths, rows))
+    files = {paths[size]: each.data for size, each in made.items()}
     if every:
-        dump(told, manifest)
+        files[manifest] = json.dumps(told, indent=2).encode()
+    write_all(files)
     return dict(told, notes=[note for each in made.values()
                              for note in each.notes])
 
 
-def _written(made: Dict[int, Made], paths: Dict[int, str],
-             rows: List[dict]) -> List[dict]:
-    """Write all files, or none; what the manifest says of each."""
+def _told_of_each(made: Dict[int, Made], paths: Dict[int, str],
+                  rows: List[dict]) -> List[dict]:
+    """What the manifest says of each file."""
     tested = {row['scale']: row for row in rows}
-    files: List[dict] = []
-    try:
-        for size, each in made.items():
-            row = tested.get(size, {})
-            files.append(dict(
-                size=size, **write(each.data, paths[size]), **each.entry,
-                metrics=row.get('metrics'), gflops=row.get('gflops')))
-    except OSError:
-        for file in files:
-            os.remove(paths[file['size']])
-        raise
-    return files
+    return [dict(size=size, **told_of(each.data, paths[size]), **each.entry,
+                 metrics=tested.get(size, {}).get('metrics'),
+                 gflops=tested.get(size, {}).get('gflops'))
+            for size, each in made.items()]

@@ -4,7 +4,6 @@ config.json and model.safetensors, as a hub wants them. The config is whole:
 the folder needs no other config, and nothing in it is unpickled or run.
 """
 import json
-import os
 import os.path as osp
 from importlib.util import find_spec
 from typing import Any, Dict, List, Optional
@@ -20,7 +19,7 @@ from ..engine.protection import protected_loading
 from ..engine.registered import registered_only
 from ..engine.resume import find_checkpoint
 from ..models.scale import scales_of
-from .files import check_outputs, sha256_of, write
+from .files import check_outputs, sha256_of, write_all
 from .formats import check_format, weight_bytes, weights_in
 from .plain import plain_data
 
@@ -140,13 +139,7 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
     text = json.dumps(told, indent=2)
     _check_same(state, _network(json.loads(text), weights_in(
         'safetensors', data), folder))
-    try:
-        write(data, paths[0])
-        write(text.encode(), paths[1])
-    except OSError:
-        if osp.lexists(paths[0]):
-            os.remove(paths[0])
-        raise
+    write_all(dict(zip(paths, (data, text.encode()))))
     return told
 
 
@@ -185,7 +178,9 @@ def _told(folder: str) -> dict:
     names = ('config', 'default_scope', 'dataset_meta', 'sha256')
     if not isinstance(told, dict) or told.get('version') != VERSION or not (
             told.get('library_name') == 'sct_mm'
-            and all(name in told for name in names)):
+            and all(name in told for name in names)
+            and isinstance(told['config'], dict)
+            and isinstance(told['config'].get('model'), dict)):
         raise UserError(f'{path!r} is of another kind or version. Name a '
                         'folder that tools/hub.py of this version wrote.')
     return told

@@ -4,7 +4,7 @@ import shlex
 from typing import Dict, List, NamedTuple, Optional
 
 from ..arguments import check_number
-from ..engine.config import UserError
+from ..engine.config import UserError, config_name
 from ..engine.package import tool_command
 from ..engine.protection import protected_loading
 from .pareto import draw
@@ -107,10 +107,15 @@ def check_metrics(models: List[dict], names: List[str]) -> None:
 def export_command(choice: Choice) -> str:
     """The command that writes the chosen size as a file."""
     size, model = choice.row['scale'], choice.model
+    options = [
+        f'{name}={value if isinstance(value, str) else text}' for name, value
+        in (model.get('cfg_options') or {}).items()
+        for text in [str(value).replace(' ', '')]]  # of a list, one word
     return shlex.join([
         *tool_command('export'), model['config'], model['checkpoint'],
         '--size', str(size), '--format', 'onnx', '--out',
-        f'{model["label"]}-{size}px.onnx'])
+        f'{config_name(model["config"])}-{size}px.onnx',
+        *(['--cfg-options', *options] if options else [])])
 
 
 @protected_loading()
@@ -150,8 +155,10 @@ def pick(result: str, max_latency: Optional[float] = None,
                         'Give --max-latency, --max-gflops or --min.')
     data = read_result(result)
     names = metric_names(data['models'])
-    metric = metric or (next(iter(limits.least)) if limits.least else
-                        names[0] if names else 'no metric')
+    if not names:
+        raise UserError(f'The result {result!r} has no metric to choose by. '
+                        'Test with a `test_evaluator` that gives a number.')
+    metric = metric or next(iter([*limits.least, *names]))
     check_metrics(data['models'], [metric, *limits.least])
     choice = choose(data['models'], limits, metric)
     out = out or osp.join(osp.dirname(result), 'pareto.png')

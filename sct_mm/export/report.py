@@ -28,9 +28,9 @@ def make_table(manifest: dict) -> Table:
     return table
 
 
-def report(manifest: dict, pictures: int) -> None:
+def report(manifest: dict) -> None:
     """Print a manifest: see :func:`export`."""
-    table = make_table(manifest)
+    table, pictures = make_table(manifest), manifest['pictures']
     console = console_for(table)
     console.print(table)
     if manifest['format'] in WEIGHTS:

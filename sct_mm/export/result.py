@@ -9,7 +9,12 @@ _NUMBERS = ('scale', 'gflops', 'latency_ms')
 
 
 def _is_number(value: Any) -> bool:
+    """A metric may be NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_cost(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < float('inf')
 
 
 def _wrong(data: Any) -> Optional[str]:
@@ -31,8 +36,13 @@ def _wrong(data: Any) -> Optional[str]:
                     row.get('metrics'), dict):
                 return f'has no metrics in {where}.rows'
             for name in _NUMBERS:
-                if not _is_number(row.get(name)):
+                if not _is_cost(row.get(name)):
                     return f'has no number {name} in {where}.rows'
+            for name, value in row['metrics'].items():
+                if not _is_number(value):
+                    return f'has no number {name} in {where}.rows'
+            if not isinstance(row['scale'], int) or not row['scale']:
+                return f'has a scale {row["scale"]!r} in {where}.rows'
     return None
 
 

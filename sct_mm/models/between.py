@@ -19,6 +19,16 @@ _STATISTICS = ('running_mean', 'running_var')
 _COUNTER = 'num_batches_tracked'
 
 
+class _Passes:
+    """Counts passes that may train a network. What averages one (EMA, a
+    mean teacher) writes to ``tensor.data``, of which torch tells nothing: a
+    mix from before such a pass is not kept."""
+    trained = 0
+
+
+passes = _Passes()
+
+
 def mixed(larger: Row, smaller: Row, share: float) -> Row:
     """The row between two: weight, bias, running_mean, running_var and
     num_batches_tracked, those that BN has; differentiable in the first two.
@@ -65,8 +75,9 @@ def spread(before: Row, after: Row, larger: Row, smaller: Row,
 
 def fingerprint(layer: nn.Module, size: float) -> Optional[tuple]:
     """What changes when a tensor of ``layer`` does, or the size; None where
-    torch does not tell. Writing to ``tensor.data`` leaves it as it is."""
-    marks = [size]
+    torch does not tell. Writing to ``tensor.data`` leaves it as it is, if no
+    network has trained before."""
+    marks = [size, passes.trained]
     try:
         for tensors in (layer._parameters, layer._buffers):
             for tensor in tensors.values():

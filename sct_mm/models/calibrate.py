@@ -68,15 +68,18 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     and all get the same rows.
 
     Args:
-        batches: tensors (N, C, size, size), or dicts of what the model's
-            forward takes: a host's batch after its ``data_preprocessor``.
+        batches: tensors (N, C, H, W) whose shorter edge is ``size``, tuples
+            that begin with one, as a DataLoader's with labels, or dicts of
+            what the model's forward takes: a host's batch after its
+            ``data_preprocessor``.
 
     Returns:
         int: pictures that were seen, by all processes.
 
     Raises:
-        ValueError: if ``size`` is no scale of the model, or there are less
-            than two batches.
+        TypeError: for a batch of another form.
+        ValueError: if ``size`` is no scale of the model, for tensors of
+            another size, or if there are less than two batches.
     """
     layers = ssbn_layers(model)
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
@@ -93,7 +96,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     try:
         with _estimating(model, layers, size):
             for batch in batches:
-                count = _forward(model, batch)
+                count = _forward(model, batch, size)
                 sums = [total + count * torch.stack(row).double()
                         for total, row in zip(sums, rows)]
                 pictures, seen = pictures + count, seen + 1
@@ -134,13 +137,28 @@ def _estimating(model: nn.Module, layers: Sequence[nn.Module],
             module.training = training
 
 
-def _forward(model: nn.Module, batch: Any) -> int:
+def _forward(model: nn.Module, batch: Any, size: int) -> int:
     """Run ``model`` on a batch; how many pictures it has."""
-    if isinstance(batch, Tensor):
-        model(batch)
-        return len(batch)
-    model(**batch)
-    return len(batch['inputs'])
+    pictures = batch
+    if isinstance(batch, dict):
+        pictures = batch.get('inputs')
+    elif isinstance(batch, (list, tuple)) and batch:
+        pictures = batch[0]
+    if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
+        raise TypeError(
+            '`batches` must be floating point tensors (N, C, H, W), or dicts '
+            'with such `inputs`, but got a '
+            f'{getattr(pictures, "dtype", type(pictures).__name__)}. Take '
+            'what model.data_preprocessor() makes of a host\'s batch.')
+    if isinstance(batch, dict):  # padded, where it is a detector's
+        model(**batch)
+    elif pictures.dim() > 3 and min(pictures.shape[-2:]) != size:
+        raise ValueError(f'`batches` must be pictures of {size} pixels, whose '
+                         f'rows they are for, but got shape '
+                         f'{tuple(pictures.shape)}. Resize them first.')
+    else:
+        model(pictures)
+    return len(pictures)
 
 
 def _over_processes(sums: list, like: List[Tensor], pictures: int,

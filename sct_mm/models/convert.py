@@ -107,10 +107,12 @@ def _form_of(plain: Type[_BatchNorm]) -> Type[RowwiseNorm]:
 def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
     """``bn`` with a row for each scale: all else, as options, hooks, what is
     frozen and in evaluation mode, is as its host made it."""
-    if isinstance(bn, _LazyNormBase) or parametrize.is_parametrized(bn):
+    if isinstance(bn, _LazyNormBase) or parametrize.is_parametrized(bn) or (
+            not {'weight', 'bias'} <= set(bn._parameters)):  # pruned
         raise TypeError(f'`model` has a {type(bn).__name__}, whose parameters '
                         'are not its own yet. Run one batch through a lazy '
-                        'model, or remove the parametrization, first.')
+                        'model, or remove the parametrization or pruning, '
+                        'first.')
     layer = _blank(type(bn))
     layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
                           _buffers=dict(bn._buffers))
@@ -148,15 +150,20 @@ def convert_to_ssbn(model: nn.Module,
     here: build it after this.
 
     Raises:
-        TypeError: for a lazy or parametrized norm, and for a subclass of
-            ``nn.SyncBatchNorm`` that does more than it.
-        ValueError: for a model without batch normalization, and for a norm
-            that shares a tensor with another kind of layer.
+        TypeError: for a lazy, pruned or parametrized norm, and for a subclass
+            of ``nn.SyncBatchNorm`` that does more than it.
+        ValueError: for a model without batch normalization, or with SSBN of
+            other scales, and for a norm that shares a tensor with another
+            kind of layer.
     """
     scales = check_scales(scales)
     if not isinstance(model, nn.Module):
         raise TypeError('`model` must be an nn.Module, but got a '
                         f'{type(model).__name__}. Build it first.')
+    for built in {layer.scales for layer in ssbn_layers(model)} - {scales}:
+        raise ValueError('`scales` must be those of the SSBN layers, '
+                         f'{built}, but got {scales}. Convert the plain '
+                         'network, or give a size rows by add_scale().')
     others = _left_behind(model)
     if not any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ValueError('`model` must have batch normalization to give each '
@@ -284,9 +291,10 @@ def _own(layer: _BatchNorm, rows: RowwiseNorm) -> _BatchNorm:
 
 
 def damaged_by_sync_bn(model: nn.Module) -> bool:
-    """Whether ``nn.SyncBatchNorm.convert_sync_batchnorm`` replaced an SSBN
-    layer: it keeps the tensors but forgets what the rows mean."""
-    return any(
-        isinstance(m, _BatchNorm) and not isinstance(m, RowwiseNorm)
-        and any(isinstance(t, Tensor) and t.shape != (m.num_features, )
-                for t in (m.weight, m.running_mean)) for m in model.modules())
+    """Whether a ``convert_sync_batchnorm`` (torch's, or mmcv's, whose class is
+    none of torch's) replaced an SSBN layer: it keeps the tensors but forgets
+    what the rows mean."""
+    norms = [m for m in model.modules() if not isinstance(m, RowwiseNorm)
+             and hasattr(m, 'running_mean') and hasattr(m, 'num_features')]
+    return any(isinstance(t, Tensor) and t.shape != (m.num_features, )
+               for m in norms for t in (m.weight, m.running_mean))

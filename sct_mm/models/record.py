@@ -1,6 +1,6 @@
 """What the layers of a network see at each scale.
 
-The *extent* of a layer's input is the shorter of its spatial edges, in
+The *extent* of a layer's input is the shorter of its last two edges, in
 elements of that map.
 """
 import sys
@@ -157,7 +157,7 @@ def outermost_call() -> Tuple[Optional[nn.Module], Optional[int]]:
                 and frame.f_code.co_name == '_call_impl'):
             values = [*frame.f_locals.get('args', ()),
                       *frame.f_locals.get('kwargs', {}).values()]
-            edges = [min(v.shape[2:]) for v in values
+            edges = [min(v.shape[2:][-2:]) for v in values
                      if isinstance(v, Tensor) and v.dim() > 2]
             model, edge = module, edges[0] if edges else edge
         frame = frame.f_back
@@ -180,8 +180,10 @@ def rows_of_checkpoint(state_dict: dict, prefix: str,
     values = {name: state_dict[prefix + name] for name, tensor in own.items()
               if tensor is not None
               and isinstance(state_dict.get(prefix + name), Tensor)}
-    # One dimension more than BN's tells rows; a weight of rows is flat.
-    in_rows = own.get('running_mean') is None or any(
+    # One dimension more than BN's tells rows; a weight of rows is flat, and
+    # without statistics, as among a network's parameters, nothing tells.
+    in_rows = not {'running_mean', 'running_var',
+                   'num_batches_tracked'} & set(values) or any(
         value.dim() > (name != 'num_batches_tracked')
         for name, value in values.items())
     rows, shaped = len(scales), {}

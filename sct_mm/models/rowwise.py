@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import check_flag, check_int, check_number
-from .between import Row, fingerprint, mixed, spread
+from .between import Row, fingerprint, mixed, passes, spread
 from .record import rows_of_checkpoint
 from .scale import DEFAULT_SCALES, ScaleSpecific, check_scales, rows_serving
 
@@ -61,7 +61,14 @@ class RowwiseNorm(ScaleSpecific):
 
     def row(self, scale: int) -> Row:
         """Views of weight, bias, running_mean, running_var and
-        num_batches_tracked at ``scale``, as BN has them."""
+        num_batches_tracked at ``scale``, as BN has them.
+
+        Raises:
+            ValueError: if it is no scale of the layer.
+        """
+        if scale not in self.scales:
+            raise ValueError(f'`scale` must be one of {self.scales}, but got '
+                             f'{scale!r}. Give it rows by add_scale() first.')
         index = self.scales.index(scale)
         views = {name: getattr(self, name)
                  for name in (*_STATISTICS, 'num_batches_tracked')}
@@ -84,6 +91,8 @@ class RowwiseNorm(ScaleSpecific):
         size = self.choose_size(x)
         if not (traced or self.training or torch.is_grad_enabled()):
             return self._with_row(x, self._kept(size))
+        if not torch.compiler.is_compiling():
+            passes.trained += 1
         if size not in self.scales:
             return self.between(x, size)
         row = self.scales.index(size)
@@ -140,16 +149,20 @@ class RowwiseNorm(ScaleSpecific):
                                                                        size)
         if marks is None:
             return self.row_at(size)
-        if self._served is None or self._served[0] != marks:
-            self._served = marks, self.row_at(size)
-        return self._served[1]
+        served = self._served  # another thread may put its own there
+        if served is None or served[0] != marks:
+            # Not views, or torch cannot swap what they are of.
+            self._served = served = marks, {
+                name: None if value is None else value.data
+                for name, value in self.row_at(size).items()}
+        return served[1]
 
     def train(self, mode: bool = True) -> 'RowwiseNorm':
         self._served = None  # an EMA may have been written to `tensor.data`
         return super().train(mode)
 
     def __getstate__(self) -> dict:
-        return dict(self.__dict__, _served=None)
+        return dict(self.__dict__, _served=None, pinned_by=None)
 
     def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
         return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,
@@ -169,14 +182,21 @@ class RowwiseNorm(ScaleSpecific):
 
     def reset_running_stats(self) -> None:
         """Reset what BN's would, for one scale: the pinned one, else the
-        base. What calibrates statistics (``torch.optim.swa_utils.update_bn``)
-        resets them first; the other scales keep theirs.
+        base, with a warning. What calibrates statistics
+        (``torch.optim.swa_utils.update_bn``) resets them first; the other
+        scales keep theirs.
 
         Raises:
             RuntimeError: if a size between two scales is pinned.
         """
         if 'scales' not in self.__dict__:  # as BN is built
             return super().reset_running_stats()
+        if self.pinned_size is None and len(self.scales) > 1:
+            warnings.warn(
+                'reset_running_stats() resets the statistics of the base '
+                f'scale {self.scales[0]} alone, for pictures of that size. '
+                'Call it, or update_bn(), within use_scale() for each scale, '
+                'or use sct_mm.calibrate().', stacklevel=2)
         self._reset_statistics(self._own_scale('reset_running_stats()'))
 
     def _own_scale(self, what: str) -> int:

@@ -14,7 +14,7 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_int
+from ..arguments import check_flag, check_int
 from .record import ExtentRecord, outermost_call
 
 DEFAULT_SCALES = (224, 192, 160, 128)
@@ -81,12 +81,13 @@ class ScaleSpecific:
     The base of SSBN in all its forms."""
 
     # What a layer has beside the norm that it stands in for.
-    STATE = ('scales', 'pinned_size', 'record', 'record_ratio', 'extents',
-             'plain_type', '_strange', '_served')
+    STATE = ('scales', 'pinned_size', 'pinned_by', 'record', 'record_ratio',
+             'extents', 'plain_type', '_strange', '_served')
 
     def start(self, scales: Sequence[int]) -> None:
         self.scales = check_scales(scales)
         self.pinned_size: Optional[int] = None
+        self.pinned_by: Optional[int] = None  # the thread within use_scale()
         self.record, self.record_ratio = False, 1.0  # see set_scale()
         self.extents = ExtentRecord()
         self._strange: Optional[int] = None  # the last extent that told none
@@ -95,7 +96,8 @@ class ScaleSpecific:
     def choose_size(self, x: Tensor) -> float:
         """The size that serves ``x``, within the scales: the pinned one, else
         the one of the layer before, else what the extent tells."""
-        extent = min(x.shape[2:]) if x.dim() > 2 else 1
+        # Of a clip (N, C, T, H, W), its length says nothing of its size.
+        extent = min(x.shape[2:][-2:]) if x.dim() > 2 else 1
         size = self.pinned_size
         if size is None:
             size = self.extents.serving(extent, preceding.size)
@@ -186,6 +188,35 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
     return found.pop() if found else None
 
 
+_pinning = threading.Lock()
+
+
+def _this_thread() -> Optional[int]:
+    # torch.compile cannot trace it.
+    return None if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _check_thread(layers: Sequence[nn.Module]) -> None:
+    """Refuse a pin while that of another thread holds: one of them would be
+    served by the rows of the other. Threads of autograd, which runs layers
+    again in their pass's pin, are none of Python's.
+
+    Raises:
+        RuntimeError: naming the size that is pinned.
+    """
+    own = _this_thread()
+    others = {layer.pinned_by: layer.pinned_size for layer in layers
+              if layer.pinned_by not in (None, own)}
+    living = {t.ident for t in threading.enumerate()} if others else ()
+    for thread, size in others.items():
+        if thread in living and own in living:
+            raise RuntimeError(
+                f'Another thread has pinned this network to {size} pixels, '
+                'and a pin holds for all threads. Leave it unpinned, where '
+                'each input tells its size, or give each thread a copy by '
+                'copy.deepcopy().')
+
+
 def check_size(layers: Sequence[nn.Module], size: int) -> int:
     """``size`` as an int; a warning says which rows serve one outside of the
     scales of ``layers``.
@@ -223,8 +254,11 @@ def set_scale(model: nn.Module,
 
     Raises:
         TypeError, ValueError: for what is no size; nothing is pinned then.
+        RuntimeError: within use_scale() of another thread.
     """
+    check_flag('record', record)
     layers = ssbn_layers(model)
+    _check_thread(layers)
     if size is not None:
         size = check_size(layers, size)
     ratio = 1.0
@@ -249,14 +283,18 @@ def use_scale(model: nn.Module,
     On leaving, also by an error, every layer gets back the pin it had. See
     :func:`set_scale` for ``record`` and ``edge``.
     """
-    before = [(layer, layer.pinned_size, layer.record, layer.record_ratio)
-              for layer in ssbn_layers(model)]
-    set_scale(model, size, record, edge)
+    with _pinning:
+        before = [(layer, layer.pinned_size, layer.pinned_by, layer.record,
+                   layer.record_ratio) for layer in ssbn_layers(model)]
+        set_scale(model, size, record, edge)
+        for layer, *_ in before:
+            layer.pinned_by = _this_thread()
     try:
         yield model
     finally:
         for layer, *state in before:
-            layer.pinned_size, layer.record, layer.record_ratio = state
+            (layer.pinned_size, layer.pinned_by, layer.record,
+             layer.record_ratio) = state
         preceding.size = None  # of a pass that has ended
 
 

@@ -132,6 +132,7 @@ def test_inputs_must_be_stacked():
 @pytest.mark.parametrize('batch, match', [
     (dict(inputs=dict(sup=torch.rand(1, 3, 16, 16))), 'but got a dict'),
     (dict(inputs=torch.rand(1, 2, 3, 16, 16)), r'shape \(1, 2, 3, 16, 16\)'),
+    (dict(inputs=np.zeros((1, 3, 16, 16))), 'but got a ndarray'),
     (dict(inputs=torch.zeros(1, 3, 16, 16, dtype=torch.uint8)),
      'floating point to be resized, but got torch.uint8'),
     (dict(inputs=torch.rand(1, 3, 16, 16), data_samples=dict(sup=[])),

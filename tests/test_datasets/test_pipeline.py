@@ -41,6 +41,15 @@ def test_a_class_as_type():
     assert nominal_size(pipeline) == 32
 
 
+def test_transforms_that_are_no_configs():
+    built = RandomResize(scale=(64, 64), ratio_range=(1, 2))
+    pipeline = [len, dict(type='Resize', scale=32), built]
+    assert train_sizes(pipeline) == (32, )
+    assert rescale_pipeline(pipeline, 16)[1]['scale'] == 16
+    with pytest.raises(ValueError, match=r"but got \['RandomResize'\]"):
+        nominal_size([built])
+
+
 def test_nothing_to_rewrite():
     with pytest.raises(ValueError, match=r"but got \['Load', 'PackInputs'\]"):
         rescale_pipeline([dict(type='Load'), dict(type='PackInputs')], 8)

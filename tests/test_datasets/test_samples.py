@@ -4,6 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmdet.datasets.transforms import PackDetInputs, Resize
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.structures.bbox import HorizontalBoxes
@@ -137,6 +138,28 @@ def test_nothing_of_the_input_is_changed():
         assert torch.equal(old.gt_instances.bboxes, new.gt_instances.bboxes)
         assert np.array_equal(old.gt_instances.masks.masks,
                               new.gt_instances.masks.masks)
+
+
+@pytest.mark.parametrize('masks', ['bitmap', 'polygon'])
+@pytest.mark.parametrize('shape', [(128, 192), (32, 48)])
+def test_masks_of_another_size_are_refused(masks, shape):
+    batch = at(BASE, shapes=SHAPES[:1], masks=masks, pad=False)
+    instances = batch['data_samples'][0].gt_instances
+    instances.masks = instances.masks.resize(shape)
+    with pytest.raises(ValueError, match=r'gt_instances.masks` must be as '
+                       rf'large as their picture, \(64, 96\), .*{shape[0]}'):
+        resized(batch)
+
+
+def test_a_picture_that_is_padded_further_than_its_masks():
+    batch = at(BASE, shapes=SHAPES[:1])
+    want = resized(batch)['data_samples'][0]
+    batch['inputs'] = F.pad(batch['inputs'], (0, 32, 0, 32))
+    got = resized(batch)['data_samples'][0]
+    h, w = got.img_shape
+    assert_close(got.gt_instances.masks.masks,
+                 want.gt_instances.masks.masks[:, :h, :w])
+    assert_close(got.gt_sem_seg.sem_seg, want.gt_sem_seg.sem_seg[:, :h, :w])
 
 
 def test_a_picture_without_objects():

@@ -105,7 +105,8 @@ def test_a_step_pays_what_is_told(options, told):
     hook, paid = SCTLossHook(**options), 0.0
     schedule = Schedule(
         dict.fromkeys(scales, 1 / 4), hook.scales_per_step or 4, hook.seed,
-        hook.partition, hook.between, base_trains=not hook.adapt)
+        hook.partition, hook.between, base_trains=not hook.adapt,
+        progressive=hook.progressive, steps=steps)
     for step in range(steps):
         for each in schedule.passes(pictures, step):
             part = each.share or slice(0, pictures)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from sct_mm import Cascade, MultiScaleBatch, SSBN, use_scale
+from sct_mm.engine.cascade import check_scores, scores_in
 from sct_mm.engine.config import UserError
 from sct_mm.models.scale import ssbn_layers
 
@@ -154,6 +155,24 @@ def test_mmpretrains_inferencer_takes_it(fashion):
 def test_what_is_refused(sizes, thresholds, match):
     with pytest.raises((UserError, TypeError, ValueError), match=match):
         Cascade(plain_net(), sizes, thresholds)
+
+
+def test_scores_are_taken_as_they_are():
+    """Of a network that ends in a softmax: another would blur them."""
+    inputs = torch.randn(4, 3, 16, 16)
+    net = plain_net()
+    want = Cascade(net, (8, 16), 0.5)(inputs)
+    got = Cascade(nn.Sequential(net, nn.Softmax(1)), (8, 16), 0.5)(inputs)
+    torch.testing.assert_close(got.scores, want.scores)
+
+
+def test_one_logit_and_several_labels_are_refused():
+    """The softmax of one logit is always sure; sigmoids are no shares."""
+    with pytest.raises(UserError, match=r'but got Tensor of shape \(2, 1\)'):
+        scores_in(torch.randn(2, 1))
+    with pytest.raises(UserError, match='sum to 1, but got a sum of 1.7'):
+        check_scores(torch.tensor([[0.9, 0.8], [0.5, 0.5]]))
+    check_scores(torch.tensor([[0.9, 0.1], [float('nan'), 0.5]]))
 
 
 def test_no_network_another_size_another_mode_and_no_classifier():

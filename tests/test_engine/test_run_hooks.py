@@ -16,7 +16,7 @@ from helpers import Dies, ssbn_model, train
 @pytest.mark.parametrize('schedule', [
     {}, dict(scales_per_step=2), dict(scales_per_step=1),
     dict(partition=True), dict(between=0.6),
-    dict(between=0.6, scales_per_step=1)])
+    dict(between=0.6, scales_per_step=1, progressive=0.6)])
 def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
     def hooks():
         return [SCTLossHook(**schedule), EpochSeedHook(), EMAHook()]

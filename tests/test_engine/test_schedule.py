@@ -12,8 +12,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SCTLossHook, SSBN, set_scale
 from sct_mm.engine.checks import batch_size_of
-from sct_mm.engine.schedule import (check_scales_per_step, check_shares,
-                             scales_of_step, shares_of_step, weights_of_step)
+from sct_mm.engine.draw import (scales_of_step, weights_of_step)
+from sct_mm.engine.schedule import (check_scales_per_step,
+                                    check_shares, shares_of_step)
 
 from conftest import SCALES, TinyModel
 from helpers import batch, grads

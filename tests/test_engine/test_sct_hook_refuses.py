@@ -41,6 +41,17 @@ def test_sync_bn_torch_is_refused():
     SCTLossHook().attach(TinyModel(lambda c: SyncSSBN(c, SCALES)))
 
 
+def test_a_sync_norm_that_is_none_of_torchs_is_refused():
+    class Synced(nn.Module):  # as mmcv's, which needs several processes
+        def __init__(self, norm):
+            super().__init__()
+            self.num_features, self.weight = norm.num_features, norm.weight
+            self.register_buffer('running_mean', norm.running_mean)
+
+    with pytest.raises(RuntimeError, match='SyncSSBN'):
+        SCTLossHook().attach(TinyModel(lambda c: Synced(SSBN(c, SCALES))))
+
+
 def test_pictures_of_another_size():
     model = ssbn_model()
     SCTLossHook().attach(model)
@@ -79,6 +90,12 @@ def test_ddp_with_a_static_graph_needs_joint(tmp_path):
     (dict(scales_per_step=0), ValueError, '`scales_per_step`'),
     (dict(scales_per_step=1, partition=True), ValueError,
      '`partition` divides .* but got scales_per_step=1'),
+    (dict(progressive=0.5), ValueError, '`progressive` .* but got a schedule '
+     'that trains the base in each step'),
+    (dict(progressive=0.5, scales_per_step=2), ValueError, '`progressive`'),
+    (dict(progressive=0.5, scales_per_step=1, adapt=True), ValueError,
+     'but got adapt=True'),
+    (dict(progressive=50, partition=True), ValueError, '`progressive` .* 50'),
     (dict(scales=16), TypeError, '`scales` must be a tuple of ints')])
 def test_bad_arguments(options, error, match):
     with pytest.raises(error, match=match):

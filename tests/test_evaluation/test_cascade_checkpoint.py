@@ -224,6 +224,23 @@ def test_no_held_out_pictures_are_refused(config):
         check_held_out(cfg, None)
 
 
+def test_no_picture_of_the_test_is_held_out(config, demo):
+    """Also where another config names it, as of a split by `indices`."""
+    tested = pictures_of(demo[1], 'test', indices=-6)
+    same = dict(split='test', test_mode=True, download=False)
+    left = held_out(config(indices=3, **same), 28, None, tested)
+    assert list(left.pictures.indices) == [3, 4, 5]
+    with pytest.raises(UserError, match='The 6 training pictures .* test set'):
+        held_out(config(indices=6, **same), 28, None, tested)
+    cfg = config(indices=None)
+    one = dict(cfg.train_dataloader.dataset)
+    cfg.train_dataloader.dataset = dict(type='KFoldDataset', dataset=one)
+    cfg.test_dataloader.dataset = dict(type='KFoldDataset', dataset=one,
+                                       test_mode=True)
+    with pytest.raises(UserError, match='the training set is the test set'):
+        check_held_out(cfg, 5)
+
+
 def result(**cascade):
     row = dict(metrics={'accuracy/top1': 90.0}, gflops=1.0, auroc=0.9,
                gflops_ratio=0.6,

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from sct_mm import Cascade, use_scale
 from sct_mm.engine.config import UserError
 from sct_mm.evaluation import show_sizes
-from sct_mm.evaluation.demo import as_pixels
+from sct_mm.evaluation.demo import as_pixels, samples_of
 
 import exports
 from conftest import ROOT
@@ -131,6 +131,24 @@ def test_what_is_refused(demo, picture, options, match):
     with pytest.raises(ValueError, match=match):
         demo(picture, **options)
     assert not osp.exists(__file__ + '.png')
+
+
+def test_a_file_is_read_as_the_pipeline_reads(tmp_path):
+    """As grey, where it says so; an empty file is refused."""
+    path = str(tmp_path / 'a b.png')
+    cv2.imwrite(path, np.random.default_rng(0).integers(
+        0, 255, (8, 9, 4)).astype(np.uint8))
+    reading = dict(type='LoadImageFromFile', color_type='grayscale',
+                   backend_args=dict(backend='petrel'))
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[
+        reading, dict(type='Resize', scale=6),
+        dict(type='mmpretrain.PackInputs')]))))
+    init_default_scope('mmpretrain')
+    grey, = samples_of(cfg, path, [6], 3)
+    assert grey['inputs'].shape == (1, 6, 6)
+    (tmp_path / 'empty.png').touch()
+    with pytest.raises(UserError, match='a file that OpenCV reads'):
+        samples_of(cfg, str(tmp_path / 'empty.png'), [6], 3)
 
 
 def test_the_tool(demo, tmp_path, run_tool):

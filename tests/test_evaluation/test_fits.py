@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from sct_mm import convert_to_ssbn, extract_scale
 from sct_mm.engine.config import UserError
+from sct_mm.engine.loading import state_in, warn_one_row
 from sct_mm.evaluation.evaluate import check_fits
 
 from helpers import plain_net
@@ -85,6 +86,31 @@ def test_rows_fit_and_what_is_of_plain_bn_fills_them():
     three = convert_to_ssbn(plain_net(), (16, 12, 8))
     with pytest.raises(ValueError, match='has 3 scales in 1.weight'):
         check_fits(net, three.state_dict(), 'a.pth')
+
+
+def test_rows_of_other_scales_are_refused():
+    """They would load by their rank, and 12 would be served as 10 was."""
+    net = convert_to_ssbn(plain_net(), (16, 12, 8))
+    state = convert_to_ssbn(plain_net(), (16, 10, 8)).state_dict()
+    with pytest.raises(UserError, match=re.escape(
+            "'a.pth' was trained at the scales (16, 10, 8), but the config "
+            'has (16, 12, 8)')):
+        check_fits(net, {f'module.{name}': value
+                         for name, value in state.items()}, 'a.pth')
+
+
+def test_a_network_for_one_size_in_all_rows_is_told():
+    net = convert_to_ssbn(plain_net(), (16, 8))
+    with pytest.warns(UserWarning, match="'a.pth' is of a network for one"):
+        warn_one_row(net, plain_net().state_dict(), 'a.pth')
+    warn_one_row(net, net.state_dict(), 'a.pth')
+
+
+@pytest.mark.parametrize('checkpoint', [
+    {1: 2}, dict(state_dict=None), dict(state_dict=[])])
+def test_what_holds_no_weights(checkpoint):
+    with pytest.raises(UserError, match="'a.pth' must hold weights by their"):
+        state_in(checkpoint, 'a.pth')
 
 
 def test_what_is_missing_is_named_once_for_all_its_names():

@@ -11,6 +11,7 @@ from sct_mm.engine.checkpoint import AtomicLocalBackend, WriteError
 from sct_mm.engine.config import UserError
 from sct_mm.export import export
 from sct_mm.export import formats, latency, make
+from sct_mm.export.files import paths_of, write_all
 from sct_mm.export.plain import plain_config, plain_data
 
 from exports import FASHION, fashion
@@ -109,6 +110,39 @@ def test_a_disk_that_is_full_leaves_no_file(made, tmp_path, monkeypatch):
     with pytest.raises(WriteError):
         made('all')
     assert not list((tmp_path / 'a').iterdir())
+
+
+def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
+    put = AtomicLocalBackend.put
+    paths = [str(tmp_path / name) for name in 'abc']
+    write_all(dict.fromkeys(paths, b'before'))
+
+    def full(self, obj, path):
+        if path.startswith(paths[1]):
+            raise WriteError('No space left on device')
+        put(self, obj, path)
+
+    monkeypatch.setattr(AtomicLocalBackend, 'put', full)
+    with pytest.raises(WriteError):
+        write_all(dict.fromkeys(paths, b'after'))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == (
+        dict.fromkeys('abc', b'before'))
+
+
+@pytest.mark.parametrize('format, out, ending', [
+    ('pth', 'a.onnx', '.pth'), ('onnx', 'a.pth', '.onnx'),
+    ('pt2', 'a.pt', '.pt2'), ('torchscript', 'a.safetensors', '.pt')])
+def test_a_name_of_another_format(format, out, ending):
+    with pytest.raises(UserError, match=f'or end the name by {ending}'):
+        paths_of(out, format, (28, ), 'label', False)
+    for name in ('a', 'a.bin', f'a{ending}'):
+        assert paths_of(name, format, (28, ), 'label', False) == {28: name}
+    assert paths_of('a.pt', 'pth', (28, ), 'label', False)
+
+
+def test_a_range_is_no_size(made):
+    with pytest.raises(UserError, match="one size or 'all', but got '14:28:"):
+        made('14:28:7')
 
 
 @pytest.mark.parametrize('format', ['pth', 'torchscript'])

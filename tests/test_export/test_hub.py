@@ -119,7 +119,9 @@ def test_a_folder_that_is_damaged_is_refused(saved):
 
 @pytest.mark.parametrize('text, message', [
     (None, 'cannot be read'), ('{', 'cannot be read'),
-    ('[]', 'another kind or version'), ('{"version": 9}', 'another kind')])
+    ('[]', 'another kind or version'), ('{"version": 9}', 'another kind'),
+    ('{"version": 1, "library_name": "sct_mm", "config": {}, "sha256": "",'
+     '"default_scope": null, "dataset_meta": {}}', 'another kind')])
 def test_another_config_json_is_refused(saved, text, message):
     path = saved[0] / 'config.json'
     path.unlink() if text is None else path.write_text(text)

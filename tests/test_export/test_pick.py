@@ -105,6 +105,34 @@ def test_what_is_no_limit(arguments, kind, match, result):
         pick(result(), **arguments)
 
 
+@pytest.mark.parametrize('changes, match', [
+    (dict(gflops=float('nan')), 'no number gflops'),
+    (dict(latency_ms=-1.0), 'no number latency_ms'),
+    (dict(scale=14.5), 'a scale 14.5'), (dict(scale=0), 'a scale 0'),
+    (dict(metrics={'accuracy/top1': '92'}), 'no number accuracy/top1'),
+    (dict(metrics={'accuracy/top1': None}), 'no number accuracy/top1')])
+def test_a_result_that_was_edited_wrongly(changes, match, result):
+    """A cost that is no number would keep to any limit."""
+    edited = dict(MODELS[0], rows=[dict(MODELS[0]['rows'][0], **changes)])
+    with pytest.raises(UserError, match=match):
+        pick(result(models=[MODELS[1], edited]), max_gflops=100)
+
+
+def test_a_result_without_a_metric(result):
+    models = [dict(MODELS[0], rows=[dict(MODELS[0]['rows'][0], metrics={})])]
+    with pytest.raises(UserError, match='has no metric to choose by'):
+        pick(result(models=models), max_gflops=100)
+
+
+def test_the_command_has_the_options_of_the_test(result):
+    """Of a label with folders in it, no path is made."""
+    models = [dict(MODELS[0], label='ours (a/b.pth)', cfg_options={
+        'model.scales': [28, 21], 'data_root': '/my data'})]
+    words = shlex.split(pick(result(models=models), max_latency=5)['command'])
+    assert words[-4:] == ['ours-21px.onnx', '--cfg-options',
+                          'model.scales=[28,21]', 'data_root=/my data']
+
+
 def test_a_result_that_is_none(tmp_path):
     with pytest.raises(UserError, match='must be a file, but got'):
         pick(str(tmp_path / 'scales.json'), max_latency=5)

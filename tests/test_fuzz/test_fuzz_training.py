@@ -127,7 +127,8 @@ OPTIONS = st.one_of(
     options(
         scales=[None, SCALES], loss_weights=[None, (0.5, 0.3, 0.2)],
         backward=['joint', 'per_scale'], scales_per_step=[1, 2, 3],
-        partition=[True], between=[0.5, 1], size_divisor=[1, 3],
+        partition=[True], between=[0.5, 1], progressive=[0.5, 1],
+        size_divisor=[1, 3],
         adapt=[True, 'labels'], distill=[True, 'ensemble'],
         distill_weight=[0, 2], temperature=[1, 4], seed=[1, 2**40],
         check_finite=[True, False],
@@ -146,7 +147,7 @@ def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
     if hook is None:
         return
     plain = Classifier(norm)  # a copy would share the record
-    attached = attempt(lambda: hook.attach(model) or True, model,
+    attached = attempt(lambda: hook.attach(model, steps=9) or True, model,
                        lambda: build_transform(options['batch_transform']))
     hook.step = step
     weights = None

@@ -122,10 +122,26 @@ def test_batches_of_the_hosts():
     other.load_state_dict(model.state_dict())
     given = [dict(inputs=x, data_samples=[BaseDataElement()] * len(x))
              for x in batches(8)]
+    labelled = trained()
+    labelled.load_state_dict(model.state_dict())
     calibrate(model, batches(8), 8)
     calibrate(other, given, 8)
-    for ours, want in zip(model.buffers(), other.buffers()):
-        assert torch.equal(ours, want)
+    calibrate(labelled, [(x, torch.zeros(len(x))) for x in batches(8)], 8)
+    for ours, *others in zip(*(m.buffers() for m in (model, other,
+                                                     labelled))):
+        assert all(torch.equal(ours, want) for want in others)
+
+
+@pytest.mark.parametrize('batch, error, match', [
+    ('picture', TypeError, 'but got a str'),
+    (dict(inputs=[torch.rand(3, 8, 8)] * 2), TypeError,
+     'but got a list. Take what model.data_preprocessor'),
+    (torch.zeros(2, 3, 8, 8).byte(), TypeError, 'but got a torch.uint8'),
+    (torch.rand(2, 3, 16, 16), ValueError,
+     r'pictures of 8 pixels, .* but got shape \(2, 3, 16, 16\)')])
+def test_batches_that_are_refused(batch, error, match):
+    with pytest.raises(error, match=match):
+        calibrate(trained(), [batch] * 2, 8)
 
 
 @pytest.mark.parametrize('count', [0, 1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 from torch.testing import assert_close
 
@@ -50,6 +51,16 @@ def test_convert_is_idempotent_and_replaces_a_root_and_a_shared_layer():
     layer = net[0]
     assert convert_to_ssbn(net, SCALES)[0] is layer
     assert isinstance(convert_to_ssbn(nn.BatchNorm2d(3), SCALES), SSBN)
+
+
+def test_ssbn_of_other_scales_is_refused():
+    net = convert_to_ssbn(plain_net(), SCALES)
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got \(224, 160'):
+        WithSSBN(net, (160, 224))
+
+
+def pruned():
+    return prune.l1_unstructured(nn.BatchNorm2d(4), 'weight', 0.5)
 
 
 def test_extract_errors():
@@ -171,6 +182,7 @@ class SyncAndMore(nn.SyncBatchNorm):
     (nn.Linear(2, 2), ValueError, 'Linear has none'),
     (nn.Sequential(nn.LazyBatchNorm2d()), TypeError, 'LazyBatchNorm2d'),
     (nn.Sequential(SyncAndMore(3)), TypeError, 'SyncAndMore'),
+    (nn.Sequential(pruned()), TypeError, 'or pruning, first'),
     ('resnet50', TypeError, 'but got a str')])
 def test_what_cannot_be_converted(model, error, match):
     with pytest.raises(error, match=match):
@@ -239,7 +251,8 @@ def test_statistics_are_reset_and_calibrated_one_row_at_a_time():
             assert_close(net[1].row(scale)[name], getattr(plain[1], name),
                          rtol=0, atol=0)
     before = net[1].running_mean.clone()
-    net[1].reset_running_stats()  # unpinned: as BN at the base scale
+    with pytest.warns(UserWarning, match='base scale 16 alone'):
+        net[1].reset_running_stats()
     assert (net[1].running_mean[0] == 0).all()
     assert_close(net[1].running_mean[1], before[1])
     net[1].weight.data += 1

@@ -198,7 +198,24 @@ def test_inference_mixes_once(mixes):
     assert pickle.loads(pickle.dumps(layer))._served is None
 
 
+def averaged(layer):
+    """As EMA does while its source trains: torch tells nothing of it."""
+    source = SSBN(3, SCALES)
+    with torch.enable_grad(), use_scale(source, 8):
+        source(torch.randn(2, 3, 8, 8))
+    layer.weight.data.mul_(2)
+
+
+def swapped(layer):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(apart(SSBN(3, SCALES)).state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 @pytest.mark.parametrize('change', [
+    averaged, swapped,
     lambda layer: layer.weight.mul_(2),
     lambda layer: layer.row(8)['running_var'].mul_(2),
     lambda layer: layer.load_state_dict(apart(SSBN(3, SCALES)).state_dict()),

@@ -218,6 +218,26 @@ def test_state_dict_round_trip_with_weights_only():
         assert_close(loaded.state_dict()[name], value)
 
 
+def test_parameters_alone_are_rows_of_their_own():
+    layer, other = SSBN(4, SCALES), SSBN(4, SCALES)
+    layer.weight.data.uniform_()
+    other.load_state_dict(dict(layer.named_parameters()), strict=False)
+    assert torch.equal(other.weight, layer.weight)
+
+
+def test_a_row_that_is_none():
+    with pytest.raises(ValueError, match=r'\(16, 12, 8\), but got 10'):
+        SSBN(4, SCALES).row(10)
+
+
+def test_a_clip_tells_its_size_not_its_length():
+    layer = SSBN3d(3, SCALES)
+    for scale in (16, 8):
+        with use_scale(layer, scale):
+            layer(torch.randn(2, 3, 4, scale, scale))
+    assert layer.extents == {16: [16, 16], 8: [8, 8]}
+
+
 def test_checkpoint_with_other_number_of_scales():
     with pytest.raises(ValueError, match=r'2 scales in weight, but the '
                        r'model has 3 \(\(16, 12, 8\)\)'):
