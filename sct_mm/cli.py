@@ -43,13 +43,28 @@ HOSTS_PRINT = re.compile('|'.join((
     r'(Accumulating evaluation|Running per image evaluation|Evaluate annot)',
 )))
 
+# What each launcher sets, without which mmengine cannot join processes.
+_SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
+               mpi='OMPI_COMM_WORLD_LOCAL_RANK')
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Settings(DictAction):
+    """mmengine's, which fails on what has no ``=``."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} must be KEY=VALUE, but got '
+                             f'{value!r}. Write e.g. '
+                             'train_cfg.max_epochs=1.')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_cfg_options(parser: argparse.ArgumentParser,
                     what: str = 'settings that override the config') -> None:
     """Add the option with which OpenMMLab's tools change a config."""
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=_Settings,
                         metavar='KEY=VALUE', help=what)
 
 
@@ -66,6 +81,11 @@ def parse_launched(parser: argparse.ArgumentParser,
                    argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Parse ``argv``; mmengine finds the rank where it looks for it."""
     args = parser.parse_args(argv)
+    if _SET_BY.get(args.launcher, 'LOCAL_RANK') not in {
+            'LOCAL_RANK', *os.environ}:
+        parser.error(f'--launcher {args.launcher} must be started by it, '
+                     f'which sets {_SET_BY[args.launcher]}, but that is not '
+                     'set. Leave it out for one process.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 import sct_mm  # noqa: F401  (registers the components)
 from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.engine.config import UserError, config_name, load_config
-from sct_mm.engine.training import set_defaults, train
+from sct_mm.engine.training import check_complete, set_defaults, train
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -47,11 +47,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
         'work_dirs', config_name(args.config))
+    check_complete(cfg)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs the batch size that the '
                             'learning rate is meant for, but the config has '
                             'none. Set auto_scale_lr=dict(base_batch_size='

@@ -47,12 +47,14 @@ def _edges(value: Any) -> List[int]:
 
 def pipeline_of(loader: dict) -> Optional[list]:
     """The pipeline of a data loader's config, inside of the wrappers of its
-    data set (``RepeatDataset``, ``MultiImageMixDataset``): the outermost."""
-    dataset = loader.get('dataset') or {}
-    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'),
-                                                   dict):
-        dataset = dataset['dataset']
-    return dataset.get('pipeline')
+    data set (``RepeatDataset``, ``MultiImageMixDataset``): the outermost.
+    None where it is built already, or there is none."""
+    dataset = loader.get('dataset')
+    while isinstance(dataset, dict):
+        if 'pipeline' in dataset:
+            return dataset['pipeline']
+        dataset = dataset.get('dataset')
+    return None
 
 
 def nominal_size(pipeline: List[dict]) -> int:

@@ -182,6 +182,7 @@ class AdaptPasses(Passes):
 
     def _prepare(self, batch: dict, step: int) -> None:
         self.restore()
+        self._frozen += freeze(self.model)  # what another hook has freed
         self._divide(batch, step)
         if self._adapt != 'labels':
             self._teach(batch)

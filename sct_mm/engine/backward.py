@@ -145,8 +145,9 @@ class PerScaleBackward:
             self._unit = torch.ones_like(self._sum)
             if self._scaler is not None:
                 self._unit = self._scaler.scale(self._unit)
-        with torch.autocast(loss.device.type, enabled=False):
-            loss.backward(self._unit.to(loss))
+        if loss.requires_grad:  # as of a detector that found nothing to train
+            with torch.autocast(loss.device.type, enabled=False):
+                loss.backward(self._unit.to(loss))
         self._sum += loss.detach()
 
     def total(self) -> Tensor:

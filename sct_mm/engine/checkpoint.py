@@ -50,6 +50,25 @@ def _write(obj: bytes, path: str) -> None:
     _sync_folder(osp.dirname(path))
 
 
+def make_folder(path: str, name: str) -> None:
+    """Make the folder ``path``, before the work whose result goes into it.
+
+    Args:
+        name: what a message calls it.
+
+    Raises:
+        UserError: if it cannot be made, or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f'{name} must be a folder that can be written to, but '
+                        f'got {path!r} ({error.strerror}). Name another.'
+                        ) from error
+
+
 @register_backend('atomic_local')
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local file backend, whose files are whole or absent.
@@ -71,8 +90,8 @@ class AtomicLocalBackend(LocalBackend):
     def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
         path = osp.abspath(filepath)
         folder = osp.dirname(path)
-        mmengine.mkdir_or_exist(folder)
         try:
+            os.makedirs(folder, exist_ok=True)
             _write(obj, path)
         except OSError as error:
             raise WriteError(

@@ -1,19 +1,18 @@
 """What SCTLossHook compares before it trains: scales, model and pictures."""
-import inspect
+import itertools
 import logging
 from typing import Any, Optional, Sequence, Tuple
 
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import check_flag, check_int, check_number
 from ..datasets.multi_scale import check_batch
 from ..datasets.pipeline import pipeline_of, train_sizes
 from ..datasets.samples import content_shape, is_padded
 from ..models.convert import damaged_by_sync_bn
-from ..models.scale import (ScaleSpecific, check_scales, scales_of,
-                            ssbn_layers)
+from ..models.scale import (ScaleSpecific, check_scales, scales_of)
 
 
 def check_loss_weights(weights: Optional[Sequence[float]],
@@ -149,17 +148,28 @@ def check_pipeline(loader: Optional[dict], base: int) -> None:
                   'shrink them by the same ratio.', 'current')
 
 
-def check_run(runner: Any, backward: str, adapt: Any) -> None:
-    """Compare what a Runner makes of the model with the hook's arguments.
+def check_run(runner: Any, hook: Any) -> None:
+    """Compare what a Runner makes of the model with the arguments of
+    ``hook``.
 
     Raises:
-        ValueError: for DDP that wants every gradient in one backward pass.
+        ValueError: for DDP that wants every gradient in one backward pass,
+            and for `adapt` behind a hook that saves.
     """
-    if backward != 'joint' and getattr(runner.model, 'static_graph', False):
+    if hook.backward != 'joint' and getattr(runner.model, 'static_graph',
+                                            False):
         raise ValueError("`backward='per_scale'` cannot hand gradients to DDP "
                          "with static_graph=True. Set backward='joint', or "
                          'leave static_graph out.')
-    if adapt and not (runner._load_from or runner._resume):
+    if not hook.adapt:
+        return
+    before = itertools.takewhile(lambda each: each is not hook, runner.hooks)
+    if any(isinstance(each, CheckpointHook) for each in before):
+        raise ValueError('`priority` of SCTLossHook must be above that of '
+                         'CheckpointHook with adapt, which puts the base back '
+                         f'before it is saved, but got {hook.priority!r}. '
+                         'Leave it out.')
+    if not (runner._load_from or runner._resume):
         print_log('SCTLossHook: adapt keeps the network as its config builds '
                   'it, since load_from is not set.', 'current',
                   logging.WARNING)
@@ -239,59 +249,3 @@ def check_model(model: nn.Module, hook_type: type) -> None:
                              'tensors of BN and knows no scales, but got it '
                              f'in a {type(module).__name__}. Remove it from '
                              'the config.')
-
-
-def warn_of_shared_norms(model: nn.Module) -> None:
-    """Warn of batch normalization without rows beside SSBN, as where a host
-    builds some of its norms without its ``norm_cfg``."""
-    shared = [name for name, m in model.named_modules()
-              if isinstance(m, _BatchNorm)
-              and not isinstance(m, ScaleSpecific)]
-    if shared and ssbn_layers(model):
-        print_log(f'SCTLossHook: {len(shared)} layers of batch normalization '
-                  f'beside SSBN, such as {shared[0]}, are shared by all '
-                  'scales. Set their norm_cfg, or use model=dict('
-                  "type='WithSSBN', model=...), which converts all.",
-                  'current', logging.WARNING)
-
-
-def warn_of_lost_defaults(model: nn.Module) -> None:
-    """Warn where a ``norm_cfg`` of one's own has replaced the eps or momentum
-    that a host's class has in its default ``norm_cfg``: with a checkpoint of
-    the stock network it computes another function."""
-    inside: set = set()
-    for name, module in model.named_modules():
-        if any(name.startswith(outer) for outer in inside):
-            continue
-        parameter = inspect.signature(type(module).__init__).parameters.get(
-            'norm_cfg')
-        if parameter is None:
-            continue
-        inside.add(f'{name}.' if name else '')
-        default = parameter.default
-        for option in ('eps', 'momentum'):
-            if not isinstance(default, dict) or option not in default:
-                continue
-            theirs = default[option]
-            ours = {getattr(layer, option) for layer in ssbn_layers(module)}
-            if ours - {theirs}:
-                print_log(
-                    f'SCTLossHook: {type(module).__name__} has '
-                    f'{option}={theirs} in its own norm_cfg, but SSBN has '
-                    f'{option}={sorted(ours, key=str)[0]}: set it in your '
-                    "norm_cfg, or use model=dict(type='WithSSBN', "
-                    'model=...).', 'current', logging.WARNING)
-
-
-def warn_if_frozen(norms: nn.ModuleList) -> None:
-    """Warn where no scale can get statistics of its own: every SSBN layer is
-    in evaluation mode (``norm_eval``, ``frozen_stages``) and its rows are the
-    same."""
-    if len(norms) and not any(layer.training or layer.running_mean is None
-                              or (layer.running_mean
-                                  != layer.running_mean[0]).any()
-                              for layer in norms):
-        print_log('SCTLossHook: the running statistics of all SSBN layers are '
-                  'frozen, and the same for each scale. Set norm_eval=False '
-                  'and frozen_stages=-1, or start from a checkpoint trained '
-                  'at several scales.', 'current', logging.WARNING)

@@ -32,11 +32,24 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
                         'one of your own, or from anywhere one of this or of '
                         'another package, as sct_mm::NAME.py or '
                         'mmpretrain::FOLDER/NAME.py.')
-    cfg = Config.fromfile(file)
-    if options:
-        cfg.merge_from_dict(options)
+    try:
+        cfg = Config.fromfile(file)
+    except Exception as error:  # a config is a program
+        text = str(error).strip() or 'nothing more is known'
+        raise UserError(f'The config {path!r} cannot be read '
+                        f'({type(error).__name__}: {text}). Mend it there.'
+                        ) from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError) as error:
+        raise UserError(f'--cfg-options {options} do not fit the config '
+                        f'{path!r} ({error.args[0]}). Name settings that it '
+                        'has.') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise UserError(f'The config must have a `model`, but {path!r} has '
+                        f'{cfg.get("model")!r}. Name that of an experiment.')
     if cfg.get('default_scope') is None:
-        cfg.default_scope = _project_of(cfg.get('model') or {})
+        cfg.default_scope = _project_of(cfg.model)
     return cfg
 
 

@@ -67,17 +67,22 @@ def _layers_in(model: nn.Module, weights: dict, name: str
             yield layer, value
 
 
-def other_scales(model: nn.Module, weights: dict) -> Optional[str]:
-    """Why rows that load by their rank are not those of the model's scales:
-    each layer keeps in its extra state which they are."""
-    for layer, state in _layers_in(model, weights, '_extra_state'):
-        if state.dim() == 2:
+def check_scales_of(model: nn.Module, weights: dict, path: str) -> None:
+    """Refuse rows that load by their rank, but are of other scales than the
+    model's: each layer keeps in its extra state which they are.
+
+    Raises:
+        UserError: naming both.
+    """
+    for layer, record in _layers_in(model, weights, '_extra_state'):
+        if record.dim() == 2:
             # What averages a state dict makes floats of them.
-            scales = tuple(state[:, 0].nan_to_num().round().int().tolist())
+            scales = tuple(record[:, 0].nan_to_num().round().int().tolist())
             if scales != layer.scales:
-                return (f'its rows are of the scales {scales}, but the config '
-                        f'has {layer.scales}')
-    return None
+                raise UserError(
+                    f'{path!r} was trained at the scales {scales}, but the '
+                    f'config has {layer.scales}. Set the `scales` of its '
+                    '`norm_cfg` to those of the checkpoint.')
 
 
 def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
@@ -91,7 +96,8 @@ def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
 
 def check_fits(model: nn.Module, state: dict, path: str) -> None:
     """Load weights into ``model``, and refuse those that are missing or of
-    other shapes, which mmengine would leave as they were initialised.
+    other shapes, which mmengine would leave as they were initialised, and
+    rows of other scales, which it would load by their rank.
 
     They are judged as they are loaded, since hosts convert some: a position
     embedding for another picture size, names of an older version.
@@ -101,10 +107,11 @@ def check_fits(model: nn.Module, state: dict, path: str) -> None:
         ValueError: for rows of another number of scales.
     """
     weights = without_wrapper(state)
-    misfit = misfit_of(model, weights) or other_scales(model, weights)
+    misfit = misfit_of(model, weights)
     if misfit:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
+    check_scales_of(model, weights, path)
 
 
 def left_over(model: nn.Module, state: dict) -> List[str]:
@@ -115,6 +122,22 @@ def left_over(model: nn.Module, state: dict) -> List[str]:
     names = model.load_state_dict(weights, strict=False)[1]
     return [name for name in names if isinstance(weights.get(name), Tensor)
             and not name.endswith('_extra_state')]
+
+
+def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Load ``checkpoint`` into ``model``, and refuse one that holds less or
+    more.
+
+    Raises:
+        UserError: as :func:`check_fits`, and for weights too many.
+    """
+    state = state_in(checkpoint, path)
+    check_fits(model, state, path)
+    more = left_over(model, state)
+    if more:
+        raise UserError(f'{path!r} does not fit the config: the network has '
+                        f'no place for {more[0]}. Name the config it was '
+                        'trained with.')
 
 
 def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
@@ -133,11 +156,5 @@ def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(config)
-    state = state_in(checkpoint, path)
-    check_fits(model, state, path)
-    more = left_over(model, state)
-    if more:
-        raise UserError(f'{path!r} does not fit the config: the network has '
-                        f'no place for {more[0]}. Name the config it was '
-                        'trained with.')
+    check_is_of(model, checkpoint, path)
     return model.eval()

@@ -32,7 +32,16 @@ class Resize:
     def __init__(self, config: dict, base: int) -> None:
         self._config, self._base = config, base
         self._transforms: Dict[int, Callable[[dict], dict]] = {}
-        self.at(base)  # a bad config is told before the training
+        try:
+            self.at(base)  # a bad config is told before the training
+        except (KeyError, TypeError) as error:
+            if '`' in str(error).partition(' ')[0]:  # of MultiScaleBatch
+                raise
+            raise ValueError(
+                '`batch_transform` must be the config of a batch transform '
+                f'that takes scale and base_scale, but got {config!r} '
+                f'({str(error).partition(". ")[0]}). Write e.g. '
+                "dict(type='MultiScaleBatch', antialias=True).") from error
 
     def at(self, size: int) -> Callable[[dict], dict]:
         """The transform to ``size`` pixels."""

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.scale import serving_scale, ssbn_layers, use_scale
+from .advice import warn_if_frozen
 from .backward import BACKWARDS, Pin
-from .checks import check_gradients, check_pictures, warn_if_frozen
+from .checks import check_gradients, check_pictures
 from .finite import FiniteLosses, name_pass, named
 from .log import joined, logged
 from .parts import parts_of_batch
@@ -197,7 +198,25 @@ class Passes:
         return self._logged(log_vars, p)
 
     def _loss_of(self, losses: dict, p: Pass) -> Tuple[Tensor, dict]:
-        """The loss of a pass, and its values for the log."""
+        """The loss of a pass, and its values for the log.
+
+        Raises:
+            TypeError: for a model that gives none.
+        """
+        if not isinstance(losses, dict) or not any(
+                'loss' in str(name) for name in losses):
+            got = (f'the keys {list(losses)}' if isinstance(losses, dict)
+                   else f'a {type(losses).__name__}')
+            raise TypeError(
+                f"{type(self.model).__name__} must return with mode='loss' a "
+                f"dict with a key that contains 'loss', but got {got}. Name "
+                'what is minimised so.')
+        if not hasattr(self.model, 'parse_losses'):
+            raise TypeError(
+                f'{type(self.model).__name__} must be a BaseModel of '
+                'mmengine, whose parse_losses() adds up what it returns, but '
+                'has none. Derive it from BaseModel, or attach the hook to '
+                'the `module` within a wrapper.')
         return self.model.parse_losses(losses)
 
     def _add(self, backward, loss: Tensor, p: Pass) -> None:

@@ -33,6 +33,20 @@ def leaves(model: nn.Module) -> List[nn.Module]:
             if isinstance(m, _BatchNorm) or not list(m.children())]
 
 
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """The buffers of ``model`` as they were after a ``with`` block: a head
+    may count what it sees, or hold a queue of it."""
+    before = [(m, name, buffer, buffer.clone()) for m in model.modules()
+              for name, buffer in m._buffers.items() if buffer is not None]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in before:
+            buffer.copy_(value)
+            module._buffers[name] = buffer  # it may have been replaced
+
+
 def unrecorded(norms: Iterable[nn.Module],
                scales: Sequence[int]) -> List[int]:
     """Those of ``scales`` at which no layer of ``norms`` has seen an input."""
@@ -57,7 +71,7 @@ def record(model: nn.Module, norms: nn.Module, batch: dict,
         if 'data_samples' in part:
             part['data_samples'] = private_copy(part['data_samples'])
         with named(f'scale {scale}'), torch.no_grad(), evaluating(
-                leaves(model)), use_scale(
+                leaves(model)), keeping_buffers(model), use_scale(
                     norms, scale, record=True,
                     edge=min(part['inputs'].shape[-2:])):
             model(**part)

@@ -63,7 +63,9 @@ class SharedAffineHook(Hook):
     choice, measured in docs/results.md.
 
     Raises:
-        ValueError: for a model without SSBN, or with rows that differ.
+        ValueError: for a model without SSBN, or with rows that differ, and
+            beside SCTLossHook(adapt=True), which keeps the base's.
+        RuntimeError: if another one acts on the model.
     """
 
     def __init__(self) -> None:
@@ -81,7 +83,18 @@ class SharedAffineHook(Hook):
         shared = [(layer, parameter) for layer in layers
                   for parameter in (layer.weight, layer.bias)
                   if parameter is not None and parameter.requires_grad]
+        if any(getattr(hook, 'adapt', False) for hook in
+               getattr(runner, 'hooks', ())):
+            raise ValueError('`SharedAffineHook` moves the rows of all scales '
+                             'together, but got adapt, which keeps those of '
+                             'the base. Leave one of them out.')
         for layer, parameter in shared:
+            if any(getattr(hook, 'func', None) is _same_for_all_rows for hook
+                   in (parameter._backward_hooks or {}).values()):
+                raise RuntimeError(f'{type(model).__name__} has a '
+                                   'SharedAffineHook already, which counts '
+                                   'twice. Remove one from `custom_hooks`, or '
+                                   'build the model anew after an error.')
             rows = parameter.detach().view(len(layer.scales), -1)
             # A vectorised optimizer rounds its last entries otherwise.
             if not torch.allclose(rows, rows[:1], rtol=1e-3, atol=1e-3):

@@ -14,10 +14,10 @@ from ..arguments import check_choice, check_int, check_number
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales
 from .adapt import AdaptPasses, check_adapt, check_adaptable, frozen
+from .advice import warn_of_lost_defaults, warn_of_shared_norms
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
                      check_model, check_pipeline, check_progressive,
-                     check_run, resolve_scales,
-                     warn_of_lost_defaults, warn_of_shared_norms)
+                     check_run, resolve_scales)
 from .distill import ENSEMBLE, DistillPasses, check_distill
 from .finite import FiniteLosses
 from .parts import Resize
@@ -92,13 +92,11 @@ class SCTLossHook(Hook):
         distill_weight: of what is distilled, beside the labels.
         temperature: of the softmax that is distilled.
         seed: of the draw; the same for all processes.
-        batch_transform: config of the batch transform; ``scale`` and
-            ``base_scale`` are filled in.
+        batch_transform: its config, without ``scale`` and ``base_scale``.
         check_finite: stop the run at a loss that is NaN or inf; on a GPU at
             the latest 50 steps later, before a checkpoint is saved.
 
-    Each scale sees the samples as the pipeline made them, whatever the model
-    writes into them: they are made for all scales before the first pass.
+    Each scale sees the samples as made, whatever the model writes into them.
 
     Raises:
         TypeError: for arguments of another type; for batches that are no
@@ -153,6 +151,7 @@ class SCTLossHook(Hook):
         self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
         self.check_finite = check_finite
         self.step = 0
+        self._told = False  # the step, by a Runner
         self._handles: list = []
         self._passes: Optional[Passes] = None  # of the model attached to
         self._finite = FiniteLosses()
@@ -171,7 +170,7 @@ class SCTLossHook(Hook):
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
-        check_run(runner, self.backward, self.adapt)
+        check_run(runner, self)
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
                     runner.max_iters)
         size = batch_size_of(runner.train_dataloader)
@@ -180,7 +179,7 @@ class SCTLossHook(Hook):
             self._passes.shares_fit = True
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self.step = runner.iter
+        self.step, self._told = runner.iter, True
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         if self._passes is not None and not self._passes.taken:
@@ -270,7 +269,7 @@ class SCTLossHook(Hook):
             self._handles.pop().remove()
         if self._passes is not None:
             self._passes.release()  # also a pass that Ctrl-C ended
-        self._passes, self._points = None, {}
+        self._passes, self._points, self._told = None, {}, False
 
     @property
     def model(self) -> Optional[nn.Module]:
@@ -278,8 +277,7 @@ class SCTLossHook(Hook):
         return None if self._passes is None else self._passes.model
 
     def __getstate__(self) -> dict:
-        """On a copy of the model, which carries its hooks, and in a file that
-        ``torch.save(model)`` writes, they rest."""
+        """On a copy of the model, and in its pickle, the hooks rest."""
         return dict(vars(self), _handles=[], _passes=None, _points={},
                     _finite=FiniteLosses())
 
@@ -297,6 +295,6 @@ class SCTLossHook(Hook):
         if model is not self.model:
             return None
         losses = self._passes.after(kwargs, losses)
-        if losses is not None:
-            self.step += 1  # where no Runner says it
+        # Without a Runner each pass is a step; with one, SAM's two are one.
+        self.step += losses is not None and not self._told
         return losses

@@ -1,11 +1,19 @@
 """A training as tools/train.py runs it."""
+import os.path as osp
 from typing import Optional
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
-from .config import check_data, join_processes, set_loader_defaults
+from ..datasets.pipeline import type_name
+from .checkpoint import check_checkpoint, make_folder
+from .config import (UserError, check_data, join_processes,
+                     set_loader_defaults)
+from .loading import check_is_of
+from .loops import unwrapped
 from .protection import protected_loading
 from .resume import choose_start
 
@@ -28,6 +36,23 @@ def set_defaults(cfg: Config, pin_memory: bool = True,
                               and loader.get('num_workers', 0) > 0)
 
 
+def check_complete(cfg: Config) -> None:
+    """Whether ``cfg`` has what a training needs.
+
+    Raises:
+        UserError: naming what it lacks.
+    """
+    for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not isinstance(cfg.get(name), dict):
+            raise UserError(f'The config must have a `{name}` to train, but '
+                            f'got {cfg.get(name)!r}. Set it.')
+    amp = type_name(cfg.optim_wrapper) == 'AmpOptimWrapper'
+    if amp and get_device() in ('cpu', 'mps'):
+        raise UserError('Mixed precision (AmpOptimWrapper, --amp) needs a '
+                        f'GPU, but the device is {get_device()!r}. Leave it '
+                        'out.')
+
+
 @protected_loading()
 def train(cfg: Config, resume: Optional[str] = None) -> Runner:
     """Train the config, which names its `work_dir`; returns its Runner.
@@ -37,13 +62,22 @@ def train(cfg: Config, resume: Optional[str] = None) -> Runner:
 
     Raises:
         UserError: if the data or the checkpoint to start from is missing or
-            damaged, or if no checkpoint can be written.
+            damaged, of another network, or if no checkpoint can be written.
     """
+    check_complete(cfg)
     set_defaults(cfg)
     check_data(cfg.train_dataloader)
+    if cfg.get('val_dataloader'):
+        check_data(cfg.val_dataloader)
+    make_folder(cfg.work_dir, '`work_dir`')
     join_processes(cfg)
     choose_start(cfg, resume)
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
               else Runner.from_cfg(cfg))
+    if cfg.resume and '://' not in cfg.load_from and isinstance(
+            runner.model, nn.Module) and osp.isfile(cfg.load_from):
+        # mmengine would go on with what does not fit as it was initialised.
+        check_is_of(unwrapped(runner.model), check_checkpoint(cfg.load_from),
+                    cfg.load_from)
     runner.train()
     return runner

@@ -13,19 +13,22 @@ from torch import nn
 from ..arguments import check_int, check_number
 from ..datasets.pipeline import type_name
 from ..engine.adapt import check_adaptable
-from ..engine.checkpoint import check_checkpoint
+from ..engine.checkpoint import check_checkpoint, make_folder
 from ..engine.checks import check_pipeline
 from ..engine.config import (UserError, config_name, load_config,
                              scales_settings)
 from ..engine.loading import loaded_model
 from ..engine.protection import protected_loading
-from ..engine.resume import ADAPTED, find_checkpoint
+from ..engine.resume import ADAPTED, candidates, find_checkpoint
 from ..engine.training import train
 from ..models.convert import extract_scale
 from ..models.scale import check_scales, scales_of
 from .calibrate import estimate, prepare_run, save_weights
 
 _START = 'calibrated.pth'
+# Of its config what a run cannot change in the middle.
+_ITS_OWN = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
+            'param_scheduler', 'custom_hooks')
 
 
 def check_stock(cfg: Config) -> None:
@@ -65,8 +68,10 @@ def _optimizer(cfg: Config, lr: float) -> dict:
     """AdamW for the rows: its steps do not depend on how large a network's
     losses are. They do not decay: they start where the network was."""
     wrapper = cfg.get('optim_wrapper') or {}
+    amp = (type_name(wrapper) == 'AmpOptimWrapper'
+           and get_device() != 'cpu')  # which mmengine refuses there
     kept = {key: wrapper[key] for key in ('type', 'dtype', 'loss_scale')
-            if key in wrapper and type_name(wrapper) == 'AmpOptimWrapper'}
+            if amp and key in wrapper}
     return {'type': 'OptimWrapper', **kept, 'optimizer': dict(
         type='AdamW', lr=lr, weight_decay=0.0)}
 
@@ -118,6 +123,7 @@ def differing(ours: nn.Module, theirs: nn.Module) -> List[str]:
 
 
 def _check_output(out: str, force: bool, resume: bool) -> None:
+    """Whether ``out`` may become, or is, the folder of an adaptation."""
     found = osp.join(out, ADAPTED)
     if osp.exists(found) and not (force or resume):
         raise UserError(f'{found!r} exists. Give --force to overwrite it, or '
@@ -125,6 +131,42 @@ def _check_output(out: str, force: bool, resume: bool) -> None:
     if osp.isfile(out):
         raise UserError(f'--out must be a folder, but {out!r} is a file. '
                         'Name another.')
+    others = candidates(Config(dict(work_dir=out)))
+    if others and not osp.isfile(osp.join(out, _START)):
+        raise UserError('--out must be a folder of its own, but '
+                        f'{others[0].path!r} of another training is there, '
+                        'and would be overwritten. Name another.')
+
+
+def _check_same(made: str, adapted: Config, sizes: Sequence[int],
+                stock: nn.Module) -> None:
+    """Whether the run to go on with is that of ``adapted`` and ``stock``:
+    mmengine takes the schedule of what it resumes, and rows by their rank.
+
+    Args:
+        made: path of the config that the run wrote.
+
+    Raises:
+        UserError: if not.
+    """
+    start = osp.join(osp.dirname(made), _START)
+    if not (osp.isfile(made) and osp.isfile(start)):
+        return  # it begins
+    before = Config.fromfile(made)
+    scales = [s for s in before.model.scales if s not in sizes]
+    before.model.scales = scales  # at the end it has the sizes, too
+    differs = [name for name in _ITS_OWN if before.get(name) != adapted.get(
+        name)]
+    weights = check_checkpoint(start)
+    if not differs and differing(
+            extract_scale(loaded_model(adapted, weights, start), scales[0]),
+            stock):
+        differs = ['checkpoint']
+    if differs:
+        raise UserError('--resume must have the arguments of the run that it '
+                        f'goes on with, but its {differs[0]} is another than '
+                        f'in {made!r}. Give the same, or --force without '
+                        '--resume.')
 
 
 @protected_loading()
@@ -168,6 +210,10 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         RuntimeError: if something has changed the base after all.
     """
     scales = check_scales(scales)
+    if len(scales) < 2:
+        raise UserError("`scales` must be the network's own size and smaller "
+                        f'ones, but got {scales}. Write e.g. --scales 224 192 '
+                        '160 128.')
     sizes = check_sizes_more(sizes, scales)
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
@@ -186,9 +232,11 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     adapted = adapted_config(cfg, scales, epochs, lr)
     model = loaded_model(adapted, weights, checkpoint).to(get_device())
     check_adaptable(model, scales, (1, ) * len(scales))
-    estimate(model, adapted, scales[1:], scales[0], pictures)
-    os.makedirs(out, exist_ok=True)
     made, path = osp.join(out, f'{name}.py'), osp.join(out, ADAPTED)
+    if resume:
+        _check_same(made, adapted, sizes, stock)
+    make_folder(out, '--out')
+    estimate(model, adapted, scales[1:], scales[0], pictures)
     adapted.work_dir, adapted.load_from = out, osp.join(out, _START)
     save_weights(model, adapted.load_from, weights.get('meta', {}))
     if is_main_process():

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..arguments import check_int
 from ..datasets.multi_scale import padding_of
 from ..datasets.pipeline import pipeline_of, train_sizes
-from ..engine.checkpoint import check_checkpoint
+from ..engine.checkpoint import check_checkpoint, make_folder
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
                              set_loader_defaults)
@@ -224,6 +224,9 @@ def calibrate_checkpoint(config: str, checkpoint: str,
         UserError: for what is missing, does not fit, or stands in the way.
     """
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
+    if osp.isdir(out) or not osp.basename(out):
+        raise UserError(f'--out must be a file, but {out!r} is a folder. Name '
+                        'one in it.')
     if osp.exists(out) and not force:
         raise UserError(f'{out!r} exists. Give --force to overwrite it, or '
                         'another --out.')
@@ -235,8 +238,9 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     model = loaded_model(cfg, weights, checkpoint).to(get_device())
     made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
     base = made[0] if made else (scales_of(model) or [0])[0]
-    seen = estimate(model, cfg, check_sizes(sizes, model, base), base,
-                    pictures)
+    sizes = check_sizes(sizes, model, base)
+    make_folder(osp.dirname(osp.abspath(out)), 'The folder of --out')
+    seen = estimate(model, cfg, sizes, base, pictures)
     save_weights(model, out, weights.get('meta', {}))
     scales = scales_of(model)
     return dict(out=out, pictures=seen, scales=scales,

@@ -1,6 +1,7 @@
 """What teaches the smaller scales of a network, and what cannot adapt."""
 import pytest
 import torch
+from mmengine.hooks import Hook
 from torch import nn
 from torch.testing import assert_close
 
@@ -144,3 +145,23 @@ def test_distillation_is_the_kl_divergence():
         for x in (teacher, student))).mean()
     assert_close(distillation_loss(teacher, student), want)
     assert distillation_loss(teacher, teacher + 3).abs() < 1e-6
+
+
+@pytest.mark.parametrize('priority', ['LOWEST', 90])
+def test_a_checkpoint_is_saved_of_what_was_put_back(priority, tmp_path):
+    hook = dict(type='SCTLossHook', adapt=True, priority=priority)
+    with pytest.raises(ValueError, match='`priority` of SCTLossHook'):
+        train(tmp_path / 'a', 1, network(), [hook])
+
+
+class Frees(Hook):
+    def before_train_iter(self, runner, *args, **kwargs):
+        runner.model.requires_grad_(True)
+
+
+def test_what_another_hook_frees_stays_all_the_same(tmp_path):
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train(tmp_path / 'a', 1, model, [SCTLossHook(adapt=True), Frees()])
+    assert_kept(model.state_dict(), before)
+    assert all(p.requires_grad for p in model.parameters())

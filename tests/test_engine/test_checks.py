@@ -6,8 +6,8 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from sct_mm import SSBN, convert_to_ssbn, use_scale
-from sct_mm.engine.checks import (check_pictures, check_pipeline,
-                                  warn_if_frozen, warn_of_shared_norms)
+from sct_mm.engine.advice import warn_if_frozen, warn_of_shared_norms
+from sct_mm.engine.checks import check_pictures, check_pipeline
 from sct_mm.models.scale import ssbn_layers
 
 

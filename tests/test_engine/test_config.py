@@ -23,7 +23,7 @@ train_dataloader = dict()
     (None, 'dict(type=SSBN, model=classifier)', 'mmpretrain'),
     (None, 'dict(type="ImageClassifier")', 'mmengine'),
     (None, 'dict(type="mmdet.models.RetinaNet")', 'mmdet'),
-    (None, 'None', 'mmengine'),
+    (None, 'dict()', 'mmengine'),
     ('mmdet', 'classifier', 'mmdet')])
 def test_the_scope_of_a_new_style_config(scope, model, want, tmp_path):
     path = tmp_path / 'new.py'

@@ -89,3 +89,16 @@ def test_a_run_that_an_error_ended_leaves_nothing_behind():
         torch.testing.assert_close(grad, once[name])
     hook.after_train(None)
     assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_two_of_them_and_a_base_that_is_kept_are_refused():
+    """Two would add up the rows' gradients twice; `adapt` moves them apart
+    from the base's, which a resumed run would refuse."""
+    model = ssbn_model()
+    SharedAffineHook().before_train(SimpleNamespace(model=model))
+    with pytest.raises(RuntimeError, match='has a SharedAffineHook already'):
+        SharedAffineHook().before_train(SimpleNamespace(model=model))
+    hooks = [SCTLossHook(adapt=True)]
+    with pytest.raises(ValueError, match='but got adapt'):
+        SharedAffineHook().before_train(SimpleNamespace(
+            model=ssbn_model(), hooks=hooks))

@@ -165,6 +165,45 @@ def test_nothing_is_overwritten(stock):
     assert 'backbone.bn1.weight' in tensors(path)
 
 
+def test_it_goes_on_with_its_own_run_alone(stock):
+    """mmengine takes the schedule of what it resumes, and rows by their
+    rank, whatever the command line says."""
+    adapt(stock, epochs=0, sizes=[18])
+    weights = torch.load(stock[0], weights_only=True)
+    weights['state_dict']['head.fc.bias'] += 1
+    torch.save(weights, f'{stock[0]}.other')
+    other = (f'{stock[0]}.other', ) + stock[1:]
+    for run, scales, options, name in (
+            (stock, (28, 24, 16), {}, 'model'),
+            (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
+            (stock, SCALES, dict(epochs=1), 'train_cfg'),
+            (other, SCALES, {}, 'checkpoint')):
+        with pytest.raises(UserError, match=f'but its {name} is another'):
+            adapt_checkpoint(CONFIG, run[0], scales, out=run[2],
+                             pictures=32, cfg_options=FEW, resume=True,
+                             **{'epochs': 0, 'sizes': [18], **options})
+
+
+def test_checkpoints_of_another_training_are_kept(stock):
+    """As of the network itself, which may lie in the folder it came from."""
+    os.makedirs(stock[2])
+    path = osp.join(stock[2], 'epoch_1.pth')
+    os.rename(stock[0], path)
+    for options in ({}, dict(force=True), dict(resume=True)):
+        with pytest.raises(UserError, match='folder of its own, .*epoch_1'):
+            adapt((path, *stock[1:]), **options)
+    assert os.listdir(stock[2]) == ['epoch_1.pth']
+
+
+def test_where_nothing_can_be_written(stock, monkeypatch):
+    """Before the statistics are estimated."""
+    monkeypatch.delattr('sct_mm.evaluation.adapt.estimate')
+    with pytest.raises(UserError, match='--out must be a folder .*a.pth/b'):
+        adapt((*stock[:2], osp.join(stock[0], 'b')))
+    with pytest.raises(UserError, match="own size and smaller ones"):
+        adapt_checkpoint(CONFIG, stock[0], (28, ), out=stock[2])
+
+
 def test_no_old_network_stands_beside_a_config_of_other_scales(
         stock, monkeypatch):
     """Of a run that was begun anew with --force, and killed."""

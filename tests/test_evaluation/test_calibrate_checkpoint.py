@@ -134,6 +134,19 @@ def test_an_output_that_exists_is_kept(checkpoint):
         assert file.read() == 'mine'
 
 
+def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
+    path, out = checkpoint
+    for place, match in ((osp.dirname(path), 'is a folder'),
+                         (out + os.sep, 'is a folder'),
+                         (osp.join(path, 'b.pth'), 'folder of --out must')):
+        with pytest.raises(UserError, match=match):
+            calibrate_checkpoint(FASHION, path, [21], place, force=True)
+    with pytest.raises(UserError, match=r'trained at the scales \(28, 21, 14'):
+        calibrate_checkpoint(FASHION, path, [24], out, cfg_options={
+            'model.backbone.norm_cfg.scales': (28, 24, 14)})
+    assert os.listdir(osp.dirname(path)) == ['a.pth']
+
+
 def test_a_network_without_ssbn_is_refused(checkpoint):
     path, out = checkpoint
     cfg = osp.join('configs', 'baselines',

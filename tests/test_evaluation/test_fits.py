@@ -93,8 +93,8 @@ def test_rows_of_other_scales_are_refused():
     net = convert_to_ssbn(plain_net(), (16, 12, 8))
     state = convert_to_ssbn(plain_net(), (16, 10, 8)).state_dict()
     with pytest.raises(UserError, match=re.escape(
-            "'a.pth' does not fit the config: its rows are of the scales "
-            '(16, 10, 8), but the config has (16, 12, 8)')):
+            "'a.pth' was trained at the scales (16, 10, 8), but the config "
+            'has (16, 12, 8)')):
         check_fits(net, {f'module.{name}': value
                          for name, value in state.items()}, 'a.pth')
 
