@@ -1,10 +1,12 @@
 """Smaller scales for a trained network, whose answers at the base stay."""
+import logging
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import (Any, Dict, Iterable, Iterator, List, Sequence, Tuple,
                     Union)
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..models.scale import ScaleSpecific, ssbn_layers, use_scale
@@ -204,6 +206,15 @@ class AdaptPasses(Passes):
                         self._norms, self._base, record=True,
                         edge=min(part['inputs'].shape[-2:])):
                 logits = self.model(**part)
+        except Exception as error:
+            if self._adapt is not None:
+                raise
+            # Some detectors have no such mode, but a loss.
+            print_log('SCTLossHook: adapt trains by the losses of '
+                      f"{type(self.model).__name__}, whose mode='tensor' "
+                      f'fails: {error}', 'current', logging.WARNING)
+            self._adapt = 'labels'
+            return
         finally:
             self._busy = False
         fits = has_logits(self.model, logits)

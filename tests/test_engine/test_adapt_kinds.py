@@ -2,6 +2,7 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from torch import nn
 from torch.testing import assert_close
 
@@ -51,6 +52,31 @@ def test_a_detector_trains_by_its_own_losses():
     SCTLossHook(adapt='labels').attach(model)
     model(**batch(), mode='loss')
     assert [p[0] for p in model.passes] == [12, 8]
+
+
+class WithoutTensorMode(Detector):
+    passes = []
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'tensor':
+            raise NotImplementedError('has no such mode')
+        return super().forward(inputs, data_samples, mode)
+
+
+def test_a_detector_without_a_tensor_mode_trains_by_its_losses(caplog):
+    model = with_trained_base(WithoutTensorMode(lambda c: SSBN(c, SCALES)))
+    logger = MMLogger.get_instance('adapts')
+    logger.addHandler(caplog.handler)
+    SCTLossHook(adapt=True).attach(model)
+    losses = [model(**batch(), mode='loss') for _ in range(2)]
+    assert caplog.text.count("whose mode='tensor' fails: has no such") == 1
+    assert 's8/total' in losses[0] and losses[1]['loss'].isfinite()
+    for layer in ssbn_layers(model):
+        assert set(layer.extents) == set(SCALES)
+    model = with_trained_base(WithoutTensorMode(lambda c: SSBN(c, SCALES)))
+    SCTLossHook(adapt='logits').attach(model)
+    with pytest.raises(NotImplementedError, match='has no such mode'):
+        model(**batch(), mode='loss')
 
 
 def test_both_is_the_sum_of_the_two():
