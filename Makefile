@@ -102,7 +102,7 @@ docs: $(VENV)/docs.done
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py any-size --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py between --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py ablations --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py baselines --out $(WORK)/reproduce

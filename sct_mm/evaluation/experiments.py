@@ -99,12 +99,19 @@ EXPERIMENTS = {
         '28 alone, for longer': LONGER,
         'SCT, SSBN': ANY_SIZE,
     }, ANY, TOP1),
-    'between': Experiment({
-        'between=0.35': ANY_SIZE,
+    # What the recipe is without one of its parts.
+    'ablations': Experiment({
+        'SCT, SSBN': ANY_SIZE,
         'between=0': Arm(
             ANY_SIZE.config, {28: 1.75, 24: 0.78, 21: 0.97, 18: 1.37,
                               16: 1.92, 14: 3.21},
             options=('custom_hooks.2.between=0.0', )),
+        'progressive=0': Arm(ANY_SIZE.config, {
+            28: 3.19, 26: 0.25, 24: 0.70, 22: 0.21, 21: 0.55, 20: 0.17,
+            18: 0.63, 16: 0.61, 14: 0.69}, 7,
+            ('custom_hooks.2.progressive=0.0', )),
+        'private statistics in the first stages alone': ANY_SIZE._replace(
+            config=ANY_BASELINE.format('first-stages')),
     }, ANY, TOP1),
     'scales': Experiment({
         **{f'{scale} alone': arm for scale, arm in ALONE.items()},
@@ -122,14 +129,8 @@ EXPERIMENTS = {
             MIXSIZE, DEMO, EVEN),
         'SCT, shared BN': ANY_SHARED,
         'SCT, shared BN, re-estimated': calibrated(ANY_SHARED, DEMO, EVEN),
-        'SCT, SSBN in the first stages': ANY_SIZE._replace(
-            config=ANY_BASELINE.format('first-stages')),
         'SCT, SSBN, private gamma and beta': ANY_SIZE._replace(
             config=ANY_BASELINE.format('private-affine')),
-        'SCT, SSBN, not progressive': Arm(ANY_SIZE.config, {
-            28: 3.19, 26: 0.25, 24: 0.70, 22: 0.21, 21: 0.55, 20: 0.17,
-            18: 0.63, 16: 0.61, 14: 0.69}, 7,
-            ('custom_hooks.2.progressive=0.0', )),
         'SCT, SSBN': ANY_SIZE,
         'SCT, SSBN, re-estimated': calibrated(ANY_SIZE, DEMO, EVEN),
     }, EVEN, TOP1),
