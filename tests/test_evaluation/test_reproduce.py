@@ -138,16 +138,16 @@ def test_an_arm_with_statistics_estimated_anew(tmp_path, calls):
 
 
 def test_the_result_is_over_the_seeds(tmp_path, calls):
-    arm = EXPERIMENTS['between'].arms['between=0']
-    found = reproduce('between', (0, 1), str(tmp_path))
+    arm = EXPERIMENTS['ablations'].arms['between=0']
+    found = reproduce('ablations', (0, 1), str(tmp_path))
     # the second command tests the first arm, the fourth the second, ...
     assert found['accuracy/top1']['between=0'][28] == [
-        pytest.approx((94 + 98) / 2), pytest.approx(2 * 2**0.5)]
+        pytest.approx((94 + 102) / 2), pytest.approx(4 * 2**0.5)]
     expected = sum(times * (size / 28)**2 for size, times in arm.seen.items())
     assert found['compute']['between=0'] == pytest.approx(expected)
-    with open(tmp_path / 'between.json') as f:
+    with open(tmp_path / 'ablations.json') as f:
         assert json.load(f)['seeds'] == [0, 1]
-    assert (tmp_path / 'between.png').stat().st_size > 1000
+    assert (tmp_path / 'ablations.png').stat().st_size > 1000
 
 
 def test_a_command_that_fails_is_named(tmp_path, calls, monkeypatch):
@@ -182,21 +182,21 @@ def test_a_dry_run_prints_commands_of_files_that_exist(
 
 def test_what_is_done_is_left_out_of_a_dry_run(tmp_path, calls, capsys):
     out = str(tmp_path)
-    arm = EXPERIMENTS['between'].arms['between=0.35']
-    reproduce('between', (0, ), out, dry_run=True)
+    arm = EXPERIMENTS['ablations'].arms['SCT, SSBN']
+    reproduce('ablations', (0, ), out, dry_run=True)
     before = capsys.readouterr().out
     folder = put_done(arm, 0, out)
-    reproduce('between', (0, ), out, dry_run=True)
+    reproduce('ablations', (0, ), out, dry_run=True)
     left = capsys.readouterr().out
     gone = set(before.splitlines()) - set(left.splitlines())
     assert len(gone) == 1 and f'--work-dir {folder}' in gone.pop()
-    result_of(arm, 0, out, EXPERIMENTS['between'].sizes)
-    reproduce('between', (0, ), out, dry_run=True)
+    result_of(arm, 0, out, EXPERIMENTS['ablations'].sizes)
+    reproduce('ablations', (0, ), out, dry_run=True)
     gone = set(left.splitlines()) - set(capsys.readouterr().out.splitlines())
     assert len(gone) == 1 and 'tools/test.py' in gone.pop()
 
 
 def test_seeds_are_refused_before_anything_runs(tmp_path, calls):
     with pytest.raises(ValueError, match='`seeds` must be .* -1'):
-        reproduce('between', (0, -1), str(tmp_path))
+        reproduce('ablations', (0, -1), str(tmp_path))
     assert not calls
