@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from importlib import metadata, util
+from importlib.machinery import PathFinder
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .environment import NEEDED, OPERATORS, SHOWN, SIBLINGS, Environment
@@ -226,7 +227,8 @@ def conflicts_of(env: Environment) -> List[Conflict]:
     found = [conflict for check in (missing, doubled, out_of_bounds, operators,
                                     old_torch, unimportable)
              for conflict in check(env)]
-    if found and not util.find_spec('pip'):  # as in a venv of uv
+    # As in a venv of uv; setuptools' own finder warns when it is asked.
+    if found and not PathFinder.find_spec('pip'):
         found.insert(0, Conflict('This Python has no pip, which mends what '
                                  'follows.', (command(module='ensurepip'), )))
     return found

@@ -1,6 +1,8 @@
 """Reading an experiment's config, and saying what is wrong with it."""
 import os
 import os.path as osp
+import traceback
+import warnings
 from typing import Any, Dict, Optional, Sequence
 
 import torch
@@ -35,6 +37,9 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     try:
         cfg = Config.fromfile(file)
     except Exception as error:  # a config is a program
+        with warnings.catch_warnings():  # mmengine leaves its copy open
+            warnings.simplefilter('ignore', ResourceWarning)
+            traceback.clear_frames(error.__traceback__)
         text = str(error).strip() or 'nothing more is known'
         raise UserError(f'The config {path!r} cannot be read '
                         f'({type(error).__name__}: {text}). Mend it there.'

@@ -3,7 +3,7 @@ import copy
 import os.path as osp
 import uuid
 import warnings
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -183,6 +183,19 @@ def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
 
 
 @protected_loading()
+def name_apart(results: List[dict]) -> None:
+    """Label the results of one config by what their checkpoints' paths do not
+    share, too."""
+    alike: Dict[str, List[dict]] = {}
+    for result in results:
+        alike.setdefault(result['label'], []).append(result)
+    for label, several in alike.items():
+        paths = [osp.abspath(result['checkpoint']) for result in several]
+        shared = osp.commonpath(map(osp.dirname, paths))
+        for result, path in zip(several, paths) if len(several) > 1 else ():
+            result['label'] = f'{label} ({osp.relpath(path, shared)})'
+
+
 def test_models(models: Sequence[Tuple[str, str]],
                 scales: Optional[Sizes] = None,
                 out: Optional[str] = None,
@@ -206,10 +219,7 @@ def test_models(models: Sequence[Tuple[str, str]],
                                 launcher)
         results.append(result)
         workloads += work
-    labels = [result['label'] for result in results]
-    for result in results:
-        if labels.count(result['label']) > 1:  # of one config
-            result['label'] += f' ({result["checkpoint"]})'
+    name_apart(results)
     measure_times(workloads)
     rows = [row for result in results for row in result['rows']]
     for row, workload in zip(rows, workloads):

@@ -50,10 +50,10 @@ def test_a_config_that_is_none_is_named(tmp_path):
     with pytest.raises(UserError, match="file, but got 'sct_mm::none.py'"):
         load_config('sct_mm::none.py')
     (tmp_path / 'mine.py').write_text("_base_ = ['sct_mm::none.py']")
-    with pytest.raises(FileNotFoundError, match="got 'sct_mm::none.py'"):
+    with pytest.raises(UserError, match="got 'sct_mm::none.py'"):
         load_config(str(tmp_path / 'mine.py'))
     (tmp_path / 'other.py').write_text("_base_ = ['sct_nn::a/none.py']")
-    with pytest.raises(AssertionError, match='sct_nn'):  # mmengine's own
+    with pytest.raises(UserError, match='sct_nn'):
         load_config(str(tmp_path / 'other.py'))
 
 

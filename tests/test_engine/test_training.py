@@ -136,4 +136,5 @@ def test_a_run_goes_on_with_its_own_network_alone(tmp_path, monkeypatch):
     for name, match in (('wide', 'does not fit the config: size mismatch'),
                         ('other', r'at the scales \(28, 20, 14\)')):
         with pytest.raises(UserError, match=match):
-            train(cfg.copy(), str(tmp_path / f'{name}.pth'))
+            train(Config({**cfg, 'experiment_name': name}),
+                  str(tmp_path / f'{name}.pth'))

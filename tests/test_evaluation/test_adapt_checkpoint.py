@@ -242,7 +242,8 @@ def test_another_size_than_the_pipelines(stock):
                          cfg_options=options)
 
 
-def test_the_config_keeps_what_the_host_had():
+def test_the_config_keeps_what_the_host_had(monkeypatch):
+    monkeypatch.setattr('sct_mm.evaluation.adapt.get_device', lambda: 'cuda')
     stock = Config(dict(
         model=dict(type='X'), custom_imports=dict(imports='a.b'),
         custom_hooks=[dict(type='EMAHook'), dict(type='ProfilerHook')],
@@ -262,6 +263,8 @@ def test_the_config_keeps_what_the_host_had():
     assert made.train_dataloader.sampler.type == 'DefaultSampler'
     assert made.train_cfg.max_epochs == 3
     assert stock.train_dataloader.sampler.type == 'InfiniteSampler'
+    monkeypatch.setattr('sct_mm.evaluation.adapt.get_device', lambda: 'cpu')
+    assert 'dtype' not in adapted_config(stock, (32, 16), 3, 0.5).optim_wrapper
 
 
 def test_a_detector(tmp_path, monkeypatch):
