@@ -50,6 +50,7 @@ def parse(script, words):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('LOCAL_RANK', '0')
+        patch.setenv('RANK', '0')  # as torchrun does
         patch.setattr(sys, 'argv', [script, *words])
         patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
         try:
