@@ -172,7 +172,7 @@ class SCTLossHook(Hook):
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
         check_run(runner, self)
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
-                    runner.max_iters)
+                    runner.max_iters if self.progressive else 0)
         size = batch_size_of(runner.train_dataloader)
         if size:
             self._passes.schedule.check_batch(size)
