@@ -154,7 +154,7 @@ EXPERIMENTS = {
             *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
             'custom_hooks.2.backward=joint')),
     }, SIZES, TOP1),
-    # All for the compute of 6 epochs at 96.
+    # All for the pixels of 6 epochs at 96.
     'glyphs': Experiment({
         '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),
         **{f'{size} alone': Arm(GLYPHS_ALONE.format(size), {size: epochs},
