@@ -1,6 +1,7 @@
 """Tables and figures of results, in README, in docs and on the screen."""
 import glob
 import json
+import math
 import os.path as osp
 import re
 from typing import Dict, List, Optional, Sequence
@@ -115,8 +116,11 @@ def draw(result: dict, metric: str, label: str, path: str) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(6.4, 4.8), layout='constrained')
-    for arm, sizes in result[metric].items():
+    arms = result[metric]
+    columns = 1 if max(map(len, arms)) > 32 else 2
+    height = 3.9 + 0.23 * math.ceil(len(arms) / columns)  # with the legend
+    figure, axes = plt.subplots(figsize=(6.4, height), layout='constrained')
+    for arm, sizes in arms.items():
         sizes = {int(size): value for size, value in sizes.items()}
         ours = arm.startswith('SCT, SSBN')
         axes.errorbar(list(sizes), [mean for mean, _ in sizes.values()],
@@ -128,7 +132,7 @@ def draw(result: dict, metric: str, label: str, path: str) -> None:
     axes.set_xlabel('size of the input (pixels)')
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    figure.legend(loc='outside lower center', ncols=2)
+    figure.legend(loc='outside lower center', ncols=columns)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
