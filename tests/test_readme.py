@@ -31,8 +31,11 @@ def told(page):
 
 
 def as_told(cell, mean, deviation):
-    """Mean and deviation with as many decimals as the cell has."""
+    """Mean and deviation with as many decimals as the cell has; the mean
+    alone of one seed."""
     decimals = len(re.match(r'-?\d*\.?(\d*)', cell)[1])
+    if not deviation and '±' not in cell:
+        return f'{mean:.{decimals}f}'
     return f'{mean:.{decimals}f}±{deviation:.{decimals}f}'
 
 
