@@ -142,7 +142,9 @@ def try_family(subject: Subject) -> Dict[str, Any]:
         return dict(row, note='; '.join(reasons))
     trial = Trial(builder, scales, by)
     found = outcome(trial)
-    notes = filter(None, (fixed, how, found.pop('note')))
+    wrong = found.pop('note')
+    notes = filter(None, (fixed, how, wrong,
+                          wrong and KNOWN.get(subject.key)))
     return dict(row, by=by, scales=list(scales), **found,
                 deployed_by=getattr(trial, 'deployed_by', []),
                 note='; '.join(notes))
