@@ -27,6 +27,7 @@ _PREFERRED = {
     'mmdet/cascade_rpn':
     'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
     'mmdet/dcn': 'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
+    'mmdet/libra_rcnn': 'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py',
     # Random weights propose nothing to a network of two stages.
     'mmdet/hrnet': 'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py',
     'mmdet/dcnv2': 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'}
@@ -37,6 +38,9 @@ KNOWN = {
     'the mask of its pictures',
     'mmdet/guided_anchoring': "mmcv's masked_conv2d takes one picture in a "
     'test, and got two',
+    'mmdet/lad': 'its teacher comes from a checkpoint, of which there is none',
+    'mmdet/ld': 'its teacher comes from a checkpoint, of which there is none',
+    'mmdet/mask2former_vis': 'it takes videos',
     'mmdet/reid': 'it takes pictures of 256 x 128 pixels, pooled by a fixed '
     'kernel',
     'mmdet/fast_rcnn': 'its pictures come with proposals, which SCT refuses',
