@@ -235,7 +235,8 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
     Returns:
         All rows, also those that were there.
     """
-    wanted = [s for s in subjects(hosts) if re.search(only, s.key)]
+    families = subjects(hosts)
+    wanted = [s for s in families if re.search(only, s.key)]
     versions, folder = host_versions(), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'coverage.json'
@@ -247,7 +248,7 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
         found = sorted(rows.values(), key=lambda r: (
             HOSTS.index(r['host']), r['family'].lower()))
         dump(dict(versions=versions, rows=found), str(path))
-        untried = [s.key for s in wanted if s.key not in rows]
+        untried = [s.key for s in families if s.key not in rows]
         (folder / 'coverage.md').write_text(
             markdown(versions, found, untried), encoding='utf-8')
 
