@@ -81,11 +81,12 @@ def parse_launched(parser: argparse.ArgumentParser,
                    argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Parse ``argv``; mmengine finds the rank where it looks for it."""
     args = parser.parse_args(argv)
-    if _SET_BY.get(args.launcher, 'LOCAL_RANK') not in {
-            'LOCAL_RANK', *os.environ}:
-        parser.error(f'--launcher {args.launcher} must be started by it, '
-                     f'which sets {_SET_BY[args.launcher]}, but that is not '
-                     'set. Leave it out for one process.')
+    variable = _SET_BY.get(args.launcher)
+    if variable and variable not in os.environ:
+        parser.error(f'--launcher {args.launcher} needs a start by that '
+                     f'launcher, which sets {variable}, but that is not set. '
+                     'Start this by it (pytorch: torchrun), or leave '
+                     '--launcher out for one process.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 

@@ -57,7 +57,8 @@ class SharedAffineHook(Hook):
     Rows that start equal stay so, but for rounding: each gets the sum of
     their gradients, and an optimizer treats the entries of a parameter alike.
     So the weights are those that shared BN would get, which normalizes by the
-    statistics of the batch, too: SSBN gathers those of each scale meanwhile.
+    statistics of the batch, too (but for clipping by a norm, which counts
+    each row): SSBN gathers the statistics of each scale meanwhile.
     These are gradient hooks: set ``backward='joint'`` in SCTLossHook, which
     with ``scales_per_step=1`` costs no more.
 

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from sct_mm import SCTLossHook, SharedAffineHook
+from sct_mm import SSBN, SCTLossHook, SharedAffineHook
 from sct_mm.models.scale import ssbn_layers
 
-from conftest import SCALES
+from conftest import SCALES, TinyModel
 from helpers import apart, batch, plain_net, ssbn_model, train
 
 
@@ -36,6 +37,36 @@ def test_rows_get_the_gradient_of_one_gamma():
             expected = expected.view(len(SCALES), -1).sum(0)
             expected = expected.repeat(len(SCALES))
         torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize('schedule', [
+    dict(scales_per_step=1, between=0.5), dict(partition=True), {}])
+def test_it_trains_the_network_that_shared_bn_trains(schedule):
+    """Of which the statistics alone are another."""
+    nets = [TinyModel(norm).double() for norm in (
+        nn.BatchNorm2d, lambda c: SSBN(c, SCALES))]
+    nets[1].load_state_dict(nets[0].state_dict())
+    SharedAffineHook().before_train(SimpleNamespace(model=nets[1]))
+    before = copy.deepcopy(nets[0].state_dict())
+    for net in nets:
+        hook = SCTLossHook(SCALES, backward='joint', **schedule)
+        hook.attach(net)
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+        for step in range(8):
+            data = batch(seed=step)
+            data['inputs'] = data['inputs'].double()
+            optimizer.zero_grad()
+            net(**data, mode='loss')['loss'].backward()
+            optimizer.step()
+    for name, value in nets[0].named_parameters():
+        found = dict(nets[1].named_parameters())[name]
+        assert not torch.equal(value, before[name])
+        torch.testing.assert_close(
+            found, value.repeat(found.numel() // value.numel())
+            if value.dim() == 1 else value)
+    layer = ssbn_layers(nets[1])[0]
+    assert not torch.allclose(layer.row(16)['running_var'],
+                              layer.row(8)['running_var'])
 
 
 def test_statistics_alone_are_private_after_training(tmp_path):
