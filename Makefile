@@ -103,9 +103,9 @@ docs: $(VENV)/docs.done
 reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py any-size --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py ablations --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py scales --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py schedules --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py baselines --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py compute --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py distill --out $(WORK)/reproduce
 
 reproduce-det: $(DET_DATA)/composed
 	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce

@@ -92,14 +92,14 @@ def join(results: Results, more: Results) -> None:
 
 
 def results_in(folder: str) -> Results:
-    """What the JSON files in ``folder`` hold of our configs; several seeds
-    (tools/reproduce.py) go before one run (tools/test.py), and what is of
-    another kind is left out.
+    """What the JSON files in ``folder`` hold of our configs; more seeds
+    (tools/reproduce.py) go before fewer, and before one run (tools/test.py).
+    What is of another kind is left out.
 
     Raises:
         UserError: for a file that cannot be read as one of either tool.
     """
-    several: Results = {}
+    several: List[Tuple[int, Results]] = []
     single: Results = {}
     for path in sorted(glob.glob(osp.join(folder, '*.json'))):
         name = osp.splitext(osp.basename(path))[0]
@@ -107,14 +107,18 @@ def results_in(folder: str) -> Results:
             with open(path, encoding='utf-8') as file:
                 found = json.load(file)
             if name in EXPERIMENTS:
-                join(several, of_experiment(name, found))
+                several.append((len(found['seeds']),
+                                of_experiment(name, found)))
             elif isinstance(found, dict) and 'models' in found:
                 join(single, of_test(found['models']))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f'The result {path!r} cannot be read ({error!r}).'
                             ' Make it again by tools/reproduce.py or '
                             'tools/test.py.') from None
-    return {**single, **several}
+    seeds: Results = {}
+    for _, results in sorted(several, key=lambda each: each[0]):
+        join(seeds, results)
+    return {**single, **seeds}
 
 
 @torch.no_grad()

@@ -24,6 +24,9 @@ class Experiment(NamedTuple):
     metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
     unit: float = 1  # what 1 % is
     gpus: int = 1
+    # Arms are named 'SCHEDULE, N epochs': the figure is over their compute, a
+    # panel for each of these sizes.
+    panels: Tuple[int, ...] = ()
 
 
 def divided(epochs: int) -> Dict[int, float]:
@@ -82,9 +85,16 @@ TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
 MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
        'coco/bbox_mAP_s': 'AP of objects up to 32 x 32 pixels (%)',
        'coco/bbox_mAP_m': 'AP of larger objects (%)'}
-SIZES, DET_SIZES = (28, 24, 21, 18, 14, 10), (128, 112, 96, 80, 64)
+DET_SIZES = (128, 112, 96, 80, 64)
 ANY = tuple(range(28, 13, -1))
 EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
+
+
+def lasting(arm: Arm, own: int, epochs: int) -> Arm:
+    """``arm``, whose config trains for ``own`` epochs, for others."""
+    return arm if epochs == own else arm._replace(
+        epochs=epochs, seen={size: times * epochs / own
+                             for size, times in arm.seen.items()})
 
 
 def calibrated(arm: Arm, config: str, sizes: Tuple[int, ...]) -> Arm:
@@ -113,11 +123,6 @@ EXPERIMENTS = {
         'private statistics in the first stages alone': ANY_SIZE._replace(
             config=ANY_BASELINE.format('first-stages')),
     }, ANY, TOP1),
-    'scales': Experiment({
-        **{f'{scale} alone': arm for scale, arm in ALONE.items()},
-        'SCT, shared BN': SHARED,
-        'SCT, SSBN': SSBN,
-    }, SIZES, TOP1),
     # All for the compute of 4.5 to 5.1 epochs at 28. SSBN re-estimated would
     # be shared BN re-estimated: with gamma and beta shared, both train alike.
     'baselines': Experiment({
@@ -134,18 +139,19 @@ EXPERIMENTS = {
             config=ANY_BASELINE.format('private-affine')),
         'SCT, SSBN': ANY_SIZE,
     }, EVEN, TOP1),
-    'schedules': Experiment({
-        'partition, 8 epochs': SSBN,
-        'partition, 5 epochs': Arm(DEMO, divided(5), 5),
-        'all scales, 3 epochs': Arm(DEMO, {28: 3, 21: 3, 14: 3}, 3,
-                                    EVERY_SCALE),
-        'all scales, 5 epochs': EVERY,
-        'scales_per_step=2, 4 epochs': Arm(
-            DEMO, {28: 4, 21: 2, 14: 2}, 4,
-            (*EVERY_SCALE, 'custom_hooks.2.scales_per_step=2')),
-        '28 alone, 3 epochs': ALONE[28],
-        '28 alone, 5 epochs': LONGER,
-    }, SIZES, TOP1),
+    # Each schedule for the compute of about 3, 5 and 10 epochs at 28.
+    'compute': Experiment({
+        f'{name}, {epochs} epochs': lasting(arm, own, epochs)
+        for name, arm, own, lengths in (
+            *((f'{size} alone', ALONE[size], 3, lengths)
+              for size, lengths in ((28, (3, 5, 10)), (21, (5, 8, 16)),
+                                    (14, (12, 19, 38)))),
+            ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20)),
+            ('SCT, SSBN, partition', SSBN, 8, (5, 8, 17)),
+            ('SCT, shared BN, partition', SHARED, 8, (8, )),
+            ('SCT, SSBN, all scales', EVERY, 5, (3, 5)))
+        for epochs in lengths
+    }, EVEN, TOP1, panels=(28, 21, 14)),
     'distill': Experiment({
         'SCT, SSBN, all scales': EVERY,
         'SCT, SSBN, larger to smaller': EVERY._replace(options=(
@@ -153,7 +159,7 @@ EXPERIMENTS = {
         'SCT, SSBN, and their ensemble': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
             'custom_hooks.2.backward=joint')),
-    }, SIZES, TOP1),
+    }, EVEN, TOP1),
     # All for the pixels of 6 epochs at 96.
     'glyphs': Experiment({
         '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),

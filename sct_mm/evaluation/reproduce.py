@@ -137,7 +137,6 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
                     result, metric)
     path = osp.join(out, name)
     dump(result, f'{path}.json')
-    first = next(iter(experiment.metrics))
-    draw(result, first, experiment.metrics[first], f'{path}.png')
+    draw(result, experiment, f'{path}.png')
     print(f'{path}.json and .png hold the same.')
     return result

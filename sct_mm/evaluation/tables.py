@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Sequence
 
 from ..engine.checkpoint import AtomicLocalBackend
 from ..engine.config import UserError
-from .experiments import EXPERIMENTS
+from .experiments import EXPERIMENTS, Experiment
 
 # What stands between the two lines is made by tools/tables.py.
 _BLOCK = re.compile(r'(?P<start><!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
@@ -111,30 +111,68 @@ def with_tables(text: str, results: Dict[str, dict]) -> str:
     return made
 
 
-def draw(result: dict, metric: str, label: str, path: str) -> None:
-    """The metric over the size, a line an arm, as a picture."""
+def draw(result: dict, experiment: Experiment, path: str) -> None:
+    """The first metric over the size, a line an arm, or over the compute of
+    the training, a panel a size, as a picture."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    arms = result[metric]
-    columns = 1 if max(map(len, arms)) > 32 else 2
-    height = 3.9 + 0.23 * math.ceil(len(arms) / columns)  # with the legend
-    figure, axes = plt.subplots(figsize=(6.4, height), layout='constrained')
-    for arm, sizes in arms.items():
-        sizes = {int(size): value for size, value in sizes.items()}
-        ours = arm.startswith('SCT, SSBN')
-        axes.errorbar(list(sizes), [mean for mean, _ in sizes.values()],
-                      [deviation for _, deviation in sizes.values()],
-                      label=arm, marker='o', capsize=3,
-                      linewidth=2.5 if ours else 1.2,
-                      linestyle='-' if arm.startswith('SCT') else '--')
-    axes.set_xticks(list(sizes))
-    axes.set_xlabel('size of the input (pixels)')
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    figure.legend(loc='outside lower center', ncols=columns)
+    metric, label = next(iter(experiment.metrics.items()))
+    found = {arm: {int(size): value for size, value in sizes.items()}
+             for arm, sizes in result[metric].items()}
+    names = list(dict.fromkeys(
+        arm.rpartition(', ')[0] if experiment.panels else arm
+        for arm in found))
+    columns = 1 if max(map(len, names)) > 32 else 2
+    legend = 0.23 * math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(
+        1, max(len(experiment.panels), 1), squeeze=False,
+        figsize=(10 if experiment.panels else 6.4, 3.9 + legend),
+        layout='constrained')
+    if experiment.panels:
+        _over_compute(axes[0], found, result['compute'], experiment, names)
+    else:
+        _over_size(axes[0][0], found)
+    axes[0][0].set_ylabel(label)
+    for each in axes[0]:
+        each.grid(alpha=0.3)
+    lines = {line.get_label(): line for each in axes[0]
+             for line in each.containers}
+    figure.legend([lines[name] for name in names], names,
+                  loc='outside lower center', ncols=columns)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _line(axes, name: str, at: Sequence[float],
+          values: Sequence[Sequence[float]], **style) -> None:
+    axes.errorbar(at, [mean for mean, _ in values],
+                  [deviation for _, deviation in values], label=name,
+                  marker='o', capsize=3,
+                  linewidth=2.5 if name.startswith('SCT, SSBN') else 1.2,
+                  linestyle='-' if name.startswith('SCT') else '--', **style)
+
+
+def _over_size(axes, found: Dict[str, Dict[int, list]]) -> None:
+    for arm, sizes in found.items():
+        _line(axes, arm, list(sizes), list(sizes.values()))
+    axes.set_xticks(list(sizes))
+    axes.set_xlabel('size of the input (pixels)')
+
+
+def _over_compute(panels, found: Dict[str, Dict[int, list]],
+                  compute: Dict[str, float], experiment: Experiment,
+                  names: List[str]) -> None:
+    """A schedule stands at the sizes that it trains."""
+    for axes, size in zip(panels, experiment.panels):
+        for color, name in enumerate(names):
+            arms = [arm for arm in found if arm.rpartition(', ')[0] == name
+                    and size in experiment.arms[arm].seen]
+            if arms:
+                _line(axes, name, [compute[arm] for arm in arms],
+                      [found[arm][size] for arm in arms], color=f'C{color}')
+        axes.set_title(f'{size} pixels')
+        axes.set_xlabel(f'compute (epochs at {max(experiment.sizes)})')
 
 
 def write_tables(root: str) -> List[str]:
@@ -162,7 +200,6 @@ def write_tables(root: str) -> List[str]:
                 with_tables(text, results).encode(), path)
             written.append(path)
     for name, result in results.items():
-        metric, label = next(iter(EXPERIMENTS[name].metrics.items()))
         written.append(osp.join(folder, f'{name}.png'))
-        draw(result, metric, label, written[-1])
+        draw(result, EXPERIMENTS[name], written[-1])
     return written

@@ -58,7 +58,7 @@ def test_a_config_that_is_none_is_named(tmp_path):
 
 
 def test_commands_are_for_the_repository_or_for_anywhere(monkeypatch):
-    arm = EXPERIMENTS['scales'].arms['SCT, SSBN']
+    arm = EXPERIMENTS['compute'].arms['SCT, SSBN, partition, 8 epochs']
     assert package.tool_command('test') == ['python', 'tools/test.py']
     assert config_of(arm) == f'configs/{NAME}'
     folder = folder_of(arm, 0, 'out')

@@ -43,31 +43,34 @@ def test_the_hosts_read_the_index():
 
 
 def test_results_of_both_tools(tmp_path):
-    (tmp_path / 'scales.json').write_text(json.dumps({
+    (tmp_path / 'compute.json').write_text(json.dumps({
         'seeds': [0, 1], 'accuracy/top1': {
-            'SCT, SSBN': {'28': [91.841, 0.2], '10': [38.4, 1.0]},
-            '28 alone': {'28': [91.28, 0.3]},
-            '14 alone': {'28': [19.1, 3.0], '14': [89.119, 0.1]}}}))
-    (tmp_path / 'schedules.json').write_text(json.dumps({
-        'accuracy/top1': {'partition, 5 epochs': {'28': [1.0, 0.0]}}}))
+            'SCT, SSBN, partition, 8 epochs': {
+                '28': [91.841, 0.2], '10': [38.4, 1.0]},
+            'SCT, SSBN, partition, 5 epochs': {'28': [1.0, 0.0]},
+            '28 alone, 3 epochs': {'28': [91.28, 0.3]}}}))
+    (tmp_path / 'glyphs.json').write_text(json.dumps({
+        'seeds': [0], 'accuracy/top1': {
+            '96 alone': {'28': [19.1, 3.0], '96': [89.119, 0.1]}}}))
     (tmp_path / 'run.json').write_text(json.dumps({'models': [
         dict(config=f'configs/{DETECTOR}.py', rows=[dict(
             scale=128, metrics={'coco/bbox_mAP': 0.4512, 'other': 1})]),
         dict(config=f'configs/{DEMO}.py', rows=[dict(
             scale=28, metrics={'accuracy/top1': 1})])]}))
     (tmp_path / 'any-size.json').write_text(json.dumps({
-        'accuracy/top1': {'28 alone': {'27': [90.0, 0.0]}}}))
+        'seeds': [0], 'accuracy/top1': {
+            '28 alone': {'28': [1.0, 0.0], '27': [90.0, 0.0]}}}))
     (tmp_path / 'of_another_kind.json').write_text('{"thresholds": []}')
     (tmp_path / 'notes.md').write_text('no result')
     results = results_in(tmp_path)
-    alone = 'resnet18_1xb128_fashion-mnist-14px'
+    alone = 'resnet18_1xb128_glyphs-96px'
     base = 'resnet18_1xb128_fashion-mnist-28px'
     assert set(results) == {DEMO, alone, base, DETECTOR}
     assert metrics_of(results[base], 28) == {
         'Top 1 Accuracy': 91.28, 'Top 1 Accuracy at 27': 90.0}
     assert metrics_of(results[DEMO], 28) == {
         'Top 1 Accuracy': 91.84, 'Top 1 Accuracy at 10': 38.4}
-    assert list(metrics_of(results[alone], 14).items()) == [
+    assert list(metrics_of(results[alone], 96).items()) == [
         ('Top 1 Accuracy', 89.12), ('Top 1 Accuracy at 28', 19.1)]
     assert metrics_of(results[DETECTOR], 128) == {'box AP': 45.12}
 

@@ -6,7 +6,8 @@ import os.path as osp
 import pytest
 
 from sct_mm.engine.config import UserError
-from sct_mm.evaluation.tables import (cells_of, markdown_of, results_of,
+from sct_mm.evaluation.experiments import EXPERIMENTS
+from sct_mm.evaluation.tables import (cells_of, draw, markdown_of, results_of,
                                       with_tables, write_tables)
 
 from conftest import ROOT
@@ -77,6 +78,28 @@ def test_the_tool_writes_tables_and_figures(tmp_path):
         str(page), str(folder / 'any-size.png')]
     assert TABLE in page.read_text()
     assert (folder / 'any-size.png').stat().st_size > 1000
+
+
+def test_schedules_are_drawn_over_compute_where_they_trained(
+        tmp_path, monkeypatch):
+    from matplotlib import pyplot
+    figures = []
+    monkeypatch.setattr(pyplot, 'close', figures.append)
+    experiment = EXPERIMENTS['compute']
+    draw(dict(compute=dict(zip(experiment.arms, range(99))), **{
+        'accuracy/top1': {arm: {str(size): [size + i / 8, 0.1]
+                                for size in experiment.sizes}
+                          for i, arm in enumerate(experiment.arms)}}),
+        experiment, str(tmp_path / 'compute.png'))
+    panels = figures[0].axes
+    assert [panel.get_title() for panel in panels] == [
+        '28 pixels', '21 pixels', '14 pixels']
+    lines = [{line.get_label(): line.lines[0].get_xydata().tolist()
+              for line in panel.containers} for panel in panels]
+    assert [{name for name in each if 'alone' in name} for each in lines] == [
+        {'28 alone'}, {'21 alone'}, {'14 alone'}]
+    assert lines[1]['21 alone'] == [[3, 21.375], [4, 21.5], [5, 21.625]]
+    assert all(len(each['SCT, SSBN']) == 3 for each in lines)
 
 
 def test_the_tables_of_the_repository_are_those_of_its_results():
