@@ -1,10 +1,12 @@
-# One scale a step, in half of the steps a size between: 9 epochs cost what 6 at
-# 128 do.
+# One of five scales a step, small ones more often in the first 65 % of the steps:
+# 12 epochs cost what 6 at 128 do. Statistics are private, gamma and beta shared.
 _base_ = './_base_/fashion-det.py'
-model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(128, 96, 64))))
-custom_hooks = [*_base_.custom_hooks, dict(
-    type='SCTLossHook', scales_per_step=1, between=0.5, backward='joint'),
+model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(128, 112, 96, 80, 64))))
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='SCTLossHook', scales_per_step=1, progressive=0.65,
+         loss_weights=(0.45, 0.1375, 0.1375, 0.1375, 0.1375), backward='joint'),
     dict(type='SharedAffineHook')]
-train_cfg = dict(max_epochs=9, val_interval=9)
+train_cfg = dict(max_epochs=12, val_interval=12)
 val_cfg = dict(type='ScalesValLoop')
-param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], 'T_max': 9}]
+param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], 'T_max': 12}]

@@ -65,12 +65,14 @@ GLYPHS_ALONE = 'baselines/resnet18_1xb128_glyphs-{}px'
 GLYPHS_SIZES = (96, 84, 72, 60, 48, 42, 36)
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
+DET_FIRST = {128: 2.17, 112: 1.04, 96: 1.44, 80: 2.38, 64: 4.97}
 DET_EVERY_SCALE = ('custom_hooks.2.scales_per_step=None',
                    'custom_hooks.2.between=0.0')
-DET_PRIVATE = ('baselines/sct-private-affine_retinanet_r18_fpn_1xb8_'
-               'fashion-det')
+DET_BETWEEN, DET_PRIVATE, DET_SHARED = (
+    f'baselines/sct-between{norm}_retinanet_r18_fpn_1xb8_fashion-det'
+    for norm in ('', '-private-affine', '-shared-bn'))
 DET_ALL = Arm(DET_PRIVATE, DET_SEEN, 3, DET_EVERY_SCALE)
-DET_SHARED = 'baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det'
+DET_ALONE = Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3})
 DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest picture
 IN1K_SIZES = (224, 192, 160, 128)
@@ -173,11 +175,12 @@ EXPERIMENTS = {
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
-        'SCT, shared BN': Arm(DET_SHARED, DET_DRAWN),
-        'SCT, SSBN': Arm(DETECTOR, DET_DRAWN),
-        'SCT, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
-        '128 alone': Arm(
-            'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3}),
+        '128 alone': DET_ALONE,
+        '128 alone, for longer': lasting(DET_ALONE, 3, 6),
+        'between, shared BN': Arm(DET_SHARED, DET_DRAWN),
+        'between, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
+        'between, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
+        'SCT, SSBN': Arm(DETECTOR, DET_FIRST),
     }, DET_SIZES, MAP, 0.01),
     'detection-schedules': Experiment({
         'one scale a step, between': Arm(DET_PRIVATE, DET_DRAWN),
@@ -189,17 +192,15 @@ EXPERIMENTS = {
     }, DET_SIZES, MAP, 0.01),
     'detection-baselines': Experiment({
         'RandomChoiceResize, re-estimated': calibrated(
-            DET_RANDOM, DETECTOR, DET_SIZES),
-        'SCT, shared BN, re-estimated': calibrated(
-            Arm(DET_SHARED, DET_DRAWN), DETECTOR, DET_SIZES),
-        'SCT, SSBN, re-estimated': calibrated(
-            Arm(DETECTOR, DET_DRAWN), DETECTOR, DET_SIZES),
+            DET_RANDOM, DET_BETWEEN, DET_SIZES),
+        'between, shared BN, re-estimated': calibrated(
+            Arm(DET_SHARED, DET_DRAWN), DET_BETWEEN, DET_SIZES),
+        'between, SSBN, re-estimated': calibrated(
+            Arm(DET_BETWEEN, DET_DRAWN), DET_BETWEEN, DET_SIZES),
         '128 alone, adapted': Arm(
-            'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
-            {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3}, start=Arm(
-                'baselines/retinanet_r18_fpn_1xb8_fashion-det-128px',
-                {128: 3}), adapt=tuple(
-                    '--scales 128 96 64 --sizes 112 80'.split())),
+            DET_ALONE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
+            start=DET_ALONE,
+            adapt=tuple('--scales 128 96 64 --sizes 112 80'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
         **{f'{scale} alone': Arm(

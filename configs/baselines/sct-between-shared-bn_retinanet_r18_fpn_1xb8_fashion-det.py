@@ -1,5 +1,5 @@
-# To compare with: SCT without private normalization.
-_base_ = '../sct_retinanet_r18_fpn_1xb8_fashion-det.py'
+# To compare with: between, without private normalization.
+_base_ = './sct-between_retinanet_r18_fpn_1xb8_fashion-det.py'
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))
 custom_hooks = [*_base_.custom_hooks[:2], {
     **_base_.custom_hooks[2], 'backward': 'per_scale', 'scales': (128, 96, 64)}]
