@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.multiprocessing as mp
+from mmengine.logging import MessageHub
 from rich.progress import Progress
 from torch import nn
 
@@ -158,6 +159,8 @@ def _serve(pipe, log: str) -> None:
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    # Some of mmdet's heads ask a Runner's which epoch it is.
+    MessageHub.get_current_instance().update_info('epoch', 0)
     while True:
         try:
             subject = pipe.recv()

@@ -44,6 +44,10 @@ KNOWN = {
     'mmdet/reid': 'it takes pictures of 256 x 128 pixels, pooled by a fixed '
     'kernel',
     'mmdet/fast_rcnn': 'its pictures come with proposals, which SCT refuses',
+    'mmdet/simple_copy_paste': 'its SyncBN wants several processes',
+    'mmdet/strong_baselines': 'its SyncBN wants several processes',
+    'mmdet/tridentnet': 'without a checkpoint, the host leaves its weights as '
+    'the memory was',
     'torchvision/optical_flow.raft': 'it takes pairs of pictures',
     'torchvision/video.resnet': 'it takes videos',
     'torchvision/video.s3d': 'it takes videos',
