@@ -10,13 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..arguments import check_flag, check_int, check_number
 from .between import Row, fingerprint, mixed, passes, spread
 from .record import rows_of_checkpoint
+from .refused import OneScaleAlone
 from .scale import DEFAULT_SCALES, ScaleSpecific, check_scales, rows_serving
 
 _AFFINE = ('weight', 'bias')
 _STATISTICS = ('running_mean', 'running_var')
 
 
-class RowwiseNorm(ScaleSpecific):
+class RowwiseNorm(OneScaleAlone, ScaleSpecific):
     """What every form of SSBN does; see :class:`SSBN`. It stands before the
     class of the norm that the rows are rows of."""
 
@@ -48,6 +49,7 @@ class RowwiseNorm(ScaleSpecific):
     def start(self, scales: Sequence[int]) -> None:
         """Give each scale a row of its own, all like the one at hand."""
         super().start(scales)
+        self.eps = self.eps  # of the norm at hand
         for name in _AFFINE:
             single = getattr(self, name)
             if single is not None:
@@ -166,7 +168,7 @@ class RowwiseNorm(ScaleSpecific):
 
     def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
         return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,
-                            self.eps)
+                            self._eps)
 
     def _refuse(self, shape: torch.Size) -> None:
         if len(shape) not in self.dims:
@@ -254,27 +256,6 @@ class RowwiseNorm(ScaleSpecific):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, scales={self.scales}'
-
-    def check_export(self) -> None:
-        """A trace holds one scale: refuse it, or warn.
-
-        Raises:
-            RuntimeError: where the network is exported.
-        """
-        if len(self.scales) == 1:
-            return
-        text = ('fixes the scale that it saw, and this network has rows for '
-                f'{self.scales}. Take one scale by sct_mm.extract_scale() '
-                'first, or let tools/export.py write the file.')
-        if not torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            raise RuntimeError(f'An exported graph {text}')
-        # mmengine counts FLOPs by a bare trace.
-        warnings.warn(f'A trace {text}', stacklevel=2)
-
-    def __prepare_scriptable__(self):
-        raise RuntimeError('torch.jit.script cannot choose among the scales '
-                           f'{self.scales}. Take one scale by '
-                           'sct_mm.extract_scale() first.')
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
