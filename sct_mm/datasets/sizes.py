@@ -45,7 +45,7 @@ def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
         ValueError: for a data set without a pipeline.
     """
     inner = config if isinstance(config, dict) else {}
-    if 'pipeline' in inner:
+    if inner.get('pipeline') is not None:
         yield path, inner['pipeline']
     elif inner.get('datasets'):
         for index, child in enumerate(inner['datasets']):

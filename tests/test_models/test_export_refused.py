@@ -91,8 +91,8 @@ def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
 
 def fused_by_its_host(net):
     from mmpretrain.models.backbones.mobileone import MobileOneBlock
-    MobileOneBlock(4, 4, 3, 1, padding=1, norm_cfg=dict(
-        type='SSBN', scales=net[1].scales)).switch_to_deploy()
+    convert_to_ssbn(MobileOneBlock(4, 4, 3, 1, padding=1),
+                    net[1].scales).switch_to_deploy()
 
 
 @pytest.mark.parametrize('scales', [(16, 8), (16, )])
