@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 
 class _Eps:
-    """``eps`` of a layer. All that fuses norms reads it, and would multiply
-    rows as if they were one. A layer itself reads ``_eps``: torch.compile
-    cannot trace this."""
+    """``eps`` of a layer. All that fuses norms, for good or in each pass,
+    reads it, and would multiply rows as if they were one. A layer itself
+    reads ``_eps``: torch.compile cannot trace this."""
 
     def __set__(self, layer: nn.Module, eps: float) -> None:
         layer.__dict__.update(eps=eps, _eps=eps)
@@ -21,7 +21,7 @@ class _Eps:
         if layer is None:
             return self
         name = sys._getframe(1).f_code.co_name
-        if 'fuse' in name.split('_'):
+        if 'fuse' in name.split('_') or name.startswith('efficient_conv_bn'):
             raise RuntimeError(f'{name}() knows no rows, but got those of the '
                                f'scales {layer.scales}. Take one scale by '
                                'sct_mm.extract_scale() first.')

@@ -102,11 +102,13 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
         if mean is not None:
             mean, var = mean[row], var[row]
         weight, bias = self.weight, self.bias
+        # Slicing costs half of what narrow() does.
+        start = row * self.num_features
+        end = start + self.num_features
         if weight is not None:
-            # Slicing costs half of what narrow() does.
-            start = row * self.num_features
-            end = start + self.num_features
-            weight, bias = weight[start:end], bias[start:end]
+            weight = weight[start:end]
+        if bias is not None:
+            bias = bias[start:end]
         counter = self.num_batches_tracked if self.training else None
         if counter is not None:
             counter = counter[row]
@@ -225,10 +227,10 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
         pinned = self.pinned_size and self._own_scale('reset_parameters()')
         for scale in self.scales if pinned is None else (pinned, ):
             self._reset_statistics(scale)
-            if self.affine:
-                row = self.row(scale)
-                row['weight'].fill_(1)
-                row['bias'].zero_()
+            for name, value in zip(_AFFINE, (1, 0)):
+                rows = self.row(scale)[name]
+                if rows is not None:
+                    rows.fill_(value)
 
     def plain(self, size: float) -> _BatchNorm:
         """The norm that this layer stands in for, at ``size`` pixels: views

@@ -190,6 +190,24 @@ def test_what_cannot_be_converted(model, error, match):
         convert_to_ssbn(model, SCALES)
 
 
+@pytest.mark.parametrize('name', ['weight', 'bias'])
+def test_a_norm_with_one_of_weight_and_bias(name):
+    norm = nn.BatchNorm2d(4)
+    setattr(norm, name, None)
+    reference = copy.deepcopy(norm)
+    net = convert_to_ssbn(nn.Sequential(norm), (16, 8))
+    x = torch.randn(2, 4, 8, 8)
+    with use_scale(net, 8):
+        assert_close(net(x), reference(x), rtol=0, atol=0)
+        net.eval()
+        assert_close(net(x), reference.eval()(x), rtol=0, atol=0)
+    plain = extract_scale(net, 8)
+    assert_close(plain(x), reference(x), rtol=0, atol=0)
+    assert list(plain[0].state_dict()) == list(reference.state_dict())
+    extract_scale(net, 12)
+    net[0].reset_parameters()
+
+
 @pytest.mark.parametrize('change', [
     lambda norm: prune.l1_unstructured(norm, 'weight', 0.5),
     lambda norm: register_parametrization(norm, 'weight', nn.Tanh())])

@@ -3,7 +3,7 @@ import io
 
 import pytest
 import torch
-from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -76,7 +76,6 @@ def test_a_reparameterised_host_deploys_what_was_extracted():
 
 
 def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
-    from mmcv.cnn import fuse_conv_bn
     from torch.fx.experimental.optimization import fuse
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     net = randomised(convert_to_ssbn(net, (16, 8))).eval()
@@ -95,15 +94,21 @@ def fused_by_its_host(net):
                     net[1].scales).switch_to_deploy()
 
 
+def fused_in_a_pass(net):
+    module = ConvModule(3, 4, 1, efficient_conv_bn_eval=True, norm_cfg=dict(
+        type='SSBN', scales=net[1].scales))
+    module.eval()(torch.randn(1, 3, 16, 16))
+
+
 @pytest.mark.parametrize('scales', [(16, 8), (16, )])
 @pytest.mark.parametrize('fuse', [
-    fuse_conv_bn, lambda net: fuse_conv_bn_eval(net[0], net[1]),
-    fused_by_its_host])
+    fused_in_a_pass, fused_by_its_host, fuse_conv_bn,
+    lambda net: fuse_conv_bn_eval(net[0], net[1])])
 def test_no_host_folds_rows_into_a_convolution(fuse, scales):
     net = convert_to_ssbn(nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3)), scales).eval()
-    with pytest.raises(RuntimeError, match=r'fuse.*\(\) knows no rows, but '
-                       r'got those of the scales \(16,.*extract_scale'):
+    with pytest.raises(RuntimeError, match=r'(fuse|_eval).*\(\) knows no '
+                       r'rows, but got those of the scales \(16,.*extract_'):
         fuse(net)
     assert net[1].eps == 1e-3
     x = torch.randn(1, 3, 16, 16)
