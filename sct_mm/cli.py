@@ -14,6 +14,7 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 
+from .datasets.sizes import EMPTY
 from .engine.config import UserError
 from .engine.protection import cause_of, protected_loading
 
@@ -171,6 +172,9 @@ def sentence_of(error: Exception) -> Optional[str]:
     if isinstance(error, OSError) and error.filename is not None:
         return (f'{str(error.filename)!r} cannot be used ({error.strerror}). '
                 'Name another in the command or the config, or mend it.')
+    # mmengine joins the annotations of a data set, be there none.
+    if traceback.extract_tb(error.__traceback__)[-1].name == '_serialize_data':
+        return EMPTY
     if isinstance(error, pickle.UnpicklingError):
         return f'A file cannot be read ({cause_of(error)}).'
     return None

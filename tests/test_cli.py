@@ -8,6 +8,7 @@ import warnings
 from urllib.error import URLError
 
 import pytest
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from sct_mm.cli import cli
@@ -65,8 +66,10 @@ def test_what_hosts_print_is_left_out(capsys):
 @pytest.mark.parametrize('fail, said', [
     (lambda: open('/no/file'), "'/no/file' cannot be used (No such file"),
     (lambda: os.makedirs(__file__), 'cannot be used (File exists)'),
-    (_no_network, 'A download failed (no route)')])
-def test_files_that_cannot_be_used_are_one_sentence(fail, said, capsys):
+    (_no_network, 'A download failed (no route)'),
+    (lambda: BaseDataset(lazy_init=True)._serialize_data(),
+     'A data set must hold pictures, but the config makes an empty one.')])
+def test_data_that_cannot_be_used_are_one_sentence(fail, said, capsys):
     with pytest.raises(SystemExit):
         cli(fail)
     assert said in capsys.readouterr().err

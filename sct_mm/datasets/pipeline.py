@@ -40,8 +40,16 @@ def _size_key(transform: dict, sizes: Dict[str, str] = _SIZES
 
 
 def _edges(value: Any) -> List[int]:
-    """The edges in pixels that a size gives; -1 leaves one to the other."""
-    edges = [value] if isinstance(value, (int, float)) else list(value)
+    """The edges in pixels that a size gives; -1 leaves one to the other.
+
+    Raises:
+        ValueError: for what is no size.
+    """
+    edges = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not edges or not all(isinstance(e, (int, float)) for e in edges):
+        raise ValueError('A size in a pipeline must be one or two numbers '
+                         f'(pixels), but got {value!r}. Write e.g. '
+                         "dict(type='Resize', scale=224).")
     return [edge for edge in edges if edge > 0]
 
 
@@ -85,7 +93,7 @@ def keeps_ratio(pipeline: List[dict]) -> bool:
 
 def _random_sizes(transform: dict, value: Any) -> List[float]:
     """The ends of the sizes in pixels that one transform draws from."""
-    pairs = (isinstance(value, (list, tuple))
+    pairs = (isinstance(value, (list, tuple)) and len(value) > 0
              and isinstance(value[0], (list, tuple)))
     # mmcv's RandomChoiceResize takes a list of sizes, or one tuple.
     choice = (isinstance(value, list)

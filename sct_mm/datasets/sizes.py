@@ -7,6 +7,10 @@ from torch import Tensor
 
 from .pipeline import keeps_ratio, rescale_pipeline, type_name
 
+EMPTY = ('A data set must hold pictures, but the config makes an empty one. '
+         'Look at its `ann_file`, `data_prefix`, `indices` and '
+         '`filter_cfg`, and at the classes of its `metainfo`.')
+
 
 class SizedPipeline:
     """Pipelines of one data set for several sizes, of which one runs.
@@ -41,7 +45,7 @@ def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
         ValueError: for a data set without a pipeline.
     """
     inner = config if isinstance(config, dict) else {}
-    if 'pipeline' in inner:
+    if inner.get('pipeline') is not None:
         yield path, inner['pipeline']
     elif inner.get('datasets'):
         for index, child in enumerate(inner['datasets']):
@@ -88,12 +92,15 @@ class SizeSwitch:
         sizes: nominal sizes in pixels.
 
     Raises:
-        ValueError: if a pipeline cannot be rewritten, or does not make
-            pictures of the size; see :func:`rescale_pipeline`.
+        ValueError: if the data set is empty, or a pipeline cannot be
+            rewritten, or does not make pictures of the size; see
+            :func:`rescale_pipeline`.
     """
 
     def __init__(self, dataset: Any, config: dict,
                  sizes: Sequence[int]) -> None:
+        if not len(dataset):
+            raise ValueError(EMPTY)
         self.sizes = tuple(sizes)
         self.chosen = torch.tensor(0).share_memory_()
         self.parts = [(part_at(dataset, path), pipeline)

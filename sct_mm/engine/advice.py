@@ -1,13 +1,48 @@
 """What SCTLossHook warns of before it trains: norms that are not what their
-config seems to say."""
+config seems to say, and a run that goes on with other arguments."""
 import inspect
 import logging
+from typing import Any, Dict
 
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.scale import ScaleSpecific, ssbn_layers
+
+
+SCHEDULE = 'sct_schedule'  # key of a checkpoint
+_ARGUMENTS = ('scales', 'loss_weights', 'scales_per_step', 'partition',
+              'between', 'progressive', 'size_divisor', 'adapt', 'distill',
+              'seed', 'batch_transform')
+
+
+def schedule_of(hook: Any, runner: Any) -> Dict[str, str]:
+    """The arguments of SCTLossHook that say what each step trains, as text,
+    which any checkpoint may hold."""
+    told = {name: repr(getattr(hook, name)) for name in _ARGUMENTS}
+    if hook.progressive:  # a share of all steps
+        told['max_iters'] = repr(runner.max_iters)
+    return told
+
+
+def warn_of_changes(hook: Any, runner: Any, checkpoint: dict) -> None:
+    """Warn where a run goes on with another schedule than that of its
+    ``checkpoint``, if it tells."""
+    now, before = schedule_of(hook, runner), checkpoint.get(SCHEDULE, {})
+    changes = [f'{name}={now[name]}, which was {before[name]}'
+               for name in now if before.get(name, now[name]) != now[name]]
+    if changes:
+        print_log('SCTLossHook: the run goes on with another schedule than '
+                  f'it began with: {"; ".join(changes)}. Set what it was, or '
+                  'start a run of its own by load_from.', 'current',
+                  logging.WARNING)
+
+
+def warn_of_norms(model: nn.Module) -> None:
+    """Warn of norms of ``model`` that are not what their config says."""
+    warn_of_lost_defaults(model)
+    warn_of_shared_norms(model)
 
 
 def warn_of_shared_norms(model: nn.Module) -> None:

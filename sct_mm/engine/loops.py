@@ -27,10 +27,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def scalar(value: Any) -> Optional[float]:
     """``value`` as a float; None for what is no single number."""
-    single = (value.size == 1 if isinstance(value, np.ndarray)
-              else value.numel() == 1 if isinstance(value, torch.Tensor)
-              else isinstance(value, (int, float, np.number)))
-    return float(value) if single else None
+    if isinstance(value, (np.ndarray, torch.Tensor)):  # (1, ) too
+        value = value.reshape(-1).tolist()
+        value = value[0] if len(value) == 1 else None
+    return (float(value) if isinstance(value, (int, float, np.number))
+            else None)
 
 
 def join_metrics(results: Dict[int, dict]) -> dict:

@@ -16,7 +16,9 @@ from ..models.scale import ssbn_layers
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
     """Seed Python, numpy and torch from (seed, epoch, rank) as each epoch
-    starts, so that a resumed run draws what the unbroken one would.
+    starts, so that a resumed run draws what the unbroken one would. A loop by
+    iterations is one epoch: resumed within it, the network's own draws
+    (dropout) begin anew.
 
     The workers of the data loader are seeded so too (mmengine alone seeds
     them with the same numbers in each epoch), unless

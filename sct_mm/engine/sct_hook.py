@@ -14,7 +14,7 @@ from ..arguments import check_choice, check_int, check_number
 from ..datasets.multi_scale import padding_of
 from ..models.scale import check_scales
 from .adapt import AdaptPasses, check_adapt, check_adaptable, frozen
-from .advice import warn_of_lost_defaults, warn_of_shared_norms
+from .advice import SCHEDULE, schedule_of, warn_of_changes, warn_of_norms
 from .checks import (batch_size_of, check_arguments, check_loss_weights,
                      check_model, check_pipeline, check_progressive,
                      check_run, resolve_scales)
@@ -173,8 +173,7 @@ class SCTLossHook(Hook):
         check_run(runner, self)
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
                     runner.max_iters if self.progressive else 0)
-        size = batch_size_of(runner.train_dataloader)
-        if size:
+        if size := batch_size_of(runner.train_dataloader):
             self._passes.schedule.check_batch(size)
             self._passes.shares_fit = True
 
@@ -205,6 +204,7 @@ class SCTLossHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self._finite.settle()
+        checkpoint[SCHEDULE] = schedule_of(self, runner)
         if self._points:
             checkpoint[ENSEMBLE] = {scale: point.cpu() for scale, point
                                     in self._points.items()}
@@ -212,6 +212,7 @@ class SCTLossHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             self._points = dict(checkpoint.get(ENSEMBLE, {}))
+            warn_of_changes(self, runner, checkpoint)
 
     def after_train(self, runner) -> None:
         self.detach()
@@ -254,8 +255,7 @@ class SCTLossHook(Hook):
             kind = partial(DistillPasses, self.distill, self._points)
         self._passes = kind(model, schedule, resize, self.backward, scaler,
                             self._finite if self.check_finite else None)
-        warn_of_lost_defaults(model)
-        warn_of_shared_norms(model)
+        warn_of_norms(model)
         self._handles = [
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),

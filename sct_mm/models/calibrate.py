@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..arguments import check_int
+from .refused import check_own
 from .rowwise import RowwiseNorm
 from .scale import scales_of, ssbn_layers, use_scale
 
@@ -23,7 +24,7 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
 
     Raises:
         TypeError, ValueError: for what is no size, a size that is a scale
-            already, and a model without SSBN.
+            already, a model without SSBN, and a pruned or parametrized layer.
     """
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
     scales = scales_of(model)
@@ -34,7 +35,10 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
     if size in scales:
         raise ValueError('`size` must be none of the scales of the model, '
                          f'{scales}, but got {size}. It has rows already.')
-    for layer in ssbn_layers(model):
+    layers = ssbn_layers(model)
+    for layer in layers:
+        check_own(layer)
+    for layer in layers:
         _insert(layer, size)
     return model
 

@@ -8,10 +8,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
-from torch.nn.utils import parametrize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .between import Row
+from .refused import check_own
 from .replace import replace_modules
 from .rowwise import RowwiseNorm
 from .scale import DEFAULT_SCALES, check_scales, check_size, ssbn_layers
@@ -107,12 +107,7 @@ def _form_of(plain: Type[_BatchNorm]) -> Type[RowwiseNorm]:
 def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
     """``bn`` with a row for each scale: all else, as options, hooks, what is
     frozen and in evaluation mode, is as its host made it."""
-    if isinstance(bn, _LazyNormBase) or parametrize.is_parametrized(bn) or (
-            not {'weight', 'bias'} <= set(bn._parameters)):  # pruned
-        raise TypeError(f'`model` has a {type(bn).__name__}, whose parameters '
-                        'are not its own yet. Run one batch through a lazy '
-                        'model, or remove the parametrization or pruning, '
-                        'first.')
+    check_own(bn)
     layer = _blank(type(bn))
     layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
                           _buffers=dict(bn._buffers))
@@ -224,8 +219,9 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     layers share is shared in the copy.
 
     Raises:
-        TypeError, ValueError: if the model has no SSBN layer, for what is no
-            size, and as :func:`convert_to_ssbn` for what is shared.
+        TypeError, ValueError: if the model has no SSBN layer, or a pruned or
+            parametrized one, for what is no size, and as
+            :func:`convert_to_ssbn` for what is shared.
     """
     layers = ssbn_layers(model)
     if not layers:
@@ -233,6 +229,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
                          f'from, but {type(model).__name__} has none. It is '
                          'an ordinary model already.')
     size = check_size(layers, size)
+    for layer in layers:
+        check_own(layer)
 
     def swap(layer: nn.Module) -> Optional[nn.Module]:
         return (_own(layer.plain(size), layer)

@@ -41,7 +41,7 @@ class ExtentRecord(Dict[int, List[int]]):
     def known(self) -> 'ExtentRecord':
         """The record itself, or that of its source where it is empty."""
         record = self
-        while not record and record._source is not None:
+        while not len(record) and record._source is not None:
             record = record._source
         return record
 
@@ -56,7 +56,7 @@ class ExtentRecord(Dict[int, List[int]]):
                 that size: the first layers see more of the picture.
         """
         known = self.known()
-        if not known:
+        if not len(known):  # torch.compile takes an empty one for true
             return None
         if known.leads:
             pass_size = None

@@ -1,4 +1,5 @@
 """Layers replaced wherever a model holds them; what they shared stays so."""
+from types import MethodType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ def replace_modules(
         model: nn.Module,
         swap: Callable[[nn.Module], Optional[nn.Module]]) -> nn.Module:
     """``model`` with every module m for which swap(m) is not None replaced by
-    it, under each name, and in lists, tuples and dicts of any depth.
+    it, under each name, and in lists, tuples and dicts of any depth; methods
+    of it that a module keeps, too.
 
     What holds no such module stays the same object, and so do lists and
     dicts, which are changed in place. Tensors that replaced modules shared
@@ -45,6 +47,8 @@ def _replaced(value: Any, known: Dict[int, Tuple[Any, Any]],
     is ``found``."""
     if id(value) in known:
         return known[id(value)][1]
+    if isinstance(value, MethodType) and id(value.__self__) in known:
+        return getattr(known[id(value.__self__)][1], value.__name__)
     if not isinstance(value, (nn.Module, dict, list, tuple)):
         return value
     known[id(value)] = value, value  # it may hold itself

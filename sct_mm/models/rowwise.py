@@ -10,13 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..arguments import check_flag, check_int, check_number
 from .between import Row, fingerprint, mixed, passes, spread
 from .record import rows_of_checkpoint
+from .refused import OneScaleAlone
 from .scale import DEFAULT_SCALES, ScaleSpecific, check_scales, rows_serving
 
 _AFFINE = ('weight', 'bias')
 _STATISTICS = ('running_mean', 'running_var')
 
 
-class RowwiseNorm(ScaleSpecific):
+class RowwiseNorm(OneScaleAlone, ScaleSpecific):
     """What every form of SSBN does; see :class:`SSBN`. It stands before the
     class of the norm that the rows are rows of."""
 
@@ -48,6 +49,7 @@ class RowwiseNorm(ScaleSpecific):
     def start(self, scales: Sequence[int]) -> None:
         """Give each scale a row of its own, all like the one at hand."""
         super().start(scales)
+        self.eps = self.eps  # of the norm at hand
         for name in _AFFINE:
             single = getattr(self, name)
             if single is not None:
@@ -100,11 +102,13 @@ class RowwiseNorm(ScaleSpecific):
         if mean is not None:
             mean, var = mean[row], var[row]
         weight, bias = self.weight, self.bias
+        # Slicing costs half of what narrow() does.
+        start = row * self.num_features
+        end = start + self.num_features
         if weight is not None:
-            # Slicing costs half of what narrow() does.
-            start = row * self.num_features
-            end = start + self.num_features
-            weight, bias = weight[start:end], bias[start:end]
+            weight = weight[start:end]
+        if bias is not None:
+            bias = bias[start:end]
         counter = self.num_batches_tracked if self.training else None
         if counter is not None:
             counter = counter[row]
@@ -166,7 +170,7 @@ class RowwiseNorm(ScaleSpecific):
 
     def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
         return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,
-                            self.eps)
+                            self._eps)
 
     def _refuse(self, shape: torch.Size) -> None:
         if len(shape) not in self.dims:
@@ -223,10 +227,10 @@ class RowwiseNorm(ScaleSpecific):
         pinned = self.pinned_size and self._own_scale('reset_parameters()')
         for scale in self.scales if pinned is None else (pinned, ):
             self._reset_statistics(scale)
-            if self.affine:
-                row = self.row(scale)
-                row['weight'].fill_(1)
-                row['bias'].zero_()
+            for name, value in zip(_AFFINE, (1, 0)):
+                rows = self.row(scale)[name]
+                if rows is not None:
+                    rows.fill_(value)
 
     def plain(self, size: float) -> _BatchNorm:
         """The norm that this layer stands in for, at ``size`` pixels: views
@@ -254,27 +258,6 @@ class RowwiseNorm(ScaleSpecific):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, scales={self.scales}'
-
-    def check_export(self) -> None:
-        """A trace holds one scale: refuse it, or warn.
-
-        Raises:
-            RuntimeError: where the network is exported.
-        """
-        if len(self.scales) == 1:
-            return
-        text = ('fixes the scale that it saw, and this network has rows for '
-                f'{self.scales}. Take one scale by sct_mm.extract_scale() '
-                'first, or let tools/export.py write the file.')
-        if not torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            raise RuntimeError(f'An exported graph {text}')
-        # mmengine counts FLOPs by a bare trace.
-        warnings.warn(f'A trace {text}', stacklevel=2)
-
-    def __prepare_scriptable__(self):
-        raise RuntimeError('torch.jit.script cannot choose among the scales '
-                           f'{self.scales}. Take one scale by '
-                           'sct_mm.extract_scale() first.')
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):

@@ -82,7 +82,7 @@ class ScaleSpecific:
 
     # What a layer has beside the norm that it stands in for.
     STATE = ('scales', 'pinned_size', 'pinned_by', 'record', 'record_ratio',
-             'extents', 'plain_type', '_strange', '_served')
+             'extents', 'plain_type', '_strange', '_served', '_eps')
 
     def start(self, scales: Sequence[int]) -> None:
         self.scales = check_scales(scales)

@@ -95,5 +95,5 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
                                f'{processes} processes on a GPU only, but '
                                'got a tensor on the CPU. Use SSBN there.')
         return _sync_batch_norm.apply(
-            x, weight, bias, mean, var, self.eps, factor,
+            x, weight, bias, mean, var, self._eps, factor,
             self.process_group or dist.group.WORLD, processes)

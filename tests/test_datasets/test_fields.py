@@ -33,7 +33,8 @@ COORDINATES = [
     ('bbox_scales', torch.ones(2)), ('keypoints', torch.ones(34)),
     ('landmarks', [1., 2.]), ('point', (1, 2)), ('gt_offset', torch.ones(2)),
     ('head_size', np.ones(1)), ('centers_2d', torch.ones(2)),
-    ('area', 3.), ('crop_coordinates', np.arange(4))]
+    ('area', 3.), ('gt_xyxy', [1., 2., 3., 4.]), ('rois', torch.ones(4)),
+    ('crop_coordinates', np.arange(4))]
 
 
 def resized(shape=(16, 32), padded=None, **fields):

@@ -55,6 +55,12 @@ def test_nothing_to_rewrite():
         rescale_pipeline([dict(type='Load'), dict(type='PackInputs')], 8)
 
 
+@pytest.mark.parametrize('size', ['224', (224, None), [], {224}])
+def test_what_is_no_size(size):
+    with pytest.raises(ValueError, match='one or two numbers .* but got'):
+        nominal_size([dict(type='Resize', scale=size)])
+
+
 def test_padding_and_its_resize_change_together():
     pipeline = [dict(type='Resize', scale=(640, 640), keep_ratio=True),
                 dict(type='Pad', size=(640, 640)),

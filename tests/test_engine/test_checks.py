@@ -1,11 +1,13 @@
 """What the hook says before it trains."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from sct_mm import SSBN, convert_to_ssbn, use_scale
+from sct_mm import SCTLossHook, SSBN, convert_to_ssbn, use_scale
 from sct_mm.engine.advice import warn_if_frozen, warn_of_shared_norms
 from sct_mm.engine.checks import check_pictures, check_pipeline
 from sct_mm.models.scale import ssbn_layers
@@ -109,3 +111,31 @@ def test_norms_without_rows_beside_ssbn_are_told(log):
     warn_of_shared_norms(model[:1])
     warn_of_shared_norms(model[1:])  # SCT with shared normalization
     assert not log.text
+
+
+def test_a_run_that_goes_on_with_another_schedule(log, tmp_path):
+    def saved(steps=9, **options):
+        checkpoint = {}
+        SCTLossHook(**options).before_save_checkpoint(
+            SimpleNamespace(max_iters=steps), checkpoint)
+        torch.save(checkpoint, tmp_path / 'a.pth')
+        return torch.load(tmp_path / 'a.pth', weights_only=True)
+
+    def resumed(checkpoint, steps=9, resume=True, **options):
+        log.clear()
+        SCTLossHook(**options).after_load_checkpoint(
+            SimpleNamespace(max_iters=steps, _resume=resume), checkpoint)
+        return log.text
+
+    small = dict(scales_per_step=1, progressive=0.5)
+    assert not resumed(saved(seed=3, distill=True), 18, seed=3, distill=True)
+    assert not resumed({}, seed=3)  # an older checkpoint
+    assert not resumed(saved(seed=3), resume=False)
+    assert not resumed(saved(**small), **small)
+    assert 'max_iters=18, which was 9. Set' in resumed(saved(**small), 18,
+                                                       **small)
+    text = resumed(saved(seed=3), loss_weights=(1, 2), distill='larger')
+    assert len(log.records) == 1
+    for change in ('seed=0, which was 3', "distill=Distill(teachers='larger'",
+                   'loss_weights=(1.0, 2.0), which was None'):
+        assert change in text

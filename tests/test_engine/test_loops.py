@@ -232,6 +232,9 @@ def test_what_a_size_lacks_is_nan():
     assert join_metrics({16: {}, 8: {}}) == {}
     got = join_metrics({2: {'a': np.float32(1)}, 1: {'a': torch.tensor(3)}})
     assert got['mean/a'] == 2
+    got = join_metrics({2: {'of_one_class': np.array([1.]), 'name': 'x',
+                            'text': np.array(['x']), 'true': torch.ones(1)}})
+    assert got['mean/of_one_class'] == got['mean/true'] == 1 and len(got) == 6
 
 
 def test_save_best_of_a_detector_that_finds_nothing_at_first(tmp_path):

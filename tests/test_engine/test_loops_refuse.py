@@ -67,6 +67,10 @@ def test_what_is_no_size_and_no_range(sizes, match):
      'pictures of 12 pixels, but makes 16'),
     (dict(val_dataloader=loader(lambda d: dict(type='Pictures'))),
      'with a `pipeline`, or wrap such ones, but got Pictures'),
+    (dict(val_dataloader=loader(lambda d: dict(d, pipeline=None))),
+     'with a `pipeline`, or wrap such ones, but got Pictures'),
+    (dict(val_dataloader=loader(lambda d: dict(
+        d, indices=0, serialize_data=False))), 'makes an empty one. Look at'),
 ])
 def test_what_is_refused_before_anything_runs(options, match, tmp_path):
     run = runner(tmp_path, **options)

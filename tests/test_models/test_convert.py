@@ -7,11 +7,12 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 from torch.optim.swa_utils import update_bn
 from torch.testing import assert_close
 
-from sct_mm import (SSBN, SyncSSBN, WithSSBN, convert_to_ssbn, extract_scale,
-                    use_scale)
+from sct_mm import (SSBN, SyncSSBN, WithSSBN, add_scale, convert_to_ssbn,
+                    extract_scale, use_scale)
 from sct_mm.models.scale import ssbn_layers
 
 from helpers import plain_net, randomised
@@ -187,6 +188,39 @@ class SyncAndMore(nn.SyncBatchNorm):
 def test_what_cannot_be_converted(model, error, match):
     with pytest.raises(error, match=match):
         convert_to_ssbn(model, SCALES)
+
+
+@pytest.mark.parametrize('name', ['weight', 'bias'])
+def test_a_norm_with_one_of_weight_and_bias(name):
+    norm = nn.BatchNorm2d(4)
+    setattr(norm, name, None)
+    reference = copy.deepcopy(norm)
+    net = convert_to_ssbn(nn.Sequential(norm), (16, 8))
+    x = torch.randn(2, 4, 8, 8)
+    with use_scale(net, 8):
+        assert_close(net(x), reference(x), rtol=0, atol=0)
+        net.eval()
+        assert_close(net(x), reference.eval()(x), rtol=0, atol=0)
+    plain = extract_scale(net, 8)
+    assert_close(plain(x), reference(x), rtol=0, atol=0)
+    assert list(plain[0].state_dict()) == list(reference.state_dict())
+    extract_scale(net, 12)
+    net[0].reset_parameters()
+
+
+@pytest.mark.parametrize('change', [
+    lambda norm: prune.l1_unstructured(norm, 'weight', 0.5),
+    lambda norm: register_parametrization(norm, 'weight', nn.Tanh())])
+@pytest.mark.parametrize('function, size', [(extract_scale, 8),
+                                            (add_scale, 10)])
+def test_rows_that_are_not_the_layers_own(change, function, size):
+    net = nn.Sequential(SSBN(4, SCALES), SSBN(4, SCALES))
+    change(net[1])
+    net(torch.randn(2, 4, 16, 16))
+    with pytest.raises(TypeError, match='has a .*SSBN, whose parameters are '
+                       'not its own. .* remove the param'):
+        function(net, size)
+    assert net[0].scales == SCALES
 
 
 def test_with_ssbn_is_the_stock_model_with_rows():

@@ -3,8 +3,10 @@ import io
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.testing import assert_close
 
 from sct_mm import (convert_to_ssbn, extract_scale,
@@ -74,7 +76,6 @@ def test_a_reparameterised_host_deploys_what_was_extracted():
 
 
 def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
-    from mmcv.cnn import fuse_conv_bn
     from torch.fx.experimental.optimization import fuse
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     net = randomised(convert_to_ssbn(net, (16, 8))).eval()
@@ -85,3 +86,34 @@ def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
                   fuse(extract_scale(net, 8).eval())):
         assert_close(fused(x), want)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+
+
+def fused_by_its_host(net):
+    from mmpretrain.models.backbones.mobileone import MobileOneBlock
+    convert_to_ssbn(MobileOneBlock(4, 4, 3, 1, padding=1),
+                    net[1].scales).switch_to_deploy()
+
+
+def fused_in_a_pass(net):
+    module = ConvModule(3, 4, 1, efficient_conv_bn_eval=True, norm_cfg=dict(
+        type='SSBN', scales=net[1].scales))
+    module.eval()(torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize('scales', [(16, 8), (16, )])
+@pytest.mark.parametrize('fuse', [
+    fused_in_a_pass, fused_by_its_host, fuse_conv_bn,
+    lambda net: fuse_conv_bn_eval(net[0], net[1])])
+def test_no_host_folds_rows_into_a_convolution(fuse, scales):
+    net = convert_to_ssbn(nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3)), scales).eval()
+    with pytest.raises(RuntimeError, match=r'(fuse|_eval).*\(\) knows no '
+                       r'rows, but got those of the scales \(16,.*extract_'):
+        fuse(net)
+    assert net[1].eps == 1e-3
+    x = torch.randn(1, 3, 16, 16)
+    plain = extract_scale(net, 16)
+    want = plain(x)
+    assert_close(fuse_conv_bn(plain)(x), want)
+    net[1].eps = 10.
+    assert not torch.allclose(net(x), want)

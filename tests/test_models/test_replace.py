@@ -30,6 +30,7 @@ NESTED = dict(
     dict_of_tuples=(lambda norm: {3: (0, [norm])}, lambda held: held[3][1][0]),
     tuple_of_dicts=(lambda norm: (dict(a=(norm, )), ),
                     lambda held: held[0]['a'][0]),
+    method=(lambda norm: [norm.forward], lambda held: held[0].__self__),
     named=(lambda norm: [Pair(norm, 2)], lambda held: held[0].first))
 
 

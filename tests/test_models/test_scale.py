@@ -146,6 +146,15 @@ def test_compiled_model_finds_it():
         assert_close(compiled(x), pinned(model, x))
 
 
+def test_compiled_without_a_record_is_the_base():
+    model = TinyModel(lambda c: SSBN(c, SCALES)).eval()
+    torch.compiler.reset()
+    x = torch.randn(2, 3, 16, 16)
+    for net in (model, copy.deepcopy(model)):
+        compiled = torch.compile(net, backend='eager', fullgraph=True)
+        assert_close(compiled(x), model(x))
+
+
 def test_without_any_pin_it_is_a_batchnorm_at_the_base_scale():
     model = TinyModel(lambda c: SSBN(c, SCALES))
     plain = TinyModel(nn.BatchNorm2d)
