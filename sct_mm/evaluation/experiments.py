@@ -141,14 +141,14 @@ EXPERIMENTS = {
             config=ANY_BASELINE.format('private-affine')),
         'SCT, SSBN': ANY_SIZE,
     }, EVEN, TOP1),
-    # Each schedule for the compute of about 3, 5 and 10 epochs at 28.
+    # Each schedule for the compute of about 3, 5, 10 and 20 epochs at 28.
     'compute': Experiment({
         f'{name}, {epochs} epochs': lasting(arm, own, epochs)
         for name, arm, own, lengths in (
             *((f'{size} alone', ALONE[size], 3, lengths)
-              for size, lengths in ((28, (3, 5, 10)), (21, (5, 8, 16)),
+              for size, lengths in ((28, (3, 5, 10, 20)), (21, (5, 8, 16)),
                                     (14, (12, 19, 38)))),
-            ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20)),
+            ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20, 40)),
             ('SCT, SSBN, partition', SSBN, 8, (5, 8, 17)),
             ('SCT, shared BN, partition', SHARED, 8, (8, )),
             ('SCT, SSBN, all scales', EVERY, 5, (3, 5)))

@@ -98,8 +98,8 @@ def test_schedules_are_drawn_over_compute_where_they_trained(
               for line in panel.containers} for panel in panels]
     assert [{name for name in each if 'alone' in name} for each in lines] == [
         {'28 alone'}, {'21 alone'}, {'14 alone'}]
-    assert lines[1]['21 alone'] == [[3, 21.375], [4, 21.5], [5, 21.625]]
-    assert all(len(each['SCT, SSBN']) == 3 for each in lines)
+    assert lines[1]['21 alone'] == [[4, 21.5], [5, 21.625], [6, 21.75]]
+    assert all(len(each['SCT, SSBN']) == 4 for each in lines)
 
 
 def test_the_tables_of_the_repository_are_those_of_its_results():
