@@ -13,6 +13,7 @@ from typing import Callable, Iterator, Optional, Sequence, TextIO
 from urllib.error import URLError
 
 from mmengine.config import DictAction
+from mmengine.registry import build_functions
 
 from .engine.config import UserError
 from .engine.protection import cause_of, protected_loading
@@ -148,10 +149,14 @@ def warnings_for_users() -> Iterator[None]:
             warnings.formatwarning = before
 
 
+def _raised_at(error: Exception) -> traceback.FrameSummary:
+    return traceback.extract_tb(error.__traceback__)[-1]
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether a ``raise`` of this package made ``error``: its text is for the
     user. A bug, or what a host or torch found wrong, wants its traceback."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = _raised_at(error)
     return isinstance(error, UserError) or (
         osp.abspath(frame.filename).startswith(PACKAGE)
         and (frame.line or '').startswith('raise '))
@@ -171,6 +176,12 @@ def sentence_of(error: Exception) -> Optional[str]:
     if isinstance(error, OSError) and error.filename is not None:
         return (f'{str(error.filename)!r} cannot be used ({error.strerror}). '
                 'Name another in the command or the config, or mend it.')
+    if (isinstance(error, (KeyError, TypeError))
+            and _raised_at(error).filename == build_functions.__file__):
+        cause = re.split(r'[.] [A-Z]', str(error.args[0]))[0]
+        return (f'A part of the config cannot be built ({cause}). Mend it '
+                'there, or name the package that registers it in its '
+                '`custom_imports`.')
     if isinstance(error, pickle.UnpicklingError):
         return f'A file cannot be read ({cause_of(error)}).'
     return None
@@ -182,7 +193,7 @@ def cli(main: Callable[[], None]) -> None:
     try:
         with protected_loading(), warnings_for_users(), output_for_users():
             main()
-    except (OSError, TypeError, ValueError, RuntimeError,
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError,
             pickle.UnpicklingError) as error:
         sentence = sentence_of(error)
         if sentence is None:

@@ -30,7 +30,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar=('METRIC', 'VALUE'),
         help='a metric to reach; alone: by the cheapest size (repeatable)')
     parser.add_argument(
-        '--metric', help='what is best; default: the first of the result')
+        '--metric', help='what is best; a higher one is better; default: the '
+        'first of the result')
     parser.add_argument(
         '--out', metavar='PNG',
         help='the plot; default: pareto.png beside the result')

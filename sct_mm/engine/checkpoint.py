@@ -5,7 +5,7 @@ import os
 import os.path as osp
 import zipfile
 from pathlib import Path
-from typing import Dict, Set, Union
+from typing import Dict, Sequence, Set, Union
 
 import mmengine
 import torch
@@ -67,6 +67,29 @@ def make_folder(path: str, name: str) -> None:
         raise UserError(f'{name} must be a folder that can be written to, but '
                         f'got {path!r} ({error.strerror}). Name another.'
                         ) from error
+
+
+def check_outputs(paths: Sequence[str], force: bool) -> None:
+    """Refuse, before the work, what cannot be written at its end.
+
+    Raises:
+        UserError: for a file that exists, without ``force``; a folder in its
+            place; and a folder that cannot be written to.
+    """
+    for path in paths:
+        if osp.isdir(path) or not osp.basename(path):
+            raise UserError(f'The output must be a file, but {path!r} is a '
+                            'folder. Name a file in it.')
+        if osp.lexists(path) and not force:
+            raise UserError(f'The output {path!r} exists already. Name '
+                            'another, or replace it by --force.')
+        folder = osp.dirname(osp.abspath(path))
+        while not osp.lexists(folder):
+            folder = osp.dirname(folder)
+        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UserError(f'The output {path!r} cannot be written: '
+                            f'{folder!r} is no folder that can be written '
+                            'to. Name another.')
 
 
 @register_backend('atomic_local')
@@ -159,6 +182,11 @@ def check_checkpoint(path: str) -> dict:
     if not remote and not osp.isfile(local):
         raise UserError(f'The checkpoint must be a file, but got {path!r}. '
                         'Train first, or name another.')
+    if path.endswith('.safetensors'):
+        raise UserError(f'The checkpoint must be a file of torch, but got '
+                        f'{path!r}, which mmengine does not load. Write it '
+                        'anew: torch.save(dict(state_dict=safetensors.torch.'
+                        'load_file(OLD)), NEW).')
     refusal = None
     with protected_loading():
         try:

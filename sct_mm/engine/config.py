@@ -153,8 +153,9 @@ def check_test_data(cfg: Config) -> None:
             a pipeline, and files that are not there.
     """
     loader = cfg.get('test_dataloader')
-    if not loader:
-        raise UserError('The config must have a `test_dataloader`, but got '
-                        f'{loader!r}. Set it, e.g. to the `val_dataloader`.')
+    if not loader or not isinstance(loader, dict):
+        raise UserError('The config must have a `test_dataloader`, a dict, '
+                        f'but got {loader!r}. Set it, e.g. to the '
+                        '`val_dataloader`.')
     list(pipelines_in(loader.get('dataset')))
     check_data(loader)
