@@ -51,7 +51,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Settings(DictAction):
-    """mmengine's, which fails on what has no ``=``."""
+    """mmengine's, which fails on what has no ``=``, and takes the spaces out
+    of a path as it does of a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
@@ -60,6 +61,10 @@ class _Settings(DictAction):
                              f'{value!r}. Write e.g. '
                              'train_cfg.max_epochs=1.')
         super().__call__(parser, namespace, values, option_string)
+        for name, _, text in (value.partition('=') for value in values):
+            text = text.strip('\'"')
+            if ' ' in text and ',' not in text and text[0] not in '[(':
+                getattr(namespace, self.dest)[name] = text
 
 
 def add_cfg_options(parser: argparse.ArgumentParser,
@@ -182,6 +187,11 @@ def sentence_of(error: Exception) -> Optional[str]:
         return (f'A part of the config cannot be built ({cause}). Mend it '
                 'there, or name the package that registers it in its '
                 '`custom_imports`.')
+    shapes = re.search('stack expects each tensor to be equal size.*',
+                       str(error))
+    if isinstance(error, RuntimeError) and shapes:
+        return ('The pictures of a batch must have one shape, but '
+                f'{shapes[0]}. Crop or pad them in the pipeline.')
     if isinstance(error, pickle.UnpicklingError):
         return f'A file cannot be read ({cause_of(error)}).'
     return None

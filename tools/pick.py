@@ -37,10 +37,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='the plot; default: pareto.png beside the result')
     args = parser.parse_args(argv)
     try:
-        args.min = {name: float(value) for name, value in args.min}
+        least = {name: float(value) for name, value in args.min}
     except ValueError:
         parser.error(f'--min must be a metric and a number, but got '
                      f'{args.min}')
+    if len(least) < len(args.min):
+        parser.error(f'--min must name each metric once, but got {args.min}')
+    args.min = least
     return args
 
 

@@ -1,11 +1,12 @@
 """Checkpoints: whole or absent on the disk, and read only if they are."""
 import contextlib
 import errno
+import io
 import os
 import os.path as osp
 import zipfile
 from pathlib import Path
-from typing import Dict, Sequence, Set, Union
+from typing import Any, Dict, Sequence, Set, Union
 
 import mmengine
 import torch
@@ -177,16 +178,16 @@ def check_checkpoint(path: str) -> dict:
     Raises:
         UserError: if it is missing, damaged, unsafe or no checkpoint.
     """
-    remote = '://' in path
-    local = osp.expanduser(path)
-    if not remote and not osp.isfile(local):
-        raise UserError(f'The checkpoint must be a file, but got {path!r}. '
-                        'Train first, or name another.')
     if path.endswith('.safetensors'):
         raise UserError(f'The checkpoint must be a file of torch, but got '
                         f'{path!r}, which mmengine does not load. Write it '
                         'anew: torch.save(dict(state_dict=safetensors.torch.'
                         'load_file(OLD)), NEW).')
+    remote = '://' in path
+    local = osp.expanduser(path)
+    if not remote and not osp.isfile(local):
+        raise UserError(f'The checkpoint must be a file, but got {path!r}. '
+                        'Train first, or name another.')
     refusal = None
     with protected_loading():
         try:
@@ -200,6 +201,16 @@ def check_checkpoint(path: str) -> dict:
         raise UserError(f'The checkpoint {path!r} must hold a dict, but got '
                         f'a {type(checkpoint).__name__}. Name another.')
     return checkpoint
+
+
+def save_plot(figure: Any, path: str, dpi: int = 150) -> None:
+    """Write a figure of matplotlib as a PNG to ``path``, whole or not at all,
+    and close it."""
+    from matplotlib import pyplot
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format='png')
+    pyplot.close(figure)
+    AtomicLocalBackend().put(buffer.getvalue(), path)
 
 
 def dump(data: dict, path: str) -> None:

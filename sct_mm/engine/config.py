@@ -145,12 +145,12 @@ def scales_settings(model: Any, scales: Sequence[int],
     return found
 
 
-def check_test_data(cfg: Config) -> None:
-    """Say what is missing of the test set, before it is read.
+def check_test_set(cfg: Config) -> None:
+    """Say what a config lacks of a test set, which may itself be missing.
 
     Raises:
-        UserError, ValueError: for a config without one, a data set without
-            a pipeline, and files that are not there.
+        UserError, ValueError: for a config without one, and a data set
+            without a pipeline.
     """
     loader = cfg.get('test_dataloader')
     if not loader or not isinstance(loader, dict):
@@ -158,4 +158,14 @@ def check_test_data(cfg: Config) -> None:
                         f'but got {loader!r}. Set it, e.g. to the '
                         '`val_dataloader`.')
     list(pipelines_in(loader.get('dataset')))
-    check_data(loader)
+
+
+def check_test_data(cfg: Config) -> None:
+    """Say what is missing of the test set, before it is read.
+
+    Raises:
+        UserError, ValueError: as :func:`check_test_set`, and for files that
+            are not there.
+    """
+    check_test_set(cfg)
+    check_data(cfg.test_dataloader)

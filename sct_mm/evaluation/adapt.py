@@ -13,7 +13,8 @@ from torch import nn
 from ..arguments import check_int, check_number
 from ..datasets.pipeline import type_name
 from ..engine.adapt import check_adaptable
-from ..engine.checkpoint import check_checkpoint, make_folder
+from ..engine.checkpoint import (AtomicLocalBackend, check_checkpoint,
+                                 make_folder)
 from ..engine.checks import check_pipeline
 from ..engine.config import (UserError, config_name, load_config,
                              scales_settings)
@@ -244,7 +245,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     if is_main_process():
         if osp.exists(path):
             os.remove(path)  # of other scales, maybe: not beside this config
-        adapted.dump(made)
+        AtomicLocalBackend().put_text(adapted.pretty_text, made)
     barrier()
     if epochs:
         adapted = load_config(made)  # which tells a run its name
@@ -254,7 +255,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
         estimate(model, adapted, sizes, scales[0], pictures)
         scales = adapted.model.scales = scales_of(model)
         if is_main_process():
-            adapted.dump(made)
+            AtomicLocalBackend().put_text(adapted.pretty_text, made)
     changed = differing(extract_scale(model, scales[0]), stock)
     if changed:
         raise RuntimeError('The network must answer as before at '

@@ -18,7 +18,8 @@ from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.cascade import (check_cascade_sizes, check_thresholds,
                               scores_in)
 from ..engine.checkpoint import check_checkpoint, check_outputs
-from ..engine.config import UserError, check_test_data, load_config
+from ..engine.config import (UserError, check_test_data, load_config,
+                             check_test_set)
 from ..engine.loading import loaded_model
 from ..engine.loops import Sizes, check_sizes, expand_sizes
 from ..engine.protection import protected_loading
@@ -235,6 +236,7 @@ def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
     check_number('least', least, 0, 'The default is 0.3.', 1)
     wanted = None if sizes is None else expand_sizes(sizes)
     cfg = load_config(config, cfg_options)
+    check_test_set(cfg)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):

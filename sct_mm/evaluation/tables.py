@@ -6,7 +6,7 @@ import os.path as osp
 import re
 from typing import Dict, List, Optional, Sequence
 
-from ..engine.checkpoint import AtomicLocalBackend
+from ..engine.checkpoint import AtomicLocalBackend, save_plot
 from ..engine.config import UserError
 from .experiments import EXPERIMENTS
 
@@ -133,8 +133,7 @@ def draw(result: dict, metric: str, label: str, path: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     figure.legend(loc='outside lower center', ncols=columns)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_plot(figure, path, 110)
 
 
 def write_tables(root: str) -> List[str]:

@@ -1,10 +1,9 @@
 """Accuracy over cost: every size of every model, and which ones are best."""
-import io
 import itertools
 import math
 from typing import Dict, List, Sequence, Tuple
 
-from ..engine.checkpoint import AtomicLocalBackend
+from ..engine.checkpoint import save_plot
 
 _COSTS = dict(gflops='GFLOPs (multiply-adds)',
               latency_ms='latency of one picture (ms)')
@@ -52,10 +51,7 @@ def draw(models: List[dict], metric: str, chosen: dict,
         axes[0].plot([], [], ':', color='0.5', label='the most asked for')
     figure.legend(*axes[0].get_legend_handles_labels(), ncols=2,
                   loc='outside lower center')
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format='png')
-    plt.close(figure)
-    AtomicLocalBackend().put(buffer.getvalue(), path)
+    save_plot(figure, path)
 
 
 def _draw_one(axis, models: List[dict], metric: str, chosen: dict,

@@ -163,3 +163,10 @@ def test_the_tool(demo, tmp_path, run_tool):
     code, text = run_tool(*args)
     assert code == 2 and 'exists already.' in text
     assert out.read_bytes() == before
+
+
+def test_a_file_needs_a_test_pipeline(demo, tmp_path):
+    with pytest.raises(UserError, match='must have a `test_dataloader`'):
+        show_sizes(demo.config, demo.checkpoint, 'a.png',
+                   str(tmp_path / 'a.png'),
+                   cfg_options={'test_dataloader': None})
