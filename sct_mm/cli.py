@@ -13,6 +13,7 @@ from typing import Callable, Iterator, Optional, Sequence, TextIO
 from urllib.error import URLError
 
 from mmengine.config import DictAction
+from mmengine.registry import build_functions
 
 from .datasets.sizes import EMPTY
 from .engine.config import UserError
@@ -51,7 +52,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Settings(DictAction):
-    """mmengine's, which fails on what has no ``=``."""
+    """mmengine's, which fails on what has no ``=``, and takes the spaces out
+    of a path as it does of a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
@@ -60,6 +62,10 @@ class _Settings(DictAction):
                              f'{value!r}. Write e.g. '
                              'train_cfg.max_epochs=1.')
         super().__call__(parser, namespace, values, option_string)
+        for name, _, text in (value.partition('=') for value in values):
+            text = text.strip('\'"')
+            if ' ' in text and ',' not in text and text[0] not in '[(':
+                getattr(namespace, self.dest)[name] = text
 
 
 def add_cfg_options(parser: argparse.ArgumentParser,
@@ -149,10 +155,14 @@ def warnings_for_users() -> Iterator[None]:
             warnings.formatwarning = before
 
 
+def _raised_at(error: Exception) -> traceback.FrameSummary:
+    return traceback.extract_tb(error.__traceback__)[-1]
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether a ``raise`` of this package made ``error``: its text is for the
     user. A bug, or what a host or torch found wrong, wants its traceback."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = _raised_at(error)
     return isinstance(error, UserError) or (
         osp.abspath(frame.filename).startswith(PACKAGE)
         and (frame.line or '').startswith('raise '))
@@ -173,8 +183,19 @@ def sentence_of(error: Exception) -> Optional[str]:
         return (f'{str(error.filename)!r} cannot be used ({error.strerror}). '
                 'Name another in the command or the config, or mend it.')
     # mmengine joins the annotations of a data set, be there none.
-    if traceback.extract_tb(error.__traceback__)[-1].name == '_serialize_data':
+    if _raised_at(error).name == '_serialize_data':
         return EMPTY
+    if (isinstance(error, (KeyError, TypeError))
+            and _raised_at(error).filename == build_functions.__file__):
+        cause = re.split(r'[.] [A-Z]', str(error.args[0]))[0]
+        return (f'A part of the config cannot be built ({cause}). Mend it '
+                'there, or name the package that registers it in its '
+                '`custom_imports`.')
+    shapes = re.search('stack expects each tensor to be equal size.*',
+                       str(error))
+    if isinstance(error, RuntimeError) and shapes:
+        return ('The pictures of a batch must have one shape, but '
+                f'{shapes[0]}. Crop or pad them in the pipeline.')
     if isinstance(error, pickle.UnpicklingError):
         return f'A file cannot be read ({cause_of(error)}).'
     return None
@@ -186,7 +207,7 @@ def cli(main: Callable[[], None]) -> None:
     try:
         with protected_loading(), warnings_for_users(), output_for_users():
             main()
-    except (OSError, TypeError, ValueError, RuntimeError,
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError,
             pickle.UnpicklingError) as error:
         sentence = sentence_of(error)
         if sentence is None:

@@ -1,17 +1,21 @@
 """What a tool shows, and what it leaves out."""
+import argparse
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import warnings
 from urllib.error import URLError
 
 import pytest
+import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
+from mmengine.registry import MODELS
 
-from sct_mm.cli import cli
+from sct_mm.cli import add_cfg_options, cli
 from sct_mm.engine.config import UserError
 
 from conftest import ROOT
@@ -28,6 +32,16 @@ def main():
 
 cli(main)
 """
+
+
+@pytest.mark.parametrize('text, value', [
+    ('/a b/(c d)', '/a b/(c d)'), ("'a b'", 'a b'), ('[28, 21]', [28, 21]),
+    ('(1, (2, 3))', (1, (2, 3))), ('a, b', ['a', 'b']), ('2', 2), ('', '')])
+def test_settings_of_a_config_keep_the_spaces_of_a_path(text, value):
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    args = parser.parse_args(['--cfg-options', 'a.b=1', f'c={text}'])
+    assert args.cfg_options == {'a.b': 1, 'c': value}
 
 
 def _no_network():
@@ -66,13 +80,36 @@ def test_what_hosts_print_is_left_out(capsys):
 @pytest.mark.parametrize('fail, said', [
     (lambda: open('/no/file'), "'/no/file' cannot be used (No such file"),
     (lambda: os.makedirs(__file__), 'cannot be used (File exists)'),
+    (lambda: torch.utils.data.default_collate([torch.ones(1), torch.ones(2)]),
+     'must have one shape, but stack expects each tensor to be equal size, '
+     'but got [1] at entry 0 and [2] at entry 1. Crop or pad'),
     (_no_network, 'A download failed (no route)'),
     (lambda: BaseDataset(lazy_init=True)._serialize_data(),
      'A data set must hold pictures, but the config makes an empty one.')])
-def test_data_that_cannot_be_used_are_one_sentence(fail, said, capsys):
+def test_what_a_user_can_mend_is_one_sentence(fail, said, capsys):
     with pytest.raises(SystemExit):
         cli(fail)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('part, said', [
+    (dict(type='Nonsense'), 'Nonsense is not in the mmengine::model registry'),
+    (dict(type='BaseDataPreprocessor', much=1),
+     "unexpected keyword argument 'much'"),
+    ('Linear', "cfg should be a dict.* but got <class 'str'>")])
+def test_a_slip_in_a_config_is_one_sentence(part, said, capsys):
+    with pytest.raises(SystemExit):
+        cli(lambda: MODELS.build(part))
+    assert re.search(rf'cannot be built \(.*{said}.*\). Mend it there',
+                     capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('fail', [
+    lambda: {}['key'], lambda: len(3),
+    lambda: MODELS.build(dict(type=lambda: len(3)))])
+def test_a_bug_keeps_its_traceback(fail):
+    with pytest.raises((KeyError, TypeError)):
+        cli(fail)
 
 
 def test_a_failure_leaves_nothing_behind(capsys):

@@ -1,9 +1,11 @@
 """Give a trained network smaller sizes; at its own it answers as before."""
 import argparse
+import shlex
 
 from mmengine.dist import is_main_process
 
 from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
+from sct_mm.engine.package import tool_command
 from sct_mm.evaluation import adapt_checkpoint
 
 
@@ -13,11 +15,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         'config', help='path of the config, without a line about SCT')
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
-        '--scales', nargs='+', type=int, required=True, metavar='PIXELS',
-        help="the network's own size first")
+        '--scales', nargs='+', required=True, metavar='PIXELS',
+        help="the network's own size and smaller ones: numbers, ranges such "
+        'as 128:224:16, or both')
     parser.add_argument(
-        '--sizes', nargs='+', type=int, default=(), metavar='PIXELS',
-        help='sizes between the scales, to give statistics of their own')
+        '--sizes', nargs='+', default=(), metavar='PIXELS',
+        help='sizes between the scales, to give statistics of their own; as '
+        '--scales')
     parser.add_argument(
         '--epochs', type=int, default=2,
         help='default: 2; 0 for statistics alone')
@@ -47,10 +51,11 @@ def main() -> None:
         args.pictures, args.lr, args.sizes, args.force, args.resume,
         args.cfg_options, args.launcher)
     if is_main_process():
-        sizes = ' '.join(map(str, done['scales']))
+        command = shlex.join([*tool_command('test'), done['config'],
+                              done['checkpoint']])
         print(f'{done["checkpoint"]}: at {done["scales"][0]} equal to '
-              f'{args.checkpoint} to the bit. Test it: python tools/test.py '
-              f'{done["config"]} {done["checkpoint"]} --scales {sizes}')
+              f'{args.checkpoint} to the bit. Test it: {command} --scales '
+              + ' '.join(map(str, done['scales'])))
 
 
 if __name__ == '__main__':

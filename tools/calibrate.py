@@ -13,7 +13,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
         '--sizes', nargs='+', required=True, metavar='PIXELS',
-        help="sizes, trained or not, or 'all': the trained scales")
+        help='trained or not: numbers, ranges such as 128:224:16, or both; '
+        'all: the trained scales')
     parser.add_argument(
         '--pictures', type=int, default=2048,
         help='of the training set; default: 2048')
@@ -26,10 +27,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parse_launched(parser, argv)
     if args.sizes == ['all']:
         args.sizes = 'all'
-    elif not all(size.isdecimal() for size in args.sizes):
-        parser.error(f"--sizes must be pixels or 'all', but got {args.sizes}")
-    else:
-        args.sizes = [int(size) for size in args.sizes]
     return args
 
 

@@ -1,5 +1,6 @@
 """Write a trained network, with all its scales, as a folder for a hub."""
 import argparse
+import shlex
 
 from sct_mm.cli import add_cfg_options, cli
 from sct_mm.export import save_pretrained
@@ -26,7 +27,7 @@ def main() -> None:
     print(f'{told["label"]} ({", ".join(map(str, scales))}) is in '
           f'{args.out}: read back, it is the trained network to the bit.')
     print(f"sct_mm.export.from_pretrained({args.out!r}) loads it; `hf upload "
-          f"OWNER/NAME {args.out}` puts it on a hub.")
+          f"OWNER/NAME {shlex.quote(args.out)}` puts it on a hub.")
 
 
 if __name__ == '__main__':

@@ -30,16 +30,20 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar=('METRIC', 'VALUE'),
         help='a metric to reach; alone: by the cheapest size (repeatable)')
     parser.add_argument(
-        '--metric', help='what is best; default: the first of the result')
+        '--metric', help='what is best; a higher one is better; default: the '
+        'first of the result')
     parser.add_argument(
         '--out', metavar='PNG',
         help='the plot; default: pareto.png beside the result')
     args = parser.parse_args(argv)
     try:
-        args.min = {name: float(value) for name, value in args.min}
+        least = {name: float(value) for name, value in args.min}
     except ValueError:
         parser.error(f'--min must be a metric and a number, but got '
                      f'{args.min}')
+    if len(least) < len(args.min):
+        parser.error(f'--min must name each metric once, but got {args.min}')
+    args.min = least
     return args
 
 

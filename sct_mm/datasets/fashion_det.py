@@ -15,6 +15,8 @@ from mmpretrain.datasets import FashionMNIST
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
+from ..arguments import check_int
+
 SHORT, LONG = 128, 160  # edges of a canvas, at most
 SMALL, LARGE = 14, 64  # edges of a photo on it
 VISIBLE = 20  # grey level that tells a garment from its black background
@@ -150,8 +152,12 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
         val: number of pictures to test on.
 
     Raises:
-        ValueError: if ``source`` has no Fashion-MNIST.
+        TypeError, ValueError: for a count below 1 or a seed below 0, and if
+            ``source`` has no Fashion-MNIST.
     """
+    for count_name, count in dict(train=train, val=val).items():
+        check_int(count_name, count, 1, 'Leave it out for the default.')
+    check_int('seed', seed, 0, 'The default is 0.')
     name = 'train-images-idx3-ubyte'
     if not osp.isfile(osp.join(source, name)):
         raise ValueError(f'Fashion-MNIST must be in {source!r}, but {name} is '

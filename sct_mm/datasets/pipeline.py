@@ -13,6 +13,8 @@ _SIZES = {
     'torchvision/Resize': 'size',
     'torchvision/CenterCrop': 'size',
 }
+# Those that cut or pad, and change the size of nothing in the picture.
+_CUTS = ('CenterCrop', 'Pad', 'torchvision/CenterCrop')
 # What sets the size of the training pictures only.
 _TRAIN_SIZES = {
     **_SIZES,
@@ -43,14 +45,15 @@ def _edges(value: Any) -> List[int]:
     """The edges in pixels that a size gives; -1 leaves one to the other.
 
     Raises:
-        ValueError: for what is no size.
+        ValueError: for what gives none.
     """
     edges = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not edges or not all(isinstance(e, (int, float)) for e in edges):
-        raise ValueError('A size in a pipeline must be one or two numbers '
-                         f'(pixels), but got {value!r}. Write e.g. '
-                         "dict(type='Resize', scale=224).")
-    return [edge for edge in edges if edge > 0]
+    numbers = all(isinstance(edge, (int, float)) for edge in edges)
+    found = [edge for edge in edges if edge > 0] if numbers else []
+    if not found:
+        raise ValueError('A size in a pipeline must be positive pixels, but '
+                         f'got {value!r}. Write e.g. scale=224.')
+    return found
 
 
 def pipeline_of(loader: dict) -> Optional[list]:
@@ -87,7 +90,8 @@ def keeps_ratio(pipeline: List[dict]) -> bool:
     long picture is less than the nominal size."""
     for transform in reversed(pipeline):
         if _size_key(transform):
-            return bool(transform.get('keep_ratio', False))
+            return bool(transform.get('keep_ratio', False)
+                        or type_name(transform) == 'ResizeEdge')
     return False
 
 
@@ -133,9 +137,15 @@ def rescale_pipeline(pipeline: List[dict], size: int) -> List[dict]:
     a picture is seen at each size.
 
     Raises:
-        ValueError: if no transform sets a size.
+        ValueError: if no transform sets a size, or none resizes.
     """
     nominal = nominal_size(pipeline)
+    names = [type_name(each) for each in pipeline if _size_key(each)]
+    if size != nominal and all(name in _CUTS for name in names):
+        raise ValueError('The test pipeline must resize to test at '
+                         f'{size} pixels what it shows at {nominal}, but its '
+                         f'size is set by {names[-1]} alone. Add e.g. dict('
+                         f"type='Resize', scale={nominal}) at its place.")
 
     def scaled(edge: float) -> float:
         return edge if edge < 0 else round(edge * size / nominal)

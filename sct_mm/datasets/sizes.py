@@ -146,5 +146,5 @@ def check_picture(sample: Any, size: int, narrow: bool) -> None:
     if edge != size and not (narrow and edge < size):
         raise ValueError(f'The test pipeline must make pictures of {size} '
                          f'pixels, but makes {edge}. A transform sets the '
-                         'size that is not known here: use Resize, '
-                         'ResizeEdge, CenterCrop.')
+                         'size that is not known here: use Resize, or '
+                         'ResizeEdge and CenterCrop.')

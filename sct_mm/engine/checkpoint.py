@@ -1,11 +1,12 @@
 """Checkpoints: whole or absent on the disk, and read only if they are."""
 import contextlib
 import errno
+import io
 import os
 import os.path as osp
 import zipfile
 from pathlib import Path
-from typing import Dict, Set, Union
+from typing import Any, Dict, Sequence, Set, Union
 
 import mmengine
 import torch
@@ -67,6 +68,29 @@ def make_folder(path: str, name: str) -> None:
         raise UserError(f'{name} must be a folder that can be written to, but '
                         f'got {path!r} ({error.strerror}). Name another.'
                         ) from error
+
+
+def check_outputs(paths: Sequence[str], force: bool) -> None:
+    """Refuse, before the work, what cannot be written at its end.
+
+    Raises:
+        UserError: for a file that exists, without ``force``; a folder in its
+            place; and a folder that cannot be written to.
+    """
+    for path in paths:
+        if osp.isdir(path) or not osp.basename(path):
+            raise UserError(f'The output must be a file, but {path!r} is a '
+                            'folder. Name a file in it.')
+        if osp.lexists(path) and not force:
+            raise UserError(f'The output {path!r} exists already. Name '
+                            'another, or replace it by --force.')
+        folder = osp.dirname(osp.abspath(path))
+        while not osp.lexists(folder):
+            folder = osp.dirname(folder)
+        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UserError(f'The output {path!r} cannot be written: '
+                            f'{folder!r} is no folder that can be written '
+                            'to. Name another.')
 
 
 @register_backend('atomic_local')
@@ -154,6 +178,11 @@ def check_checkpoint(path: str) -> dict:
     Raises:
         UserError: if it is missing, damaged, unsafe or no checkpoint.
     """
+    if path.endswith('.safetensors'):
+        raise UserError(f'The checkpoint must be a file of torch, but got '
+                        f'{path!r}, which mmengine does not load. Write it '
+                        'anew: torch.save(dict(state_dict=safetensors.torch.'
+                        'load_file(OLD)), NEW).')
     remote = '://' in path
     local = osp.expanduser(path)
     if not remote and not osp.isfile(local):
@@ -172,6 +201,16 @@ def check_checkpoint(path: str) -> dict:
         raise UserError(f'The checkpoint {path!r} must hold a dict, but got '
                         f'a {type(checkpoint).__name__}. Name another.')
     return checkpoint
+
+
+def save_plot(figure: Any, path: str, dpi: int = 150) -> None:
+    """Write a figure of matplotlib as a PNG to ``path``, whole or not at all,
+    and close it."""
+    from matplotlib import pyplot
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format='png')
+    pyplot.close(figure)
+    AtomicLocalBackend().put(buffer.getvalue(), path)
 
 
 def dump(data: dict, path: str) -> None:

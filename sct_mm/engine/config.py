@@ -145,16 +145,27 @@ def scales_settings(model: Any, scales: Sequence[int],
     return found
 
 
+def check_test_set(cfg: Config) -> None:
+    """Say what a config lacks of a test set, which may itself be missing.
+
+    Raises:
+        UserError, ValueError: for a config without one, and a data set
+            without a pipeline.
+    """
+    loader = cfg.get('test_dataloader')
+    if not loader or not isinstance(loader, dict):
+        raise UserError('The config must have a `test_dataloader`, a dict, '
+                        f'but got {loader!r}. Set it, e.g. to the '
+                        '`val_dataloader`.')
+    list(pipelines_in(loader.get('dataset')))
+
+
 def check_test_data(cfg: Config) -> None:
     """Say what is missing of the test set, before it is read.
 
     Raises:
-        UserError, ValueError: for a config without one, a data set without
-            a pipeline, and files that are not there.
+        UserError, ValueError: as :func:`check_test_set`, and for files that
+            are not there.
     """
-    loader = cfg.get('test_dataloader')
-    if not loader:
-        raise UserError('The config must have a `test_dataloader`, but got '
-                        f'{loader!r}. Set it, e.g. to the `val_dataloader`.')
-    list(pipelines_in(loader.get('dataset')))
-    check_data(loader)
+    check_test_set(cfg)
+    check_data(cfg.test_dataloader)

@@ -20,42 +20,50 @@ def state_in(checkpoint: dict, path: str) -> dict:
     """
     state: Any = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not all(
-            isinstance(name, str) for name in state):
+            isinstance(name, str) for name in state) or not any(
+            isinstance(value, Tensor) for value in state.values()):
+        found = ', '.join(map(repr, list(checkpoint)[:4])) or 'nothing'
         raise UserError(f'The checkpoint {path!r} must hold weights by their '
-                        'names, but holds something else. Name one that a '
-                        'training or an export wrote.')
+                        'names, as they are or in `state_dict`, but holds '
+                        f'{found}. Name one that a training or an export '
+                        'wrote, or write its weights so.')
     return state
 
 
 def without_wrapper(state: dict) -> OrderedDict:
-    """A state dict without the names of a wrapper of several processes."""
+    """A state dict without the names of a wrapper, of several processes or
+    of an average of weights, and without what is the wrapper's own."""
+    wrapped = any(name.startswith('module.') for name in state)
     weights = OrderedDict((name.removeprefix('module.'), value)
-                          for name, value in state.items())
+                          for name, value in state.items()
+                          if name.startswith('module.') or not wrapped)
     weights._metadata = getattr(state, '_metadata', {})
     return weights
 
 
-def misfit_of(model: nn.Module, weights: dict) -> Optional[str]:
-    """Why ``weights``, which it loads, are not all that ``model`` needs.
+def _load(model: nn.Module, weights: dict) -> Tuple[List[str], Optional[str]]:
+    """Load ``weights``: the names that ``model`` has no place for, and why
+    they are not all that it needs, if they are not.
 
     Raises:
         ValueError: for rows of another number of scales.
     """
     try:
-        missing = set(model.load_state_dict(weights, strict=False)[0])
+        missing, more = model.load_state_dict(weights, strict=False)
     except ValueError:  # of SSBN, in its own words
         raise
     except Exception as error:  # a host's conversion fails as it likes
         lines = [line.strip(' \t.') for line in str(error).splitlines()]
-        return (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
-                else f'{type(error).__name__}: {"".join(lines[:1])}')
+        return [], (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
+                    else f'{type(error).__name__}: {"".join(lines[:1])}')
     loaded = {id(value) for name, value in model.named_parameters(
-        remove_duplicate=False) if name not in missing}
+        remove_duplicate=False) if name not in set(missing)}
     # Of the parameters alone: a buffer may be computed.
     for name, value in model.named_parameters():
         if id(value) not in loaded:
-            return f'{name} of shape {tuple(value.shape)} is missing there'
-    return None
+            return more, (f'{name} of shape {tuple(value.shape)} is missing '
+                          'there')
+    return more, None
 
 
 def _layers_in(model: nn.Module, weights: dict, name: str
@@ -94,7 +102,7 @@ def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
                       stacklevel=2)
 
 
-def check_fits(model: nn.Module, state: dict, path: str) -> None:
+def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
     """Load weights into ``model``, and refuse those that are missing or of
     other shapes, which mmengine would leave as they were initialised, and
     rows of other scales, which it would load by their rank.
@@ -102,25 +110,22 @@ def check_fits(model: nn.Module, state: dict, path: str) -> None:
     They are judged as they are loaded, since hosts convert some: a position
     embedding for another picture size, names of an older version.
 
+    Returns:
+        list: names of the weights that ``model`` has no place for: a deeper
+        network of a family fills a shallower one, which then computes nothing
+        of use.
+
     Raises:
         UserError: for weights that do not fit, and rows of other scales.
         ValueError: for rows of another number of scales.
     """
     weights = without_wrapper(state)
-    misfit = misfit_of(model, weights)
+    more, misfit = _load(model, weights)
     if misfit:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
     check_scales_of(model, weights, path)
-
-
-def left_over(model: nn.Module, state: dict) -> List[str]:
-    """The names of the weights in ``state`` that ``model`` has no place for:
-    a deeper network of a family fills a shallower one, which then computes
-    nothing of use."""
-    weights = without_wrapper(state)
-    names = model.load_state_dict(weights, strict=False)[1]
-    return [name for name in names if isinstance(weights.get(name), Tensor)
+    return [name for name in more if isinstance(weights.get(name), Tensor)
             and not name.endswith('_extra_state')]
 
 
@@ -131,9 +136,7 @@ def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
     Raises:
         UserError: as :func:`check_fits`, and for weights too many.
     """
-    state = state_in(checkpoint, path)
-    check_fits(model, state, path)
-    more = left_over(model, state)
+    more = check_fits(model, state_in(checkpoint, path), path)
     if more:
         raise UserError(f'{path!r} does not fit the config: the network has '
                         f'no place for {more[0]}. Name the config it was '

@@ -1,5 +1,6 @@
 """The host's loops of validation and test, at several sizes of the input."""
 import re
+from numbers import Integral
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -85,8 +86,8 @@ def expand_sizes(sizes: Sizes, name: str = 'sizes') -> Tuple[int, ...]:
     for item in items:
         if isinstance(item, str):
             found.update(_sizes_of(item, name))
-        elif isinstance(item, int) and not isinstance(item, bool):
-            found.add(item)
+        elif isinstance(item, Integral) and not isinstance(item, bool):
+            found.add(int(item))
         else:
             raise _no_sizes(sizes, name)
     if min(found) <= 0:

@@ -1,7 +1,7 @@
 """Smaller sizes for a trained network of any config, in one call."""
 import os
 import os.path as osp
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -13,11 +13,13 @@ from torch import nn
 from ..arguments import check_int, check_number
 from ..datasets.pipeline import type_name
 from ..engine.adapt import check_adaptable
-from ..engine.checkpoint import check_checkpoint, make_folder
+from ..engine.checkpoint import (AtomicLocalBackend, check_checkpoint,
+                                 make_folder)
 from ..engine.checks import check_pipeline
 from ..engine.config import (UserError, config_name, load_config,
                              scales_settings)
 from ..engine.loading import loaded_model
+from ..engine.loops import Sizes, expand_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
 from ..engine.training import train
@@ -47,21 +49,20 @@ def check_stock(cfg: Config) -> None:
                         'in it.')
 
 
-def check_sizes_more(sizes: Sequence[int],
-                     scales: Sequence[int]) -> List[int]:
+def check_sizes_more(sizes: Sizes, scales: Sequence[int]
+                     ) -> Tuple[int, ...]:
     """``sizes`` to give statistics beside ``scales``, the largest first.
 
     Raises:
         UserError: for one that is a scale, or larger than the base.
     """
-    sizes = [check_int('sizes', size, 1, 'Give them in pixels.')
-             for size in sizes]
+    sizes = expand_sizes(sizes) if len(sizes) else ()
     for size in sizes:
         if size in scales or size > scales[0]:
             raise UserError('`sizes` must be below the base and none of the '
                             f'scales {tuple(scales)}, but got {size}. Leave '
                             'it out.')
-    return sorted(set(sizes), reverse=True)
+    return sizes
 
 
 def _optimizer(cfg: Config, lr: float) -> dict:
@@ -170,10 +171,10 @@ def _check_same(made: str, adapted: Config, sizes: Sequence[int],
 
 
 @protected_loading()
-def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
+def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
                      epochs: int = 2, out: Optional[str] = None,
                      pictures: int = 2048, lr: float = 0.08,
-                     sizes: Sequence[int] = (), force: bool = False,
+                     sizes: Sizes = (), force: bool = False,
                      resume: bool = False,
                      cfg_options: Optional[dict] = None,
                      launcher: str = 'none') -> Dict[str, Any]:
@@ -189,15 +190,17 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
 
     Args:
         config: of the network, without a line about SCT.
-        scales: the network's own size first, that of its training pipeline.
+        scales: the network's own size, that of its training pipeline, and
+            smaller ones, also as ranges such as ``'128:224:16'``
+            (:func:`expand_sizes`).
         epochs: 0 for statistics alone.
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and what a training leaves there.
         pictures: of the training set, for statistics.
         lr: of AdamW, the highest; our choice, see docs/adapt.md.
-        sizes: more scales of the network in the end: the mix of their
-            neighbours, with statistics of their own.
+        sizes: more scales of the network in the end, as ``scales``: the mix
+            of their neighbours, with statistics of their own.
         force: overwrite an `adapted.pth`.
         resume: go on with the run in ``out``, if there is one.
 
@@ -209,7 +212,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         ValueError: for a network that cannot be adapted.
         RuntimeError: if something has changed the base after all.
     """
-    scales = check_scales(scales)
+    scales = check_scales(expand_sizes(scales, 'scales'))
     if len(scales) < 2:
         raise UserError("`scales` must be the network's own size and smaller "
                         f'ones, but got {scales}. Write e.g. --scales 224 192 '
@@ -242,7 +245,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
     if is_main_process():
         if osp.exists(path):
             os.remove(path)  # of other scales, maybe: not beside this config
-        adapted.dump(made)
+        AtomicLocalBackend().put_text(adapted.pretty_text, made)
     barrier()
     if epochs:
         adapted = load_config(made)  # which tells a run its name
@@ -252,7 +255,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sequence[int],
         estimate(model, adapted, sizes, scales[0], pictures)
         scales = adapted.model.scales = scales_of(model)
         if is_main_process():
-            adapted.dump(made)
+            AtomicLocalBackend().put_text(adapted.pretty_text, made)
     changed = differing(extract_scale(model, scales[0]), stock)
     if changed:
         raise RuntimeError('The network must answer as before at '

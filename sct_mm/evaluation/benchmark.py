@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..engine.checkpoint import dump
+from ..arguments import check_int
+from ..engine.checkpoint import check_outputs, dump
 from ..engine.config import UserError, load_config
 from ..engine.schedule import check_shares
 from ..models.scale import scales_of
@@ -175,10 +176,14 @@ def benchmark(config: str, batch_size: int = 16, rounds: int = 5,
         per_scale): ratios of times, one a round.
 
     Raises:
-        UserError: for too few rounds, a model without SSBN, mixed precision
-            without a GPU, or if memory runs out.
+        UserError, ValueError: for too few rounds, a model without SSBN, mixed
+            precision without a GPU, an ``out`` that cannot be written, or if
+            memory runs out.
     """
-    calls = calls or (10 if torch.cuda.is_available() else 1)
+    if out:
+        check_outputs([out], force=True)
+    if calls is None:
+        calls = 10 if torch.cuda.is_available() else 1
     settings = Settings(config, batch_size, rounds, calls, list(arms), amp,
                         channels_last)
     scales = check_settings(settings)
@@ -217,9 +222,9 @@ def measure(plain: Dict[int, Arm], sct: Dict[str, Arm],
 def check_settings(settings: Settings) -> Sequence[int]:
     """The scales of the config's model; refuses what cannot be measured."""
     from mmengine.registry import MODELS, init_default_scope
-    if settings.rounds < 3:
-        raise UserError('`rounds` must be at least 3, but got '
-                        f'{settings.rounds}. The spread needs them.')
+    check_int('rounds', settings.rounds, 3, 'The spread needs them.')
+    check_int('batch_size', settings.batch_size, 1, 'The default is 16.')
+    check_int('calls', settings.calls, 1, 'Leave it out for the default.')
     if settings.amp and not torch.cuda.is_available():
         raise UserError(f'`amp` needs a GPU, but got {settings.amp!r} and '
                         'torch sees none. Leave it out.')

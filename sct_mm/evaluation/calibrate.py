@@ -1,8 +1,7 @@
 """A checkpoint whose statistics are re-estimated from training pictures."""
-import os.path as osp
 import random
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..arguments import check_int
 from ..datasets.multi_scale import padding_of
 from ..datasets.pipeline import pipeline_of, train_sizes
-from ..engine.checkpoint import check_checkpoint, make_folder
+from ..engine.checkpoint import check_checkpoint, check_outputs
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
                              set_loader_defaults)
 from ..engine.loading import loaded_model
+from ..engine.loops import Sizes, expand_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
 from ..models.calibrate import add_scale, calibrate
@@ -111,8 +111,8 @@ def build_loader(config: dict, pictures: int) -> DataLoader:
                       num_workers=config.get('num_workers', 0))
 
 
-def check_sizes(sizes: Union[str, Sequence[int]], model: nn.Module,
-                base: int) -> List[int]:
+def check_sizes(sizes: Sizes, model: nn.Module,
+                base: int) -> Tuple[int, ...]:
     """The sizes to calibrate, the largest first.
 
     Raises:
@@ -124,19 +124,13 @@ def check_sizes(sizes: Union[str, Sequence[int]], model: nn.Module,
         raise UserError('The config must have SSBN to calibrate its rows, '
                         f'but {type(model).__name__} has none. Make it a '
                         'network for several sizes by tools/adapt.py.')
-    if sizes == 'all':
-        sizes = scales
-    if isinstance(sizes, str) or not len(sizes):
-        raise UserError("`sizes` must be pixels or 'all', but got "
-                        f'{sizes!r}. Write e.g. --sizes 176 208.')
-    sizes = [check_int('sizes', size, 1, 'Give them in pixels.')
-             for size in sizes]
-    if max(sizes) > base:
+    sizes = scales if sizes == 'all' else expand_sizes(sizes)
+    if sizes[0] > base:
         raise UserError('`sizes` must be at most those of the pictures that '
                         f'the training pipeline makes, {base} pixels, but '
-                        f'got {max(sizes)}. Leave it out, or enlarge the '
+                        f'got {sizes[0]}. Leave it out, or enlarge the '
                         "pipeline's.")
-    return sorted(set(sizes), reverse=True)
+    return sizes
 
 
 def prepared(loader: DataLoader, model: nn.Module, size: int,
@@ -198,7 +192,7 @@ def save_weights(model: nn.Module, path: str, meta: dict) -> None:
 
 @protected_loading()
 def calibrate_checkpoint(config: str, checkpoint: str,
-                         sizes: Union[str, Sequence[int]], out: str,
+                         sizes: Sizes, out: str,
                          pictures: int = 2048, force: bool = False,
                          cfg_options: Optional[dict] = None,
                          launcher: str = 'none') -> Dict[str, Any]:
@@ -211,7 +205,8 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     processes makes the same file.
 
     Args:
-        sizes: pixels, or 'all' for the trained scales.
+        sizes: pixels, also as ranges such as ``'128:224:16'``
+            (:func:`expand_sizes`), or 'all' for the trained scales.
         out: the checkpoint to write; it holds the weights alone.
         force: overwrite ``out``.
 
@@ -224,12 +219,8 @@ def calibrate_checkpoint(config: str, checkpoint: str,
         UserError: for what is missing, does not fit, or stands in the way.
     """
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
-    if osp.isdir(out) or not osp.basename(out):
-        raise UserError(f'--out must be a file, but {out!r} is a folder. Name '
-                        'one in it.')
-    if osp.exists(out) and not force:
-        raise UserError(f'{out!r} exists. Give --force to overwrite it, or '
-                        'another --out.')
+    sizes = sizes if sizes == 'all' else expand_sizes(sizes)
+    check_outputs([out], force)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)
@@ -239,7 +230,6 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
     base = made[0] if made else (scales_of(model) or [0])[0]
     sizes = check_sizes(sizes, model, base)
-    make_folder(osp.dirname(osp.abspath(out)), 'The folder of --out')
     seen = estimate(model, cfg, sizes, base, pictures)
     save_weights(model, out, weights.get('meta', {}))
     scales = scales_of(model)

@@ -4,7 +4,7 @@ from typing import List
 
 from rich.table import Table
 
-from ..engine.checkpoint import dump
+from ..engine.checkpoint import dump, save_plot
 from ..engine.console import console_for, device_name
 from .cascade import METRIC
 from .report import NOT_RELIABLE, spread
@@ -90,8 +90,7 @@ def draw(model: dict, path: str) -> None:
     axes.set_ylabel(METRIC)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_plot(figure, path)
 
 
 def report_cascade(model: dict, out: str) -> None:

@@ -15,7 +15,8 @@ from mmengine.logging import MessageHub
 from rich.progress import Progress
 from torch import nn
 
-from ..engine.checkpoint import dump
+from ..engine.checkpoint import AtomicLocalBackend, dump
+from ..engine.config import UserError
 from ..models.scale import ssbn_layers
 from .coverage_build import Builder, batch_norms
 from .coverage_checks import CHECKS, Trial, outcome
@@ -239,7 +240,11 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
         All rows, also those that were there.
     """
     families = subjects(hosts)
-    wanted = [s for s in families if re.search(only, s.key)]
+    try:
+        wanted = [s for s in families if re.search(only, s.key)]
+    except re.error as error:
+        raise UserError(f'`only` must be a regular expression, but got '
+                        f'{only!r} ({error}). Leave it out for all.') from None
     versions, folder = host_versions(), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'coverage.json'
@@ -252,8 +257,8 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
             HOSTS.index(r['host']), r['family'].lower()))
         dump(dict(versions=versions, rows=found), str(path))
         untried = [s.key for s in families if s.key not in rows]
-        (folder / 'coverage.md').write_text(
-            markdown(versions, found, untried), encoding='utf-8')
+        AtomicLocalBackend().put_text(markdown(versions, found, untried),
+                                      folder / 'coverage.md')
 
     log = os.environ.get('SCT_COVERAGE_LOG', os.devnull)
     workers = [Worker(log, limit) for _ in range(jobs)]

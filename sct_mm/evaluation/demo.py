@@ -15,9 +15,11 @@ from ..arguments import check_number
 from ..datasets.multi_scale import MultiScaleBatch, padding_of
 from ..datasets.pipeline import nominal_size, rescale_pipeline, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
-from ..engine.cascade import check_thresholds, scores_in
-from ..engine.checkpoint import check_checkpoint
-from ..engine.config import UserError, check_test_data, load_config
+from ..engine.cascade import (check_cascade_sizes, check_thresholds,
+                              scores_in)
+from ..engine.checkpoint import check_checkpoint, check_outputs
+from ..engine.config import (UserError, check_test_data, load_config,
+                             check_test_set)
 from ..engine.loading import loaded_model
 from ..engine.loops import Sizes, check_sizes, expand_sizes
 from ..engine.protection import protected_loading
@@ -189,14 +191,12 @@ def check_demo(out: str, force: bool) -> None:
     """Refuse, before the work, a plot that could not be written.
 
     Raises:
-        UserError: for one that exists, without ``force``; another format.
+        UserError: for another format, and as :func:`check_outputs`.
     """
     if not out.endswith('.png'):
         raise UserError(f'The output must be a .png, but got {out!r}. Name '
                         'one.')
-    if osp.exists(out) and not force:
-        raise UserError(f'{out!r} exists. Give --force to overwrite it, or '
-                        'another --out.')
+    check_outputs([out], force)
 
 
 @protected_loading()
@@ -236,6 +236,7 @@ def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
     check_number('least', least, 0, 'The default is 0.3.', 1)
     wanted = None if sizes is None else expand_sizes(sizes)
     cfg = load_config(config, cfg_options)
+    check_test_set(cfg)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
@@ -256,8 +257,8 @@ def view(model: nn.Module, cfg: Config, picture: Union[int, str],
          least: float) -> dict:
     """What :func:`show_sizes` returns, but the classes; ``sizes`` are from
     the smallest up."""
-    limits = None if thresholds is None else check_thresholds(thresholds,
-                                                              sizes)
+    limits = None if thresholds is None else check_thresholds(
+        thresholds, check_cascade_sizes(sizes))
     mean = getattr(model.data_preprocessor, 'mean', None)
     first = next((p for p in model.parameters() if p.dim() == 4), None)
     channels = len(mean) if mean is not None else (

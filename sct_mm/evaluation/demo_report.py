@@ -1,8 +1,7 @@
 """One picture at several sizes, drawn side by side."""
-import io
 from typing import Any, Sequence
 
-from ..engine.checkpoint import AtomicLocalBackend
+from ..engine.checkpoint import save_plot
 
 PANEL = 2.6  # inches, of a picture's width
 
@@ -40,10 +39,7 @@ def draw(found: dict, title: str, path: str) -> None:
     if found['truth'] is not None:
         title += f': {named(found["truth"], found["classes"])}'
     figure.suptitle(f'picture {title}', fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, format='png')
-    plt.close(figure)
-    AtomicLocalBackend().put(buffer.getvalue(), path)
+    save_plot(figure, path, 100)
 
 
 def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:

@@ -9,14 +9,13 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 from ..datasets.pipeline import nominal_size, type_name
 from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.checkpoint import check_checkpoint
 from ..engine.config import (UserError, check_test_data, config_name,
                              join_processes, load_config, set_loader_defaults)
-from ..engine.loading import (check_fits, left_over, state_in, warn_one_row,
+from ..engine.loading import (check_fits, state_in, warn_one_row,
                               without_wrapper)
 from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
@@ -88,9 +87,8 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     state = state_in(checkpoint, path)
     checkpoint = dict(checkpoint if 'state_dict' in checkpoint else {},
                       state_dict=without_wrapper(state))
-    check_fits(model, state, path)
+    more = check_fits(model, state, path)
     warn_one_row(model, state, path)
-    more = left_over(model, state)
     if more:
         warnings.warn(f'{path!r} has {len(more)} weights that the network of '
                       f'the config has no place for, as {more[0]}: of another '
@@ -98,8 +96,8 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     runner.test_loop  # noqa: B018  (the runner builds it when it is asked)
     runner.call_hook('before_run')
     runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-    _load_checkpoint_to_model(model, checkpoint,
-                              revise_keys=[(r'^module\.', '')])
+    # Once more, since a hook, as mmpretrain's of EMA, exchanges them.
+    model.load_state_dict(checkpoint['state_dict'], strict=False)
     return runner
 
 
@@ -182,7 +180,6 @@ def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
                 rows=[row for row, _ in tested]), [w for _, w in tested]
 
 
-@protected_loading()
 def name_apart(results: List[dict]) -> None:
     """Label the results of one config by what their checkpoints' paths do not
     share, too."""
@@ -196,6 +193,7 @@ def name_apart(results: List[dict]) -> None:
             result['label'] = f'{label} ({osp.relpath(path, shared)})'
 
 
+@protected_loading()
 def test_models(models: Sequence[Tuple[str, str]],
                 scales: Optional[Sizes] = None,
                 out: Optional[str] = None,

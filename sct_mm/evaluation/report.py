@@ -5,7 +5,7 @@ from typing import Collection, List
 
 from rich.table import Table
 
-from ..engine.checkpoint import dump
+from ..engine.checkpoint import dump, save_plot
 from ..engine.console import console_for, device_name
 from .measure import WORTHLESS
 
@@ -119,8 +119,7 @@ def draw(models: List[dict], path: str) -> None:
     axes.set_ylabel(name)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_plot(figure, path)
 
 
 def report(models: List[dict], out: str) -> None:

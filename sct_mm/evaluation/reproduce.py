@@ -116,6 +116,9 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     """
     experiment = EXPERIMENTS[name]
     seeds = [check_int('seeds', seed, 0, 'Give 0, 1, 2.') for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError('`seeds` must be distinct, one at least, but got '
+                        f'{seeds}. Give each once.')
     if dry_run:
         print_commands(experiment, seeds, out)
         return {}

@@ -6,7 +6,7 @@ import os.path as osp
 import re
 from typing import Dict, List, Optional, Sequence
 
-from ..engine.checkpoint import AtomicLocalBackend
+from ..engine.checkpoint import AtomicLocalBackend, save_plot
 from ..engine.config import UserError
 from .experiments import EXPERIMENTS, Experiment
 
@@ -140,8 +140,7 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
              for line in each.containers}
     figure.legend([lines[name] for name in names], names,
                   loc='outside lower center', ncols=columns)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_plot(figure, path, 110)
 
 
 def _line(axes, name: str, at: Sequence[float],

@@ -7,14 +7,13 @@ from mmengine.config import Config
 from torch import nn
 
 from ..arguments import check_choice, check_int, check_number
-from ..engine.checkpoint import check_checkpoint
+from ..engine.checkpoint import check_checkpoint, check_outputs
 from ..engine.config import UserError, config_name, load_config
 from ..engine.loading import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
-from .files import (MANIFEST, check_outputs, paths_of, told_of,
-                    write_all)
+from .files import MANIFEST, paths_of, told_of, write_all
 from .formats import WEIGHTS, check_format
 from .make import Made, Request, make
 from .network import PARTS

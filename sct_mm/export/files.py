@@ -35,29 +35,6 @@ def paths_of(out: str, kind: str, sizes: Sequence[int], label: str,
             for size in sizes}
 
 
-def check_outputs(paths: Sequence[str], force: bool) -> None:
-    """Refuse, before the work, what cannot be written at its end.
-
-    Raises:
-        UserError: for a file that exists, without ``force``; a folder in its
-            place; and a folder that cannot be written to.
-    """
-    for path in paths:
-        if osp.isdir(path):
-            raise UserError(f'The output must be a file, but {path!r} is a '
-                            'folder. Name a file in it.')
-        if osp.lexists(path) and not force:
-            raise UserError(f'The output {path!r} exists already. Name '
-                            'another, or replace it by --force.')
-        folder = osp.dirname(osp.abspath(path))
-        while not osp.lexists(folder):
-            folder = osp.dirname(folder)
-        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
-            raise UserError(f'The output {path!r} cannot be written: '
-                            f'{folder!r} is no folder that can be written '
-                            'to. Name another.')
-
-
 def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

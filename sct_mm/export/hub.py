@@ -12,14 +12,14 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.checkpoint import check_checkpoint
+from ..engine.checkpoint import check_checkpoint, check_outputs
 from ..engine.config import UserError, config_name, load_config
 from ..engine.loading import loaded_model
 from ..engine.protection import protected_loading
 from ..engine.registered import registered_only
 from ..engine.resume import find_checkpoint
 from ..models.scale import scales_of
-from .files import check_outputs, sha256_of, write_all
+from .files import sha256_of, write_all
 from .formats import check_format, weight_bytes, weights_in
 from .plain import plain_data
 

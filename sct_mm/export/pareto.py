@@ -1,9 +1,9 @@
 """Accuracy over cost: every size of every model, and which ones are best."""
-import io
 import itertools
+import math
 from typing import Dict, List, Sequence, Tuple
 
-from ..engine.checkpoint import AtomicLocalBackend
+from ..engine.checkpoint import save_plot
 
 _COSTS = dict(gflops='GFLOPs (multiply-adds)',
               latency_ms='latency of one picture (ms)')
@@ -51,10 +51,7 @@ def draw(models: List[dict], metric: str, chosen: dict,
         axes[0].plot([], [], ':', color='0.5', label='the most asked for')
     figure.legend(*axes[0].get_legend_handles_labels(), ncols=2,
                   loc='outside lower center')
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format='png')
-    plt.close(figure)
-    AtomicLocalBackend().put(buffer.getvalue(), path)
+    save_plot(figure, path)
 
 
 def _draw_one(axis, models: List[dict], metric: str, chosen: dict,
@@ -64,8 +61,10 @@ def _draw_one(axis, models: List[dict], metric: str, chosen: dict,
     # Sizes of several models are often at one place: beside it, by turns.
     for model, (x, y) in zip(models, itertools.cycle(
             ((4, 5), (4, -11), (-14, 5), (-14, -11)))):
-        rows = sorted((row for row in model['rows']
-                       if metric in row['metrics']), key=lambda r: r[cost])
+        # One that is no number, as of a detector that found nothing, is
+        # neither drawn nor compared.
+        rows = sorted((row for row in model['rows'] if math.isfinite(
+            row['metrics'].get(metric, math.nan))), key=lambda r: r[cost])
         found = [(row[cost], row['metrics'][metric]) for row in rows]
         line, = axis.plot([point[0] for point in found],
                           [point[1] for point in found], 'o-',

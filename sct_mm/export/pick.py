@@ -4,6 +4,7 @@ import shlex
 from typing import Dict, List, NamedTuple, Optional
 
 from ..arguments import check_number
+from ..engine.checkpoint import check_outputs
 from ..engine.config import UserError, config_name
 from ..engine.package import tool_command
 from ..engine.protection import protected_loading
@@ -92,7 +93,7 @@ def _refusal(models: List[dict], limits: Limits, metric: str) -> str:
 
 
 def check_metrics(models: List[dict], names: List[str]) -> None:
-    """Refuse a metric that no row has.
+    """Refuse a metric that no row has, or that says nothing of a choice.
 
     Raises:
         UserError: naming those that there are.
@@ -153,6 +154,8 @@ def pick(result: str, max_latency: Optional[float] = None,
     if not limits.costs() and not limits.least:
         raise UserError('A most or a least must be asked for, but got none. '
                         'Give --max-latency, --max-gflops or --min.')
+    out = osp.join(osp.dirname(result), 'pareto.png') if out is None else out
+    check_outputs([out], force=True)
     data = read_result(result)
     names = metric_names(data['models'])
     if not names:
@@ -161,7 +164,6 @@ def pick(result: str, max_latency: Optional[float] = None,
     metric = metric or next(iter([*limits.least, *names]))
     check_metrics(data['models'], [metric, *limits.least])
     choice = choose(data['models'], limits, metric)
-    out = out or osp.join(osp.dirname(result), 'pareto.png')
     draw(data['models'], metric, choice.row, limits.costs(), out)
     return dict(model=choice.model, row=choice.row, metric=metric,
                 device=data.get('device'), command=export_command(choice),

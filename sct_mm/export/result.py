@@ -90,6 +90,9 @@ def rows_of(result: dict, checkpoint: str, path: str) -> List[dict]:
 
 
 def metric_names(models: List[dict]) -> List[str]:
-    """Names of the metrics of all ``models``, in the order of the rows."""
-    return list(dict.fromkeys(name for model in models for row
-                              in model['rows'] for name in row['metrics']))
+    """Names of the metrics of all ``models`` that are better where they are
+    higher, in the order of the rows: not the losses, by whose name mmengine's
+    CheckpointHook knows them, too."""
+    return list(dict.fromkeys(
+        name for model in models for row in model['rows']
+        for name in row['metrics'] if 'loss' not in name))

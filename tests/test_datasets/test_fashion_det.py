@@ -44,3 +44,12 @@ def test_boxes_and_masks_of_the_composed_pictures_agree(pictures):
         assert (columns.min(), rows.min()) == (x, y)
         assert (columns.max() + 1, rows.max() + 1) == (x + w, y + h)
         assert annotation['area'] == mask.sum()
+
+
+@pytest.mark.parametrize('options', [dict(train=0), dict(val=-1),
+                                     dict(seed=-1), dict(train=2.5)])
+def test_counts_that_are_none(options, tmp_path):
+    name, = options
+    with pytest.raises((TypeError, ValueError), match=f'`{name}` must be an'):
+        make_fashion_det('source', str(tmp_path), **options)
+    assert not list(tmp_path.iterdir())

@@ -50,6 +50,27 @@ def test_transforms_that_are_no_configs():
         nominal_size([built])
 
 
+@pytest.mark.parametrize('name, key', [('CenterCrop', 'crop_size'),
+                                       ('Pad', 'size')])
+def test_a_crop_alone_resizes_nothing(name, key):
+    """At half the size it would show a quarter, at the size that it had."""
+    cut = {'type': name, key: (32, 32)}
+    assert rescale_pipeline([cut], 32) == [cut]
+    with pytest.raises(ValueError, match='must resize to test at 16 pixels '
+                       f'what it shows at 32, but .* by {name} alone'):
+        rescale_pipeline([dict(type='Resize', scale_factor=0.5), cut], 16)
+    resized = rescale_pipeline([dict(type='Resize', scale=36), cut], 16)
+    assert [resized[0]['scale'], resized[1][key]] == [18, (16, 16)]
+
+
+@pytest.mark.parametrize('scale', ['28', 0, (-1, -1), None, ()])
+def test_sizes_of_a_pipeline_that_are_none(scale):
+    pipeline = [dict(type='Resize', scale=scale)]
+    with pytest.raises(ValueError, match='positive pixels, but got|to set the '
+                       'size, but got'):
+        rescale_pipeline(pipeline, 14)
+
+
 def test_nothing_to_rewrite():
     with pytest.raises(ValueError, match=r"but got \['Load', 'PackInputs'\]"):
         rescale_pipeline([dict(type='Load'), dict(type='PackInputs')], 8)
@@ -99,6 +120,7 @@ def test_the_last_size_says_whether_the_ratio_is_kept():
     assert keeps_ratio([resize, dict(type='Pack')])
     assert not keeps_ratio([resize, dict(type='Pad', size=(800, 800))])
     assert not keeps_ratio([dict(type='Pack')])
+    assert keeps_ratio([dict(type='ResizeEdge', scale=28, edge='long')])
 
 
 def test_pipeline_within_wrappers_of_the_data_set():

@@ -55,7 +55,8 @@ def rows_of(old, new, scales=3):
 
 
 def test_smaller_rows_alone_change(stock):
-    done = adapt(stock)
+    done = adapt_checkpoint(CONFIG, stock[0], ['14:28:7'], 1, stock[2], 32,
+                            cfg_options=FEW)
     assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
     old, new = tensors(stock[0]), tensors(done['checkpoint'])
     shared = [name for name, value in old.items()
@@ -168,7 +169,7 @@ def test_nothing_is_overwritten(stock):
 def test_it_goes_on_with_its_own_run_alone(stock):
     """mmengine takes the schedule of what it resumes, and rows by their
     rank, whatever the command line says."""
-    adapt(stock, epochs=0, sizes=[18])
+    adapt(stock, epochs=0, sizes=['18'])
     weights = torch.load(stock[0], weights_only=True)
     weights['state_dict']['head.fc.bias'] += 1
     torch.save(weights, f'{stock[0]}.other')

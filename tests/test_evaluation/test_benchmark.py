@@ -92,5 +92,5 @@ def test_a_config_without_ssbn(run_tool):
 
 
 def test_too_few_rounds():
-    with pytest.raises(UserError, match='at least 3, but got 2'):
+    with pytest.raises(ValueError, match='`rounds` must be an int from 3'):
         benchmark(osp.join(ROOT, CONFIG), rounds=2)

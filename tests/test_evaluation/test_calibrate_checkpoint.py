@@ -112,8 +112,8 @@ def test_pictures_are_drawn_alike_and_short_batches_left_out():
 
 @pytest.mark.parametrize('sizes, pictures, match', [
     ([36], 48, 'at most those of .* 28 pixels, but got 36'),
-    ([0], 48, '`sizes` must be an int from 1'),
-    ('some', 48, "'all', but got 'some'"), ([], 48, "pixels or 'all'"),
+    ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
+    ('some', 48, "ranges FROM:TO:STEP of them, but got 'some'"),
     ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
      '--pictures 32')])
 def test_what_is_refused(sizes, pictures, match, checkpoint):
@@ -128,7 +128,7 @@ def test_an_output_that_exists_is_kept(checkpoint):
     path, out = checkpoint
     with open(out, 'w') as file:
         file.write('mine')
-    with pytest.raises(UserError, match='exists. Give --force'):
+    with pytest.raises(UserError, match='exists already. .* --force'):
         calibrate_checkpoint(FASHION, path, [21], out)
     with open(out) as file:
         assert file.read() == 'mine'
@@ -138,7 +138,7 @@ def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
     path, out = checkpoint
     for place, match in ((osp.dirname(path), 'is a folder'),
                          (out + os.sep, 'is a folder'),
-                         (osp.join(path, 'b.pth'), 'folder of --out must')):
+                         (osp.join(path, 'b.pth'), 'cannot be written')):
         with pytest.raises(UserError, match=match):
             calibrate_checkpoint(FASHION, path, [21], place, force=True)
     with pytest.raises(UserError, match=r'trained at the scales \(28, 21, 14'):
@@ -161,12 +161,12 @@ def test_a_network_without_ssbn_is_refused(checkpoint):
 def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool):
     path, out = checkpoint
     code, text = run_tool(
-        'calibrate.py', FASHION, path, '--sizes', 24, '--pictures', 32,
+        'calibrate.py', FASHION, path, '--sizes', '21:24:3', '--pictures', 32,
         '--out', out, '--cfg-options', 'train_dataloader.batch_size=16')
     assert code == 0 and '[28,24,21,14]' in text, text
     code, text = run_tool('calibrate.py', FASHION, path, '--sizes', 'x',
                           '--out', out)
-    assert code == 2 and "pixels or 'all'" in text
+    assert code == 2 and "FROM:TO:STEP of them, but got 'x'" in text
 
 
 def test_each_place_where_a_config_names_scales():

@@ -161,5 +161,12 @@ def test_the_tool(demo, tmp_path, run_tool):
         'the picture at 14, 21, 28 pixels; the cascade stops at 28.\n'), text
     before = out.read_bytes()
     code, text = run_tool(*args)
-    assert code == 2 and 'exists. Give --force' in text
+    assert code == 2 and 'exists already.' in text
     assert out.read_bytes() == before
+
+
+def test_a_file_needs_a_test_pipeline(demo, tmp_path):
+    with pytest.raises(UserError, match='must have a `test_dataloader`'):
+        show_sizes(demo.config, demo.checkpoint, 'a.png',
+                   str(tmp_path / 'a.png'),
+                   cfg_options={'test_dataloader': None})

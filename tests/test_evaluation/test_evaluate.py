@@ -1,5 +1,6 @@
 """test_scales: against the host's own test; other hosts' configs; TTA."""
 import json
+import os
 import os.path as osp
 
 import numpy as np
@@ -205,6 +206,24 @@ def test_two_tests_of_one_second_have_logs_of_their_own():
 def test_sizes_that_are_none(scales, match):
     with pytest.raises(UserError, match=match):
         evaluation.test_scales('no.py', 'no.pth', scales)
+
+
+def test_a_test_is_protected_and_needs_a_loader(monkeypatch):
+    """Also where another loads what a config names."""
+    seen = []
+
+    def look(*args):
+        seen.append(os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD'))
+        raise UserError('seen')
+
+    monkeypatch.setattr('sct_mm.evaluation.evaluate.test_one', look)
+    with pytest.raises(UserError, match='seen'):
+        evaluation.test_models([('a.py', 'a.pth')])
+    assert seen == ['1']
+    cfg = Config.fromfile(osp.join(ROOT, FASHION))
+    cfg.test_dataloader = [cfg.test_dataloader]
+    with pytest.raises(UserError, match=r'`test_dataloader`, a dict, .* \[{'):
+        config_of_test(cfg, 'work_dirs/x')
 
 
 @pytest.fixture

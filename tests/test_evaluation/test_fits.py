@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import convert_to_ssbn, extract_scale
+from sct_mm.engine.checkpoint import check_checkpoint
 from sct_mm.engine.config import UserError
 from sct_mm.engine.loading import state_in, warn_one_row
 from sct_mm.evaluation.evaluate import check_fits
@@ -106,11 +107,33 @@ def test_a_network_for_one_size_in_all_rows_is_told():
     warn_one_row(net, net.state_dict(), 'a.pth')
 
 
-@pytest.mark.parametrize('checkpoint', [
-    {1: 2}, dict(state_dict=None), dict(state_dict=[])])
-def test_what_holds_no_weights(checkpoint):
-    with pytest.raises(UserError, match="'a.pth' must hold weights by their"):
+@pytest.mark.parametrize('checkpoint, held', [
+    ({1: 2}, '1'), (dict(state_dict=None), "'state_dict'"), ({}, 'nothing'),
+    (dict(state_dict=[]), "'state_dict'"),
+    (dict(model=dict(a=torch.ones(1)), optimizer={}), "'model', 'optimizer'")])
+def test_what_holds_no_weights(checkpoint, held):
+    with pytest.raises(UserError, match="'a.pth' must hold weights by their "
+                       f'names, .* but holds {held}. Name'):
         state_in(checkpoint, 'a.pth')
+
+
+def test_an_average_of_torch_fits_without_its_count():
+    net = plain_net()
+    average = torch.optim.swa_utils.AveragedModel(net)
+    assert 'n_averaged' in average.state_dict()
+    assert check_fits(net, average.state_dict(), 'a.pth') == []
+
+
+def test_weights_that_have_no_place_are_returned():
+    net = plain_net()
+    state = {**net.state_dict(), 'more.weight': torch.zeros(1)}
+    assert check_fits(net, state, 'a.pth') == ['more.weight']
+
+
+def test_a_file_of_safetensors_is_told_how_to_become_one_of_torch():
+    with pytest.raises(UserError, match="file of torch, but got .*a.safetens"
+                       r'ors.* torch.save\(dict\(state_dict=safetensors'):
+        check_checkpoint('a.safetensors')
 
 
 def test_what_is_missing_is_named_once_for_all_its_names():

@@ -199,4 +199,6 @@ def test_what_is_done_is_left_out_of_a_dry_run(tmp_path, calls, capsys):
 def test_seeds_are_refused_before_anything_runs(tmp_path, calls):
     with pytest.raises(ValueError, match='`seeds` must be .* -1'):
         reproduce('ablations', (0, -1), str(tmp_path))
+    with pytest.raises(ValueError, match=r'distinct, .* but got \[1, 1\]'):
+        reproduce('ablations', (1, 1), str(tmp_path))
     assert not calls

@@ -1,5 +1,6 @@
 """Which size is picked, and what the plot is of."""
 import json
+import os.path as osp
 import shlex
 
 import pytest
@@ -62,6 +63,25 @@ def test_a_size_without_the_metric_is_not_picked():
     nothing['rows'].append(dict(nothing['rows'][0], scale=12, metrics={}))
     for limits in (Limits(gflops=9), Limits(least={'accuracy/top1': 0})):
         assert choose([nothing], limits, 'accuracy/top1').row['scale'] == 28
+
+
+def test_what_is_no_number_hides_no_other(result, monkeypatch):
+    """The cheapest size found nothing: the front is that of the others; a
+    loss is no metric to choose by."""
+    drawn = []
+    monkeypatch.setattr('sct_mm.export.pareto.front', lambda points: (
+        drawn.append(points), front(points))[1])
+    rows = [dict(row, metrics={'test_loss': 9.0, **row['metrics']})
+            for row in model('a', [(14, 1.0, 1.0, float('nan')), (
+                28, 4.0, 4.0, 1.0)])['rows']]
+    path = result(models=[dict(MODELS[0], rows=rows)])
+    found = pick(path, max_gflops=9)
+    assert found['metric'] == 'accuracy/top1' and found['row']['scale'] == 28
+    assert drawn == [[(4.0, 1.0)]] * 2
+    with pytest.raises(UserError, match="of accuracy/top1, but got 'test_lo"):
+        pick(path, max_gflops=9, metric='test_loss')
+    with pytest.raises(UserError, match='must be a file, but .* is a folder'):
+        pick(path, max_gflops=9, out=osp.dirname(path))
 
 
 @pytest.mark.parametrize('points, best', [
@@ -157,3 +177,5 @@ def test_the_tool(run_tool, result, tmp_path):
     assert code == 2 and 'where the least is 8' in output
     code, output = run_tool('pick.py', path, '--max-latency', '5 pixels')
     assert code == 2 and 'invalid' in output
+    code, output = run_tool('pick.py', path, '--min', 'a', 1, '--min', 'a', 2)
+    assert code == 2 and 'must name each metric once' in output
