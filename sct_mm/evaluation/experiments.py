@@ -141,6 +141,13 @@ EXPERIMENTS = {
             config=ANY_BASELINE.format('private-affine')),
         'SCT, SSBN': ANY_SIZE,
     }, EVEN, TOP1),
+    # For twice the compute of the baselines.
+    'longer': Experiment({
+        '28 alone': lasting(ALONE[28], 3, 10),
+        '21 alone': lasting(ALONE[21], 3, 16),
+        '14 alone': lasting(ALONE[14], 3, 38),
+        'SCT, SSBN': lasting(ANY_SIZE, 10, 20),
+    }, EVEN, TOP1),
     # Each schedule for the compute of about 3, 5, 10 and 20 epochs at 28.
     'compute': Experiment({
         f'{name}, {epochs} epochs': lasting(arm, own, epochs)
@@ -149,9 +156,9 @@ EXPERIMENTS = {
               for size, lengths in ((28, (3, 5, 10, 20)), (21, (5, 8, 16)),
                                     (14, (12, 19, 38)))),
             ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20, 40)),
-            ('SCT, SSBN, partition', SSBN, 8, (5, 8, 17)),
+            ('SCT, SSBN, partition', SSBN, 8, (5, 8)),
             ('SCT, shared BN, partition', SHARED, 8, (8, )),
-            ('SCT, SSBN, all scales', EVERY, 5, (3, 5)))
+            ('SCT, SSBN, all scales', EVERY, 5, (3, )))
         for epochs in lengths
     }, EVEN, TOP1, panels=(28, 21, 14)),
     'distill': Experiment({
@@ -176,7 +183,6 @@ EXPERIMENTS = {
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
         '128 alone': DET_ALONE,
-        '128 alone, for longer': lasting(DET_ALONE, 3, 6),
         'between, shared BN': Arm(DET_SHARED, DET_DRAWN),
         'between, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
         'between, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
