@@ -26,6 +26,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--epochs', type=int, default=2,
         help='default: 2; 0 for statistics alone')
     parser.add_argument(
+        '--between', type=float, default=0.0, metavar='SHARE',
+        help='of the steps, in which the smaller scales are at sizes between '
+        'them; default: 0')
+    parser.add_argument(
         '--out', metavar='DIR', help='for config, checkpoint and logs; '
         'default: work_dirs/adapt_NAME_OF_CONFIG')
     parser.add_argument(
@@ -49,7 +53,7 @@ def main() -> None:
     done = adapt_checkpoint(
         args.config, args.checkpoint, args.scales, args.epochs, args.out,
         args.pictures, args.lr, args.sizes, args.force, args.resume,
-        args.cfg_options, args.launcher)
+        args.cfg_options, args.launcher, args.between)
     if is_main_process():
         command = shlex.join([*tool_command('test'), done['config'],
                               done['checkpoint']])

@@ -22,6 +22,7 @@ from ..engine.loading import loaded_model
 from ..engine.loops import Sizes, expand_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
+from ..engine.sct_hook import SCTLossHook
 from ..engine.training import train
 from ..models.convert import extract_scale
 from ..models.scale import check_scales, scales_of
@@ -78,7 +79,7 @@ def _optimizer(cfg: Config, lr: float) -> dict:
 
 
 def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
-                   lr: float) -> Config:
+                   lr: float, between: float = 0.0) -> Config:
     """The config that adapts the network of ``cfg`` to ``scales``, and with
     which it is tested, exported and loaded afterwards.
 
@@ -109,7 +110,8 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
         auto_scale_lr=dict(enable=False), resume=False,
         randomness={'seed': 0, **(options.get('randomness') or {})},
         custom_hooks=[*hooks, dict(type='EpochSeedHook'),
-                      dict(type='SCTLossHook', adapt=True)])
+                      dict(type='SCTLossHook', adapt=True,
+                           between=between)])
     options.setdefault('default_hooks', {})['checkpoint'] = dict(
         type='CheckpointHook', interval=1)
     return Config(options)
@@ -177,7 +179,8 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
                      sizes: Sizes = (), force: bool = False,
                      resume: bool = False,
                      cfg_options: Optional[dict] = None,
-                     launcher: str = 'none') -> Dict[str, Any]:
+                     launcher: str = 'none',
+                     between: float = 0.0) -> Dict[str, Any]:
     """Give a trained network smaller sizes, and leave what it answers at its
     own as it is, to the bit: what tools/adapt.py does.
 
@@ -185,8 +188,8 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     from training pictures (:func:`~sct_mm.models.calibrate.calibrate`); then
     weight and bias of the smaller scales' rows train, see
     ``SCTLossHook(adapt=True)``. Between them two rows are mixed that were not
-    trained to be: give ``sizes`` statistics of their own, at no training. At
-    the end everything else is compared with the checkpoint.
+    trained to be, but for ``between``: give ``sizes`` statistics of their own,
+    at no training. At the end everything else is compared with the checkpoint.
 
     Args:
         config: of the network, without a line about SCT.
@@ -203,6 +206,8 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
             of their neighbours, with statistics of their own.
         force: overwrite an `adapted.pth`.
         resume: go on with the run in ``out``, if there is one.
+        between: the share of the steps that train between the scales, see
+            :class:`~sct_mm.SCTLossHook`.
 
     Returns:
         dict: ``config``, ``checkpoint`` (paths) and ``scales``.
@@ -221,6 +226,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
     lr = check_number('lr', lr, 0, 'The default is 0.08.')
+    between = SCTLossHook(adapt=True, between=between).between
     name = f'adapt_{config_name(config)}'
     out = out or osp.join('work_dirs', name)
     _check_output(out, force, resume)
@@ -232,7 +238,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     prepare_run(cfg)
     check_pipeline(cfg.train_dataloader, scales[0])
     stock = loaded_model(cfg, weights, checkpoint)
-    adapted = adapted_config(cfg, scales, epochs, lr)
+    adapted = adapted_config(cfg, scales, epochs, lr, between)
     model = loaded_model(adapted, weights, checkpoint).to(get_device())
     check_adaptable(model, scales, (1, ) * len(scales))
     made, path = osp.join(out, f'{name}.py'), osp.join(out, ADAPTED)

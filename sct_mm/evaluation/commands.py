@@ -47,7 +47,9 @@ def folder_of(arm: Arm, seed: int, out: str) -> str:
     parts = [config_name(f'{config_of(arm)}.py'), *arm.options]
     if arm.epochs is not None:
         parts.append(f'{arm.epochs}-epochs')
-    if arm.start is not None and not arm.adapt:
+    if arm.adapt:
+        parts.append('-'.join(word.lstrip('-') for word in arm.adapt))
+    elif arm.start is not None:
         parts.append(f'{"calibrated-" if arm.calibrate else ""}from-'
                      f'{osp.basename(arm.start.config)}')
     return osp.join(out, '_'.join(parts), str(seed))

@@ -38,11 +38,18 @@ def divided(epochs: int) -> Dict[int, float]:
 ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
                     {scale: 3}) for scale in (28, 21, 14)}
 SSBN = Arm(DEMO, divided(8))
-# Of its two epochs, the base runs forward, and rows need no gradients of the
-# other weights: a third and two thirds of what a training pass costs.
+# Of two epochs, the base runs forward, and rows need no gradients of the other
+# weights: a third and two thirds of what a training pass costs.
 ADAPTED = Arm(ALONE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
               start=ALONE[28], adapt=tuple(
                   '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
+FLAT = Arm(ALONE[28].config, {28: 3 + 1 / 3, **{
+    size: times * 2 / 3 for size, times in {
+        27: 0.11, 26: 0.28, 25: 0.11, 24: 0.5, 23: 0.25, 22: 0.25, 21: 0.5,
+        20: 0.25, 19: 0.25, 18: 0.5, 17: 0.5, 16: 0.5, 15: 0.5,
+        14: 0.5}.items()}}, start=ALONE[28], adapt=tuple(
+            '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
+            '0.5'.split()))
 LONGER = Arm(ALONE[28].config, {28: 5}, 5)
 # The passes at the sizes in between, told by the sizes that all tables have.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
@@ -108,6 +115,7 @@ EXPERIMENTS = {
     'any-size': Experiment({
         '28 alone': ALONE[28],
         '28 alone, adapted': ADAPTED,
+        '28 alone, adapted to any size': FLAT,
         '28 alone, for longer': LONGER,
         'SCT, SSBN': ANY_SIZE,
     }, ANY, TOP1),

@@ -56,7 +56,9 @@ def rows_of(old, new, scales=3):
 
 def test_smaller_rows_alone_change(stock):
     done = adapt_checkpoint(CONFIG, stock[0], ['14:28:7'], 1, stock[2], 32,
-                            cfg_options=FEW)
+                            cfg_options=FEW, between=0.5)
+    hook = load_config(done['config']).custom_hooks[-1]
+    assert hook == dict(type='SCTLossHook', adapt=True, between=0.5)
     assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
     old, new = tensors(stock[0]), tensors(done['checkpoint'])
     shared = [name for name, value in old.items()
@@ -203,6 +205,8 @@ def test_where_nothing_can_be_written(stock, monkeypatch):
         adapt((*stock[:2], osp.join(stock[0], 'b')))
     with pytest.raises(UserError, match="own size and smaller ones"):
         adapt_checkpoint(CONFIG, stock[0], (28, ), out=stock[2])
+    with pytest.raises(ValueError, match='`between` must be .* 1.5'):
+        adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
 
 
 def test_no_old_network_stands_beside_a_config_of_other_scales(
