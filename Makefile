@@ -71,7 +71,8 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	( $(BIN)/python tools/train.py configs/baselines/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,28 alone) && \
 	  $(BIN)/python tools/adapt.py configs/baselines/$(STOCK).py $(WORK)/$(STOCK) \
-	    --scales 28 21 14 --sizes 26 24 22 20 18 16 --out $(WORK)/adapt_$(STOCK) --resume \
+	    --scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between 0.5 \
+	    --out $(WORK)/adapt_$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,28 adapted) ) & \
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume \
 	  $(BRIEFLY) $(call NAMED,any size) || failed=1; \
@@ -81,7 +82,7 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	  --compare configs/baselines/$(STOCK).py $(WORK)/$(STOCK) --out $(RUN)
 
 demo-det: $(DET_DATA)/composed
-	echo "Training: 5 minutes on two cores. All that it logs is in $(DET_RUN)."
+	echo "Training: 6 minutes on two cores. All that it logs is in $(DET_RUN)."
 	$(BIN)/python tools/train.py configs/$(DET_NAME).py --work-dir $(DET_RUN) --resume $(BRIEFLY)
 	$(BIN)/python tools/test.py configs/$(DET_NAME).py $(DET_RUN) \
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
