@@ -36,6 +36,8 @@ _PREFERRED = {
 KNOWN = {
     'mmpretrain/SparseResNet': 'it runs within SparK only, which gives it '
     'the mask of its pictures',
+    'mmdet/ddq': "at its first pass its decoder gets the head's branches, for "
+    'which a network that has not run has no place',
     'mmdet/guided_anchoring': "mmcv's masked_conv2d takes one picture in a "
     'test, and got two',
     'mmdet/lad': 'its teacher comes from a checkpoint, of which there is none',
