@@ -63,7 +63,7 @@ class _Settings(DictAction):
                              'train_cfg.max_epochs=1.')
         super().__call__(parser, namespace, values, option_string)
         for name, _, text in (value.partition('=') for value in values):
-            text = text.strip('\'"')
+            text = text.strip('\'" ')
             if ' ' in text and ',' not in text and text[0] not in '[(':
                 getattr(namespace, self.dest)[name] = text
 

@@ -35,6 +35,7 @@ cli(main)
 
 
 @pytest.mark.parametrize('text, value', [
+    (' 0.1', 0.1), (' [1]', [1]), (' None', None),
     ('/a b/(c d)', '/a b/(c d)'), ("'a b'", 'a b'), ('[28, 21]', [28, 21]),
     ('(1, (2, 3))', (1, (2, 3))), ('a, b', ['a', 'b']), ('2', 2), ('', '')])
 def test_settings_of_a_config_keep_the_spaces_of_a_path(text, value):

@@ -13,7 +13,8 @@ from torch import Tensor
 _PIXELS = re.compile(
     r'(^|_)(b?box(es)?|matri(x|ces)|mat|intrinsics?|pad_param|'
     r'(area|border|cent(er|re)|coord(inate)?|corner|keypoint|landmark|offset|'
-    r'point|polygon|proposal|rect|roi|scale|shape|size|xywh|xyxy)s?)(_2d|_ignore)?$|2img$')
+    r'point|polygon|proposal|rect|roi|scale|shape|size|xywh|xyxy)s?)'
+    r'(_2d|_ignore)?$|2img$')
 # Of the picture before any resize, or no length at all.
 _OTHER = re.compile(r'(ori|orig|original|num|is|has|with)_')
 _AREAS = re.compile(r'(^|_)areas?$')

@@ -57,7 +57,8 @@ def check_sizes_more(sizes: Sizes, scales: Sequence[int]
     Raises:
         UserError: for one that is a scale, or larger than the base.
     """
-    sizes = expand_sizes(sizes) if len(sizes) else ()
+    if not isinstance(sizes, (list, tuple)) or sizes:
+        sizes = expand_sizes(sizes)
     for size in sizes:
         if size in scales or size > scales[0]:
             raise UserError('`sizes` must be below the base and none of the '

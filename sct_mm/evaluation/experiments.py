@@ -156,7 +156,7 @@ EXPERIMENTS = {
         '14 alone': lasting(ALONE[14], 3, 38),
         'SCT, SSBN': lasting(ANY_SIZE, 10, 20),
     }, EVEN, TOP1),
-    # Each schedule for the compute of about 3, 5, 10 and 20 epochs at 28.
+    # Schedules over their compute: 28 alone and SCT up to 20 epochs at 28.
     'compute': Experiment({
         f'{name}, {epochs} epochs': lasting(arm, own, epochs)
         for name, arm, own, lengths in (

@@ -48,7 +48,12 @@ def _replaced(value: Any, known: Dict[int, Tuple[Any, Any]],
     if id(value) in known:
         return known[id(value)][1]
     if isinstance(value, MethodType) and id(value.__self__) in known:
-        return getattr(known[id(value.__self__)][1], value.__name__)
+        old, new = known[id(value.__self__)]
+        if new is old:
+            return value
+        if getattr(type(old), value.__name__, None) is value.__func__:
+            return getattr(new, value.__name__)
+        return MethodType(value.__func__, new)  # not of its class
     if not isinstance(value, (nn.Module, dict, list, tuple)):
         return value
     known[id(value)] = value, value  # it may hold itself

@@ -1,6 +1,7 @@
 """A norm is replaced wherever its host holds it; what was tied stays tied."""
 import copy
 from collections import OrderedDict, defaultdict, namedtuple
+from types import MethodType
 
 import pytest
 import torch
@@ -92,6 +93,27 @@ def test_a_module_that_is_not_registered_holds_the_same_norm():
     net.hidden[0].back = net
     convert_to_ssbn(net, SCALES)
     assert net.hidden[0][0][0] is net[1]
+
+
+class _Secret(nn.Sequential):
+    def __secret(self):
+        return self
+
+    def keep(self):
+        self.kept = [self.__secret]
+
+
+def test_methods_that_are_not_of_the_class_stay():
+    """Patched on an object, a lambda, a private one."""
+    net = _Secret(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net.keep()
+    net.patched = MethodType(lambda self: self, net)
+    net[0].patched = MethodType(lambda self: self, net[0])
+    net.of_norm = net[1].forward
+    convert_to_ssbn(net, SCALES)
+    assert net.kept[0]() is net and net.patched() is net
+    assert net[0].patched() is net[0]
+    assert net.of_norm.__self__ is net[1]
 
 
 def test_swap_is_asked_once_a_module_and_may_refuse():
