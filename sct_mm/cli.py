@@ -48,6 +48,8 @@ HOSTS_PRINT = re.compile('|'.join((
 # What each launcher sets, without which mmengine cannot join processes.
 _SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
                mpi='OMPI_COMM_WORLD_LOCAL_RANK')
+# Where torch and the hosts make a batch of pictures.
+_STACKS = ('collate.py', 'data_preprocessor.py')
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -193,7 +195,10 @@ def sentence_of(error: Exception) -> Optional[str]:
                 '`custom_imports`.')
     shapes = re.search('stack expects each tensor to be equal size.*',
                        str(error))
-    if isinstance(error, RuntimeError) and shapes:
+    # Not of a network that stacks what it computed.
+    if isinstance(error, RuntimeError) and shapes and (
+            'DataLoader worker' in str(error) or osp.basename(
+                _raised_at(error).filename) in _STACKS):
         return ('The pictures of a batch must have one shape, but '
                 f'{shapes[0]}. Crop or pad them in the pipeline.')
     if isinstance(error, pickle.UnpicklingError):

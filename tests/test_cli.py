@@ -78,6 +78,11 @@ def test_what_hosts_print_is_left_out(capsys):
     assert capsys.readouterr().out == '| 28 | 91.8 |\nno end of a line\nlast'
 
 
+def test_a_network_that_stacks_other_shapes_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match='stack expects each tensor'):
+        cli(lambda: torch.stack([torch.ones(1), torch.ones(2)]))
+
+
 @pytest.mark.parametrize('fail, said', [
     (lambda: open('/no/file'), "'/no/file' cannot be used (No such file"),
     (lambda: os.makedirs(__file__), 'cannot be used (File exists)'),

@@ -18,8 +18,8 @@ from ..datasets.sizes import SizeSwitch, pipelines_in
 from ..engine.cascade import (check_cascade_sizes, check_thresholds,
                               scores_in)
 from ..engine.checkpoint import check_checkpoint, check_outputs
-from ..engine.config import (UserError, check_test_data, load_config,
-                             check_test_set)
+from ..engine.config import (UserError, check_test_data, check_test_set,
+                             load_config)
 from ..engine.loading import loaded_model
 from ..engine.loops import Sizes, check_sizes, expand_sizes
 from ..engine.protection import protected_loading

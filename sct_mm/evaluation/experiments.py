@@ -35,6 +35,13 @@ def divided(epochs: int) -> Dict[int, float]:
     return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
 
 
+def lasting(arm: Arm, own: int, epochs: int) -> Arm:
+    """``arm``, whose config trains for ``own`` epochs, for others."""
+    return arm if epochs == own else arm._replace(
+        epochs=epochs, seen={size: times * epochs / own
+                             for size, times in arm.seen.items()})
+
+
 ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
                     {scale: 3}) for scale in (28, 21, 14)}
 SSBN = Arm(DEMO, divided(8))
@@ -50,7 +57,7 @@ FLAT = Arm(ALONE[28].config, {28: 3 + 1 / 3, **{
         14: 0.5}.items()}}, start=ALONE[28], adapt=tuple(
             '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
             '0.5'.split()))
-LONGER = Arm(ALONE[28].config, {28: 5}, 5)
+LONGER = lasting(ALONE[28], 3, 5)
 # The passes at the sizes in between, told by the sizes that all tables have.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
     28: 1.77, 26: 0.21, 24: 0.62, 22: 0.25, 21: 0.64, 20: 0.37, 18: 1.33,
@@ -99,13 +106,6 @@ ANY = tuple(range(28, 13, -1))
 EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
 
 
-def lasting(arm: Arm, own: int, epochs: int) -> Arm:
-    """``arm``, whose config trains for ``own`` epochs, for others."""
-    return arm if epochs == own else arm._replace(
-        epochs=epochs, seen={size: times * epochs / own
-                             for size, times in arm.seen.items()})
-
-
 def calibrated(arm: Arm, config: str, sizes: Tuple[int, ...]) -> Arm:
     """``arm``, its statistics re-estimated at each of ``sizes``."""
     return Arm(config, arm.seen, start=arm, calibrate=sizes)
@@ -137,8 +137,8 @@ EXPERIMENTS = {
     # be shared BN re-estimated: with gamma and beta shared, both train alike.
     'baselines': Experiment({
         '28 alone': LONGER,
-        '21 alone': Arm(ALONE[21].config, {21: 8}, 8),
-        '14 alone': Arm(ALONE[14].config, {14: 19}, 19),
+        '21 alone': lasting(ALONE[21], 3, 8),
+        '14 alone': lasting(ALONE[14], 3, 19),
         '28 alone, adapted': ADAPTED,
         'one random size a step, shared BN': MIXSIZE,
         'one random size a step, shared BN, re-estimated': calibrated(
