@@ -38,7 +38,8 @@ class TinyModel(BaseModel):
         logits = self.net(inputs)
         if mode != 'loss':
             return logits
-        target = torch.tensor([int(s.gt_label) for s in data_samples])
+        target = logits.new_tensor([int(s.gt_label) for s in data_samples],
+                                   dtype=torch.long)
         accuracy = (logits.argmax(1) == target).float().mean()
         return dict(loss=nn.functional.cross_entropy(logits, target),
                     accuracy=accuracy)

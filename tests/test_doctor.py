@@ -15,6 +15,9 @@ mmcv_maximum_version = '2.2.0'
 import mmcv
 assert mmcv.__version__ < '2.2.0', f'MMCV=={mmcv.__version__} is used but incompatible.'
 """  # noqa: E501
+GPU = """class cuda:
+    is_available, get_device_name = lambda: True, lambda: 'Hopper'
+"""
 KILLED = 'import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n'
 
 
@@ -90,6 +93,14 @@ CASES = {
          ('ops', '1', 'mmcv', "raise ImportError('undefined symbol: _ZN')",
           '_ext')],
         ['operators for another torch (ImportError: undefined symbol: _ZN)']),
+    'operators that no GPU runs': (
+        [('torch', '2.11.0', 'torch', GPU), ('mmcv', '2.1.0', 'mmcv'),
+         ('ops', '1', 'mmcv',
+          "get_compiling_cuda_version = lambda: 'not available'", '_ext'),
+         ('mmdet', '3.3.0', 'mmdet')],
+        ['torch sees a GPU (Hopper), but the operators of mmcv are compiled '
+         'without CUDA: mmdet stops there',
+         'MMCV_WITH_OPS=1 FORCE_CUDA=1', '--no-binary mmcv mmcv==2.1.0']),
     'killed': (
         [('numpy', '2.4.6', 'numpy', KILLED), ('torch', '2.11.0', 'torch')],
         ['numpy cannot be imported (it ends Python: signal SIGSEGV)',

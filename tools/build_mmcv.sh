@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # build_mmcv.sh PYTHON DISTRIBUTION==VERSION CACHE: install mmcv with its
 # compiled operators. PyPI has the sources only. The wheel is built once for
-# each version of Python and torch, and kept in CACHE.
+# each version of Python and torch, and kept in CACHE; for CUDA too, where
+# torch sees a GPU.
 set -euo pipefail
 python=$1
 wanted=$2
 distribution=${wanted%%==*}
 key=$("$python" -c 'import sys, torch
-print("py%d.%d-torch%s" % (*sys.version_info[:2], torch.__version__))')
+print("py%d.%d-torch%s" % (*sys.version_info[:2], torch.__version__)
+      + "-gpu" * torch.cuda.is_available())')
+cuda=$([[ $key == *-gpu ]] && echo 1 || echo 0)
 wheels=$3/$key
 wheel() { ls "$1/${distribution//-/_}-${wanted##*==}"-*.whl 2>/dev/null; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
@@ -21,6 +24,12 @@ print(sysconfig.get_path("include"))')
     [ -e "$headers/Python.h" ] || {
         echo "mmcv's operators need $headers/Python.h, but it is not there:" \
              "install Python's headers (Debian: python3-dev)." >&2; exit 1; }
+    (( ! cuda )) || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" >/dev/null ||
+        command -v nvcc >/dev/null || {
+        echo "torch sees a GPU, and mmcv's operators need nvcc to run there, but" \
+             "there is none: install CUDA's toolkit $("$python" -c '
+import torch
+print(torch.version.cuda)'), or hide the GPU (export CUDA_VISIBLE_DEVICES=)." >&2; exit 1; }
 }
 
 # One line for every ten objects of the compiler's.
@@ -38,10 +47,10 @@ build() {
     partial=$(mktemp -d "$wheels/partial.XXXX")
     trap 'rm -rf "$partial"' EXIT
     log=$wheels/$distribution.log
-    echo "Building $wanted for $key: once, 7 minutes on two cores."
+    echo "Building $wanted for $key: once, 7 minutes on two cores without CUDA."
     # -g0: without debug symbols it takes half the time. pip's cache does not
     # tell a wheel with operators from one without.
-    CUDA_VISIBLE_DEVICES='' MMCV_WITH_OPS=1 FORCE_CUDA=0 \
+    MMCV_WITH_OPS=1 FORCE_CUDA=$cuda \
         CFLAGS=-g0 CXXFLAGS=-g0 MAX_JOBS=$(nproc) \
         PATH="$(dirname "$(realpath -s "$python")"):$PATH" \
         pip wheel -v --no-build-isolation --no-deps --no-cache-dir \

@@ -42,10 +42,11 @@ def wanted(distribution: str) -> str:
     return distribution + next((pin.group(1) for pin in pins if pin), '')
 
 
-def build(distribution: str, version: str) -> Tuple[str, ...]:
+def build(distribution: str, version: str,
+          variables: str = 'MMCV_WITH_OPS=1 ') -> Tuple[str, ...]:
     """The commands that install mmcv with its compiled operators."""
     return (command('install', 'setuptools>=77,<81', 'wheel', 'ninja'),
-            'MMCV_WITH_OPS=1 ' + command(
+            variables + command(
                 'install', '--no-build-isolation', '--no-cache-dir',
                 '--no-deps', '--force-reinstall', '--no-binary',
                 distribution, distribution + version))
@@ -160,15 +161,21 @@ def within(env: Environment, host: str, name: str,
 
 def operators(env: Environment) -> Iterator[Conflict]:
     error = env.errors.get(OPERATORS)
+    users = [name for name in NEED_OPERATORS if env.has(name)]
+    one = 'onedl-mmcv' if env.onedl() else 'mmcv'
+    version = f'=={env.version("mmcv")}'
+    if users and not env.serve_gpu:
+        yield Conflict(
+            f'torch sees a GPU ({env.gpu}), but the operators of mmcv are '
+            f'compiled without CUDA: {users[0]} stops there.',
+            build(one, version, 'MMCV_WITH_OPS=1 FORCE_CUDA=1 '))
     if not error or env.errors.get('mmcv'):
         return
-    users = [name for name in NEED_OPERATORS if env.has(name)]
     lacks = error.startswith('ModuleNotFoundError')
     if users or not lacks:
         why = (f'has no compiled operators, but {users[0]} needs them' if lacks
                else f'has operators for another torch ({error})')
-        one = 'onedl-mmcv' if env.onedl() else 'mmcv'
-        yield Conflict(f'mmcv {why}.', build(one, f'=={env.version("mmcv")}'))
+        yield Conflict(f'mmcv {why}.', build(one, version))
 
 
 def unimportable(env: Environment) -> Iterator[Conflict]:

@@ -37,7 +37,9 @@ for name in sys.argv[2:]:
     tell(name=name, error=error, version=version and str(version))
 torch = sys.modules.get('torch')
 if hasattr(torch, 'cuda') and torch.cuda.is_available():
-    tell(gpu=torch.cuda.get_device_name())
+    operators = sys.modules.get('mmcv._ext')
+    tell(gpu=torch.cuda.get_device_name(), serve_gpu=operators is None or
+         operators.get_compiling_cuda_version() != 'not available')
 """
 
 
@@ -47,6 +49,7 @@ class Environment(NamedTuple):
     errors: Dict[str, Optional[str]]  # import -> error; absent: not tried
     imported: Dict[str, Optional[str]]  # import -> its __version__
     gpu: Optional[str] = None
+    serve_gpu: bool = True  # mmcv's operators run there
 
     def has(self, name: str) -> bool:
         return bool(self.owners.get(name)) or name in self.imported
@@ -125,12 +128,12 @@ def examine() -> Environment:
         names.insert(names.index('mmcv') + 1, OPERATORS)
     if set(NEEDED) <= set(names):
         names.append('sct_mm')
-    errors, imported, gpu = {}, {}, None
+    errors, imported, gpu = {}, {}, {}
     for answer in try_imports(names):
         if 'gpu' in answer:
-            gpu = answer['gpu']
+            gpu = answer
             continue
         errors[answer['name']] = answer['error']
         if not answer['error']:
             imported[answer['name']] = answer['version']
-    return Environment(owners, versions, errors, imported, gpu)
+    return Environment(owners, versions, errors, imported, **gpu)

@@ -76,6 +76,8 @@ GLYPHS = Arm('sct_resnet18_1xb128_glyphs', {
 GLYPHS_SHARED = GLYPHS._replace(
     config='baselines/sct-shared-bn_resnet18_1xb128_glyphs')
 GLYPHS_ALONE = 'baselines/resnet18_1xb128_glyphs-{}px'
+GLYPHS_R50 = GLYPHS._replace(config='sct_resnet50_1xb128_glyphs')
+GLYPHS_R50_ALONE = 'baselines/resnet50_1xb128_glyphs-{}px'
 GLYPHS_SIZES = (96, 84, 72, 60, 48, 42, 36)
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
@@ -187,6 +189,14 @@ EXPERIMENTS = {
         'SCT, shared BN, re-estimated': calibrated(
             GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
         'SCT, SSBN': GLYPHS,
+    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
+    # The same in a ResNet-50 of full width, for a GPU.
+    'glyphs-resnet50': Experiment({
+        '96 alone': Arm(GLYPHS_R50_ALONE.format(96), {96: 6}),
+        **{f'{size} alone': Arm(GLYPHS_R50_ALONE.format(size), {size: epochs},
+                                epochs)
+           for size, epochs in ((72, 11), (48, 24), (36, 42))},
+        'SCT, SSBN': GLYPHS_R50,
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,

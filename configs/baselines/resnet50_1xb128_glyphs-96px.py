@@ -1,0 +1,7 @@
+# To compare with: one network for one scale.
+_base_ = './resnet18_1xb128_glyphs-96px.py'
+model = dict(
+    backbone=dict(depth=50, stem_channels=64, base_channels=64),
+    head=dict(in_channels=2048))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_dataloader = dict(num_workers=2, persistent_workers=True)
