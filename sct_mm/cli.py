@@ -34,6 +34,8 @@ HOSTS_OWN = (
     'Fail to import ``MultiScaleDeformableAttention``',  # without mmcv's ops
     'Failed to add .*LocalVisBackend',  # a visualizer without a folder
     'pkg_resources is deprecated',  # mmengine
+    '.*torch.get_autocast_gpu_dtype',  # mmengine's autocast
+    '.* is multi-threaded, use of fork',  # torch's loaders, Python 3.12
     "<class '.*'> instance named of",  # mmdet's visualizer, built again
 )
 # What hosts print, without a logger that could be told not to.
@@ -148,7 +150,8 @@ def warnings_for_users() -> Iterator[None]:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.formatwarning = one_sentence
-            warnings.simplefilter('ignore', FutureWarning)
+            for kind in (FutureWarning, SyntaxWarning):
+                warnings.simplefilter('ignore', kind)
             for text in HOSTS_OWN:
                 warnings.filterwarnings('ignore', text)
         try:

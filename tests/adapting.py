@@ -42,4 +42,4 @@ def assert_kept(state, before):
     state, before = kept(state), kept(before)
     assert state.keys() == before.keys() and len(state) > 20
     for name, value in before.items():
-        assert torch.equal(state[name], value), name
+        assert torch.equal(state[name].to(value.device), value), name

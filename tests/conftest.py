@@ -14,6 +14,10 @@ ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 os.environ.setdefault('MPLBACKEND', 'Agg')
 SCALES = (16, 12, 8)
 settings.register_profile('fuzz', max_examples=2000)  # see tests/test_fuzz
+# The first process would take the one GPU, the second find none.
+two_processes = pytest.mark.skipif(
+    torch.cuda.device_count() == 1,
+    reason='two processes need two GPUs, or none')
 
 
 @pytest.fixture(autouse=True)

@@ -82,6 +82,7 @@ def join_processes(cfg: Config) -> None:
         # FlexibleRunner's strategies join in their own ways.
         if not (launcher == 'none' or 'runner_type' in cfg
                 or is_distributed()):
+            _check_gpus(launcher)
             env = cfg.get('env_cfg') or {}
             set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
             init_dist(launcher, **env.get('dist_cfg', {}))
@@ -91,6 +92,16 @@ def join_processes(cfg: Config) -> None:
         cfg.setdefault('model_wrapper_cfg', dict(
             type='MMDistributedDataParallel', device_ids=None,
             broadcast_buffers=False))
+
+
+def _check_gpus(launcher: str) -> None:
+    """torchrun's process N takes the GPU N of its machine."""
+    rank, gpus = os.environ.get('LOCAL_RANK'), torch.cuda.device_count()
+    if launcher == 'pytorch' and rank and 0 < gpus <= int(rank):
+        raise UserError(
+            f'Each process takes a GPU of its own, but process {rank} found '
+            f'{gpus} on its machine. Start at most {gpus} a machine, or hide '
+            'them all (export CUDA_VISIBLE_DEVICES=).')
 
 
 def set_loader_defaults(loader: Optional[Config], cfg: Config,

@@ -1,7 +1,9 @@
 """Cost of SCT beside plain training, and of SSBN beside BN, in one run."""
+import os
 import os.path as osp
 import statistics
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.multiprocessing as mp
@@ -28,6 +30,18 @@ class Settings(NamedTuple):
     channels_last: bool
 
 
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Processes that start within do not repeat what hosts warn of."""
+    before = os.environ.get('PYTHONWARNINGS')
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore')
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ['PYTHONWARNINGS']
+
+
 class Arm:
     """The process of one arm; :meth:`ask` gives it a turn and waits."""
 
@@ -37,7 +51,8 @@ class Arm:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
             target=serve, args=(theirs, name, scale, settings), daemon=True)
-        self.process.start()
+        with _unwarned():
+            self.process.start()
         theirs.close()
 
     def ask(self, *command):

@@ -13,7 +13,7 @@ from ..models.convert import extract_scale
 from ..models.scale import ssbn_layers, use_scale
 from .coverage_build import Builder, Network, batch_norms, tensors_of
 from .coverage_compare import (Wrong, difference, expect_equal, said, seed,
-                               takes_plain_dicts)
+                               takes_plain_dicts, told)
 from .coverage_deploy import Nothing, deployments
 
 CHECKS = ('builds', 'sct_step', 'saved', 'chooses', 'extracts', 'deploys')
@@ -219,7 +219,7 @@ class Trial:
             wrong = self.own(scale, other)
             if not difference(wrong, pinned) > 1e-6:
                 raise Wrong(f'the rows of {scale} and {other} are the same')
-            expect_equal(self.own(scale), pinned, 0,
+            expect_equal(told(self.own, scale), pinned, 0,
                          f'the outputs at {scale} pixels, pinned and not,')
 
     def extracts(self) -> None:

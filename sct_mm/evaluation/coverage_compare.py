@@ -1,7 +1,8 @@
 """Outputs, gradients and statistics of two networks, compared."""
 import copy
 import random
-from typing import Sequence
+import warnings
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +36,18 @@ def expect_equal(ours, theirs, tolerance: float, what: str) -> None:
     found = difference(ours, theirs)
     if not found <= tolerance:
         raise Wrong(f'{what} differ by {found:.1e} of their norm')
+
+
+def told(run: Callable, *args):
+    """What ``run`` returns where no layer says that it cannot tell sizes
+    apart."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*sees the same at several')
+        try:
+            return run(*args)
+        except UserWarning as error:
+            raise Wrong('unpinned it cannot tell sizes apart, and warns so: '
+                        'all its norms stand behind a pooling') from error
 
 
 def said(error: BaseException) -> str:

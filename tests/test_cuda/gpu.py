@@ -27,8 +27,8 @@ needs_gpu = pytest.mark.skipif(not GPU, reason='SCT_TEST_DEVICE is no GPU')
 @contextmanager
 def no_synchronisation():
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode('error')
     try:
+        torch.cuda.set_sync_debug_mode('error')
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)

@@ -1,10 +1,12 @@
 """Reading a config, and joining the processes that a launcher started."""
 import pytest
+import torch
 from mmengine.config import Config
 
 import sct_mm  # noqa: F401
 from sct_mm.engine import config
-from sct_mm.engine.config import load_config, set_loader_defaults
+from sct_mm.engine.config import (UserError, load_config,
+                                  set_loader_defaults)
 
 pytest.importorskip('mmpretrain')
 NEW_STYLE = '''
@@ -57,3 +59,22 @@ def test_processes_are_joined_before_the_runner_does(options, joined,
     monkeypatch.setattr(config, 'is_distributed', lambda: True)
     config.join_processes(cfg)
     assert calls == joined
+
+
+@pytest.mark.parametrize('gpus', [1, 2, 3])
+def test_a_process_without_a_gpu_of_its_own(gpus, monkeypatch):
+    calls = []
+    monkeypatch.setattr(config, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(config, 'set_multi_processing', lambda **_: None)
+    monkeypatch.setattr(config, 'init_dist', lambda name: calls.append(name))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    cfg = Config(dict(launcher='pytorch'))
+    if gpus == 3:
+        config.join_processes(cfg)
+        assert calls == ['pytorch']
+        return
+    with pytest.raises(UserError, match=f'process 2 found {gpus} .* at most '
+                       f'{gpus} a machine'):
+        config.join_processes(cfg)
+    assert not calls

@@ -83,7 +83,7 @@ def test_the_ema_copy_and_its_checkpoint_choose_the_scale(tmp_path):
     loaded = ssbn_model()
     checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
     loaded.load_state_dict(checkpoint['state_dict'])
-    average = ema.ema_model.module
+    average = ema.ema_model.module.cpu()
     for network in (average.eval(), loaded.eval()):
         for scale in SCALES:
             x = torch.randn(2, 3, scale, scale)

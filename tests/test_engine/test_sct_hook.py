@@ -185,7 +185,8 @@ def test_a_model_that_trains_can_be_saved_whole(tmp_path):
 def test_a_train_step_that_passes_the_hook_by_is_told(tmp_path):
     class Direct(TinyModel):
         def train_step(self, data, optim_wrapper):
-            loss = self.forward(**data, mode='loss')['loss']
+            loss = self.forward(**self.data_preprocessor(data, True),
+                                mode='loss')['loss']
             optim_wrapper.update_params(loss)
             return dict(loss=loss)
 

@@ -16,7 +16,7 @@ from sct_mm.engine.training import train
 from sct_mm.evaluation import adapt_checkpoint
 from sct_mm.evaluation.adapt import adapted_config
 
-from conftest import ROOT
+from conftest import ROOT, two_processes
 
 STOCK = 'resnet18_1xb128_fashion-mnist-28px.py'
 CONFIG = osp.join('configs', 'baselines', STOCK)
@@ -122,6 +122,7 @@ def in_process(rank, path, out, port):
     adapt((path, None, out), launcher='pytorch')
 
 
+@two_processes
 def test_two_processes(stock):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

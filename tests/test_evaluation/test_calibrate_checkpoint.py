@@ -16,7 +16,7 @@ from sct_mm.engine.config import UserError, scales_settings
 from sct_mm.evaluation import calibrate_checkpoint
 from sct_mm.evaluation.calibrate import SeededPictures, batches_of
 
-from conftest import ROOT
+from conftest import ROOT, two_processes
 from helpers import randomised
 
 FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
@@ -71,6 +71,7 @@ def in_process(rank, path, out, port):
                          launcher='pytorch')
 
 
+@two_processes
 def test_two_processes_make_the_file_of_one(checkpoint):
     path, out = checkpoint
     with socket.socket() as free:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, two_processes
 
 SCT = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
 PLAIN = 'configs/baselines/resnet18_1xb128_fashion-mnist-21px.py'
@@ -115,6 +115,7 @@ def test_train_resumes_and_ends_at_once_when_done(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@two_processes
 def test_two_processes_of_torchrun_train_and_test(options, tmp_path):
     """As a user starts them; the tables of both are one table."""
     import subprocess
