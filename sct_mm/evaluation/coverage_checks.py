@@ -210,16 +210,16 @@ class Trial:
                              f'the outputs at {scale} pixels after {what}')
 
     def chooses(self) -> None:
-        """Unpinned, the network is at each scale as it is pinned there."""
+        """Unpinned, it is at each scale as it is pinned there."""
         if len(self.scales) == 1:
             raise Nothing
         for scale in self.scales:
             other = min(self.scales, key=lambda s: s == scale)
             pinned = self.own(scale, scale)
-            wrong = self.own(scale, other)
-            if not difference(wrong, pinned) > 1e-6:
+            if not difference(self.own(scale, other), pinned) > 1e-6:
                 raise Wrong(f'the rows of {scale} and {other} are the same')
-            expect_equal(told(self.own, scale), pinned, 0,
+            unpinned = told(self.outputs, copy.deepcopy(self.model), scale)
+            expect_equal(unpinned, pinned, 0,
                          f'the outputs at {scale} pixels, pinned and not,')
 
     def extracts(self) -> None:

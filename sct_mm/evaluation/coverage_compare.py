@@ -40,7 +40,7 @@ def expect_equal(ours, theirs, tolerance: float, what: str) -> None:
 
 def told(run: Callable, *args):
     """What ``run`` returns where no layer says that it cannot tell sizes
-    apart."""
+    apart; a network says it once."""
     with warnings.catch_warnings():
         warnings.filterwarnings('error', '.*sees the same at several')
         try:
