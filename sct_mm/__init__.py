@@ -24,7 +24,7 @@ if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
         from .engine.sct_hook import SCTLossHook
         from .models.calibrate import add_scale, calibrate
         from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
-        from .models.scale import set_scale, use_scale
+        from .models.pin import set_scale, use_scale
         from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
     except ImportError as error:
         raise ImportError(

@@ -9,7 +9,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..models.scale import ScaleSpecific, ssbn_layers, use_scale
+from ..models.pin import use_scale
+from ..models.scale import ScaleSpecific, ssbn_layers
 from .backward import Pin
 from .finite import named
 from .logits import (HeadLogits, distillation_loss, has_logits,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_int, check_number
 from ..datasets.multi_scale import MultiScaleBatch, padding_of
-from ..models.scale import use_scale
+from ..models.pin import use_scale
 from .config import UserError
 
 

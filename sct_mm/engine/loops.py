@@ -12,7 +12,8 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from ..datasets.sizes import SizeSwitch
-from ..models.scale import scales_of, use_scale
+from ..models.pin import use_scale
+from ..models.scale import scales_of
 from .config import UserError
 
 # What a user may name as sizes; see expand_sizes().

@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..models.scale import serving_scale, ssbn_layers, use_scale
+from ..models.pin import use_scale
+from ..models.scale import serving_scale, ssbn_layers
 from .advice import warn_if_frozen
 from .backward import BACKWARDS, Pin
 from .checks import check_gradients, check_pictures

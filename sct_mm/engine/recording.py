@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets.samples import private_copy
-from ..models.scale import use_scale
+from ..models.pin import use_scale
 from .finite import named
 
 

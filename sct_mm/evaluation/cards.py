@@ -18,7 +18,8 @@ from ..datasets.sizes import pipelines_in
 from ..engine.checkpoint import AtomicLocalBackend
 from ..engine.config import UserError, load_config
 from ..engine.package import CARDS
-from ..models.scale import scales_of, use_scale
+from ..models.pin import use_scale
+from ..models.scale import scales_of
 from .measure import flops_of
 from .experiments import EXPERIMENTS
 

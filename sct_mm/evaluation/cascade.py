@@ -18,7 +18,7 @@ from ..engine.config import (UserError, check_test_data, config_name,
 from ..engine.loops import unwrapped
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
-from ..models.scale import use_scale
+from ..models.pin import use_scale
 from .evaluate import KEPT, loaded_runner, test_config
 from .exits import (auroc, cheapest, curve_of, decided_at, mean_gflops,
                     shares_of)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..datasets.multi_scale import MultiScaleBatch, padding_of
 from ..engine.sct_hook import SCTLossHook
 from ..models.convert import extract_scale
-from ..models.scale import ssbn_layers, use_scale
+from ..models.pin import use_scale
+from ..models.scale import ssbn_layers
 from .coverage_build import Builder, Network, batch_norms, tensors_of
 from .coverage_compare import (Wrong, difference, expect_equal, said, seed,
                                takes_plain_dicts, told)
@@ -218,9 +219,9 @@ class Trial:
             pinned = self.own(scale, scale)
             if not difference(self.own(scale, other), pinned) > 1e-6:
                 raise Wrong(f'the rows of {scale} and {other} are the same')
-            unpinned = told(self.outputs, copy.deepcopy(self.model), scale)
-            expect_equal(unpinned, pinned, 0,
-                         f'the outputs at {scale} pixels, pinned and not,')
+            free = told(self.outputs, copy.deepcopy(self.model), scale)
+            expect_equal(free, pinned, 0, f'the outputs at {scale} pixels, '
+                         'pinned and not,')
 
     def extracts(self) -> None:
         """The host's own network loads an extracted scale and gives the
@@ -233,8 +234,7 @@ class Trial:
                 ours, host = type(module), type(theirs[name])
                 if ours is not host and not (ours is nn.BatchNorm2d and (
                         issubclass(host, nn.SyncBatchNorm))):
-                    raise Wrong(f'{name} is a {ours.__name__}, not a '
-                                f'{host.__name__}')
+                    raise Wrong(f'{name}: {ours.__name__}, not {host.__name__}')
             stock = copy.deepcopy(self.stock)
             stock.load_state_dict(plain.state_dict())
             pinned = self.own(scale, scale)

@@ -24,7 +24,8 @@ from ..engine.loading import loaded_model
 from ..engine.loops import Sizes, check_sizes, expand_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
-from ..models.scale import scales_of, use_scale
+from ..models.pin import use_scale
+from ..models.scale import scales_of
 
 
 

@@ -21,7 +21,8 @@ from ..engine.loops import (Sizes, check_sizes, expand_sizes, refuse_views,
                             scalar, unwrapped)
 from ..engine.protection import protected_loading
 from ..engine.resume import find_checkpoint
-from ..models.scale import scales_of, use_scale
+from ..models.pin import use_scale
+from ..models.scale import scales_of
 from .measure import (Workload, first_pictures, flops_of, kept_batch,
                       measure_times, progress_bar)
 from .served import serving_scales, trained_sizes, warn_untrained

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..engine.config import UserError
 from ..models.convert import extract_scale
-from ..models.scale import scales_of, use_scale
+from ..models.pin import use_scale
+from ..models.scale import scales_of
 from .blame import first_line
 from .deploy import deployed, norms_in, relative_difference
 from .formats import (WEIGHTS, Graph, Run, graph_bytes, graph_run,

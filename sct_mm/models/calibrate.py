@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..arguments import check_int
 from .refused import check_own
 from .rowwise import RowwiseNorm
-from .scale import scales_of, ssbn_layers, use_scale
+from .pin import use_scale
+from .scale import scales_of, ssbn_layers
 
 _STATISTICS = ('running_mean', 'running_var')
 

@@ -14,7 +14,8 @@ from .between import Row
 from .refused import check_own
 from .replace import replace_modules
 from .rowwise import RowwiseNorm
-from .scale import DEFAULT_SCALES, check_scales, check_size, ssbn_layers
+from .pin import check_size
+from .scale import DEFAULT_SCALES, check_scales, ssbn_layers
 from .ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
 
 

@@ -166,7 +166,8 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
         return super().train(mode)
 
     def __getstate__(self) -> dict:
-        return dict(self.__dict__, _served=None, pinned_by=None)
+        return dict(self.__dict__, _served=None,
+                    pin=self.pin._replace(thread=None))
 
     def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
         return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,

@@ -8,13 +8,11 @@ extents at one size.
 import threading
 import warnings
 import weakref
-from contextlib import contextmanager
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_flag, check_int
 from .record import ExtentRecord, outermost_call
 
 DEFAULT_SCALES = (224, 192, 160, 128)
@@ -61,6 +59,15 @@ def rows_serving(scales: Sequence[int],
     raise AssertionError(size)
 
 
+class Pin(NamedTuple):
+    """What set_scale() gives a layer: one write for each, since a step
+    pins every layer once a scale."""
+    size: Optional[int] = None
+    thread: Optional[int] = None  # the one within use_scale()
+    record: bool = False
+    ratio: float = 1.0  # of what is recorded
+
+
 class _Pass(threading.local):
     """The size at which the SSBN layer before ran, in the same thread.
 
@@ -81,24 +88,27 @@ class ScaleSpecific:
     The base of SSBN in all its forms."""
 
     # What a layer has beside the norm that it stands in for.
-    STATE = ('scales', 'pinned_size', 'pinned_by', 'record', 'record_ratio',
-             'extents', 'plain_type', '_strange', '_served', '_eps')
+    STATE = ('scales', 'pin', 'extents', 'plain_type', '_strange', '_served',
+             '_eps')
 
     def start(self, scales: Sequence[int]) -> None:
         self.scales = check_scales(scales)
-        self.pinned_size: Optional[int] = None
-        self.pinned_by: Optional[int] = None  # the thread within use_scale()
-        self.record, self.record_ratio = False, 1.0  # see set_scale()
+        self.pin = Pin()
         self.extents = ExtentRecord()
         self._strange: Optional[int] = None  # the last extent that told none
         self._served: Optional[tuple] = None  # the row of the last inference
+
+    @property
+    def pinned_size(self) -> Optional[int]:
+        return self.pin.size
 
     def choose_size(self, x: Tensor) -> float:
         """The size that serves ``x``, within the scales: the pinned one, else
         the one of the layer before, else what the extent tells."""
         # Of a clip (N, C, T, H, W), its length says nothing of its size.
         extent = min(x.shape[2:][-2:]) if x.dim() > 2 else 1
-        size = self.pinned_size
+        pin = self.pin
+        size = pin.size
         if size is None:
             size = self.extents.serving(extent, preceding.size)
             if size is None:
@@ -108,8 +118,8 @@ class ScaleSpecific:
                     self._warn_untold()
             elif not self.scales[-1] <= size <= self.scales[0]:
                 size = self.scales[0]  # of another network's pass
-        elif (self.training or self.record) and size in self.scales:
-            self.extents.add(size, round(extent * self.record_ratio),
+        elif (self.training or pin.record) and size in self.scales:
+            self.extents.add(size, round(extent * pin.ratio),
                              preceding.size is None)
         preceding.size = size
         return size
@@ -186,116 +196,6 @@ def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
                          f'`scales`, but got {sorted(found)}. Set one value '
                          'in every `norm_cfg`.')
     return found.pop() if found else None
-
-
-_pinning = threading.Lock()
-
-
-def _this_thread() -> Optional[int]:
-    # torch.compile cannot trace it.
-    return None if torch.compiler.is_compiling() else threading.get_ident()
-
-
-def _check_thread(layers: Sequence[nn.Module]) -> None:
-    """Refuse a pin while that of another thread holds: one of them would be
-    served by the rows of the other. Threads of autograd, which runs layers
-    again in their pass's pin, are none of Python's.
-
-    Raises:
-        RuntimeError: naming the size that is pinned.
-    """
-    own = _this_thread()
-    others = {layer.pinned_by: layer.pinned_size for layer in layers
-              if layer.pinned_by not in (None, own)}
-    living = {t.ident for t in threading.enumerate()} if others else ()
-    for thread, size in others.items():
-        if thread in living and own in living:
-            raise RuntimeError(
-                f'Another thread has pinned this network to {size} pixels, '
-                'and a pin holds for all threads. Leave it unpinned, where '
-                'each input tells its size, or give each thread a copy by '
-                'copy.deepcopy().')
-
-
-def check_size(layers: Sequence[nn.Module], size: int) -> int:
-    """``size`` as an int; a warning says which rows serve one outside of the
-    scales of ``layers``.
-
-    Raises:
-        TypeError, ValueError: if it is no positive int.
-    """
-    size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
-    for scales in {layer.scales for layer in layers}:
-        nearest = min(max(size, scales[-1]), scales[0])
-        if nearest != size:
-            warnings.warn(f'{size} pixels lie outside of the scales {scales}: '
-                          f'the rows of scale {nearest} serve them.',
-                          stacklevel=4)
-    return size
-
-
-def set_scale(model: nn.Module,
-              size: Optional[int],
-              record: bool = False,
-              edge: Optional[int] = None) -> None:
-    """Pin every SSBN layer of ``model`` to ``size`` pixels; None unpins.
-
-    A scale is served by its rows, a size between two scales by the linear mix
-    of theirs, one outside of them, with a warning, by those of the end. A
-    model without SSBN has nothing to pin and is left as it is. A layer that is
-    pinned to a scale records the extent of its input if it is in training
-    mode, or with ``record``: a network that trains may have layers in
-    evaluation mode (``norm_eval``, ``frozen_stages``).
-
-    Args:
-        edge: shorter edge of the model's input in pixels, where it is not
-            ``size``, as with a detector's pictures of all shapes. Recorded
-            is the extent that a picture of ``size`` pixels has.
-
-    Raises:
-        TypeError, ValueError: for what is no size; nothing is pinned then.
-        RuntimeError: within use_scale() of another thread.
-    """
-    check_flag('record', record)
-    layers = ssbn_layers(model)
-    _check_thread(layers)
-    if size is not None:
-        size = check_size(layers, size)
-    ratio = 1.0
-    if edge is not None:
-        ratio = (size or 1) / check_int('edge', edge, 1, 'Give the shorter '
-                                        'edge of the input in pixels.')
-    for layer in layers:
-        layer.pinned_size = size and min(max(size, layer.scales[-1]),
-                                         layer.scales[0])
-        layer.record = record
-        layer.record_ratio = ratio
-    preceding.size = None  # a pass begins
-
-
-@contextmanager
-def use_scale(model: nn.Module,
-              size: Optional[int],
-              record: bool = False,
-              edge: Optional[int] = None) -> Iterator[nn.Module]:
-    """Pin ``model`` to ``size`` pixels within a ``with`` block; they nest.
-
-    On leaving, also by an error, every layer gets back the pin it had. See
-    :func:`set_scale` for ``record`` and ``edge``.
-    """
-    with _pinning:
-        before = [(layer, layer.pinned_size, layer.pinned_by, layer.record,
-                   layer.record_ratio) for layer in ssbn_layers(model)]
-        set_scale(model, size, record, edge)
-        for layer, *_ in before:
-            layer.pinned_by = _this_thread()
-    try:
-        yield model
-    finally:
-        for layer, *state in before:
-            (layer.pinned_size, layer.pinned_by, layer.record,
-             layer.record_ratio) = state
-        preceding.size = None  # of a pass that has ended
 
 
 def serving_scale(scales: Sequence[int], size: float) -> int:

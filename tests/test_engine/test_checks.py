@@ -100,7 +100,7 @@ def test_the_extent_of_a_picture_of_the_scale_is_recorded():
         with use_scale(layer, scale, record=True, edge=edge):
             layer(torch.rand(2, 3, edge // 4, 40))
     assert layer.extents == {64: [16, 16], 32: [8, 8]}
-    assert layer.record_ratio == 1
+    assert layer.pin.ratio == 1
 
 
 def test_norms_without_rows_beside_ssbn_are_told(log):

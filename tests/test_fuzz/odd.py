@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from sct_mm.cli import is_refusal
+from sct_mm.models.scale import Pin
 
 LONG = settings.default.max_examples > 1000  # the profile `fuzz`
 COUNTS = Counter()
@@ -88,9 +89,8 @@ def assert_same_state(model, before):
 
 def assert_unpinned(model):
     for layer in model.modules():
-        if hasattr(layer, 'pinned_size'):
-            assert (layer.pinned_size, layer.record,
-                    layer.record_ratio) == (None, False, 1.0)
+        if hasattr(layer, 'pin'):
+            assert layer.pin == Pin()
 
 
 def assert_refusal(error):

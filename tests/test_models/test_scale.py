@@ -96,7 +96,7 @@ def test_layers_in_evaluation_mode_record_on_demand():
     assert layer.extents == {}
     with use_scale(layer, 8, record=True):
         layer(torch.randn(2, 3, 8, 8))
-    assert layer.extents == {8: [8, 8]} and not layer.record
+    assert layer.extents == {8: [8, 8]} and not layer.pin.record
 
 
 def test_loading_into_a_copy_leaves_the_original():

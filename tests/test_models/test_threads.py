@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from sct_mm import SSBN, set_scale, use_scale
-from sct_mm.models.scale import ssbn_layers
+from sct_mm.models.scale import Pin, ssbn_layers
 
 from conftest import SCALES, TinyModel
 from helpers import apart
@@ -55,5 +55,4 @@ def test_two_threads_cannot_pin_one_network(pin):
         thread.join()
     with use_scale(model, SCALES[0]), use_scale(model, SCALES[1]):
         pass
-    assert {(m.pinned_size, m.pinned_by)
-            for m in ssbn_layers(model)} == {(None, None)}
+    assert {m.pin for m in ssbn_layers(model)} == {Pin()}
