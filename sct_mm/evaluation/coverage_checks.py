@@ -234,7 +234,7 @@ class Trial:
                 ours, host = type(module), type(theirs[name])
                 if ours is not host and not (ours is nn.BatchNorm2d and (
                         issubclass(host, nn.SyncBatchNorm))):
-                    raise Wrong(f'{name}: {ours.__name__}, not {host.__name__}')
+                    raise Wrong(f'{name}: {ours.__name__}, no {host.__name__}')
             stock = copy.deepcopy(self.stock)
             stock.load_state_dict(plain.state_dict())
             pinned = self.own(scale, scale)

@@ -125,7 +125,7 @@ def test_a_layer_that_stays_is_found(monkeypatch):
     monkeypatch.setattr(coverage_checks, 'extract_scale',
                         lambda model, scale: model)
     with pytest.raises(coverage_checks.Wrong,
-                       match='net.1: SSBN, not BatchNorm2d'):
+                       match='net.1: SSBN, no BatchNorm2d'):
         trial.extracts()
 
 
