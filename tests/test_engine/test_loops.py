@@ -141,7 +141,7 @@ def test_hooks_see_one_validation_and_ema_swaps_once(tmp_path):
     checkpoint = torch.load(tmp_path / 'epoch_2.pth')
     # mmengine writes the average as `state_dict`, before it validates.
     torch.testing.assert_close(checkpoint['state_dict']['net.0.weight'],
-                               averaged['net.0.weight'])
+                               averaged['net.0.weight'].cpu())
     logged = run.message_hub.log_scalars['val/8/accuracy/top1'].current()
     want = stock(tmp_path / 'b', 8, averaged)['accuracy/top1']
     assert logged == want
