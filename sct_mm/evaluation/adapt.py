@@ -173,6 +173,37 @@ def _check_same(made: str, adapted: Config, sizes: Sequence[int],
                         '--resume.')
 
 
+def _write(model: nn.Module, adapted: Config, made: str, path: str,
+           meta: dict) -> None:
+    """What the training starts from: rows with statistics, and the config.
+    An `adapted.pth` of before, maybe of other scales, does not stay beside."""
+    adapted.work_dir = osp.dirname(made)
+    adapted.load_from = osp.join(adapted.work_dir, _START)
+    save_weights(model, adapted.load_from, meta)
+    if is_main_process():
+        if osp.exists(path):
+            os.remove(path)
+        AtomicLocalBackend().put_text(adapted.pretty_text, made)
+    barrier()
+
+
+def _add_sizes(model: nn.Module, adapted: Config, made: str,
+               sizes: Sequence[int], base: int, pictures: int) -> None:
+    """Rows for ``sizes``, with statistics; the config names them."""
+    estimate(model, adapted, sizes, base, pictures)
+    adapted.model.scales = scales_of(model)
+    if is_main_process():
+        AtomicLocalBackend().put_text(adapted.pretty_text, made)
+
+
+def _check_kept(model: nn.Module, stock: nn.Module, base: int) -> None:
+    changed = differing(extract_scale(model, base), stock)
+    if changed:
+        raise RuntimeError(f'The network must answer as before at {base}, but '
+                           f'{changed[0]} has changed. Remove the hook from '
+                           '`custom_hooks` that does it.')
+
+
 @protected_loading()
 def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
                      epochs: int = 2, out: Optional[str] = None,
@@ -247,26 +278,13 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
         _check_same(made, adapted, sizes, stock)
     make_folder(out, '--out')
     estimate(model, adapted, scales[1:], scales[0], pictures)
-    adapted.work_dir, adapted.load_from = out, osp.join(out, _START)
-    save_weights(model, adapted.load_from, weights.get('meta', {}))
-    if is_main_process():
-        if osp.exists(path):
-            os.remove(path)  # of other scales, maybe: not beside this config
-        AtomicLocalBackend().put_text(adapted.pretty_text, made)
-    barrier()
+    _write(model, adapted, made, path, weights.get('meta', {}))
     if epochs:
         adapted = load_config(made)  # which tells a run its name
         model = train(adapted, 'auto' if resume else None).model
         model = model.module if is_model_wrapper(model) else model
     if sizes:
-        estimate(model, adapted, sizes, scales[0], pictures)
-        scales = adapted.model.scales = scales_of(model)
-        if is_main_process():
-            AtomicLocalBackend().put_text(adapted.pretty_text, made)
-    changed = differing(extract_scale(model, scales[0]), stock)
-    if changed:
-        raise RuntimeError('The network must answer as before at '
-                           f'{scales[0]}, but {changed[0]} has changed. '
-                           'Remove the hook from `custom_hooks` that does it.')
+        _add_sizes(model, adapted, made, sizes, scales[0], pictures)
+    _check_kept(model, stock, scales[0])
     save_weights(model, path, weights.get('meta', {}))
-    return dict(config=made, checkpoint=path, scales=scales)
+    return dict(config=made, checkpoint=path, scales=scales_of(model))

@@ -78,6 +78,10 @@ GLYPHS_SHARED = GLYPHS._replace(
 GLYPHS_ALONE = 'baselines/resnet18_1xb128_glyphs-{}px'
 GLYPHS_R50 = GLYPHS._replace(config='sct_resnet50_1xb128_glyphs')
 GLYPHS_R50_ALONE = 'baselines/resnet50_1xb128_glyphs-{}px'
+GLYPHS_ADAPTED = Arm(
+    GLYPHS_ALONE.format(96), {96: 6 + 2 / 3, 72: 4 / 3, 48: 4 / 3, 36: 4 / 3},
+    start=Arm(GLYPHS_ALONE.format(96), {96: 6}), adapt=tuple(
+        '--scales 96 72 48 36 --sizes 84 60 42'.split()))
 GLYPHS_SIZES = (96, 84, 72, 60, 48, 42, 36)
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
@@ -185,6 +189,7 @@ EXPERIMENTS = {
         **{f'{size} alone': Arm(GLYPHS_ALONE.format(size), {size: epochs},
                                 epochs)
            for size, epochs in ((72, 11), (48, 24), (36, 42))},
+        '96 alone, adapted': GLYPHS_ADAPTED,
         'SCT, shared BN': GLYPHS_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
             GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
