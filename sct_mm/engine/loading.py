@@ -116,7 +116,7 @@ def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
         of use.
 
     Raises:
-        UserError: for weights that do not fit, and rows of other scales.
+        UserError: for weights that do not fit, rows of other scales, and NaN.
         ValueError: for rows of another number of scales.
     """
     weights = without_wrapper(state)
@@ -125,6 +125,12 @@ def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
     check_scales_of(model, weights, path)
+    broken = [name for name, value in model.state_dict().items()
+              if isinstance(value, Tensor) and value.isnan().any()]
+    if broken:
+        raise UserError(f'The weights in {path!r} must be numbers, but '
+                        f'{broken[0]} holds NaN: the training had diverged. '
+                        'Name an earlier checkpoint.')
     return [name for name in more if isinstance(weights.get(name), Tensor)
             and not name.endswith('_extra_state')]
 

@@ -124,6 +124,17 @@ def test_an_average_of_torch_fits_without_its_count():
     assert check_fits(net, average.state_dict(), 'a.pth') == []
 
 
+@pytest.mark.parametrize('name', ['weight', 'running_var'])
+def test_weights_of_a_training_that_diverged(name):
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    state = net.state_dict()
+    state[f'0.{name}'] = torch.tensor([1., float('nan'), 1.])
+    with pytest.raises(UserError, match=f"'a.pth' .* 0.{name} holds NaN"):
+        check_fits(net, state, 'a.pth')
+    state[f'0.{name}'] = torch.tensor([1., float('inf'), 1.])  # as of masks
+    assert check_fits(net, state, 'a.pth') == []
+
+
 def test_weights_that_have_no_place_are_returned():
     net = plain_net()
     state = {**net.state_dict(), 'more.weight': torch.zeros(1)}
