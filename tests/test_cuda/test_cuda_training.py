@@ -1,10 +1,11 @@
 """SCTLossHook on a GPU: mixed precision, no waiting, the ImageNet recipe."""
+import copy
 import os.path as osp
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.testing import assert_close
 
@@ -14,6 +15,7 @@ from conftest import ROOT
 from gpu import exact, pytestmark  # noqa: F401
 from gpu import (DEVICE, GPU, classifier, labelled, needs_gpu,
                  no_synchronisation, pictures)
+from helpers import ScaledOptimWrapper
 
 
 @needs_gpu
@@ -43,31 +45,54 @@ def test_a_step_does_not_synchronise_and_nan_is_told_later(options):
 def amp(model, dtype, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     if not GPU:  # mmengine's AMP refuses a CPU
-        return OptimWrapper(optimizer, **options)
+        return ScaledOptimWrapper(getattr(torch, dtype), True,
+                                  optimizer=optimizer, **options)
     return AmpOptimWrapper(loss_scale=dict(init_scale=2.0**12), dtype=dtype,
                            optimizer=optimizer, **options)
 
 
-@pytest.mark.parametrize('options', [{}, dict(
-    clip_grad=dict(max_norm=1.0), accumulative_counts=2)])
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
-def test_per_scale_is_joint_under_amp(dtype, options):
-    start, results = classifier().state_dict(), []
-    batches = [labelled(pictures()) for _ in range(4)]
+def trained_by_both(dtype, batches, **options):
+    """(the log, the state) after ``batches``, by joint and by per_scale, and
+    the state before them."""
+    start, results = copy.deepcopy(classifier().state_dict()), []
     for backward in ('joint', 'per_scale'):
         model = classifier()
         model.load_state_dict(start)
         wrapper, hook = amp(model, dtype, **options), SCTLossHook(
             backward=backward)
-        hook.attach(model, getattr(wrapper, 'loss_scaler', None))
+        hook.attach(model, wrapper.loss_scaler)
         wrapper.initialize_count_status(model, 0, len(batches))
         logs = [model.train_step(data, wrapper) for data in batches]
         results.append((logs[-1], model.state_dict()))
+    return *results, start
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_a_step_per_scale_is_a_joint_one_under_amp(dtype):
+    """joint adds up the scales' gradients in half precision, per_scale in
+    single: a step apart, rounding grows from step to step."""
+    joint, per_scale, start = trained_by_both(dtype, [labelled(pictures())])
+    assert_close(per_scale[0], joint[0])
+    moved = total = 0
+    for name, value in joint[1].items():
+        if 'running' in name:
+            assert_close(per_scale[1][name], value)
+        elif value.is_floating_point():
+            moved += (per_scale[1][name] - value).pow(2).sum()
+            total += (value - start[name]).pow(2).sum()
+    assert 0 < total and moved < 1e-2**2 * total
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_per_scale_is_joint_under_amp(dtype):
+    joint, per_scale, start = trained_by_both(
+        dtype, [labelled(pictures()) for _ in range(4)],
+        clip_grad=dict(max_norm=1.0), accumulative_counts=2)
     rough = dict(rtol=2e-2, atol=5e-3)
-    assert_close(*(r[0] for r in results), **rough)
-    assert_close(*(r[1] for r in results), **rough)
+    assert_close(per_scale[0], joint[0], **rough)
+    assert_close(per_scale[1], joint[1], **rough)
     assert not torch.equal(start['head.fc.weight'],
-                           results[0][1]['head.fc.weight'])
+                           joint[1]['head.fc.weight'])
 
 
 FIXED = range(8 if GPU else 2)  # the pictures of the one batch
