@@ -8,9 +8,10 @@ python=$1
 wanted=$2
 distribution=${wanted%%==*}
 key=$("$python" -c 'import sys, torch
-print("py%d.%d-torch%s" % (*sys.version_info[:2], torch.__version__)
-      + "-gpu" * torch.cuda.is_available())')
-cuda=$([[ $key == *-gpu ]] && echo 1 || echo 0)
+gpus = range(torch.cuda.device_count() if torch.version.cuda else 0)
+print("py%d.%d-torch%s" % (*sys.version_info[:2], torch.__version__) + "".join(
+    sorted({"-sm%d%d" % torch.cuda.get_device_capability(i) for i in gpus})))')
+cuda=$([[ $key == *-sm* ]] && echo 1 || echo 0)
 wheels=$3/$key
 wheel() { ls "$1/${distribution//-/_}-${wanted##*==}"-*.whl 2>/dev/null; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
@@ -24,12 +25,21 @@ print(sysconfig.get_path("include"))')
     [ -e "$headers/Python.h" ] || {
         echo "mmcv's operators need $headers/Python.h, but it is not there:" \
              "install Python's headers (Debian: python3-dev)." >&2; exit 1; }
-    (( ! cuda )) || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" >/dev/null ||
-        command -v nvcc >/dev/null || {
+    (( ! cuda )) || "$python" -c 'import os, sys
+from torch.utils.cpp_extension import CUDA_HOME
+sys.exit(not os.path.exists(os.path.join(CUDA_HOME or "", "bin", "nvcc")))' || {
         echo "torch sees a GPU, and mmcv's operators need nvcc to run there, but" \
              "there is none: install CUDA's toolkit $("$python" -c '
 import torch
-print(torch.version.cuda)'), or hide the GPU (export CUDA_VISIBLE_DEVICES=)." >&2; exit 1; }
+print(torch.version.cuda)') and set CUDA_HOME, or hide the GPU (export" \
+             "CUDA_VISIBLE_DEVICES=)." >&2; exit 1; }
+}
+
+# For a toolkit without its libraries' headers: those of torch's own.
+find_headers() {
+    own=$("$python" -c 'import glob, sysconfig
+print(":".join(glob.glob(sysconfig.get_path("purelib") + "/nvidia/*/include")))')
+    export CPLUS_INCLUDE_PATH=$own${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}
 }
 
 # One line for every ten objects of the compiler's.
@@ -50,6 +60,7 @@ build() {
     echo "Building $wanted for $key: once, 7 minutes on two cores without CUDA."
     # -g0: without debug symbols it takes half the time. pip's cache does not
     # tell a wheel with operators from one without.
+    (( ! cuda )) || find_headers
     MMCV_WITH_OPS=1 FORCE_CUDA=$cuda \
         CFLAGS=-g0 CXXFLAGS=-g0 MAX_JOBS=$(nproc) \
         PATH="$(dirname "$(realpath -s "$python")"):$PATH" \

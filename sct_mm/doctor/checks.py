@@ -164,7 +164,7 @@ def operators(env: Environment) -> Iterator[Conflict]:
     users = [name for name in NEED_OPERATORS if env.has(name)]
     one = 'onedl-mmcv' if env.onedl() else 'mmcv'
     version = f'=={env.version("mmcv")}'
-    if users and not env.serve_gpu:
+    if users and env.gpu and env.cpu_operators:
         yield Conflict(
             f'torch sees a GPU ({env.gpu}), but the operators of mmcv are '
             f'compiled without CUDA: {users[0]} stops there.',

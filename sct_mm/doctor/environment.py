@@ -25,6 +25,12 @@ for name in sys.argv[2:]:
     try:
         module = importlib.import_module(name)
         version = getattr(module, '__version__', None)
+        if name == 'torch' and hasattr(module, 'cuda') and (
+                module.cuda.is_available()):
+            tell(gpu=module.cuda.get_device_name())
+        if name == 'mmcv._ext':
+            built_for = getattr(module, 'get_compiling_cuda_version', str)()
+            tell(cpu_operators=built_for == 'not available')
         if name == 'sct_mm':  # it allows the types of mmengine's checkpoints
             import torch
             from mmengine.logging import HistoryBuffer
@@ -35,11 +41,6 @@ for name in sys.argv[2:]:
         first = (str(raised).strip() or 'no message').splitlines()[0]
         error = f'{type(raised).__name__}: {first}'
     tell(name=name, error=error, version=version and str(version))
-torch = sys.modules.get('torch')
-if hasattr(torch, 'cuda') and torch.cuda.is_available():
-    operators = sys.modules.get('mmcv._ext')
-    tell(gpu=torch.cuda.get_device_name(), serve_gpu=operators is None or
-         operators.get_compiling_cuda_version() != 'not available')
 """
 
 
@@ -49,7 +50,7 @@ class Environment(NamedTuple):
     errors: Dict[str, Optional[str]]  # import -> error; absent: not tried
     imported: Dict[str, Optional[str]]  # import -> its __version__
     gpu: Optional[str] = None
-    serve_gpu: bool = True  # mmcv's operators run there
+    cpu_operators: bool = False  # mmcv's are compiled without CUDA
 
     def has(self, name: str) -> bool:
         return bool(self.owners.get(name)) or name in self.imported
@@ -128,12 +129,12 @@ def examine() -> Environment:
         names.insert(names.index('mmcv') + 1, OPERATORS)
     if set(NEEDED) <= set(names):
         names.append('sct_mm')
-    errors, imported, gpu = {}, {}, {}
+    errors, imported, told = {}, {}, {}
     for answer in try_imports(names):
-        if 'gpu' in answer:
-            gpu = answer
+        if 'name' not in answer:  # the GPU, or what serves it
+            told.update(answer)
             continue
         errors[answer['name']] = answer['error']
         if not answer['error']:
             imported[answer['name']] = answer['version']
-    return Environment(owners, versions, errors, imported, **gpu)
+    return Environment(owners, versions, errors, imported, **told)

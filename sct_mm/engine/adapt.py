@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..models.pin import use_scale
 from ..models.scale import ScaleSpecific, ssbn_layers
-from .backward import Pin
+from .backward import OpenPin
 from .finite import named
 from .logits import (HeadLogits, distillation_loss, has_logits,
                      maker_of_logits)
@@ -233,12 +233,12 @@ class AdaptPasses(Passes):
         self._teacher = {p.scale: logits[p.share or slice(None)]
                          for p in self._passes}
 
-    def _pin_of(self, p: Pass, part: dict) -> Pin:
+    def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         self._last_pin = partial(self._as_student, super()._pin_of(p, part))
         return self._last_pin
 
     @contextmanager
-    def _as_student(self, pin: Pin) -> Iterator[None]:
+    def _as_student(self, pin: OpenPin) -> Iterator[None]:
         """``pin()``, with SSBN alone in training mode."""
         norms = set(self._norms)
         # A loss may depend on the mode of what makes it.

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..models.scale import preceding
 
-Pin = Callable[[], ContextManager]  # opens use_scale() of a pass
+OpenPin = Callable[[], ContextManager]  # opens use_scale() of a pass
 
 
 class _RecallSize(torch.autograd.Function):
@@ -20,7 +20,7 @@ class _RecallSize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, loss: Tensor, pins: 'Pins', pin: Pin) -> Tensor:
+    def forward(ctx, loss: Tensor, pins: 'Pins', pin: OpenPin) -> Tensor:
         ctx.pins, ctx.pin = pins, pin
         return loss.view_as(loss)
 
@@ -37,7 +37,7 @@ class Pins:
         self._stack = ExitStack()
         self._waits = False  # for the end of the backward pass
 
-    def hold(self, pin: Pin) -> None:
+    def hold(self, pin: OpenPin) -> None:
         """Exchange the pin for ``pin()``, until another call or the end of
         the backward pass from which this is called."""
         self._stack.close()
@@ -91,7 +91,7 @@ class JointBackward:
     def __exit__(self, *error) -> None:
         pass
 
-    def add(self, loss: Tensor, pin: Pin) -> None:
+    def add(self, loss: Tensor, pin: OpenPin) -> None:
         """Take the weighted ``loss`` of the pass within ``pin()`` that has
         just ended: before the next one starts, since autograd runs the node
         of _RecallSize after those of later passes and before its own."""
@@ -136,7 +136,7 @@ class PerScaleBackward:
         for parameter, grad in zip(self._parameters, self._set_aside):
             parameter.grad = grad
 
-    def add(self, loss: Tensor, pin: Pin) -> None:
+    def add(self, loss: Tensor, pin: OpenPin) -> None:
         """Differentiate the weighted ``loss`` of the pass within ``pin()``,
         which is open still."""
         if self._unit is None:

@@ -9,7 +9,7 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ..arguments import check_number
-from .backward import Pin
+from .backward import OpenPin
 from .log import logged
 from .logits import (HeadLogits, distillation_loss, has_many_labels,
                      maker_of_logits)
@@ -174,11 +174,11 @@ class DistillPasses(Passes):
         if self._mixes:  # before a pass writes into the samples
             self._targets = targets_of(batch)
 
-    def _pin_of(self, p: Pass, part: dict) -> Pin:
+    def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         return partial(self._caught, super()._pin_of(p, part))
 
     @contextmanager
-    def _caught(self, pin: Pin) -> Iterator[None]:
+    def _caught(self, pin: OpenPin) -> Iterator[None]:
         with pin(), self._head.catching():
             yield
 

@@ -4,6 +4,7 @@ import warnings
 from collections import OrderedDict
 from typing import Any, Iterator, List, Optional, Tuple
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
@@ -102,6 +103,12 @@ def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
                       stacklevel=2)
 
 
+def _holds_nan(value: Any) -> bool:
+    return (isinstance(value, Tensor) and value.is_floating_point()
+            and value.layout == torch.strided and not value.is_meta
+            and not value.is_nested and bool(value.isnan().any()))
+
+
 def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
     """Load weights into ``model``, and refuse those that are missing or of
     other shapes, which mmengine would leave as they were initialised, and
@@ -126,7 +133,7 @@ def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
                         'the config it was trained with.')
     check_scales_of(model, weights, path)
     broken = [name for name, value in model.state_dict().items()
-              if isinstance(value, Tensor) and value.isnan().any()]
+              if name in weights and _holds_nan(value)]
     if broken:
         raise UserError(f'The weights in {path!r} must be numbers, but '
                         f'{broken[0]} holds NaN: the training had diverged. '

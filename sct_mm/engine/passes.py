@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..models.pin import use_scale
 from ..models.scale import serving_scale, ssbn_layers
 from .advice import warn_if_frozen
-from .backward import BACKWARDS, Pin
+from .backward import BACKWARDS, OpenPin
 from .checks import check_gradients, check_pictures
 from .finite import FiniteLosses, name_pass, named
 from .log import joined, logged
@@ -60,7 +60,7 @@ class Passes:
         self._parts: Dict[int, dict] = {}  # {scale: batch} of each
         self._mode = 'loss'  # that the passes run in
         self._pin = None  # the open use_scale() of the model's own pass
-        self._last_pin: Optional[Pin] = None  # of the pass that ran last
+        self._last_pin: Optional[OpenPin] = None  # of the pass that ran last
         self._busy = False  # within a pass that is started here
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
@@ -166,7 +166,7 @@ class Passes:
         finally:
             self._busy = False
 
-    def _pin_of(self, p: Pass, part: dict) -> Pin:
+    def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         """What pins the pass ``p`` on ``part``, now and when activation
         checkpointing runs it again."""
         self._last_pin = partial(use_scale, self._norms, p.size, record=True,

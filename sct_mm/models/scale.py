@@ -87,6 +87,7 @@ class ScaleSpecific:
     """A layer with one row a scale: how it chooses the size that it serves.
     The base of SSBN in all its forms."""
 
+    pin = Pin()  # of what an older version pickled
     # What a layer has beside the norm that it stands in for.
     STATE = ('scales', 'pin', 'extents', 'plain_type', '_strange', '_served',
              '_eps')
@@ -113,7 +114,8 @@ class ScaleSpecific:
             size = self.extents.serving(extent, preceding.size)
             if size is None:
                 size = self.scales[0]
-                if extent != self._strange:
+                # Behind a pooling, sizes have one extent.
+                if extent != self._strange or len(self.extents.known()):
                     self._strange = extent
                     self._warn_untold()
             elif not self.scales[-1] <= size <= self.scales[0]:

@@ -111,6 +111,19 @@ def test_a_choice_that_is_wrong_is_found(monkeypatch):
     assert row['chooses'] == 'no' and '16 pixels' in row['note']
 
 
+@pytest.mark.filterwarnings('ignore:Network serves pictures')
+def test_a_network_whose_norms_stand_behind_a_pooling():
+    class Pooled(Small):
+        def __call__(self, *args, **options):
+            network = super().__call__(*args, **options)
+            network.net.insert(1, nn.AdaptiveAvgPool2d(4))
+            return network
+    row = found(Pooled())
+    assert row['chooses'] == 'no' and row['note'] == (
+        'chooses: unpinned it cannot tell sizes apart, and warns so: its '
+        'first norm stands behind a pooling')
+
+
 def test_another_row_that_is_extracted_is_found(monkeypatch):
     extract = coverage_checks.extract_scale
     monkeypatch.setattr(coverage_checks, 'extract_scale',

@@ -133,6 +133,9 @@ def test_weights_of_a_training_that_diverged(name):
         check_fits(net, state, 'a.pth')
     state[f'0.{name}'] = torch.tensor([1., float('inf'), 1.])  # as of masks
     assert check_fits(net, state, 'a.pth') == []
+    net.register_buffer('last_loss', torch.tensor(float('nan')))  # its own
+    net.register_buffer('meta', torch.empty(1, device='meta'))
+    assert check_fits(net, state, 'a.pth') == []
 
 
 def test_weights_that_have_no_place_are_returned():

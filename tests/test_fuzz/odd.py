@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from sct_mm.cli import is_refusal
-from sct_mm.models.scale import Pin
+from sct_mm.models.scale import Pin, ScaleSpecific
 
 LONG = settings.default.max_examples > 1000  # the profile `fuzz`
 COUNTS = Counter()
@@ -89,7 +89,7 @@ def assert_same_state(model, before):
 
 def assert_unpinned(model):
     for layer in model.modules():
-        if hasattr(layer, 'pin'):
+        if isinstance(layer, ScaleSpecific):
             assert layer.pin == Pin()
 
 

@@ -257,3 +257,29 @@ def test_a_record_that_was_averaged_is_taken():
     layer.set_extra_state(torch.tensor([[16, 7.6, 8.4], [12, 6, 6],
                                         [8, 0, 0]]))
     assert layer.extents == {16: [8, 8], 12: [6, 6]}
+
+
+def test_behind_a_pooling_another_size_is_told_after_the_base_too():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1),
+                        SSBN(4, scales=(16, 8))).eval()
+    for scale in (16, 8):
+        with use_scale(net, scale, record=True):
+            net(torch.rand(2, 3, scale, scale))
+    net(torch.rand(2, 3, 16, 16))  # silent: the base serves it rightly
+    for again in (net, copy.deepcopy(net)):
+        with pytest.warns(UserWarning, match='8 pixels by the rows of its '
+                          'base scale 16: .* behind a pooling'):
+            again(torch.rand(2, 3, 8, 8))
+    net(torch.rand(2, 3, 8, 8))  # it was told
+
+
+def test_a_layer_that_an_older_version_pickled_is_not_pinned():
+    layer = SSBN(4, scales=(16, 8)).eval()
+    state = layer.__getstate__()
+    del state['pin']
+    old = SSBN.__new__(SSBN)
+    old.__setstate__({**state, 'pinned_size': None, 'record': False})
+    x = torch.rand(2, 4, 8, 8)
+    assert torch.equal(old(x), layer(x))
+    with use_scale(old, 8):
+        assert old.pinned_size == 8
