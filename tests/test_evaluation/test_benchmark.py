@@ -1,6 +1,9 @@
 """The benchmark measures the same work in each arm."""
 import json
+import os
 import os.path as osp
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
 from sct_mm.engine.config import UserError
-from sct_mm.evaluation.benchmark import benchmark
+from sct_mm.evaluation.benchmark import _unwarned, benchmark
 from sct_mm.evaluation.benchmark_arms import ListModel
 
 from conftest import ROOT
@@ -94,3 +97,17 @@ def test_a_config_without_ssbn(run_tool):
 def test_too_few_rounds():
     with pytest.raises(ValueError, match='`rounds` must be an int from 3'):
         benchmark(osp.join(ROOT, CONFIG), rounds=2)
+
+
+@pytest.mark.parametrize('own', [None, 'default'])
+def test_processes_do_not_repeat_the_hosts_warnings(own, monkeypatch):
+    monkeypatch.delenv('PYTHONWARNINGS', raising=False)
+    if own:
+        monkeypatch.setenv('PYTHONWARNINGS', own)
+    with pytest.raises(KeyboardInterrupt), _unwarned():
+        told = subprocess.run(
+            [sys.executable, '-c', 'import warnings; warnings.warn("told")'],
+            capture_output=True, text=True).stderr
+        raise KeyboardInterrupt
+    assert ('told' in told) == bool(own)
+    assert os.environ.get('PYTHONWARNINGS') == own
