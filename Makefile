@@ -106,6 +106,7 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched
 	$(BIN)/python tools/reproduce.py ablations --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py baselines --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py longer --out $(WORK)/reproduce
+	$(BIN)/python tools/reproduce.py longest --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py compute --out $(WORK)/reproduce
 	$(BIN)/python tools/reproduce.py distill --out $(WORK)/reproduce
 

@@ -85,9 +85,12 @@ def installed(built, tmp_path_factory):
     python = root / 'bin' / 'python'
     site = ran(python, '-c', 'import sysconfig; '
                'print(sysconfig.get_paths()["purelib"])').strip()
-    # Of a folder that is named so, no .pth is run.
+    # Of a folder that is named so, no .pth is run: from Python 3.12 on, that
+    # of setuptools lends its distutils, which mmengine imports.
     with open(osp.join(site, 'hosts.pth'), 'w') as file:
-        file.write(sysconfig.get_paths()['purelib'])
+        file.write(sysconfig.get_paths()['purelib'] + '\n')
+        if sys.version_info >= (3, 12):
+            file.write('import _distutils_hack; _distutils_hack.add_shim()\n')
     pip('--python', python, 'install', built[0])
     return python, site
 

@@ -162,6 +162,11 @@ EXPERIMENTS = {
         '14 alone': lasting(ALONE[14], 3, 38),
         'SCT, SSBN': lasting(ANY_SIZE, 10, 20),
     }, EVEN, TOP1),
+    # For twice as much again: 21 and 14 alone had stopped gaining before.
+    'longest': Experiment({
+        '28 alone': lasting(ALONE[28], 3, 20),
+        'SCT, SSBN': lasting(ANY_SIZE, 10, 40),
+    }, EVEN, TOP1),
     # Schedules over their compute: 28 alone and SCT up to 20 epochs at 28.
     'compute': Experiment({
         f'{name}, {epochs} epochs': lasting(arm, own, epochs)
