@@ -1,4 +1,5 @@
 """Reading an experiment's config, and saying what is wrong with it."""
+import atexit
 import os
 import os.path as osp
 import traceback
@@ -89,9 +90,16 @@ def join_processes(cfg: Config) -> None:
     elif launcher == 'pytorch':
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
+            # An interpreter that ends before gloo's threads do may abort.
+            atexit.register(_leave_processes)
         cfg.setdefault('model_wrapper_cfg', dict(
             type='MMDistributedDataParallel', device_ids=None,
             broadcast_buffers=False))
+
+
+def _leave_processes() -> None:
+    if is_distributed():
+        torch.distributed.destroy_process_group()
 
 
 def _check_gpus(launcher: str) -> None:

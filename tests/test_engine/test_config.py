@@ -1,6 +1,11 @@
 """Reading a config, and joining the processes that a launcher started."""
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 
 import sct_mm  # noqa: F401
@@ -78,3 +83,27 @@ def test_a_process_without_a_gpu_of_its_own(gpus, monkeypatch):
                        f'{gpus} a machine'):
         config.join_processes(cfg)
     assert not calls
+
+
+AT_THE_END = '''
+import atexit
+from torch import distributed
+atexit.register(lambda: print('joined:', distributed.is_initialized()))
+from mmengine.config import Config
+from sct_mm.engine.config import join_processes
+join_processes(Config(dict(launcher='pytorch')))
+print('joined:', distributed.is_initialized())
+'''
+
+
+def test_processes_leave_each_other_before_they_end():
+    """gloo's threads outlive the interpreter otherwise, and may abort it."""
+    group = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0',
+                 MASTER_ADDR='127.0.0.1', MASTER_PORT='0')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', AT_THE_END],
+        capture_output=True, text=True, env={
+            **os.environ, **group, 'PYTHONPATH': ROOT,
+            'CUDA_VISIBLE_DEVICES': ''})
+    assert not done.returncode, done.stderr
+    assert done.stdout.split('joined: ')[1:] == ['True\n', 'False\n']
