@@ -5,7 +5,7 @@
 # make test       installs everything, lints, runs all tests
 # make doctor     says what is installed, and what conflicts
 # make docs       makes a site of docs/, whose links must all resolve
-# make reproduce, make reproduce-det, make reproduce-glyphs
+# make reproduce, make reproduce-det
 #                 every arm of a demo with three seeds: the tables of docs/results.md;
 #                 glyphs: letters and digits of free fonts, 96 pixels
 # Each goes on where it was interrupted. PYTHON chooses the interpreter,
@@ -14,8 +14,7 @@
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo demo-det test lint doctor docs reproduce reproduce-det \
-  reproduce-glyphs clean
+.PHONY: demo demo-det test lint doctor docs reproduce reproduce-det clean
 $(V).SILENT:
 
 PYTHON ?= python3
@@ -101,22 +100,14 @@ docs: $(VENV)/docs.done
 	  --site-dir $(CURDIR)/$(WORK)/site
 	echo "The site is in $(WORK)/site: open index.html."
 
-reproduce: $(VENV)/classification.done $(DATA)/fetched
-	$(BIN)/python tools/reproduce.py any-size --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py ablations --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py baselines --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py longer --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py longest --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py compute --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py distill --out $(WORK)/reproduce
+reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
+	set -e; for experiment in any-size ablations baselines longer longest compute \
+	    distill glyphs glyphs-baselines; do \
+	  $(BIN)/python tools/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 reproduce-det: $(DET_DATA)/composed
-	$(BIN)/python tools/reproduce.py detection --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py detection-baselines --out $(WORK)/reproduce
-	$(BIN)/python tools/reproduce.py detection-schedules --out $(WORK)/reproduce
-
-reproduce-glyphs: $(VENV)/classification.done $(GLYPHS)/made
-	$(BIN)/python tools/reproduce.py glyphs --out $(WORK)/reproduce
+	set -e; for experiment in detection detection-baselines detection-schedules; do \
+	  $(BIN)/python tools/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 clean:
 	rm -rf .venv .venv-onedl work_dirs

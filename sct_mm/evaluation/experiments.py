@@ -65,6 +65,8 @@ ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 EVERY = Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5, EVERY_SCALE)
+EVERY_BETWEEN = {28: 5, 26: 0.41, 24: 0.95, 22: 0.39, 21: 3.25, 20: 0.1,
+                 18: 0.78, 16: 0.77, 14: 3.35}
 SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
              divided(8))
 MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
@@ -82,6 +84,14 @@ GLYPHS_ADAPTED = Arm(
     GLYPHS_ALONE.format(96), {96: 6 + 2 / 3, 72: 4 / 3, 48: 4 / 3, 36: 4 / 3},
     start=Arm(GLYPHS_ALONE.format(96), {96: 6}), adapt=tuple(
         '--scales 96 72 48 36 --sizes 84 60 42'.split()))
+GLYPHS_BASELINE = 'baselines/sct-{}_resnet18_1xb128_glyphs'
+GLYPHS_MIXSIZE = Arm(GLYPHS_BASELINE.format('mixsize-shared-bn'), {
+    size: 13 / 7 for size in (96, 84, 72, 60, 48, 42, 36)})
+GLYPHS_EVERY_SCALE = (
+    'custom_hooks.2.scales_per_step=None', 'custom_hooks.2.between=0.0',
+    'custom_hooks.2.progressive=0.0', 'custom_hooks.2.loss_weights=None')
+GLYPHS_EVERY = Arm(GLYPHS.config, {96: 3, 72: 3, 48: 3, 36: 3}, 3,
+                   GLYPHS_EVERY_SCALE)
 GLYPHS_SIZES = (96, 84, 72, 60, 48, 42, 36)
 DET_SEEN = {128: 3, 96: 3, 64: 3}
 DET_DRAWN = {128: 3, 112: 1.5, 96: 1.5, 80: 1.5, 64: 1.5}
@@ -184,6 +194,10 @@ EXPERIMENTS = {
         'SCT, SSBN, all scales': EVERY,
         'SCT, SSBN, larger to smaller': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=larger')),
+        'SCT, SSBN, between, larger to smaller': EVERY._replace(
+            seen=EVERY_BETWEEN, options=(
+                *EVERY_SCALE, 'custom_hooks.2.between=0.35',
+                'custom_hooks.2.distill=larger')),
         'SCT, SSBN, and their ensemble': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
             'custom_hooks.2.backward=joint')),
@@ -198,6 +212,20 @@ EXPERIMENTS = {
         'SCT, shared BN': GLYPHS_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
             GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
+        'SCT, SSBN': GLYPHS,
+    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
+    # For the same pixels.
+    'glyphs-baselines': Experiment({
+        'one random size a step, shared BN': GLYPHS_MIXSIZE,
+        'one random size a step, shared BN, re-estimated': calibrated(
+            GLYPHS_MIXSIZE, GLYPHS.config, GLYPHS_SIZES),
+        'SCT, SSBN, all scales': GLYPHS_EVERY,
+        'SCT, SSBN, all scales, larger to smaller': GLYPHS_EVERY._replace(
+            options=(*GLYPHS_EVERY_SCALE, 'custom_hooks.2.distill=larger')),
+        'private statistics in the first stages alone': GLYPHS._replace(
+            config=GLYPHS_BASELINE.format('first-stages')),
+        'SCT, SSBN, private gamma and beta': GLYPHS._replace(
+            config=GLYPHS_BASELINE.format('private-affine')),
         'SCT, SSBN': GLYPHS,
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # The same in a ResNet-50 of full width, for a GPU.
