@@ -173,6 +173,18 @@ def is_refusal(error: Exception) -> bool:
         and (frame.line or '').startswith('raise '))
 
 
+def _refused_part(error: Exception) -> str:
+    """What a registry, or the class that it called, says of a part of the
+    config; '' of what is no refusal: a bug in that class."""
+    frames = traceback.extract_tb(error.__traceback__)
+    registry = [frame.filename == build_functions.__file__ for frame in frames]
+    refused = registry[-1] or (frames[-1].line or '').startswith(
+        ('raise ', 'assert '))
+    if not (any(registry) and refused and error.args):
+        return ''
+    return re.split(r'[.] [A-Z]|\n', str(error.args[0]))[0].rstrip('.')
+
+
 def sentence_of(error: Exception) -> Optional[str]:
     """What to tell the user of ``error``; None for one that wants its
     traceback."""
@@ -190,9 +202,8 @@ def sentence_of(error: Exception) -> Optional[str]:
     # mmengine joins the annotations of a data set, be there none.
     if _raised_at(error).name == '_serialize_data':
         return EMPTY
-    if (isinstance(error, (KeyError, TypeError))
-            and _raised_at(error).filename == build_functions.__file__):
-        cause = re.split(r'[.] [A-Z]', str(error.args[0]))[0]
+    cause = _refused_part(error)
+    if cause:
         return (f'A part of the config cannot be built ({cause}). Mend it '
                 'there, or name the package that registers it in its '
                 '`custom_imports`.')
@@ -215,8 +226,8 @@ def cli(main: Callable[[], None]) -> None:
     try:
         with protected_loading(), warnings_for_users(), output_for_users():
             main()
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError,
-            pickle.UnpicklingError) as error:
+    except (AssertionError, ImportError, OSError, KeyError, TypeError,
+            ValueError, RuntimeError, pickle.UnpicklingError) as error:
         sentence = sentence_of(error)
         if sentence is None:
             raise

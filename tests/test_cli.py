@@ -98,11 +98,28 @@ def test_what_a_user_can_mend_is_one_sentence(fail, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def refuse(depth):
+    raise KeyError(f'invalid depth {depth} for resnet')
+
+
+def insist(depth):
+    assert depth in (18, 34), f'{depth} is not a depth'
+
+
+class Missing:
+
+    def __init__(self):
+        raise ImportError('skimage is not installed. Please install it.')
+
+
 @pytest.mark.parametrize('part, said', [
     (dict(type='Nonsense'), 'Nonsense is not in the mmengine::model registry'),
     (dict(type='BaseDataPreprocessor', much=1),
      "unexpected keyword argument 'much'"),
-    ('Linear', "cfg should be a dict.* but got <class 'str'>")])
+    ('Linear', "cfg should be a dict.* but got <class 'str'>"),
+    (dict(type=refuse, depth=77), 'invalid depth 77'),
+    (dict(type=insist, depth=77), '77 is not a depth'),
+    (dict(type=Missing), 'skimage is not installed')])
 def test_a_slip_in_a_config_is_one_sentence(part, said, capsys):
     with pytest.raises(SystemExit):
         cli(lambda: MODELS.build(part))
@@ -112,7 +129,8 @@ def test_a_slip_in_a_config_is_one_sentence(part, said, capsys):
 
 @pytest.mark.parametrize('fail', [
     lambda: {}['key'], lambda: len(3),
-    lambda: MODELS.build(dict(type=lambda: len(3)))])
+    lambda: MODELS.build(dict(type=lambda: len(3))),
+    lambda: MODELS.build(dict(type=lambda: {}['key'])), lambda: refuse(7)])
 def test_a_bug_keeps_its_traceback(fail):
     with pytest.raises((KeyError, TypeError)):
         cli(fail)
