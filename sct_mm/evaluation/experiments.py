@@ -219,14 +219,16 @@ EXPERIMENTS = {
         'one random size a step, shared BN': GLYPHS_MIXSIZE,
         'one random size a step, shared BN, re-estimated': calibrated(
             GLYPHS_MIXSIZE, GLYPHS.config, GLYPHS_SIZES),
-        'SCT, SSBN, all scales': GLYPHS_EVERY,
-        'SCT, SSBN, all scales, larger to smaller': GLYPHS_EVERY._replace(
-            options=(*GLYPHS_EVERY_SCALE, 'custom_hooks.2.distill=larger')),
         'private statistics in the first stages alone': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('first-stages')),
         'SCT, SSBN, private gamma and beta': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('private-affine')),
         'SCT, SSBN': GLYPHS,
+    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
+    'glyphs-distill': Experiment({
+        'SCT, SSBN, all scales': GLYPHS_EVERY,
+        'SCT, SSBN, larger to smaller': GLYPHS_EVERY._replace(
+            options=(*GLYPHS_EVERY_SCALE, 'custom_hooks.2.distill=larger')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # The same in a ResNet-50 of full width, for a GPU.
     'glyphs-resnet50': Experiment({
