@@ -56,12 +56,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Settings(DictAction):
-    """mmengine's, which fails on what has no ``=``, and takes the spaces out
+    """mmengine's, which fails on what has no ``=``, takes a name that
+    is empty, and takes the spaces out
     of a path as it does of a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
-            if '=' not in value:
+            if not value.partition('=')[0] or '=' not in value:
                 parser.error(f'{option_string} must be KEY=VALUE, but got '
                              f'{value!r}. Write e.g. '
                              'train_cfg.max_epochs=1.')

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.scale import ScaleSpecific, ssbn_layers
+from .run_hooks import SharedAffineHook
 
 
 SCHEDULE = 'sct_schedule'  # key of a checkpoint
@@ -23,6 +24,11 @@ def schedule_of(hook: Any, runner: Any) -> Dict[str, str]:
     told = {name: repr(getattr(hook, name)) for name in _ARGUMENTS}
     if hook.progressive:  # a share of all steps
         told['max_iters'] = repr(runner.max_iters)
+    # Else the gradients are the same.
+    if hook.distill and hook.distill.teachers == 'ensemble':
+        told['backward'] = repr(hook.backward)
+    told['SharedAffineHook'] = repr(any(
+        isinstance(each, SharedAffineHook) for each in runner.hooks))
     return told
 
 

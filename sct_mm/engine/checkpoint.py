@@ -70,17 +70,22 @@ def make_folder(path: str, name: str) -> None:
                         ) from error
 
 
-def check_outputs(paths: Sequence[str], force: bool) -> None:
+def check_outputs(paths: Sequence[str], force: bool,
+                  ending: str = '') -> None:
     """Refuse, before the work, what cannot be written at its end.
 
     Raises:
         UserError: for a file that exists, without ``force``; a folder in its
-            place; and a folder that cannot be written to.
+            place; a folder that cannot be written to; and a name of another
+            ``ending``.
     """
     for path in paths:
         if osp.isdir(path) or not osp.basename(path):
             raise UserError(f'The output must be a file, but {path!r} is a '
                             'folder. Name a file in it.')
+        if not path.endswith(ending):
+            raise UserError(f'The output must be a {ending}, but got '
+                            f'{path!r}. Name one.')
         if osp.lexists(path) and not force:
             raise UserError(f'The output {path!r} exists already. Name '
                             'another, or replace it by --force.')

@@ -11,7 +11,6 @@ from ..arguments import check_flag, check_int, check_number
 from ..datasets.multi_scale import check_batch
 from ..datasets.pipeline import pipeline_of, train_sizes
 from ..datasets.samples import content_shape, is_padded
-from ..models.convert import damaged_by_sync_bn
 from ..models.scale import (ScaleSpecific, check_scales, scales_of)
 
 
@@ -104,12 +103,7 @@ def resolve_scales(model: nn.Module,
 
     Raises:
         ValueError: if ``wanted`` contradicts the layers, or neither tells.
-        RuntimeError: if mmengine's ``sync_bn`` has converted SSBN.
     """
-    if damaged_by_sync_bn(model):
-        raise RuntimeError('`sync_bn` replaces SSBN by SyncBatchNorm '
-                           'and drops the statistics of each scale. Remove '
-                           "it and set norm_cfg=dict(type='SyncSSBN').")
     built = scales_of(model)
     wanted = None if wanted is None else check_scales(wanted)
     if built is None and wanted is None:

@@ -2,12 +2,13 @@
 import copy
 import warnings
 from collections import OrderedDict
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Collection, Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.scale import ScaleSpecific
 from .config import UserError
@@ -57,14 +58,25 @@ def _load(model: nn.Module, weights: dict) -> Tuple[List[str], Optional[str]]:
         lines = [line.strip(' \t.') for line in str(error).splitlines()]
         return [], (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
                     else f'{type(error).__name__}: {"".join(lines[:1])}')
-    loaded = {id(value) for name, value in model.named_parameters(
-        remove_duplicate=False) if name not in set(missing)}
-    # Of the parameters alone: a buffer may be computed.
-    for name, value in model.named_parameters():
+    tensors = dict(_learnt(model, remove_duplicate=False))
+    loaded = {id(value) for name, value in tensors.items()
+              if name not in set(missing)}
+    for name, value in _learnt(model):
         if id(value) not in loaded:
             return more, (f'{name} of shape {tuple(value.shape)} is missing '
                           'there')
     return more, None
+
+
+def _learnt(model: nn.Module, remove_duplicate: bool = True
+            ) -> Iterator[Tuple[str, Tensor]]:
+    """Parameters and statistics; other buffers may be computed."""
+    yield from model.named_parameters(remove_duplicate=remove_duplicate)
+    for path, layer in model.named_modules(remove_duplicate=remove_duplicate):
+        if isinstance(layer, _BatchNorm):
+            for name in ('running_mean', 'running_var'):
+                if layer._buffers.get(name) is not None:
+                    yield f'{path}.{name}'.lstrip('.'), getattr(layer, name)
 
 
 def _layers_in(model: nn.Module, weights: dict, name: str
@@ -94,19 +106,31 @@ def check_scales_of(model: nn.Module, weights: dict, path: str) -> None:
                     '`norm_cfg` to those of the checkpoint.')
 
 
+def is_of_one_size(model: nn.Module, state: dict) -> bool:
+    """Whether the weights, of a network for one size, fill all rows."""
+    return any(
+        len(layer.scales) > 1 and value.dim() == 1 for layer, value
+        in _layers_in(model, without_wrapper(state), 'running_mean'))
+
+
 def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
     """Say that a checkpoint of a network for one size fills all rows."""
-    if any(len(layer.scales) > 1 and value.dim() == 1 for layer, value
-           in _layers_in(model, without_wrapper(state), 'running_mean')):
+    if is_of_one_size(model, state):
         warnings.warn(f'{path!r} is of a network for one size: the rows of '
                       'all scales are the same. Train or calibrate them.',
                       stacklevel=2)
 
 
-def _holds_nan(value: Any) -> bool:
-    return (isinstance(value, Tensor) and value.is_floating_point()
+def _broken(name: str, value: Any, learnt: Collection[str]) -> str:
+    """What no weight may hold, and ``value`` does; '' if it is sound. A
+    buffer that is computed, such as a mask, may hold inf."""
+    if not (isinstance(value, Tensor) and value.is_floating_point()
             and value.layout == torch.strided and not value.is_meta
-            and not value.is_nested and bool(value.isnan().any()))
+            and not value.is_nested):
+        return ''
+    if value.isnan().any():
+        return 'NaN'
+    return 'inf' if name in learnt and value.isinf().any() else ''
 
 
 def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
@@ -123,7 +147,8 @@ def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
         of use.
 
     Raises:
-        UserError: for weights that do not fit, rows of other scales, and NaN.
+        UserError: for weights that do not fit, rows of other scales, and
+            NaN or inf.
         ValueError: for rows of another number of scales.
     """
     weights = without_wrapper(state)
@@ -132,12 +157,13 @@ def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
     check_scales_of(model, weights, path)
-    broken = [name for name, value in model.state_dict().items()
-              if name in weights and _holds_nan(value)]
-    if broken:
-        raise UserError(f'The weights in {path!r} must be numbers, but '
-                        f'{broken[0]} holds NaN: the training had diverged. '
-                        'Name an earlier checkpoint.')
+    learnt = dict(_learnt(model, remove_duplicate=False))
+    for name, value in model.state_dict().items():
+        broken = name in weights and _broken(name, value, learnt)
+        if broken:
+            raise UserError(f'The weights in {path!r} must be numbers, but '
+                            f'{name} holds {broken}: the training had '
+                            'diverged. Name an earlier checkpoint.')
     return [name for name in more if isinstance(weights.get(name), Tensor)
             and not name.endswith('_extra_state')]
 

@@ -155,9 +155,11 @@ def check_monitors(runner: Any, sizes: Tuple[int, ...]) -> None:
               if isinstance(getattr(part, 'monitor', None), str)]
     for owner, name in names:
         if name != 'auto' and name.partition('/')[0] not in prefixes:
+            first, _, rest = name.partition('/')
+            metric = rest if first.isdigit() else name
             raise UserError(f'{owner} must name a metric with its size or '
                             f'`mean`, but got {name!r}. Write '
-                            f"'mean/{name}' or '{sizes[0]}/{name}'.")
+                            f"'mean/{metric}' or '{sizes[0]}/{metric}'.")
 
 
 class _ScalesLoop(BaseLoop):

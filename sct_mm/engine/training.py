@@ -9,10 +9,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..datasets.pipeline import type_name
+from ..models.scale import scales_of
 from .checkpoint import check_checkpoint, make_folder
 from .config import (UserError, check_data, join_processes,
                      set_loader_defaults)
-from .loading import check_is_of
+from .loading import check_is_of, is_of_one_size
 from .loops import unwrapped
 from .protection import protected_loading
 from .resume import choose_start
@@ -53,6 +54,23 @@ def check_complete(cfg: Config) -> None:
                         'out.')
 
 
+def check_same(model: nn.Module, path: str) -> None:
+    """Whether the run that wrote ``path`` trained ``model``: mmengine would
+    go on with what does not fit as it was initialised, and with moments of
+    an optimizer that are of other shapes.
+
+    Raises:
+        UserError: if not.
+    """
+    checkpoint = check_checkpoint(path)
+    check_is_of(model, checkpoint, path)
+    if is_of_one_size(model, checkpoint['state_dict']):
+        raise UserError(f'The checkpoint {path!r} cannot be resumed: it is '
+                        'of a network for one size, and the config has rows '
+                        f'for {scales_of(model)}. Start from its weights by '
+                        '`load_from`.')
+
+
 @protected_loading()
 def train(cfg: Config, resume: Optional[str] = None) -> Runner:
     """Train the config, which names its `work_dir`; returns its Runner.
@@ -76,8 +94,6 @@ def train(cfg: Config, resume: Optional[str] = None) -> Runner:
               else Runner.from_cfg(cfg))
     if cfg.resume and '://' not in cfg.load_from and isinstance(
             runner.model, nn.Module) and osp.isfile(cfg.load_from):
-        # mmengine would go on with what does not fit as it was initialised.
-        check_is_of(unwrapped(runner.model), check_checkpoint(cfg.load_from),
-                    cfg.load_from)
+        check_same(unwrapped(runner.model), cfg.load_from)
     runner.train()
     return runner

@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..arguments import check_int, check_number
+from ..datasets.multi_scale import padding_of
 from ..datasets.pipeline import type_name
 from ..engine.adapt import check_adaptable
 from ..engine.checkpoint import (AtomicLocalBackend, check_checkpoint,
@@ -22,6 +23,7 @@ from ..engine.loading import loaded_model
 from ..engine.loops import Sizes, expand_sizes
 from ..engine.protection import protected_loading
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
+from ..engine.schedule import sizes_between
 from ..engine.sct_hook import SCTLossHook
 from ..engine.training import train
 from ..models.convert import extract_scale
@@ -29,6 +31,7 @@ from ..models.scale import check_scales, scales_of
 from .calibrate import estimate, prepare_run, save_weights
 
 _START = 'calibrated.pth'
+_PICTURES = 'sct_pictures'  # in its meta, how many gave the statistics
 # Of its config what a run cannot change in the middle.
 _ITS_OWN = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
             'param_scheduler', 'custom_hooks')
@@ -143,7 +146,7 @@ def _check_output(out: str, force: bool, resume: bool) -> None:
 
 
 def _check_same(made: str, adapted: Config, sizes: Sequence[int],
-                stock: nn.Module) -> None:
+                stock: nn.Module, pictures: int) -> None:
     """Whether the run to go on with is that of ``adapted`` and ``stock``:
     mmengine takes the schedule of what it resumes, and rows by their rank.
 
@@ -162,6 +165,8 @@ def _check_same(made: str, adapted: Config, sizes: Sequence[int],
     differs = [name for name in _ITS_OWN if before.get(name) != adapted.get(
         name)]
     weights = check_checkpoint(start)
+    if weights.get('meta', {}).get(_PICTURES, pictures) != pictures:
+        differs.append('pictures')
     if not differs and differing(
             extract_scale(loaded_model(adapted, weights, start), scales[0]),
             stock):
@@ -273,12 +278,15 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     adapted = adapted_config(cfg, scales, epochs, lr, between)
     model = loaded_model(adapted, weights, checkpoint).to(get_device())
     check_adaptable(model, scales, (1, ) * len(scales))
+    if between:
+        sizes_between(scales, padding_of(model).get('size_divisor', 1))
     made, path = osp.join(out, f'{name}.py'), osp.join(out, ADAPTED)
     if resume:
-        _check_same(made, adapted, sizes, stock)
+        _check_same(made, adapted, sizes, stock, pictures)
     make_folder(out, '--out')
     estimate(model, adapted, scales[1:], scales[0], pictures)
-    _write(model, adapted, made, path, weights.get('meta', {}))
+    meta = weights.get('meta', {})
+    _write(model, adapted, made, path, {**meta, _PICTURES: pictures})
     if epochs:
         adapted = load_config(made)  # which tells a run its name
         model = train(adapted, 'auto' if resume else None).model
@@ -286,5 +294,5 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     if sizes:
         _add_sizes(model, adapted, made, sizes, scales[0], pictures)
     _check_kept(model, stock, scales[0])
-    save_weights(model, path, weights.get('meta', {}))
+    save_weights(model, path, meta)
     return dict(config=made, checkpoint=path, scales=scales_of(model))

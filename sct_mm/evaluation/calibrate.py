@@ -21,6 +21,7 @@ from ..arguments import check_int
 from ..datasets.multi_scale import padding_of
 from ..datasets.pipeline import pipeline_of, train_sizes
 from ..engine.checkpoint import check_checkpoint, check_outputs
+from ..engine.checks import check_pictures
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
                              set_loader_defaults)
@@ -135,12 +136,18 @@ def check_sizes(sizes: Sizes, model: nn.Module,
 
 def prepared(loader: DataLoader, model: nn.Module, size: int,
              base: int) -> Iterator[dict]:
-    """The batches of ``loader`` as the model takes them, at ``size``."""
+    """The batches of ``loader`` as the model takes them, at ``size``.
+
+    Raises:
+        ValueError: for pictures of another size than ``base``.
+    """
     resize = TRANSFORMS.build({**padding_of(model), 'type': 'MultiScaleBatch',
                                'scale': size, 'base_scale': base})
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
-            yield resize(model.data_preprocessor(batch, False))
+            batch = model.data_preprocessor(batch, False)
+            check_pictures(batch, base)
+            yield resize(batch)
 
 
 def prepare_run(cfg: Config) -> None:
@@ -221,6 +228,10 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
     sizes = sizes if sizes == 'all' else expand_sizes(sizes)
     check_outputs([out], force)
+    if out.endswith('.safetensors'):
+        raise UserError('The output is a checkpoint of torch, but got '
+                        f'{out!r}. Name a .pth; tools/hub.py and '
+                        'tools/export.py write safetensors.')
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)

@@ -188,18 +188,6 @@ def _parts(dataset: dict) -> List[dict]:
     return [part for each in inner for part in _parts(each)] or [dataset]
 
 
-def check_demo(out: str, force: bool) -> None:
-    """Refuse, before the work, a plot that could not be written.
-
-    Raises:
-        UserError: for another format, and as :func:`check_outputs`.
-    """
-    if not out.endswith('.png'):
-        raise UserError(f'The output must be a .png, but got {out!r}. Name '
-                        'one.')
-    check_outputs([out], force)
-
-
 @protected_loading()
 def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
                out: str, sizes: Optional[Sizes] = None,
@@ -233,7 +221,7 @@ def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
             or stands in the way; a cascade of a detector.
     """
     from .demo_report import draw
-    check_demo(out, force)
+    check_outputs([out], force, ending='.png')
     check_number('least', least, 0, 'The default is 0.3.', 1)
     wanted = None if sizes is None else expand_sizes(sizes)
     cfg = load_config(config, cfg_options)

@@ -62,12 +62,12 @@ def unpacked(value: Any) -> Any:
 def _network(told: dict, weights: Dict[str, Tensor], folder: str
              ) -> nn.Module:
     """The network of a folder's ``config.json`` with its weights."""
-    cfg = Config(unpacked(told['config']))
+    cfg = Config(told['config'])
     # mmengine asks for it, also where a config leaves it to the project.
     cfg.default_scope = told['default_scope']
     with registered_only():
         model = loaded_model(cfg, dict(state_dict=weights), folder)
-    meta = unpacked(told['dataset_meta'])
+    meta = told['dataset_meta']
     model._config, model._dataset_meta = cfg, meta  # mmpretrain's names
     model.cfg, model.dataset_meta = cfg, meta  # mmdet's
     return model
@@ -137,7 +137,7 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
                 sha256=sha256_of(data), dataset_meta=plain_data(meta or {}),
                 default_scope=cfg.default_scope, config=packed(cfg.to_dict()))
     text = json.dumps(told, indent=2)
-    _check_same(state, _network(json.loads(text), weights_in(
+    _check_same(state, _network(_checked(json.loads(text), CONFIG), weights_in(
         'safetensors', data), folder))
     write_all(dict(zip(paths, (data, text.encode()))))
     return told
@@ -162,6 +162,31 @@ def _fetched(source: str, revision: Optional[str]) -> str:
                     f'but got {source!r} ({cause}). Name another.')
 
 
+def _checked(told: Any, path: str) -> dict:
+    """What ``config.json`` at ``path`` holds, unpacked.
+
+    Raises:
+        UserError: for one of another kind or version, or damaged.
+    """
+    names = ('config', 'default_scope', 'dataset_meta', 'sha256')
+    if not isinstance(told, dict) or told.get('version') != VERSION or not (
+            told.get('library_name') == 'sct_mm'
+            and all(name in told for name in names)
+            and isinstance(told['config'], dict)
+            and isinstance(told['config'].get('model'), dict)):
+        raise UserError(f'{path!r} is of another kind or version. Name a '
+                        'folder that tools/hub.py of this version wrote.')
+    try:
+        config, meta = unpacked(told['config']), unpacked(told['dataset_meta'])
+    except TypeError:
+        meta = None
+    if not (isinstance(meta, dict) and isinstance(config['model'], dict)
+            and 'type' in config['model']):
+        raise UserError(f'{path!r} is damaged. Name a folder that '
+                        'tools/hub.py wrote, or copy it again.')
+    return {**told, 'config': config, 'dataset_meta': meta}
+
+
 def _told(folder: str) -> dict:
     """What ``config.json`` in ``folder`` says.
 
@@ -175,15 +200,7 @@ def _told(folder: str) -> dict:
     except (OSError, ValueError) as error:
         raise UserError(f'{path!r} cannot be read ({error}). Name a folder '
                         'that tools/hub.py wrote.') from None
-    names = ('config', 'default_scope', 'dataset_meta', 'sha256')
-    if not isinstance(told, dict) or told.get('version') != VERSION or not (
-            told.get('library_name') == 'sct_mm'
-            and all(name in told for name in names)
-            and isinstance(told['config'], dict)
-            and isinstance(told['config'].get('model'), dict)):
-        raise UserError(f'{path!r} is of another kind or version. Name a '
-                        'folder that tools/hub.py of this version wrote.')
-    return told
+    return _checked(told, path)
 
 
 @protected_loading()

@@ -155,7 +155,7 @@ def pick(result: str, max_latency: Optional[float] = None,
         raise UserError('A most or a least must be asked for, but got none. '
                         'Give --max-latency, --max-gflops or --min.')
     out = osp.join(osp.dirname(result), 'pareto.png') if out is None else out
-    check_outputs([out], force=True)
+    check_outputs([out], force=True, ending='.png')
     data = read_result(result)
     names = metric_names(data['models'])
     if not names:

@@ -1,4 +1,5 @@
 """Rows for one more size, and statistics re-estimated from pictures."""
+import copy
 from contextlib import contextmanager
 from typing import Any, Iterable, Iterator, List, Sequence, Tuple
 
@@ -84,7 +85,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     Raises:
         TypeError: for a batch of another form.
         ValueError: if ``size`` is no scale of the model, for tensors of
-            another size, or if there are less than two batches.
+            another size, for statistics that are not finite, or if there are
+            less than two batches. The model is as before then.
     """
     layers = ssbn_layers(model)
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
@@ -98,21 +100,39 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
             for layer in layers]
     old = [torch.stack(row) for row in rows]
     sums, pictures, seen = [0] * len(rows), 0, 0
-    try:
-        with _estimating(model, layers, size):
-            for batch in batches:
-                count = _forward(model, batch, size)
-                sums = [total + count * torch.stack(row).double()
-                        for total, row in zip(sums, rows)]
-                pictures, seen = pictures + count, seen + 1
-    finally:
-        _put(rows, old)
-    sums, pictures, seen = _over_processes(sums, old, pictures, seen)
-    if seen < 2:
-        raise ValueError('Statistics need at least two batches, but got '
-                         f'{seen}. Give more pictures, or smaller batches.')
+    with _keeping_records(layers):
+        try:
+            with _estimating(model, layers):
+                for batch in batches:
+                    count = _forward(model, batch, size)
+                    sums = [total + count * torch.stack(row).double()
+                            for total, row in zip(sums, rows)]
+                    pictures, seen = pictures + count, seen + 1
+        finally:
+            _put(rows, old)
+        sums, pictures, seen = _over_processes(sums, old, pictures, seen)
+        if seen < 2:
+            raise ValueError('Statistics need at least two batches, but got '
+                             f'{seen}. Give more pictures, or smaller '
+                             'batches.')
+        if not all(total.isfinite().all() for total in sums):
+            raise ValueError(f'Statistics at {size} pixels must be finite, '
+                             'but a layer sees NaN or inf. Mend the pictures '
+                             'or the weights.')
     _put(rows, [total / pictures for total in sums])
     return pictures
+
+
+@contextmanager
+def _keeping_records(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back, after an error, what ``layers`` have seen."""
+    before = [copy.deepcopy(layer.extents) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, extents in zip(layers, before):
+            layer.extents = extents
+        raise
 
 
 def _put(rows: List[List[Tensor]], values: Sequence[Tensor]) -> None:
@@ -122,8 +142,8 @@ def _put(rows: List[List[Tensor]], values: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _estimating(model: nn.Module, layers: Sequence[nn.Module],
-                size: int) -> Iterator[None]:
+def _estimating(model: nn.Module,
+                layers: Sequence[nn.Module]) -> Iterator[None]:
     """Let each row become the statistics of the last batch alone."""
     before = [(m, m.training) for m in model.modules()]
     options = [(layer, layer.momentum, layer.num_batches_tracked)
@@ -133,7 +153,7 @@ def _estimating(model: nn.Module, layers: Sequence[nn.Module],
         for layer in layers:
             layer.training, layer.momentum = True, 1.0
             layer.num_batches_tracked = None
-        with torch.no_grad(), use_scale(model, size):
+        with torch.no_grad():
             yield
     finally:
         for layer, momentum, counter in options:
@@ -155,14 +175,17 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
             'with such `inputs`, but got a '
             f'{getattr(pictures, "dtype", type(pictures).__name__)}. Take '
             'what model.data_preprocessor() makes of a host\'s batch.')
-    if isinstance(batch, dict):  # padded, where it is a detector's
-        model(**batch)
-    elif pictures.dim() > 3 and min(pictures.shape[-2:]) != size:
+    edge = min(pictures.shape[-2:]) if pictures.dim() > 3 else size
+    if edge != size and not isinstance(batch, dict):
         raise ValueError(f'`batches` must be pictures of {size} pixels, whose '
                          f'rows they are for, but got shape '
                          f'{tuple(pictures.shape)}. Resize them first.')
-    else:
-        model(pictures)
+    # A detector's are padded, and long ones narrower.
+    with use_scale(model, size, edge=edge):
+        if isinstance(batch, dict):
+            model(**batch)
+        else:
+            model(pictures)
     return len(pictures)
 
 

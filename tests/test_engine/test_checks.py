@@ -7,7 +7,8 @@ from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from sct_mm import SCTLossHook, SSBN, convert_to_ssbn, use_scale
+from sct_mm import (SCTLossHook, SSBN, SharedAffineHook, convert_to_ssbn,
+                    use_scale)
 from sct_mm.engine.advice import warn_if_frozen, warn_of_shared_norms
 from sct_mm.engine.checks import check_pictures, check_pipeline
 from sct_mm.models.scale import ssbn_layers
@@ -114,17 +115,18 @@ def test_norms_without_rows_beside_ssbn_are_told(log):
 
 
 def test_a_run_that_goes_on_with_another_schedule(log, tmp_path):
-    def saved(steps=9, **options):
+    def saved(steps=9, hooks=(), **options):
         checkpoint = {}
         SCTLossHook(**options).before_save_checkpoint(
-            SimpleNamespace(max_iters=steps), checkpoint)
+            SimpleNamespace(max_iters=steps, hooks=hooks), checkpoint)
         torch.save(checkpoint, tmp_path / 'a.pth')
         return torch.load(tmp_path / 'a.pth', weights_only=True)
 
     def resumed(checkpoint, steps=9, resume=True, **options):
         log.clear()
         SCTLossHook(**options).after_load_checkpoint(
-            SimpleNamespace(max_iters=steps, _resume=resume), checkpoint)
+            SimpleNamespace(max_iters=steps, hooks=(), _resume=resume),
+            checkpoint)
         return log.text
 
     small = dict(scales_per_step=1, progressive=0.5)
@@ -139,3 +141,8 @@ def test_a_run_that_goes_on_with_another_schedule(log, tmp_path):
     for change in ('seed=0, which was 3', "distill=Distill(teachers='larger'",
                    'loss_weights=(1.0, 2.0), which was None'):
         assert change in text
+    assert 'SharedAffineHook=False, which was True' in resumed(
+        saved(hooks=[SharedAffineHook()]))
+    assert not resumed(saved(backward='joint'))  # the same gradients
+    assert "backward='per_scale', which was 'joint'" in resumed(saved(
+        backward='joint', distill='ensemble'), distill='ensemble')

@@ -6,6 +6,9 @@ from unittest import mock
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.model import convert_sync_batchnorm
+from mmengine.model.efficient_conv_bn_eval import (
+    turn_on_efficient_conv_bn_eval)
 from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
@@ -34,22 +37,15 @@ def test_model_without_ssbn(caplog):
     assert 's8/total' in model(**batch(), mode='loss')
 
 
-def test_sync_bn_torch_is_refused():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(ssbn_model())
-    with pytest.raises(RuntimeError, match='SyncSSBN'):
-        SCTLossHook().attach(model)
+@pytest.mark.parametrize('convert', [
+    nn.SyncBatchNorm.convert_sync_batchnorm,
+    lambda model: convert_sync_batchnorm(model, 'torch')])
+def test_sync_bn_is_refused(convert):
+    model = ssbn_model()
+    with pytest.raises(RuntimeError, match='`sync_bn` replaces .*SyncSSBN'):
+        convert(model)
+    assert len(ssbn_layers(model)) == len(ssbn_layers(ssbn_model()))
     SCTLossHook().attach(TinyModel(lambda c: SyncSSBN(c, SCALES)))
-
-
-def test_a_sync_norm_that_is_none_of_torchs_is_refused():
-    class Synced(nn.Module):  # as mmcv's, which needs several processes
-        def __init__(self, norm):
-            super().__init__()
-            self.num_features, self.weight = norm.num_features, norm.weight
-            self.register_buffer('running_mean', norm.running_mean)
-
-    with pytest.raises(RuntimeError, match='SyncSSBN'):
-        SCTLossHook().attach(TinyModel(lambda c: Synced(SSBN(c, SCALES))))
 
 
 def test_pictures_of_another_size():
@@ -248,6 +244,9 @@ def test_what_reads_the_tensors_of_bn_is_refused():
     net.turn_on_efficient_conv_bn_eval()
     with pytest.raises(ValueError, match='efficient_conv_bn_eval.*ConvModul'):
         SCTLossHook().attach(net)
+    with pytest.raises(RuntimeError, match='efficient_conv_bn_eval.*those of '
+                       r'\(16, .*Remove it from the config'):
+        turn_on_efficient_conv_bn_eval(ssbn_model(), 'net')
 
 
 def test_a_second_hook_is_refused():

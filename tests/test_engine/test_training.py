@@ -54,6 +54,7 @@ def test_settings_that_do_not_fit(options, tmp_path):
 
 @pytest.mark.parametrize('arguments, match', [
     (['--cfg-options', 'abc'], "must be KEY=VALUE, but got 'abc'"),
+    (['--cfg-options', '=3'], "must be KEY=VALUE, but got '=3'"),
     (['--launcher', 'pytorch'], 'which sets RANK, but that is not set'),
     (['--launcher', 'slurm'], 'which sets SLURM_PROCID')])
 def test_a_command_line_that_is_none(arguments, match, capsys, monkeypatch):
@@ -124,17 +125,20 @@ def test_a_run_goes_on_with_its_own_network_alone(tmp_path, monkeypatch):
         'train_dataloader.dataset.indices': 8, 'work_dir': str(tmp_path),
         'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None})
     init_default_scope('mmpretrain')
-    for name, scales in (('wide', (28, 21, 14)), ('other', (28, 20, 14))):
+    for name, scales in (('wide', (28, 21, 14)), ('other', (28, 20, 14)),
+                         ('stock', None)):
         model = cfg.model.copy()
         model.backbone = {**model.backbone, 'norm_cfg': dict(
-            type='SSBN', scales=scales)}
+            type='SSBN', scales=scales) if scales else dict(type='BN')}
         if name == 'wide':
             model.backbone['stem_channels'] = 24
         torch.save(dict(state_dict=MODELS.build(model).state_dict(),
                         meta=dict(epoch=1, iter=1), optimizer={},
                         message_hub={}), tmp_path / f'{name}.pth')
     for name, match in (('wide', 'does not fit the config: size mismatch'),
-                        ('other', r'at the scales \(28, 20, 14\)')):
+                        ('other', r'at the scales \(28, 20, 14\)'),
+                        ('stock', 'cannot be resumed: .* for one size, .*'
+                         r'rows for \(28, 21, 14\).*`load_from`')):
         with pytest.raises(UserError, match=match):
             train(Config({**cfg, 'experiment_name': name}),
                   str(tmp_path / f'{name}.pth'))

@@ -181,11 +181,13 @@ def test_it_goes_on_with_its_own_run_alone(stock):
             (stock, (28, 24, 16), {}, 'model'),
             (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
             (stock, SCALES, dict(epochs=1), 'train_cfg'),
+            (stock, SCALES, dict(pictures=33), 'pictures'),
             (other, SCALES, {}, 'checkpoint')):
         with pytest.raises(UserError, match=f'but its {name} is another'):
             adapt_checkpoint(CONFIG, run[0], scales, out=run[2],
-                             pictures=32, cfg_options=FEW, resume=True,
-                             **{'epochs': 0, 'sizes': [18], **options})
+                             cfg_options=FEW, resume=True, **{
+                                 'epochs': 0, 'sizes': [18], 'pictures': 32,
+                                 **options})
 
 
 def test_checkpoints_of_another_training_are_kept(stock):
@@ -208,6 +210,20 @@ def test_where_nothing_can_be_written(stock, monkeypatch):
         adapt_checkpoint(CONFIG, stock[0], (28, ), out=stock[2])
     with pytest.raises(ValueError, match='`between` must be .* 1.5'):
         adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
+    with pytest.raises(ValueError, match='`between` needs a multiple of 1 '
+                       'between 28 and 27'):
+        adapt_checkpoint(CONFIG, stock[0], (28, 27), out=stock[2], between=.5)
+    assert not osp.exists(stock[2])
+
+
+@pytest.mark.parametrize('scales', [(32, 14), (20, 14)])
+def test_pictures_that_are_not_of_the_base(stock, scales):
+    """Where no transform of the pipeline tells: the data set's own size."""
+    with pytest.raises(ValueError, match=f'scale {scales[0]} and pictures of '
+                       '28 pixels'):
+        adapt_checkpoint(CONFIG, stock[0], scales, 0, stock[2], 32,
+                         cfg_options=FEW)
+    assert not os.listdir(stock[2])
 
 
 def test_no_old_network_stands_beside_a_config_of_other_scales(

@@ -135,6 +135,11 @@ def test_an_output_that_exists_is_kept(checkpoint):
         assert file.read() == 'mine'
 
 
+def test_an_output_of_another_format(checkpoint):
+    with pytest.raises(UserError, match='checkpoint of torch, but got .*a.sa'):
+        calibrate_checkpoint(FASHION, checkpoint[0], [21], 'a.safetensors')
+
+
 def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
     path, out = checkpoint
     for place, match in ((osp.dirname(path), 'is a folder'),

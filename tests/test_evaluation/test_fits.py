@@ -129,13 +129,28 @@ def test_weights_of_a_training_that_diverged(name):
     net = nn.Sequential(nn.BatchNorm2d(3))
     state = net.state_dict()
     state[f'0.{name}'] = torch.tensor([1., float('nan'), 1.])
-    with pytest.raises(UserError, match=f"'a.pth' .* 0.{name} holds NaN"):
-        check_fits(net, state, 'a.pth')
-    state[f'0.{name}'] = torch.tensor([1., float('inf'), 1.])  # as of masks
+    for value, told in (('nan', 'NaN'), ('inf', 'inf'), ('-inf', 'inf')):
+        state[f'0.{name}'] = torch.tensor([1., float(value), 1.])
+        with pytest.raises(UserError,
+                           match=f"'a.pth' .* 0.{name} holds {told}"):
+            check_fits(net, state, 'a.pth')
+    state[f'0.{name}'] = torch.ones(3)
+    net.register_buffer('mask', torch.tensor([0., float('-inf')]))
+    state['mask'] = net.mask.clone()
     assert check_fits(net, state, 'a.pth') == []
     net.register_buffer('last_loss', torch.tensor(float('nan')))  # its own
     net.register_buffer('meta', torch.empty(1, device='meta'))
     assert check_fits(net, state, 'a.pth') == []
+
+
+@pytest.mark.parametrize('name', ['weight', 'running_mean', 'running_var'])
+def test_weights_without_statistics(name):
+    net = convert_to_ssbn(plain_net(), (16, 8))
+    for state in (net.state_dict(), plain_net().state_dict()):
+        state = {key: value for key, value in state.items()
+                 if not key.endswith(name)}
+        with pytest.raises(UserError, match=f'{name} .*is missing there'):
+            check_fits(net, state, 'a.pth')
 
 
 def test_weights_that_have_no_place_are_returned():

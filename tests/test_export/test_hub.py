@@ -121,7 +121,12 @@ def test_a_folder_that_is_damaged_is_refused(saved):
     (None, 'cannot be read'), ('{', 'cannot be read'),
     ('[]', 'another kind or version'), ('{"version": 9}', 'another kind'),
     ('{"version": 1, "library_name": "sct_mm", "config": {}, "sha256": "",'
-     '"default_scope": null, "dataset_meta": {}}', 'another kind')])
+     '"default_scope": null, "dataset_meta": {}}', 'another kind'),
+    *((f'{{"version": 1, "library_name": "sct_mm", "config": {{"model": '
+       f'{model}}}, "sha256": "", "default_scope": null, "dataset_meta": '
+       f'{meta}}}', 'is damaged') for model, meta in (
+           ('{"type": 1, "scales": {"__tuple__": 5}}', '{}'), ('{}', '{}'),
+           ('{"type": "A"}', '"x"'), ('{"__tuple__": []}', '{}')))])
 def test_another_config_json_is_refused(saved, text, message):
     path = saved[0] / 'config.json'
     path.unlink() if text is None else path.write_text(text)

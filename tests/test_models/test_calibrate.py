@@ -155,6 +155,27 @@ def test_too_few_pictures_change_nothing(count):
         assert torch.equal(value, state[name])
 
 
+def test_pictures_of_a_detector_are_recorded_at_their_nominal_size():
+    """Long ones are narrower, and a batch is padded to a multiple."""
+    model = trained()
+    first = ssbn_layers(model)[0]  # deeper ones round extents of a few
+    before = first.get_extra_state()
+    calibrate(model, [dict(inputs=torch.randn(2, 3, h, w), data_samples=None)
+                      for h, w in ((16, 24), (10, 28), (16, 16))], 16)
+    assert torch.equal(first.get_extra_state(), before)
+
+
+@pytest.mark.parametrize('wrong', [float('nan'), float('inf')])
+def test_statistics_that_are_no_numbers(wrong):
+    model = trained()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='at 12 pixels must be finite'):
+        calibrate(model, [torch.randn(2, 3, 12, 12),
+                          torch.full((2, 3, 12, 12), wrong)], 12)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_an_error_on_the_way_changes_nothing():
     model = trained()
     state = copy.deepcopy(model.state_dict())

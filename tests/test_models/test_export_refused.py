@@ -1,5 +1,6 @@
 """What is exported, deployed and fused: one scale, extracted."""
 import io
+from operator import attrgetter
 
 import pytest
 import torch
@@ -117,3 +118,26 @@ def test_no_host_folds_rows_into_a_convolution(fuse, scales):
     assert_close(fuse_conv_bn(plain)(x), want)
     net[1].eps = 10.
     assert not torch.allclose(net(x), want)
+
+
+def _timm(name, *args):
+    return lambda net: attrgetter(name)(pytest.importorskip('timm'))(
+        net, *args)
+
+
+def merged(net):
+    from timm.models.nextvit import merge_pre_bn
+    merge_pre_bn(nn.Conv2d(4, 4, 1), net[1])
+
+
+@pytest.mark.parametrize('convert', [
+    _timm('utils.freeze', '1'), _timm('layers.convert_splitbn_model'), merged,
+    _timm('utils.model.freeze_batch_norm_2d')])
+def test_no_layer_is_built_of_rows(convert):
+    net = convert_to_ssbn(nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (16, 8)).eval()
+    norm = net[1]
+    with pytest.raises(RuntimeError, match=r'\(\) knows no rows, but got '
+                       r'those of the scales \(16, 8\).*extract_scale'):
+        convert(net)
+    assert net[1] is norm
