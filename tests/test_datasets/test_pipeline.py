@@ -33,6 +33,12 @@ def test_forms_of_a_size(scale, size, want):
     assert rescale_pipeline(pipeline, size)[0]['scale'] == want
 
 
+def test_a_limit_of_the_longer_edge_changes_with_the_size():
+    pipeline = [dict(type='torchvision/Resize', size=800, max_size=1333)]
+    assert rescale_pipeline(pipeline, 480) == [
+        dict(type='torchvision/Resize', size=480, max_size=800)]
+
+
 def test_a_class_as_type():
     class CenterCrop:
         pass
