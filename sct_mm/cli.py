@@ -56,13 +56,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Settings(DictAction):
-    """mmengine's, which fails on what has no ``=``, takes a name that
-    is empty, and takes the spaces out
-    of a path as it does of a list."""
+    """mmengine's, which fails on what has no ``=`` or no name, and takes the
+    spaces out of a path as it does of a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
-            if not value.partition('=')[0] or '=' not in value:
+            if '=' not in value or not value.partition('=')[0].strip():
                 parser.error(f'{option_string} must be KEY=VALUE, but got '
                              f'{value!r}. Write e.g. '
                              'train_cfg.max_epochs=1.')
@@ -175,13 +174,19 @@ def is_refusal(error: Exception) -> bool:
 
 
 def _refused_part(error: Exception) -> str:
-    """What a registry, or the class that it called, says of a part of the
-    config; '' of what is no refusal: a bug in that class."""
+    """What a registry, or the constructor that it called, refuses of a part
+    of the config; '' of what is no refusal: a bug in that class."""
     frames = traceback.extract_tb(error.__traceback__)
-    registry = [frame.filename == build_functions.__file__ for frame in frames]
-    refused = registry[-1] or (frames[-1].line or '').startswith(
-        ('raise ', 'assert '))
-    if not (any(registry) and refused and error.args):
+    calls = [index for index, frame in enumerate(frames)
+             if frame.filename == build_functions.__file__]
+    if not calls or not error.args:
+        return ''
+    last = frames[-1]
+    constructor = calls[-1] == len(frames) - 2 or last.name == '__init__'
+    said = (last.line or '').startswith(('raise ', 'assert '))
+    if calls[-1] < len(frames) - 1 and not (
+            constructor and said
+            and not osp.abspath(last.filename).startswith(PACKAGE)):
         return ''
     return re.split(r'[.] [A-Z]|\n', str(error.args[0]))[0].rstrip('.')
 
@@ -191,6 +196,8 @@ def sentence_of(error: Exception) -> Optional[str]:
     traceback."""
     if is_refusal(error):
         return str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        return f'A file cannot be read ({cause_of(error)}).'
     if isinstance(error, OSError) and error.errno in _FULL:  # a log, a plot
         return (f'{error}. Make room, and run this again (a training by '
                 '--resume).')
@@ -216,8 +223,6 @@ def sentence_of(error: Exception) -> Optional[str]:
                 _raised_at(error).filename) in _STACKS):
         return ('The pictures of a batch must have one shape, but '
                 f'{shapes[0]}. Crop or pad them in the pipeline.')
-    if isinstance(error, pickle.UnpicklingError):
-        return f'A file cannot be read ({cause_of(error)}).'
     return None
 
 

@@ -11,6 +11,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -89,6 +90,8 @@ def test_a_network_that_stacks_other_shapes_keeps_its_traceback():
     (lambda: torch.utils.data.default_collate([torch.ones(1), torch.ones(2)]),
      'must have one shape, but stack expects each tensor to be equal size, '
      'but got [1] at entry 0 and [2] at entry 1. Crop or pad'),
+    (lambda: MODELS.build(dict(type=load_code)),
+     'A file cannot be read (it holds print, which no checkpoint needs)'),
     (_no_network, 'A download failed (no route)'),
     (lambda: BaseDataset(lazy_init=True)._serialize_data(),
      'A data set must hold pictures, but the config makes an empty one.')])
@@ -104,6 +107,21 @@ def refuse(depth):
 
 def insist(depth):
     assert depth in (18, 34), f'{depth} is not a depth'
+
+
+def load_code():
+    file = io.BytesIO()
+    torch.save(dict(a=print), file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
+
+
+class Buggy(torch.nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.weight = torch.ones(3)  # torch raises
 
 
 class Missing:
@@ -130,7 +148,9 @@ def test_a_slip_in_a_config_is_one_sentence(part, said, capsys):
 @pytest.mark.parametrize('fail', [
     lambda: {}['key'], lambda: len(3),
     lambda: MODELS.build(dict(type=lambda: len(3))),
-    lambda: MODELS.build(dict(type=lambda: {}['key'])), lambda: refuse(7)])
+    lambda: MODELS.build(dict(type=lambda: {}['key'])), lambda: refuse(7),
+    lambda: MODELS.build(dict(type=lambda: ConfigDict()['assigner'])),
+    lambda: MODELS.build(dict(type=Buggy))])
 def test_a_bug_keeps_its_traceback(fail):
     with pytest.raises((KeyError, TypeError)):
         cli(fail)

@@ -158,7 +158,8 @@ def rescale_pipeline(pipeline: List[dict], size: int) -> List[dict]:
             transform[key] = (scaled(value) if isinstance(value, (int, float))
                               else tuple(scaled(edge) for edge in value))
             if transform.get('max_size'):  # torchvision's, of the longer edge
-                transform['max_size'] = scaled(transform['max_size'])
+                transform['max_size'] = max(scaled(transform['max_size']),
+                                            size + 1)
             if type_name(transform).startswith('EfficientNet'):
                 transform['crop_padding'] = scaled(
                     transform.get('crop_padding', 32))  # mmpretrain's default

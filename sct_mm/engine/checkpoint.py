@@ -70,6 +70,12 @@ def make_folder(path: str, name: str) -> None:
                         ) from error
 
 
+def meta_of(checkpoint: dict) -> dict:
+    """What ``checkpoint`` says of itself, which may be nothing."""
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, dict) else {}
+
+
 def check_outputs(paths: Sequence[str], force: bool,
                   ending: str = '') -> None:
     """Refuse, before the work, what cannot be written at its end.

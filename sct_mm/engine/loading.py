@@ -163,7 +163,8 @@ def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
         if broken:
             raise UserError(f'The weights in {path!r} must be numbers, but '
                             f'{name} holds {broken}: the training had '
-                            'diverged. Name an earlier checkpoint.')
+                            'diverged, or the type of the file is too small. '
+                            'Name another checkpoint.')
     return [name for name in more if isinstance(weights.get(name), Tensor)
             and not name.endswith('_extra_state')]
 

@@ -156,7 +156,7 @@ def check_monitors(runner: Any, sizes: Tuple[int, ...]) -> None:
     for owner, name in names:
         if name != 'auto' and name.partition('/')[0] not in prefixes:
             first, _, rest = name.partition('/')
-            metric = rest if first.isdigit() else name
+            metric = rest if first.isdigit() and rest else name
             raise UserError(f'{owner} must name a metric with its size or '
                             f'`mean`, but got {name!r}. Write '
                             f"'mean/{metric}' or '{sizes[0]}/{metric}'.")

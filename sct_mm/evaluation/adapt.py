@@ -15,7 +15,7 @@ from ..datasets.multi_scale import padding_of
 from ..datasets.pipeline import type_name
 from ..engine.adapt import check_adaptable
 from ..engine.checkpoint import (AtomicLocalBackend, check_checkpoint,
-                                 make_folder)
+                                 make_folder, meta_of)
 from ..engine.checks import check_pipeline
 from ..engine.config import (UserError, config_name, load_config,
                              scales_settings)
@@ -165,8 +165,8 @@ def _check_same(made: str, adapted: Config, sizes: Sequence[int],
     differs = [name for name in _ITS_OWN if before.get(name) != adapted.get(
         name)]
     weights = check_checkpoint(start)
-    if weights.get('meta', {}).get(_PICTURES, pictures) != pictures:
-        differs.append('pictures')
+    if meta_of(weights).get(_PICTURES, pictures) != pictures:
+        differs.append(f'number of pictures, {pictures},')
     if not differs and differing(
             extract_scale(loaded_model(adapted, weights, start), scales[0]),
             stock):
@@ -285,7 +285,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
         _check_same(made, adapted, sizes, stock, pictures)
     make_folder(out, '--out')
     estimate(model, adapted, scales[1:], scales[0], pictures)
-    meta = weights.get('meta', {})
+    meta = meta_of(weights)
     _write(model, adapted, made, path, {**meta, _PICTURES: pictures})
     if epochs:
         adapted = load_config(made)  # which tells a run its name

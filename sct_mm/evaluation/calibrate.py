@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..arguments import check_int
 from ..datasets.multi_scale import padding_of
 from ..datasets.pipeline import pipeline_of, train_sizes
-from ..engine.checkpoint import check_checkpoint, check_outputs
+from ..engine.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..engine.checks import check_pictures
 from ..engine.config import (UserError, check_data, join_processes,
                              load_config, scales_settings,
@@ -229,7 +229,7 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     sizes = sizes if sizes == 'all' else expand_sizes(sizes)
     check_outputs([out], force)
     if out.endswith('.safetensors'):
-        raise UserError('The output is a checkpoint of torch, but got '
+        raise UserError('The output must be a checkpoint of torch, but got '
                         f'{out!r}. Name a .pth; tools/hub.py and '
                         'tools/export.py write safetensors.')
     cfg = load_config(config, cfg_options)
@@ -242,7 +242,7 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     base = made[0] if made else (scales_of(model) or [0])[0]
     sizes = check_sizes(sizes, model, base)
     seen = estimate(model, cfg, sizes, base, pictures)
-    save_weights(model, out, weights.get('meta', {}))
+    save_weights(model, out, meta_of(weights))
     scales = scales_of(model)
     return dict(out=out, pictures=seen, scales=scales,
                 settings=scales_settings(cfg.model, scales))

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.checkpoint import check_checkpoint, check_outputs
+from ..engine.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..engine.config import UserError, config_name, load_config
 from ..engine.loading import loaded_model
 from ..engine.protection import protected_loading
@@ -129,8 +129,7 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
     model = loaded_model(cfg, weights, checkpoint)
     state = model.state_dict()
     _check_state(state)
-    meta = weights.get('meta')
-    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    meta = meta_of(weights).get('dataset_meta')
     data = weight_bytes('safetensors', state, dict(format='pt'))
     told = dict(library_name='sct_mm', version=VERSION,
                 label=config_name(config), scales=scales_of(model),

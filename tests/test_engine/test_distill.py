@@ -227,7 +227,7 @@ def test_what_is_loaded_starts_a_new_ensemble(tmp_path):
     hook = SCTLossHook(distill='ensemble')
     for resumes in (True, False):
         hook.before_run(mock.Mock())
-        hook.after_load_checkpoint(mock.Mock(_resume=resumes),
+        hook.after_load_checkpoint(mock.Mock(_resume=resumes, hooks=[]),
                                    {ENSEMBLE: points})
         assert hook._points == (points if resumes else {})
 

@@ -181,7 +181,7 @@ def test_it_goes_on_with_its_own_run_alone(stock):
             (stock, (28, 24, 16), {}, 'model'),
             (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
             (stock, SCALES, dict(epochs=1), 'train_cfg'),
-            (stock, SCALES, dict(pictures=33), 'pictures'),
+            (stock, SCALES, dict(pictures=33), 'number of pictures, 33,'),
             (other, SCALES, {}, 'checkpoint')):
         with pytest.raises(UserError, match=f'but its {name} is another'):
             adapt_checkpoint(CONFIG, run[0], scales, out=run[2],

@@ -289,5 +289,13 @@ def test_checkpoints_may_be_off_or_elsewhere():
 
 def test_an_error_of_a_host_keeps_its_traceback(options, run_tool, tmp_path):
     code, output = run_tool('train.py', SCT, '--work-dir', tmp_path, *options,
+                            'model.head.in_channels=7')
+    assert code == 1 and 'Traceback' in output and 'shapes' in output
+
+
+def test_what_a_host_refuses_to_build_is_one_sentence(options, run_tool,
+                                                      tmp_path):
+    code, output = run_tool('train.py', SCT, '--work-dir', tmp_path, *options,
                             'optim_wrapper.optimizer.lr=-1')
-    assert code == 1 and 'Traceback' in output
+    assert code == 2 and 'Traceback' not in output
+    assert 'cannot be built (Invalid learning rate: -1). Mend it' in output
