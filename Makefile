@@ -78,7 +78,11 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	wait $$! && test -z "$$failed"
 	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) --scales 14:28:2 \
 	  --compare $(WORK)/adapt_$(STOCK)/adapt_$(STOCK).py $(WORK)/adapt_$(STOCK) \
-	  --compare configs/baselines/$(STOCK).py $(WORK)/$(STOCK) --out $(RUN)
+	  --compare configs/baselines/$(STOCK).py $(WORK)/$(STOCK) --out $(WORK)/demo
+	echo "Next, in this environment:"
+	echo "  source $(BIN)/activate"
+	echo "  python tools/pick.py $(WORK)/demo/scales.json --max-gflops 0.008"
+	echo "  python tools/demo.py configs/$(NAME).py $(RUN) 1734 --out picture.png"
 
 demo-det: $(DET_DATA)/composed
 	echo "Training: 6 minutes on two cores. All that it logs is in $(DET_RUN)."

@@ -97,6 +97,12 @@ def check_pip(words):
         assert f"'{extra}': " in text_of(REPOSITORY / 'setup.py'), extra
 
 
+def check_source(words):
+    name, = words
+    assert re.search(rf'VENV := {name.partition("/")[0]}$',
+                     text_of(REPOSITORY / 'Makefile'), re.M), name
+
+
 def check_mim(words):
     assert words[:2] == ['train', 'sct_mm']
     assert (REPOSITORY / 'configs' / words[2]).is_file()
@@ -109,7 +115,7 @@ def test_a_command_can_be_typed(page, line):
         start = [word.endswith('.py') for word in words].index(True)
         program, words = 'python', words[start:]
     dict(python=check_python, make=check_make, pip=check_pip,
-         mim=check_mim)[program](words)
+         mim=check_mim, source=check_source)[program](words)
 
 
 def test_every_option_is_one_of_its_tool():
