@@ -223,6 +223,9 @@ EXPERIMENTS = {
             config=GLYPHS_BASELINE.format('first-stages')),
         'SCT, SSBN, private gamma and beta': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('private-affine')),
+        'SCT, SSBN, between=0': lasting(GLYPHS._replace(
+            seen={96: 2.67, 72: 1.57, 48: 3.2, 36: 8.56},
+            options=('custom_hooks.2.between=0.0', )), 16, 17),
         'SCT, SSBN': GLYPHS,
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'glyphs-distill': Experiment({
