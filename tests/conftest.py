@@ -1,6 +1,7 @@
 """Shared pieces of the tests: a small model, and data of a moment."""
 import os
 import os.path as osp
+import socket
 import sys
 
 import pytest
@@ -18,6 +19,19 @@ settings.register_profile('fuzz', max_examples=2000)  # see tests/test_fuzz
 two_processes = pytest.mark.skipif(
     torch.cuda.device_count() == 1,
     reason='two processes need two GPUs, or none')
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def become_one_of_two(rank, port):
+    """What torchrun sets in a process of two."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

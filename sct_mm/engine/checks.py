@@ -11,6 +11,8 @@ from ..arguments import check_flag, check_int, check_number
 from ..datasets.multi_scale import check_batch
 from ..datasets.pipeline import pipeline_of, train_sizes
 from ..datasets.samples import content_shape, is_padded
+from ..models.convert import damaged_by_sync_bn
+from ..models.refused import SYNC_BN
 from ..models.scale import (ScaleSpecific, check_scales, scales_of)
 
 
@@ -103,7 +105,10 @@ def resolve_scales(model: nn.Module,
 
     Raises:
         ValueError: if ``wanted`` contradicts the layers, or neither tells.
+        RuntimeError: if a SyncBatchNorm has replaced SSBN.
     """
+    if damaged_by_sync_bn(model):
+        raise RuntimeError(SYNC_BN)
     built = scales_of(model)
     wanted = None if wanted is None else check_scales(wanted)
     if built is None and wanted is None:

@@ -287,3 +287,13 @@ def _own(layer: _BatchNorm, rows: RowwiseNorm) -> _BatchNorm:
         if view is not rows._buffers[name]:
             layer._buffers[name] = view.clone()
     return layer
+
+
+def damaged_by_sync_bn(model: nn.Module) -> bool:
+    """Whether an SSBN layer was replaced by another that keeps the tensors
+    but forgets what the rows mean, by a conversion that SSBN does not know by
+    its name (apex's ``convert_syncbn_model``; the hosts' are refused)."""
+    norms = [m for m in model.modules() if not isinstance(m, RowwiseNorm)
+             and hasattr(m, 'running_mean') and hasattr(m, 'num_features')]
+    return any(isinstance(t, Tensor) and t.shape != (m.num_features, )
+               for m in norms for t in (m.weight, m.running_mean))

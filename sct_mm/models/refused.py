@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.utils import parametrize
 
 
+SYNC_BN = ('`sync_bn` replaces SSBN by SyncBatchNorm and drops the statistics '
+           "of each scale. Remove it and set norm_cfg=dict(type='SyncSSBN').")
 # timm's, which build another layer of a norm's tensors.
 _KNOW_NO_ROWS = ('freeze_batch_norm_2d', 'convert_splitbn_model',
                  'merge_pre_bn')
@@ -35,10 +37,7 @@ class _Eps:
             return self
         name = sys._getframe(1).f_code.co_name
         if name == 'convert_sync_batchnorm':  # of torch, mmengine, timm
-            raise RuntimeError('`sync_bn` replaces SSBN by SyncBatchNorm '
-                               'and drops the statistics of each scale. '
-                               'Remove it and set '
-                               "norm_cfg=dict(type='SyncSSBN').")
+            raise RuntimeError(SYNC_BN)
         if ('fuse' in name.split('_') or name in _KNOW_NO_ROWS
                 or name.startswith('efficient_conv_bn')):
             raise RuntimeError(f'{name}() knows no rows, but got those of the '

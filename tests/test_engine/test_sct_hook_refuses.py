@@ -48,6 +48,17 @@ def test_sync_bn_is_refused(convert):
     SCTLossHook().attach(TinyModel(lambda c: SyncSSBN(c, SCALES)))
 
 
+def test_a_sync_norm_that_is_none_of_torchs_is_refused():
+    class Synced(nn.Module):  # as mmcv's, which needs several processes
+        def __init__(self, norm):
+            super().__init__()
+            self.num_features, self.weight = norm.num_features, norm.weight
+            self.register_buffer('running_mean', norm.running_mean)
+
+    with pytest.raises(RuntimeError, match='SyncSSBN'):
+        SCTLossHook().attach(TinyModel(lambda c: Synced(SSBN(c, SCALES))))
+
+
 def test_pictures_of_another_size():
     model = ssbn_model()
     SCTLossHook().attach(model)

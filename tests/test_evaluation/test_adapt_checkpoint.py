@@ -1,7 +1,6 @@
 """adapt_checkpoint: a stock network with smaller sizes, and the same base."""
 import os
 import os.path as osp
-import socket
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from sct_mm.engine.training import train
 from sct_mm.evaluation import adapt_checkpoint
 from sct_mm.evaluation.adapt import adapted_config
 
-from conftest import ROOT, two_processes
+from conftest import ROOT, become_one_of_two, free_port, two_processes
 
 STOCK = 'resnet18_1xb128_fashion-mnist-28px.py'
 CONFIG = osp.join('configs', 'baselines', STOCK)
@@ -116,18 +115,13 @@ def test_a_run_that_died_goes_on_to_the_bit(stock):
 
 
 def in_process(rank, path, out, port):
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+    become_one_of_two(rank, port)
     adapt((path, None, out), launcher='pytorch')
 
 
 @two_processes
 def test_two_processes(stock):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(in_process, (stock[0], stock[2], port), 2)
+    multiprocessing.spawn(in_process, (stock[0], stock[2], free_port()), 2)
     rows = rows_of(tensors(stock[0]),
                    tensors(osp.join(stock[2], 'adapted.pth')))
     assert rows and all(torch.equal(row[0], value)
@@ -141,13 +135,19 @@ def test_two_processes(stock):
     (dict(sizes=[24, 21]), '`sizes` must be below .* but got 21'),
     (dict(sizes=[32]), '`sizes` must be below .* but got 32'),
     (dict(scales=(28, 27), between=0.5), 'a multiple of 1 between 28 and 27'),
-    *((dict(scales=(base, 14), epochs=0),  # of the data set's own size
-       f'scale {base} and pictures of 28') for base in (32, 20)),
 ])
 def test_arguments_that_are_refused(stock, options, message):
     with pytest.raises(ValueError, match=message):
         adapt(stock, **options)
-    assert not (osp.exists(stock[2]) and os.listdir(stock[2]))
+    assert not osp.exists(stock[2])
+
+
+@pytest.mark.parametrize('base', [32, 20])
+def test_pictures_that_are_not_of_the_base(stock, base):
+    """Where no transform tells, but the data set's own size."""
+    with pytest.raises(ValueError, match=f'scale {base} and pictures of 28'):
+        adapt(stock, 0, (base, 14))
+    assert not os.listdir(stock[2])
 
 
 def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):

@@ -1,7 +1,6 @@
 """calibrate_checkpoint: real pictures, any number of processes, refusals."""
 import os
 import os.path as osp
-import socket
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from sct_mm.engine.config import UserError, scales_settings
 from sct_mm.evaluation import calibrate_checkpoint
 from sct_mm.evaluation.calibrate import SeededPictures, batches_of
 
-from conftest import ROOT, two_processes
+from conftest import ROOT, become_one_of_two, free_port, two_processes
 from helpers import randomised
 
 FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
@@ -64,9 +63,7 @@ def test_all_are_the_trained_scales(checkpoint):
 
 
 def in_process(rank, path, out, port):
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+    become_one_of_two(rank, port)
     calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW,
                          launcher='pytorch')
 
@@ -74,11 +71,8 @@ def in_process(rank, path, out, port):
 @two_processes
 def test_two_processes_make_the_file_of_one(checkpoint):
     path, out = checkpoint
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW)
-    multiprocessing.spawn(in_process, (path, f'{out}.2', port), 2)
+    multiprocessing.spawn(in_process, (path, f'{out}.2', free_port()), 2)
     for name, value in rows(out).items():
         assert_close(rows(f'{out}.2')[name], value, rtol=1e-6, atol=1e-7)
 
