@@ -6,7 +6,7 @@ _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/sct.py']
 model = dict(backbone=dict(
     norm_cfg=dict(type='SSBN', scales=(800, 672, 576, 448)),
     init_cfg=dict(type='Pretrained', prefix='backbone.',
-                  checkpoint='work_dirs/sct_resnet50_8xb32_in1k/epoch_100.pth')))
+                  checkpoint='work_dirs/sct_resnet50_8xb32_in1k/epoch_171.pth')))
 custom_hooks = [_base_.custom_hooks[0], {
     **_base_.custom_hooks[1], 'scales_per_step': 1, 'between': 0.5}]
 val_cfg = dict(type='ScalesValLoop')

@@ -13,8 +13,7 @@ from ..models.pin import use_scale
 from ..models.scale import ScaleSpecific, ssbn_layers
 from .backward import OpenPin
 from .finite import named
-from .logits import (HeadLogits, distillation_loss, has_logits,
-                     maker_of_logits)
+from .logits import HeadLogits, Logits, makers_of_logits
 from .passes import Passes
 from .recording import evaluating, leaves
 from .schedule import Pass
@@ -150,8 +149,15 @@ class AdaptPasses(Passes):
         self._frozen = freeze(model)
         self._kept = {name: value.detach().clone()
                       for name, value in kept_tensors(model)[0].items()}
-        self._teacher: Dict[int, Tensor] = {}  # {scale: logits of its share}
-        self._student = HeadLogits(model, "adapt='both'")
+        self._teacher: Dict[int, Logits] = {}  # {scale: of its share}
+        self._head = HeadLogits(model, "adapt='both'")
+        tasks = len(makers_of_logits(model))
+        if adapt == 'both' and tasks > 1:
+            self.release()
+            raise ValueError(
+                "adapt='both' compares the logits of all pictures, but "
+                f'{type(model.head).__name__} has {tasks} tasks, whose losses '
+                "see those with a label. Set adapt='logits'.")
 
     @torch.no_grad()
     def restore(self, copies: Iterable[nn.Module] = ()) -> None:
@@ -206,7 +212,7 @@ class AdaptPasses(Passes):
                     self.model.modules()), use_scale(
                         self._norms, self._base, record=True,
                         edge=min(part['inputs'].shape[-2:])):
-                logits = self.model(**part)
+                output = self.model(**part)
         except Exception as error:
             if self._adapt is not None:
                 raise
@@ -218,20 +224,22 @@ class AdaptPasses(Passes):
             return
         finally:
             self._busy = False
-        fits = has_logits(self.model, logits)
+        logits = self._head.of(output)
         if self._adapt is None:
-            self._adapt = 'logits' if fits else 'labels'
+            self._adapt = 'logits' if logits else 'labels'
         if self._adapt == 'labels':
             return
-        if not fits or (self._adapt == 'both'
-                        and maker_of_logits(self.model) is None):
+        if not logits or (self._adapt == 'both'
+                          and not makers_of_logits(self.model)):
             raise ValueError(
                 f'adapt={self._adapt!r} needs the logits (N, classes) of a '
-                f'softmax, but {type(self.model).__name__} does not return '
+                f'head, but {type(self.model).__name__} does not return '
                 "them with mode='tensor', or has no `head` that makes them. "
                 "Set adapt='labels' to train by its losses.")
-        self._teacher = {p.scale: logits[p.share or slice(None)]
-                         for p in self._passes}
+        self._teacher = {
+            p.scale: {part: each[p.share or slice(None)]
+                      for part, each in logits.items()}
+            for p in self._passes}
 
     def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         self._last_pin = partial(self._as_student, super()._pin_of(p, part))
@@ -249,14 +257,14 @@ class AdaptPasses(Passes):
             stack.enter_context(evaluating(
                 m for m in modules if m not in norms))
             if self._adapt == 'both':
-                stack.enter_context(self._student.catching())
+                stack.enter_context(self._head.catching())
             yield
 
     def _take(self, backward, output: Any, p: Pass) -> Tuple[float, dict]:
         if self._adapt == 'logits':
-            output = dict(loss=distillation_loss(self._teacher[p.scale],
-                                                 output))
+            output = dict(loss=self._head.divergence(
+                self._teacher[p.scale], self._head.of(output)))
         elif self._adapt == 'both':
-            output = dict(output, loss_distill=distillation_loss(
-                self._teacher[p.scale], self._student.take()))
+            output = dict(output, loss_distill=self._head.divergence(
+                self._teacher[p.scale], self._head.take()))
         return super()._take(backward, output, p)

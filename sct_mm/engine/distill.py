@@ -4,15 +4,13 @@ from functools import partial
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ..arguments import check_number
 from .backward import OpenPin
 from .log import logged
-from .logits import (HeadLogits, distillation_loss, has_many_labels,
-                     maker_of_logits)
+from .logits import HeadLogits, Logits, is_sigmoid, makers_of_logits
 from .passes import Passes
 from .schedule import Pass, Schedule
 
@@ -67,26 +65,27 @@ def check_distill(distill: Union[bool, str], weight: float,
 
 
 def check_distillable(model: nn.Module, weights: Dict[int, float],
-                      count: int) -> None:
+                      count: int, teachers: str) -> None:
     """Whether ``model`` has logits, and each step scales to compare.
 
     Args:
         weights: {scale: lambda_s}.
         count: scales a step.
+        teachers: 'larger' or 'ensemble'.
 
     Raises:
         ValueError: if not.
     """
     name = type(model).__name__
-    maker = maker_of_logits(model)
-    if maker is None:
+    makers = makers_of_logits(model)
+    if not makers:
         raise ValueError('`distill` needs a classifier, whose `head` makes '
                          f'logits (N, classes), but {name} has none. Leave it '
                          'out: detectors train by their losses alone.')
-    if has_many_labels(model):
-        raise ValueError('`distill` compares the softmax of logits, but '
-                         f'{type(maker).__name__} gives a picture any number '
-                         'of labels. Leave it out.')
+    if teachers == 'ensemble' and len(makers) > 1:
+        raise ValueError("distill='ensemble' weighs the scales by one target "
+                         f'a picture, but {type(model.head).__name__} has '
+                         f"{len(makers)} tasks. Set distill='larger'.")
     smaller = sum(w > 0 for s, w in weights.items() if s != max(weights))
     if (weights[max(weights)] > 0) + min(smaller, count - 1) < 2:
         raise ValueError('`distill` needs two scales with loss_weights > 0 in '
@@ -94,9 +93,12 @@ def check_distillable(model: nn.Module, weights: Dict[int, float],
                          'it out.')
 
 
-def targets_of(batch: dict) -> Tensor:
-    """What a cross-entropy compares the logits of ``batch`` with: the scores
-    (N, C) that mixup and cutmix made, or labels (N,).
+def targets_of(batch: dict, several: bool) -> List[Tensor]:
+    """What a cross-entropy compares the logits of ``batch`` with: for each
+    picture its scores (C,), as mixup and cutmix make them, or labels (1,).
+
+    Args:
+        several: a picture may have any number of labels.
 
     Raises:
         ValueError: if not each sample has one.
@@ -104,16 +106,21 @@ def targets_of(batch: dict) -> Tensor:
     samples = batch.get('data_samples') or []
     try:
         if 'gt_score' in samples[0]:
-            return torch.stack([s.gt_score for s in samples])
-        labels = torch.stack([torch.as_tensor(s.gt_label).reshape(())
-                              for s in samples])
-        if len(labels) == len(batch['inputs']):
-            return labels.long()
+            return [s.gt_score.float() for s in samples]
+        labels = [torch.as_tensor(s.gt_label).long().reshape(-1)
+                  for s in samples]
+        if len(labels) == len(batch['inputs']) and (
+                several or all(len(each) == 1 for each in labels)):
+            return labels
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
         pass
     raise ValueError("distill='ensemble' weighs the scales by one label or "
                      'score a picture, but got samples without. Load them in '
                      "the pipeline, or set distill='larger'.")
+
+
+def detached(logits: Logits) -> Logits:
+    return {part: each.detach() for part, each in logits.items()}
 
 
 class DistillPasses(Passes):
@@ -126,7 +133,11 @@ class DistillPasses(Passes):
         loss_s + distill_weight * 2 / (S + 1) * T^2 * sum_t KL(t || s)
 
     with T the temperature, S the scales of the step and the softmax of each
-    teacher t detached. loss_weights apply to it as a whole: with
+    teacher t detached; of the sigmoid of each class, summed, where the head's
+    loss takes that (several labels a picture, use_sigmoid=True). Of a head
+    with several answers (Conformer's two, MultiTaskHead's tasks) it is the
+    sum, of one with a margin (ArcFace) that of its logits without.
+    loss_weights apply to it as a whole: with
     ``loss_weights=(1, ...)`` and 'ensemble' it is the loss of RS-Nets. A
     scale without weight neither teaches nor learns. A size `between` is the
     scale whose pass it takes.
@@ -157,22 +168,25 @@ class DistillPasses(Passes):
 
     def __init__(self, distill: Distill, points: Dict[int, Tensor],
                  model: nn.Module, schedule: Schedule, *args) -> None:
-        check_distillable(model, schedule.weights, schedule.count)
+        check_distillable(model, schedule.weights, schedule.count,
+                          distill.teachers)
         super().__init__(model, schedule, *args)
         self._distill, self._points = distill, points
         self._mixes = distill.teachers == 'ensemble'
         self._head = HeadLogits(model, '`distill`')
-        self._logits: Dict[int, Tensor] = {}  # {scale: of this step}
-        self._targets: Optional[Tensor] = None
+        self._several = any(is_sigmoid(model, maker) for maker in
+                            makers_of_logits(model).values())
+        self._logits: Dict[int, Logits] = {}  # {scale: of this step}
+        self._targets: List[Tensor] = []
 
     def close(self) -> None:
         super().close()
-        self._logits, self._targets = {}, None
+        self._logits, self._targets = {}, []
 
     def _divide(self, batch: dict, step: int) -> None:
         super()._divide(batch, step)
         if self._mixes:  # before a pass writes into the samples
-            self._targets = targets_of(batch)
+            self._targets = targets_of(batch, self._several)
 
     def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         return partial(self._caught, super()._pin_of(p, part))
@@ -190,23 +204,23 @@ class DistillPasses(Passes):
         self._logits[p.scale] = logits
         if self._by_scale:
             lesson = self._lesson(p)
-            self._logits[p.scale] = logits.detach()
+            self._logits[p.scale] = detached(logits)
             if lesson is not None:
                 return loss + lesson, dict(log_vars, distill=lesson)
         return loss, log_vars
 
     def _lesson(self, p: Pass) -> Optional[Tensor]:
         """What the scales that have run teach that of ``p``."""
-        teachers = [logits.detach() for scale, logits in self._logits.items()
-                    if scale > p.scale]
+        teachers = [detached(logits) for scale, logits in
+                    self._logits.items() if scale > p.scale]
         if self._mixes and len(self._logits) > 1:
             teachers.append(self._mix(self._vector()))
-        if not teachers:
+        if not teachers or not self._logits[p.scale]:
             return None
         scales = sum(other.weight > 0 for other in self._passes)
         return self._distill.weight * 2 / (scales + 1) * sum(
-            distillation_loss(teacher, self._logits[p.scale],
-                              self._distill.temperature)
+            self._head.divergence(teacher, self._logits[p.scale],
+                                  self._distill.temperature)
             for teacher in teachers)
 
     def _conclude(self, backward) -> List[tuple]:
@@ -224,24 +238,24 @@ class DistillPasses(Passes):
 
     def _vector(self) -> Tensor:
         """The entries of the scales that have run."""
-        some = next(iter(self._logits.values()))
+        some = next(iter(next(iter(self._logits.values())).values()))
         return torch.stack([
             self._points.get(scale, some.new_zeros((), dtype=torch.float32)
                              ).to(some.device) for scale in self._logits])
 
-    def _mix(self, vector: Tensor) -> Tensor:
-        """The logits (N, C) of the ensemble."""
-        return sum(alpha * logits.detach().float() for alpha, logits in zip(
-            vector.softmax(0), self._logits.values()))
+    def _mix(self, vector: Tensor) -> Logits:
+        """The logits of the ensemble."""
+        several = list(self._logits.values())
+        return {part: sum(
+            alpha * logits[part].detach().float()
+            for alpha, logits in zip(vector.softmax(0), several))
+            for part in several[0]}
 
     def _learn(self) -> List[tuple]:
         """One step of the vector; alpha before it, for the log."""
         vector = self._vector().requires_grad_()
-        mix = self._mix(vector)
-        targets = self._targets.to(mix.device)
-        if targets.is_floating_point():
-            targets = targets.to(mix.dtype)
-        gradient, = torch.autograd.grad(F.cross_entropy(mix, targets), vector)
+        gradient, = torch.autograd.grad(self._head.cross_entropy(
+            self._mix(vector), self._targets), vector)
         all_reduce(gradient, 'mean')
         # AMP skips a step that overflows.
         after = vector.detach() - _RATE * gradient.nan_to_num(0, 0, 0)

@@ -1,52 +1,78 @@
 """The logits of a classifier, and how those of one pass teach another."""
-from contextlib import contextmanager
-from typing import Any, Iterator, Optional
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Logits = Dict[str, Tensor]  # {part: (N, C)}: one, but for heads of several
+
+# Losses that have no `use_sigmoid` to tell.
+_SIGMOIDS = ('FocalLoss', 'BCEWithLogitsLoss', 'BinaryCrossEntropy',
+             'MultiLabelSoftMarginLoss')
+
 
 def distillation_loss(teacher: Tensor, student: Tensor,
-                      temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of the softmax of logits (N, C), in nats, the
-    mean over the pictures, as RS-Nets (arXiv 2007.09558).
+                      temperature: float = 1.0,
+                      sigmoid: bool = False) -> Tensor:
+    """KL(teacher || student) of logits (N, C), in nats, the mean over the
+    pictures: of their softmax, as RS-Nets (arXiv 2007.09558), or, where each
+    class has an answer of its own, of their sigmoid, the sum over the classes
+    (our choice, as the hosts' losses add them up).
 
     Args:
         temperature: divides the logits; the KL is multiplied by its square,
             so that gradients stay of one size (Hinton, arXiv 1503.02531).
     """
-    teacher = F.log_softmax(teacher.float() / temperature, dim=1)
-    student = F.log_softmax(student.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction='batchmean',
-                                     log_target=True)
+    teacher, student = teacher.float() / temperature, student.float(
+        ) / temperature
+    if sigmoid:
+        yes, no = F.logsigmoid(teacher), F.logsigmoid(-teacher)
+        each = (yes.exp() * (yes - F.logsigmoid(student))
+                + no.exp() * (no - F.logsigmoid(-student)))
+        return temperature**2 * each.sum(dim=1).mean()
+    return temperature**2 * F.kl_div(
+        student.log_softmax(1), teacher.log_softmax(1),
+        reduction='batchmean', log_target=True)
 
 
-def maker_of_logits(model: nn.Module) -> Optional[nn.Module]:
-    """The part of ``model`` that returns its logits: mmpretrain's ``head``,
-    or what its classifiers without one wrap (``TimmClassifier``)."""
+def makers_of_logits(model: nn.Module) -> Dict[str, nn.Module]:
+    """The parts of ``model`` that return its logits: mmpretrain's ``head``,
+    the heads of each task in it, or what its classifiers without one wrap
+    (``TimmClassifier``); {} if there is none."""
     for name in ('head', 'model'):
         part = getattr(model, name, None)
         if isinstance(part, nn.Module):
-            return part
-    return None
+            return _tasks_of(part, '')
+    return {}
 
 
-def has_logits(model: nn.Module, output: Any) -> bool:
-    """Whether what ``model`` returns with ``mode='tensor'`` is the logits
-    (N, C) of a softmax."""
-    return (isinstance(output, Tensor) and output.dim() == 2
-            and output.shape[1] > 1 and output.is_floating_point()
-            and not has_many_labels(model))
+def _tasks_of(head: nn.Module, name: str) -> Dict[str, nn.Module]:
+    tasks = getattr(head, 'task_heads', None)
+    if not isinstance(tasks, nn.ModuleDict):
+        return {name: head}
+    return {path: maker for task, each in tasks.items()
+            for path, maker in _tasks_of(each, f'{name}.{task}').items()}
 
 
-def has_many_labels(model: nn.Module) -> bool:
-    """Whether the head of ``model`` gives a picture any number of labels."""
-    head = type(getattr(model, 'head', None))
-    return any('MultiLabel' in c.__name__ for c in head.__mro__)
+def is_sigmoid(model: nn.Module, maker: Optional[nn.Module] = None) -> bool:
+    """Whether each logit of ``maker`` in ``model`` is trained to answer for
+    its class alone."""
+    if any('MultiLabel' in c.__name__ for c in type(maker).__mro__):
+        return True
+    for owner in (maker, model):
+        loss = getattr(owner, 'loss_module', None)
+        if isinstance(loss, nn.Module):
+            return any(getattr(part, 'use_sigmoid', False) or any(
+                name == c.__name__ for c in type(part).__mro__
+                for name in _SIGMOIDS) for part in loss.modules())
+    return False
 
 
 class HeadLogits:
-    """Catches the logits that ``model`` makes within its own loss.
+    """The logits that ``model`` makes, also within its own loss.
 
     Args:
         argument: of the hook that asks for them, for the message.
@@ -54,37 +80,108 @@ class HeadLogits:
 
     def __init__(self, model: nn.Module, argument: str) -> None:
         self._model, self._argument = model, argument
-        self._output: Any = None
+        self._makers = makers_of_logits(model)
+        self._sigmoid = {name: is_sigmoid(model, maker) for name, maker
+                         in self._makers.items()} or {'': is_sigmoid(model)}
+        self._outputs: Dict[str, Any] = {}
 
     @contextmanager
     def catching(self) -> Iterator[None]:
         """Keep what is made, the last if several, for :meth:`take` within the
         ``with`` block."""
-        maker = maker_of_logits(self._model)
-        handle = maker.register_forward_hook(self._catch, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-            self._output = None  # of a pass that raised
+        with ExitStack() as stack:
+            for name, maker in self._makers.items():
+                stack.callback(maker.register_forward_hook(
+                    partial(self._catch, name), with_kwargs=True).remove)
+            try:
+                yield
+            finally:
+                self._outputs = {}  # of a pass that raised
 
-    def _catch(self, maker: nn.Module, args: tuple, kwargs: dict,
+    def _catch(self, name: str, maker: nn.Module, args: tuple, kwargs: dict,
                output: Any) -> None:
-        # A margin (ArcFace) is of the labels: these are no predictions.
-        self._output = output if len(args) + len(kwargs) == 1 else None
+        if len(args) + len(kwargs) > 1:
+            # A margin (ArcFace) is of the labels; of the features alone, the
+            # head predicts.
+            features, *_ = (*args, *kwargs.values())
+            try:
+                output = maker.forward(features)
+            except TypeError:
+                output = None
+        self._outputs[name] = output
 
-    def take(self) -> Tensor:
-        """The logits (N, C) of the pass that has just run.
+    def take(self) -> Logits:
+        """The logits of the pass that has just run; a task without a label in
+        the batch has none.
 
         Raises:
             ValueError: if it made none.
         """
-        output, self._output = self._output, None
-        if not has_logits(self._model, output):
-            maker = type(maker_of_logits(self._model)).__name__
+        outputs, self._outputs = self._outputs, {}
+        logits = self._checked(outputs)
+        if not logits and (outputs or len(self._makers) < 2):
+            makers = ', '.join(type(maker).__name__
+                               for maker in self._makers.values())
             raise ValueError(
                 f'{self._argument} teaches by the logits (N, classes) of a '
-                f'softmax, but {maker} of {type(self._model).__name__} makes '
+                f'head, but {makers} of {type(self._model).__name__} makes '
                 'none of features alone as its loss is computed. Leave it '
                 'out, or take a head as LinearClsHead.')
-        return output
+        return logits
+
+    def of(self, output: Any) -> Logits:
+        """The logits in what the model returns with ``mode='tensor'``; {} if
+        it is something else."""
+        if isinstance(output, dict):  # of tasks
+            flat = {}
+            for name in self._sigmoid:
+                flat[name] = output
+                for task in name.split('.')[1:]:
+                    inner = flat[name]
+                    flat[name] = (inner.get(task) if isinstance(inner, dict)
+                                  else None)
+            return self._checked(flat)
+        return self._checked({name: output for name in self._sigmoid}
+                             if len(self._sigmoid) == 1 else {})
+
+    def divergence(self, teacher: Logits, student: Logits,
+                   temperature: float = 1.0) -> Tensor:
+        """The sum of :func:`distillation_loss` over the parts."""
+        return sum(distillation_loss(
+            teacher[part], student[part], temperature,
+            self._sigmoid[part.rpartition('/')[0]]) for part in student)
+
+    def cross_entropy(self, logits: Logits, targets: List[Tensor]) -> Tensor:
+        """The sum over the parts, of their softmax or sigmoid.
+
+        Args:
+            targets: of each picture, its labels (L,), of which a softmax has
+                one, or scores (C,).
+        """
+        total = 0.
+        for part, values in logits.items():
+            scores = torch.stack([
+                each.to(values) if each.is_floating_point() else
+                torch.zeros_like(row).index_fill(0, each.to(row.device), 1)
+                for each, row in zip(targets, values)])
+            total = total + (
+                F.binary_cross_entropy_with_logits(
+                    values, scores, reduction='sum') / len(values)
+                if self._sigmoid[part.rpartition('/')[0]]
+                else F.cross_entropy(values, scores))
+        return total
+
+    def _checked(self, outputs: Dict[str, Any]) -> Logits:
+        """{maker/number: logits}, of a head that returns several (Conformer)
+        each; {} if one is something else."""
+        logits = {}
+        for name, output in outputs.items():
+            several = (output if name in self._makers and isinstance(
+                output, (tuple, list)) else [output])
+            for i, each in enumerate(several):
+                if not (isinstance(each, Tensor) and each.dim() == 2
+                        and each.is_floating_point()
+                        and (each.shape[1] > 1 or self._sigmoid[name])):
+                    return {}
+                logits[f'{name}/{i}'] = each
+        return logits

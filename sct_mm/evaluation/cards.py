@@ -21,6 +21,7 @@ from ..engine.package import CARDS
 from ..models.pin import use_scale
 from ..models.scale import scales_of
 from .measure import flops_of
+from .arms import Each
 from .experiments import EXPERIMENTS
 
 # {config: {size in pixels: {metric: value}}}
@@ -65,7 +66,8 @@ def of_experiment(name: str, found: dict) -> Results:
     """The arms of tools/reproduce.py that are a config as it is."""
     results: Results = {}
     for label, arm in EXPERIMENTS[name].arms.items():
-        if arm.epochs is not None or arm.options or arm.start is not None:
+        if (isinstance(arm, Each) or arm.epochs is not None or arm.options
+                or arm.start is not None):
             continue
         for metric in set(METRICS) & set(found):
             for size, (mean, _) in found[metric].get(label, {}).items():

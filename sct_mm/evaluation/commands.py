@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 from ..engine.config import UserError, config_name, load_config
 from ..engine.package import PREFIX, is_installed, tool_command
 from ..engine.resume import find_checkpoint
-from .experiments import Arm
+from .arms import Arm
 
 _NORM = 'model.backbone.norm_cfg.scales'  # of every network here
 _INIT = 'model.backbone.init_cfg'

@@ -1,32 +1,10 @@
 """The experiments behind the tables of docs: their arms, what they cost."""
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict
+
+from .arms import Arm, Each, Experiment, calibrated, lasting
 
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
 DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
-
-
-class Arm(NamedTuple):
-    config: str
-    # How often a scale sees each picture; of what is adapted, in the training
-    # of `start` too.
-    seen: Dict[int, float]
-    epochs: Optional[int] = None  # None: those of the config
-    options: Tuple[str, ...] = ()
-    start: Optional['Arm'] = None  # the backbone starts from its checkpoint
-    adapt: Tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
-    # Statistics of `start`, estimated anew at these sizes, are its rows.
-    calibrate: Tuple[int, ...] = ()
-
-
-class Experiment(NamedTuple):
-    arms: Dict[str, Arm]
-    sizes: Tuple[int, ...]
-    metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
-    unit: float = 1  # what 1 % is
-    gpus: int = 1
-    # Arms are named 'SCHEDULE, N epochs': the figure is over their compute, a
-    # panel for each of these sizes.
-    panels: Tuple[int, ...] = ()
 
 
 def divided(epochs: int) -> Dict[int, float]:
@@ -35,15 +13,8 @@ def divided(epochs: int) -> Dict[int, float]:
     return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
 
 
-def lasting(arm: Arm, own: int, epochs: int) -> Arm:
-    """``arm``, whose config trains for ``own`` epochs, for others."""
-    return arm if epochs == own else arm._replace(
-        epochs=epochs, seen={size: times * epochs / own
-                             for size, times in arm.seen.items()})
-
-
 ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
-                    {scale: 3}) for scale in (28, 21, 14)}
+                    {scale: 3}) for scale in (28, 24, 21, 18, 16, 14)}
 SSBN = Arm(DEMO, divided(8))
 # Of two epochs, the base runs forward, and rows need no gradients of the other
 # weights: a third and two thirds of what a training pass costs.
@@ -57,11 +28,18 @@ FLAT = Arm(ALONE[28].config, {28: 3 + 1 / 3, **{
         14: 0.5}.items()}}, start=ALONE[28], adapt=tuple(
             '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
             '0.5'.split()))
-LONGER = lasting(ALONE[28], 3, 5)
+# How many epochs each takes for the compute of 5 at 28.
+LONGER = {size: lasting(ALONE[size], 3, epochs) for size, epochs in (
+    (28, 5), (24, 7), (21, 8), (18, 12), (16, 15), (14, 19))}
 # The passes at the sizes in between, told by the sizes that all tables have.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
     28: 1.77, 26: 0.21, 24: 0.62, 22: 0.25, 21: 0.64, 20: 0.37, 18: 1.33,
     16: 2.14, 14: 2.65})
+ANY_LONG = Arm('sct-any-size_resnet18_1xb128-40e_fashion-mnist', {
+    size: times * 4 for size, times in ANY_SIZE.seen.items()})
+# Each where it is best of all lengths tried, by the pictures of the test.
+EACH = Each({28: lasting(ALONE[28], 3, 10), **{
+    size: LONGER[size] for size in (24, 21, 18, 16, 14)}})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 EVERY = Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5, EVERY_SCALE)
@@ -102,15 +80,25 @@ DET_BETWEEN, DET_PRIVATE, DET_SHARED = (
     f'baselines/sct-between{norm}_retinanet_r18_fpn_1xb8_fashion-det'
     for norm in ('', '-private-affine', '-shared-bn'))
 DET_ALL = Arm(DET_PRIVATE, DET_SEEN, 3, DET_EVERY_SCALE)
-DET_ALONE = Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3})
+DET_ALONE = {
+    size: Arm(f'baselines/retinanet_r18_fpn_1xb8_fashion-det-{size}px',
+              {size: 3}) for size in (128, 96, 64)}
+DET_SCT = Arm(DETECTOR, DET_FIRST)
+DET_SCT_SHARED = DET_SCT._replace(
+    config='baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det')
 DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest picture
 IN1K_SIZES = (224, 192, 160, 128)
 IN1K_TESTED = (224, 208, 192, 176, 160, 144, 128)
 IN1K_DRAWN = {224: 33.85, 208: 8.64, 192: 16.15, 176: 12.44, 160: 23.11,
               144: 26.88, 128: 49.93}
-IN1K_SEEN = {size: 100 for size in IN1K_SIZES}
-IN1K_ALONE = Arm('baselines/resnet50_8xb32_in1k-224px', {224: 100})
+# A plain step on an H200: docs/benchmark-h200.json, in between the mean.
+IN1K_MS = {224: 23.83, 208: 22.14, 192: 20.45, 176: 18.59, 160: 16.72,
+           144: 16.07, 128: 15.43}
+IN1K_ALONE = {
+    name: Arm(f'baselines/resnet50{name}_8xb32_in1k-224px', {224: 100})
+    for name in ('', '-modern')}
+IN1K_SHARED = Arm('baselines/sct-shared-bn_resnet50_8xb32_in1k', IN1K_DRAWN)
 # The shortcuts of the detector's backbone, for a classifier to start it from.
 DET_SHORTCUTS = ('model.backbone.avg_down=False', )
 TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
@@ -122,18 +110,14 @@ ANY = tuple(range(28, 13, -1))
 EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
 
 
-def calibrated(arm: Arm, config: str, sizes: Tuple[int, ...]) -> Arm:
-    """``arm``, its statistics re-estimated at each of ``sizes``."""
-    return Arm(config, arm.seen, start=arm, calibrate=sizes)
-
-
 EXPERIMENTS = {
     'any-size': Experiment({
         '28 alone': ALONE[28],
         '28 alone, adapted': ADAPTED,
         '28 alone, adapted to any size': FLAT,
-        '28 alone, for longer': LONGER,
+        'a network for each size': EACH,
         'SCT, SSBN': ANY_SIZE,
+        'SCT, SSBN, for longer': ANY_LONG,
     }, ANY, TOP1),
     # What the recipe is without one of its parts.
     'ablations': Experiment({
@@ -152,9 +136,7 @@ EXPERIMENTS = {
     # All for the compute of 4.5 to 5.1 epochs at 28. SSBN re-estimated would
     # be shared BN re-estimated: with gamma and beta shared, both train alike.
     'baselines': Experiment({
-        '28 alone': LONGER,
-        '21 alone': lasting(ALONE[21], 3, 8),
-        '14 alone': lasting(ALONE[14], 3, 19),
+        **{f'{size} alone': arm for size, arm in LONGER.items()},
         '28 alone, adapted': ADAPTED,
         'one random size a step, shared BN': MIXSIZE,
         'one random size a step, shared BN, re-estimated': calibrated(
@@ -175,7 +157,7 @@ EXPERIMENTS = {
     # For twice as much again: 21 and 14 alone had stopped gaining before.
     'longest': Experiment({
         '28 alone': lasting(ALONE[28], 3, 20),
-        'SCT, SSBN': lasting(ANY_SIZE, 10, 40),
+        'SCT, SSBN': ANY_LONG,
     }, EVEN, TOP1),
     # Schedules over their compute: 28 alone and SCT up to 20 epochs at 28.
     'compute': Experiment({
@@ -184,7 +166,8 @@ EXPERIMENTS = {
             *((f'{size} alone', ALONE[size], 3, lengths)
               for size, lengths in ((28, (3, 5, 10, 20)), (21, (5, 8, 16)),
                                     (14, (12, 19, 38)))),
-            ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20, 40)),
+            ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20)),
+            ('SCT, SSBN', ANY_LONG, 40, (40, )),
             ('SCT, SSBN, partition', SSBN, 8, (5, 8)),
             ('SCT, shared BN, partition', SHARED, 8, (8, )),
             ('SCT, SSBN, all scales', EVERY, 5, (3, )))
@@ -243,11 +226,14 @@ EXPERIMENTS = {
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
-        '128 alone': DET_ALONE,
+        '128 alone': DET_ALONE[128],
+        **{f'{size} alone, for longer': lasting(DET_ALONE[size], 3, epochs)
+           for size, epochs in ((128, 6), (96, 10), (64, 23))},
         'between, shared BN': Arm(DET_SHARED, DET_DRAWN),
         'between, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
         'between, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
-        'SCT, SSBN': Arm(DETECTOR, DET_FIRST),
+        'SCT, shared BN': DET_SCT_SHARED,
+        'SCT, SSBN': DET_SCT,
     }, DET_SIZES, MAP, 0.01),
     'detection-schedules': Experiment({
         'one scale a step, between': Arm(DET_PRIVATE, DET_DRAWN),
@@ -264,27 +250,36 @@ EXPERIMENTS = {
             Arm(DET_SHARED, DET_DRAWN), DET_BETWEEN, DET_SIZES),
         'between, SSBN, re-estimated': calibrated(
             Arm(DET_BETWEEN, DET_DRAWN), DET_BETWEEN, DET_SIZES),
+        'SCT, shared BN, re-estimated': calibrated(
+            DET_SCT_SHARED, DETECTOR, DET_SIZES),
+        'SCT, SSBN': DET_SCT,
         '128 alone, adapted': Arm(
-            DET_ALONE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
-            start=DET_ALONE,
+            DET_ALONE[128].config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
+            start=DET_ALONE[128],
             adapt=tuple('--scales 128 96 64 --sizes 112 80'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
         **{f'{scale} alone': Arm(
             f'baselines/resnet50_8xb32_in1k-{scale}px', {scale: 100})
            for scale in IN1K_SIZES},
-        'SCT, shared BN': Arm('baselines/sct-shared-bn_resnet50_8xb32_in1k',
-                              IN1K_SEEN),
-        'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_SEEN),
-        'SCT, SSBN, any size': Arm('sct-any-size_resnet50_8xb32_in1k',
-                                   IN1K_DRAWN),
-        'SCT, SSBN, any size, modern': Arm(
-            'sct-any-size-modern_resnet50_8xb32_in1k', IN1K_DRAWN),
-        '224 alone, adapted': Arm(
-            IN1K_ALONE.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
-                                128: 4 / 3}, start=IN1K_ALONE, adapt=tuple(
-                '--scales 224 192 160 128 --lr 0.03'.split())),
-    }, IN1K_TESTED, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8),
+        '224 alone, modern': IN1K_ALONE['-modern'],
+        **{f'224 alone{name.replace("-", ", ")}, adapted': Arm(
+            arm.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
+                         128: 4 / 3}, start=arm, adapt=tuple(
+                '--scales 224 192 160 128 --lr 0.03'.split()))
+           for name, arm in IN1K_ALONE.items()},
+        'SCT, shared BN': IN1K_SHARED,
+        'SCT, shared BN, re-estimated': calibrated(
+            IN1K_SHARED, 'sct_resnet50_8xb32_in1k', IN1K_TESTED),
+        'SCT, SSBN, all scales': Arm(
+            'baselines/sct-all-scales_resnet50_8xb32_in1k',
+            {size: 100 for size in IN1K_SIZES}),
+        'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_DRAWN),
+        'SCT, SSBN, modern': Arm('sct-modern_resnet50_8xb32_in1k',
+                                 IN1K_DRAWN),
+    }, IN1K_TESTED, {'accuracy/top1': 'top-1 on ImageNet (%)'}, gpus=8,
+        hours={size: 1281167 / 128 * ms / 3.6e6
+               for size, ms in IN1K_MS.items()}),
     'transfer': Experiment({
         'from nothing': DET_ALL,
         'from 28 alone': DET_ALL._replace(start=ALONE[28]._replace(

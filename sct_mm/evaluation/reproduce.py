@@ -4,7 +4,7 @@ import os.path as osp
 import shlex
 import statistics
 import subprocess
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple, Union
 
 from rich.table import Table
 
@@ -12,9 +12,10 @@ from ..arguments import check_int
 from ..engine.checkpoint import dump
 from ..engine.config import UserError
 from ..engine.console import console_for
+from .arms import Arm, Each, Experiment
 from .commands import (DONE, RECIPE, Step, command_of, folder_of, rows_in,
                        shown, steps_left)
-from .experiments import EXPERIMENTS, Arm, Experiment
+from .experiments import EXPERIMENTS
 from .tables import cells_of, draw
 
 
@@ -26,9 +27,23 @@ def run_step(step: Step, gpus: int = 1) -> None:
                         'and run this again: it goes on here.')
 
 
-def result_of(arm: Arm, seed: int, out: str, sizes: Tuple[int, ...],
-              gpus: int = 1) -> List[dict]:
+def parts_of(arm: Union[Arm, Each],
+             sizes: Sequence[int]) -> List[Tuple[Arm, Sequence[int]]]:
+    """The networks of an arm, and the sizes that each is tested at."""
+    if isinstance(arm, Each):
+        return [(each, (size, )) for size, each in arm.arms.items()]
+    return [(arm, sizes)]
+
+
+def result_of(arm: Union[Arm, Each], seed: int, out: str,
+              sizes: Sequence[int], gpus: int = 1) -> List[dict]:
     """The rows of one arm with one seed, made and tested if need be."""
+    return [row for part, at in parts_of(arm, sizes)
+            for row in _rows_of(part, seed, out, at, gpus)]
+
+
+def _rows_of(arm: Arm, seed: int, out: str, sizes: Sequence[int],
+             gpus: int) -> List[dict]:
     for step in steps_left(arm, seed, out, sizes):
         if not step.recipe:  # a test
             run_step(step, gpus)
@@ -53,14 +68,14 @@ def summarise(runs: List[List[dict]], metric: str,
     return summary
 
 
-def compute_of(arm: Arm, gflops: Dict[int, float]) -> float:
+def compute_of(arm: Union[Arm, Each], gflops: Dict[int, float]) -> float:
     """FLOPs of the training, in those of an epoch at the largest size.
 
     Args:
         gflops: of a picture at each size.
     """
-    return (sum(times * gflops[s] for s, times in arm.seen.items())
-            / max(gflops.values()))
+    return sum(times * gflops[size] for part, _ in parts_of(arm, ())
+               for size, times in part.seen.items()) / max(gflops.values())
 
 
 def print_table(title: str, result: dict, metric: str) -> None:
@@ -80,14 +95,22 @@ def print_commands(experiment: Experiment, seeds: Sequence[int],
     told = set()
     for name, arm in experiment.arms.items():
         compute = compute_of(arm, {size: size ** 2 for size in {
-            *experiment.sizes, *arm.seen}})
+            *experiment.sizes,
+            *(size for part, _ in parts_of(arm, ()) for size in part.seen)}})
+        hours = sum(times * experiment.hours.get(size, 0)
+                    for part, _ in parts_of(arm, ())
+                    for size, times in part.seen.items())
         print(f'# {name}: the compute of {compute:.1f} epochs at '
-              f'{max(experiment.sizes)} pixels.')
+              f'{max(experiment.sizes)} pixels'
+              + (f'; plain steps at its sizes take {hours:.1f} GPU hours (one '
+                 'H200, --amp, channels_last, 128 pictures).' if hours
+                 else '.'))
         for seed in seeds:
-            for step in steps_left(arm, seed, out, experiment.sizes):
-                if step not in told:
-                    print(shown(step, experiment.gpus))
-                told.add(step)
+            for part, sizes in parts_of(arm, experiment.sizes):
+                for step in steps_left(part, seed, out, sizes):
+                    if step not in told:
+                        print(shown(step, experiment.gpus))
+                    told.add(step)
 
 
 def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),

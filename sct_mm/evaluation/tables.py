@@ -8,7 +8,8 @@ from typing import Dict, List, Optional, Sequence
 
 from ..engine.checkpoint import AtomicLocalBackend, save_plot
 from ..engine.config import UserError
-from .experiments import EXPERIMENTS, Experiment
+from .arms import Experiment
+from .experiments import EXPERIMENTS
 
 # What stands between the two lines is made by tools/tables.py.
 _BLOCK = re.compile(r'(?P<start><!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
@@ -32,11 +33,18 @@ def cells_of(result: dict, metric: str,
     arms: Dict[str, dict] = {
         arm: {int(size): value for size, value in found.items()}
         for arm, found in result[metric].items()}
-    sizes = sizes or list(next(iter(arms.values())))
+    known = list(dict.fromkeys(size for found in arms.values()
+                               for size in found))
+    sizes = sizes or known
+    if set(sizes) - set(known):
+        raise KeyError(min(set(sizes) - set(known)))
     rows = [['trained on', 'compute', *map(str, sizes)]]
     for arm, found in arms.items():
         row = [arm, f'{result["compute"][arm]:.1f}']
         for size in sizes:
+            if size not in found:  # of one network for each of some sizes
+                row.append('')
+                continue
             mean, deviation = found[size]
             spread = f'±{_number(deviation, metric)}'
             row.append(_number(mean, metric)
@@ -50,7 +58,8 @@ def markdown_of(result: dict, metric: str,
     """The table in Markdown; the best mean of each size is bold."""
     header, *rows = cells_of(result, metric, sizes)
     for column in range(2, len(header)):
-        means = [float(row[column].partition('±')[0]) for row in rows]
+        means = [float(row[column].partition('±')[0] or '-inf')
+                 for row in rows]
         for row, mean in zip(rows, means):
             if len(rows) > 1 and mean == max(means):
                 row[column] = f'**{row[column]}**'
@@ -146,16 +155,21 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
 def _line(axes, name: str, at: Sequence[float],
           values: Sequence[Sequence[float]], **style) -> None:
     axes.errorbar(at, [mean for mean, _ in values],
-                  [deviation for _, deviation in values], label=name,
-                  marker='o', capsize=3,
-                  linewidth=2.5 if name.startswith('SCT, SSBN') else 1.2,
-                  linestyle='-' if name.startswith('SCT') else '--', **style)
+                  [deviation for _, deviation in values], label=name, **{
+                      'marker': 'o', 'capsize': 3,
+                      'linewidth': (2.5 if name.startswith('SCT, SSBN')
+                                    else 1.2),
+                      'linestyle': '-' if name.startswith('SCT') else '--',
+                      **style})
 
 
 def _over_size(axes, found: Dict[str, Dict[int, list]]) -> None:
-    for arm, sizes in found.items():
-        _line(axes, arm, list(sizes), list(sizes.values()))
-    axes.set_xticks(list(sizes))
+    known = {size for sizes in found.values() for size in sizes}
+    for arm, sizes in found.items():  # of few sizes: a network for each
+        _line(axes, arm, list(sizes), list(sizes.values()),
+              **(dict(linestyle='', marker='*', markersize=11, zorder=3)
+                 if len(sizes) < len(known) else {}))
+    axes.set_xticks(sorted(known))
     axes.set_xlabel('size of the input (pixels)')
 
 

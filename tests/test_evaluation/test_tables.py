@@ -33,6 +33,26 @@ def test_one_seed_has_no_deviation_and_map_one_digit():
         ['trained on', 'compute', '28'], ['a', '3.0', '41.3']]
 
 
+def test_a_network_for_each_of_some_sizes_has_no_others(tmp_path,
+                                                        monkeypatch):
+    from matplotlib import pyplot
+    result = dict(RESULT, **{'accuracy/top1': {
+        'a': {'28': [91.0, 0.1], '20': [85.0, 0.1], '14': [20.0, 0.25]},
+        'b': {'28': [92.0, 0.0], '14': [89.5, 1.0]}}})
+    rows = markdown_of(result, 'accuracy/top1').splitlines()
+    assert rows[2] == '| a | 3.0 | 91.00±0.10 | **85.00±0.10** | 20.00±0.25 |'
+    assert rows[3] == '| b | 4.8 | **92.00±0.00** |  | **89.50±1.00** |'
+    figures = []
+    monkeypatch.setattr(pyplot, 'close', figures.append)
+    draw(result, EXPERIMENTS['any-size'], str(tmp_path / 'any-size.png'))
+    axes, = figures[0].axes
+    lines = {line.get_label(): line.lines[0] for line in axes.containers}
+    assert lines['a'].get_linestyle() == '--'
+    assert lines['b'].get_linestyle() == 'None'  # points of their own
+    assert lines['b'].get_xdata().tolist() == [28, 14]
+    assert axes.get_xticks().tolist() == [14, 20, 28]
+
+
 def test_a_block_is_filled_and_filled_again():
     text = ('Before.\n<!-- table: any-size{} -->\nold | lines\n'
             '<!-- /table -->\nAfter.\n')
