@@ -151,13 +151,13 @@ class AdaptPasses(Passes):
                       for name, value in kept_tensors(model)[0].items()}
         self._teacher: Dict[int, Logits] = {}  # {scale: of its share}
         self._head = HeadLogits(model, "adapt='both'")
-        tasks = len(makers_of_logits(model))
-        if adapt == 'both' and tasks > 1:
+        makers = makers_of_logits(model)
+        if adapt == 'both' and makers and '' not in makers:
             self.release()
             raise ValueError(
                 "adapt='both' compares the logits of all pictures, but "
-                f'{type(model.head).__name__} has {tasks} tasks, whose losses '
-                "see those with a label. Set adapt='logits'.")
+                f'{type(model.head).__name__} has tasks, whose losses see '
+                "those with a label. Set adapt='logits'.")
 
     @torch.no_grad()
     def restore(self, copies: Iterable[nn.Module] = ()) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..arguments import check_number
 from .backward import OpenPin
 from .log import logged
-from .logits import HeadLogits, Logits, is_sigmoid, makers_of_logits
+from .logits import (HeadLogits, Logits, gives_numbers, is_sigmoid,
+                     makers_of_logits)
 from .passes import Passes
 from .schedule import Pass, Schedule
 
@@ -82,10 +83,13 @@ def check_distillable(model: nn.Module, weights: Dict[int, float],
         raise ValueError('`distill` needs a classifier, whose `head` makes '
                          f'logits (N, classes), but {name} has none. Leave it '
                          'out: detectors train by their losses alone.')
-    if teachers == 'ensemble' and len(makers) > 1:
+    if gives_numbers(model):
+        raise ValueError('`distill` compares answers to classes, but the loss '
+                         f'of {name} is of numbers. Leave it out.')
+    if teachers == 'ensemble' and '' not in makers:
         raise ValueError("distill='ensemble' weighs the scales by one target "
                          f'a picture, but {type(model.head).__name__} has '
-                         f"{len(makers)} tasks. Set distill='larger'.")
+                         "tasks. Set distill='larger'.")
     smaller = sum(w > 0 for s, w in weights.items() if s != max(weights))
     if (weights[max(weights)] > 0) + min(smaller, count - 1) < 2:
         raise ValueError('`distill` needs two scales with loss_weights > 0 in '
@@ -117,6 +121,23 @@ def targets_of(batch: dict, several: bool) -> List[Tensor]:
     raise ValueError("distill='ensemble' weighs the scales by one label or "
                      'score a picture, but got samples without. Load them in '
                      "the pipeline, or set distill='larger'.")
+
+
+def check_scores(batch: dict) -> None:
+    """Whether the scores of each picture add up to 1, as those of a softmax.
+
+    Raises:
+        ValueError: if not.
+    """
+    for sample in batch.get('data_samples') or ():
+        if 'gt_score' in sample:
+            total = float(sample.gt_score.sum())
+            if abs(total - 1) > 1e-2:
+                raise ValueError(
+                    '`distill` compares the softmax of a head without a '
+                    f'sigmoid in its loss, but got scores that add up to '
+                    f'{total:.3g}. Set use_sigmoid=True in the loss, or leave '
+                    'it out.')
 
 
 def detached(logits: Logits) -> Logits:
@@ -185,6 +206,8 @@ class DistillPasses(Passes):
 
     def _divide(self, batch: dict, step: int) -> None:
         super()._divide(batch, step)
+        if not self.taken and not self._several:
+            check_scores(batch)
         if self._mixes:  # before a pass writes into the samples
             self._targets = targets_of(batch, self._several)
 

@@ -1,17 +1,20 @@
 """The logits of a classifier, and how those of one pass teach another."""
+import inspect
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Logits = Dict[str, Tensor]  # {part: (N, C)}: one, but for heads of several
 
-# Losses that have no `use_sigmoid` to tell.
+# Losses that have no `use_sigmoid` to tell, and those of numbers.
 _SIGMOIDS = ('FocalLoss', 'BCEWithLogitsLoss', 'BinaryCrossEntropy',
              'MultiLabelSoftMarginLoss')
+_NUMBERS = ('RegressionLoss', 'L1Loss', 'SmoothL1Loss', 'HuberLoss', 'MSELoss')
 
 
 def distillation_loss(teacher: Tensor, student: Tensor,
@@ -33,9 +36,11 @@ def distillation_loss(teacher: Tensor, student: Tensor,
         each = (yes.exp() * (yes - F.logsigmoid(student))
                 + no.exp() * (no - F.logsigmoid(-student)))
         return temperature**2 * each.sum(dim=1).mean()
-    return temperature**2 * F.kl_div(
-        student.log_softmax(1), teacher.log_softmax(1),
-        reduction='batchmean', log_target=True)
+    teacher, student = teacher.log_softmax(1), student.log_softmax(1)
+    # A class that is masked by -inf, in both, adds nothing.
+    each = torch.where(teacher.isneginf(), 0.,
+                       teacher.exp() * (teacher - student))
+    return temperature**2 * each.sum(dim=1).mean()
 
 
 def makers_of_logits(model: nn.Module) -> Dict[str, nn.Module]:
@@ -47,6 +52,23 @@ def makers_of_logits(model: nn.Module) -> Dict[str, nn.Module]:
         if isinstance(part, nn.Module):
             return _tasks_of(part, '')
     return {}
+
+
+def gives_numbers(model: nn.Module) -> bool:
+    """Whether a part of ``model`` is trained to give numbers, whose
+    differences no softmax sees (OneDL's RegressionHead)."""
+    return any(_is_named(part, _NUMBERS) for owner in (
+        model, *makers_of_logits(model).values())
+        for part in _losses_of(owner))
+
+
+def _losses_of(owner: Optional[nn.Module]) -> List[nn.Module]:
+    loss = getattr(owner, 'loss_module', None)
+    return list(loss.modules()) if isinstance(loss, nn.Module) else []
+
+
+def _is_named(part: nn.Module, names: Sequence[str]) -> bool:
+    return any(c.__name__ in names for c in type(part).__mro__)
 
 
 def _tasks_of(head: nn.Module, name: str) -> Dict[str, nn.Module]:
@@ -62,13 +84,9 @@ def is_sigmoid(model: nn.Module, maker: Optional[nn.Module] = None) -> bool:
     its class alone."""
     if any('MultiLabel' in c.__name__ for c in type(maker).__mro__):
         return True
-    for owner in (maker, model):
-        loss = getattr(owner, 'loss_module', None)
-        if isinstance(loss, nn.Module):
-            return any(getattr(part, 'use_sigmoid', False) or any(
-                name == c.__name__ for c in type(part).__mro__
-                for name in _SIGMOIDS) for part in loss.modules())
-    return False
+    return any(getattr(part, 'use_sigmoid', False)
+               or _is_named(part, _SIGMOIDS)
+               for part in _losses_of(maker) or _losses_of(model))
 
 
 class HeadLogits:
@@ -87,8 +105,8 @@ class HeadLogits:
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """Keep what is made, the last if several, for :meth:`take` within the
-        ``with`` block."""
+        """Keep what is made with gradients, the last if several, for
+        :meth:`take` within the ``with`` block."""
         with ExitStack() as stack:
             for name, maker in self._makers.items():
                 stack.callback(maker.register_forward_hook(
@@ -100,15 +118,24 @@ class HeadLogits:
 
     def _catch(self, name: str, maker: nn.Module, args: tuple, kwargs: dict,
                output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return  # a metric of its own
         if len(args) + len(kwargs) > 1:
-            # A margin (ArcFace) is of the labels; of the features alone, the
-            # head predicts.
-            features, *_ = (*args, *kwargs.values())
-            try:
-                output = maker.forward(features)
-            except TypeError:
-                output = None
+            output = self._of_features(maker, args, kwargs)
         self._outputs[name] = output
+
+    @staticmethod
+    def _of_features(maker: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """What a head predicts that got labels too: a margin (ArcFace) is of
+        them. None if it cannot, or would count what it sees twice."""
+        if any(isinstance(m, _BatchNorm) for m in maker.modules()):
+            return None
+        try:
+            features, *_ = inspect.signature(maker.forward).bind(
+                *args, **kwargs).arguments.values()
+            return maker.forward(features)
+        except Exception:  # in whatever way it needs the labels
+            return None
 
     def take(self) -> Logits:
         """The logits of the pass that has just run; a task without a label in
@@ -119,7 +146,7 @@ class HeadLogits:
         """
         outputs, self._outputs = self._outputs, {}
         logits = self._checked(outputs)
-        if not logits and (outputs or len(self._makers) < 2):
+        if not logits and (outputs or '' in self._makers):
             makers = ', '.join(type(maker).__name__
                                for maker in self._makers.values())
             raise ValueError(
@@ -160,22 +187,29 @@ class HeadLogits:
         """
         total = 0.
         for part, values in logits.items():
+            each = [target.to(values.device) for target in targets]
+            soft = each[0].is_floating_point()
+            if not self._sigmoid[part.rpartition('/')[0]]:
+                total = total + F.cross_entropy(values, (
+                    torch.stack(each).to(values.dtype) if soft
+                    else torch.cat(each)))
+                continue
             scores = torch.stack([
-                each.to(values) if each.is_floating_point() else
-                torch.zeros_like(row).index_fill(0, each.to(row.device), 1)
-                for each, row in zip(targets, values)])
-            total = total + (
-                F.binary_cross_entropy_with_logits(
-                    values, scores, reduction='sum') / len(values)
-                if self._sigmoid[part.rpartition('/')[0]]
-                else F.cross_entropy(values, scores))
+                target.to(row.dtype) if soft else
+                torch.zeros_like(row).index_fill(0, target[target >= 0], 1)
+                for target, row in zip(each, values)])
+            total = total + F.binary_cross_entropy_with_logits(
+                values, scores, reduction='sum') / len(values)
         return total
 
     def _checked(self, outputs: Dict[str, Any]) -> Logits:
         """{maker/number: logits}, of a head that returns several (Conformer)
         each; {} if one is something else."""
-        logits = {}
+        logits: Logits = {}
+        if gives_numbers(self._model):
+            return logits
         for name, output in outputs.items():
+            output = getattr(output, 'logits', output)  # of transformers
             several = (output if name in self._makers and isinstance(
                 output, (tuple, list)) else [output])
             for i, each in enumerate(several):
