@@ -2,6 +2,7 @@
 import json
 import os
 import os.path as osp
+import re
 import shlex
 import subprocess
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from sct_mm.engine.config import UserError
 from sct_mm.evaluation import commands
 from sct_mm.evaluation.commands import folder_of, recipe_of
 from sct_mm.evaluation.arms import Arm, Each, Experiment, calibrated
-from sct_mm.evaluation.experiments import EXPERIMENTS
+from sct_mm.evaluation.experiments import EXPERIMENTS, IN1K_MS
 from sct_mm.evaluation.reproduce import reproduce, result_of
 
 from conftest import ROOT
@@ -196,6 +197,31 @@ def test_a_dry_run_prints_commands_of_files_that_exist(
         assert many == (name == 'imagenet')
     assert all('adapt_' in words[2] for words in told
                if words[1] == 'tools/test.py' and words[2].startswith(out))
+
+
+def test_hours_are_of_what_was_measured(tmp_path, calls, capsys):
+    """The steps of the benchmark on a GPU, in docs as in the dry run."""
+    with open(osp.join(ROOT, 'docs/benchmark-h200.json')) as file:
+        measured = {int(row['arm'].split()[-1]): row['ms']
+                    for row in json.load(file)['training']
+                    if row['arm'].startswith('plain BN')}
+    assert {s: IN1K_MS[s] for s in measured} == pytest.approx(measured,
+                                                              abs=0.01)
+    assert all(IN1K_MS[s] == pytest.approx(
+        (IN1K_MS[s + 16] + IN1K_MS[s - 16]) / 2, abs=0.01)
+        for s in IN1K_MS if s not in measured)
+    reproduce('imagenet', (0, ), str(tmp_path), dry_run=True)
+    told = {name: figures for name, *figures in
+            re.findall(r'# (.*): the compute of ([\d.]+) .* take ([\d.]+) GPU',
+                       capsys.readouterr().out)}
+    with open(osp.join(ROOT, 'docs/results.md')) as file:
+        docs = {cells[0]: cells[2:] for cells in (
+            [cell.strip() for cell in line.split('|')[1:-1]]
+            for line in file.read().partition('## ImageNet')[2].partition(
+                '\n## ')[0].splitlines() if line.startswith('| ')
+            and '`' in line)}
+    assert len(docs) == 11
+    assert docs == {name: told[name] for name in docs}
 
 
 def test_what_is_done_is_left_out_of_a_dry_run(tmp_path, calls, capsys):

@@ -1,0 +1,115 @@
+"""What README's first screen tells to type is typed, line after line."""
+import os.path as osp
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from PIL import Image
+
+from sct_mm.evaluation import measure
+from sct_mm.export import latency
+from sct_mm.models.scale import scales_of
+
+from pages import REPOSITORY, blocks, text_of
+from test_commands import tool
+
+# A network in production, of two classes of pictures, seen by ImageNet's
+# pipelines.
+STOCK = '''
+_base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py']
+model = dict(backbone=dict(_delete_=True, type='ResNet_CIFAR', depth=18,
+                           base_channels=2, stem_channels=2,
+                           strides=(2, 2, 2, 2)),
+             head=dict(num_classes=2, in_channels=16, topk=(1, )))
+data_preprocessor = dict(num_classes=2)
+mine = dict(_delete_=True, type='CustomDataset', data_root='mine')
+workers = dict(num_workers=0, persistent_workers=False, batch_size=4)
+train_dataloader = dict(**workers, dataset=dict(
+    **mine, pipeline=_base_.train_pipeline))
+val_dataloader = dict(**workers, dataset=dict(
+    **mine, pipeline=_base_.test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(topk=(1, ))
+'''
+
+
+@pytest.fixture
+def production(tmp_path, monkeypatch):
+    """CONFIG and CHECKPOINT of README, in the folder where it is read."""
+    rng = np.random.default_rng(0)
+    for label in ('bird', 'cat'):
+        folder = tmp_path / 'mine' / label
+        folder.mkdir(parents=True)
+        for name in 'abcd':
+            Image.fromarray(rng.integers(0, 256, (240, 250, 3), np.uint8)
+                            ).save(folder / f'{name}.png')
+    (tmp_path / 'stock.py').write_text(STOCK)
+    torch.manual_seed(0)
+    cfg = Config.fromfile(str(tmp_path / 'stock.py'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model).train()
+        model(torch.rand(8, 3, 64, 64))  # statistics
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'stock.pth')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(latency, 'BUDGET', 0.0)
+    monkeypatch.setattr(measure, 'take_turns', lambda *args, **options: (
+        TURNS(*args, **{**options, 'seconds': 0.01, 'least': 2})))
+    return tmp_path
+
+
+TURNS = measure.take_turns
+
+
+def typed():
+    """README's commands of its first screen, in their order."""
+    first = text_of(REPOSITORY / 'README.md').partition('\n## ')[0]
+    return [line for line in re.sub(r'\\\n\s*', '', first).splitlines()
+            if line.startswith('python ')]
+
+
+@pytest.mark.filterwarnings('ignore:.* lie between the scales')
+def test_its_commands_run_one_after_another(production, monkeypatch, capsys):
+    names = dict(CONFIG='stock.py', CHECKPOINT='stock.pth')
+    tools = []
+    for line in typed():
+        _, script, *words = shlex.split(line, comments=True)
+        adapted = 'adapt_stock'
+        words = [names.get(word, word.replace('NAME_OF_CONFIG', adapted))
+                 for word in words]
+        monkeypatch.setattr(sys, 'argv', [script, *words])
+        tool(script).main()
+        if script == 'tools/adapt.py':
+            run = osp.join('work_dirs', adapted)
+            names = dict(CONFIG=osp.join(run, f'{adapted}.py'),
+                         CHECKPOINT=run)
+        tools.append(osp.basename(script))
+    assert tools == ['adapt.py', 'test.py', 'pick.py', 'export.py']
+    assert (production / 'work_dirs' / adapted / 'scales.json').is_file()
+    assert (production / 'net.onnx').stat().st_size > 1000
+    assert re.search(r'--size \d+', capsys.readouterr().out)
+
+
+def test_its_new_network_trains_a_step(tmp_path):
+    block, = [block for block in blocks() if block.page == 'README.md'
+              and block.language == 'python']
+    (tmp_path / 'a.py').write_text(block.text)
+    cfg = Config.fromfile(str(tmp_path / 'a.py'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        cfg.model.backbone.update(depth=18, base_channels=2, stem_channels=2)
+        cfg.model.head.in_channels = 16
+        model = MODELS.build(dict(
+            cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
+        hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
+    from mmpretrain.structures import DataSample
+    sct = next(hook for hook in hooks if hasattr(hook, 'attach'))
+    sct.attach(model, steps=10)
+    losses = model(torch.rand(2, 3, 224, 224), [
+        DataSample().set_gt_label(i) for i in range(2)], mode='loss')
+    losses['loss'].backward()
+    assert len(scales_of(model)) == 4 and losses['loss'].isfinite()
+    assert model.backbone.conv1.weight.grad.abs().sum() > 0
