@@ -188,9 +188,13 @@ EXPERIMENTS = {
     # All for the pixels of 6 epochs at 96.
     'glyphs': Experiment({
         '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),
+        '96 alone, for longer': Arm(GLYPHS_ALONE.format(96), {96: 7}, 7),
+        # Each has the best of three learning rates, on pictures held out.
         **{f'{size} alone': Arm(GLYPHS_ALONE.format(size), {size: epochs},
-                                epochs)
-           for size, epochs in ((72, 11), (48, 24), (36, 42))},
+                                epochs, options)
+           for size, epochs, options in (
+               (72, 11, ()), (48, 24, ('optim_wrapper.optimizer.lr=0.02', )),
+               (36, 42, ()))},
         '96 alone, adapted': GLYPHS_ADAPTED,
         'SCT, shared BN': GLYPHS_SHARED,
         'SCT, shared BN, re-estimated': calibrated(

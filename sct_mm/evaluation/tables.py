@@ -12,9 +12,9 @@ from .arms import Experiment
 from .experiments import EXPERIMENTS
 
 # What stands between the two lines is made by tools/tables.py.
-_BLOCK = re.compile(r'(?P<start><!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
+_BLOCK = re.compile(r'(?P<start>^<!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
                     r' -->\n)(?P<table>(?:(?!<!-- table:).)*?)'
-                    r'(?P<end><!-- /table -->)', re.S)
+                    r'(?P<end><!-- /table -->)', re.S | re.M)
 
 
 def _number(value: float, metric: str) -> str:
@@ -113,10 +113,10 @@ def with_tables(text: str, results: Dict[str, dict]) -> str:
                             f'or run tools/reproduce.py {name}.') from None
         return block['start'] + table + block['end']
     made, count = _BLOCK.subn(fill, text)
-    if count != text.count('<!-- table:'):
+    begun = len(re.findall('^<!-- table:', text, re.M))
+    if count != begun:
         raise UserError('Each <!-- table: ... --> must end by <!-- /table -->'
-                        f', but {count} of {text.count("<!-- table:")} do. '
-                        'Mend the text.')
+                        f', but {count} of {begun} do. Mend the text.')
     return made
 
 
@@ -208,7 +208,7 @@ def write_tables(root: str) -> List[str]:
                  *sorted(glob.glob(osp.join(root, 'docs', '*.md')))):
         with open(path, encoding='utf-8') as file:
             text = file.read()
-        if '<!-- table:' in text:
+        if re.search('^<!-- table:', text, re.M):
             AtomicLocalBackend().put(
                 with_tables(text, results).encode(), path)
             written.append(path)

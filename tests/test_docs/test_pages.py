@@ -11,6 +11,8 @@ import yaml
 from sct_mm import SCTLossHook
 from sct_mm.engine.schedule import Schedule
 
+from test_commands import tool
+
 from pages import (LINK, PAGES, REPOSITORY, anchors_of, name_of, prose_of,
                    spans, tables_of, text_of)
 
@@ -117,22 +119,24 @@ def test_a_step_pays_what_is_told(options, told):
     assert told == pytest.approx(paid, abs=0.01)
 
 
-def texts_of(node):
-    """The texts in code, values as `…`; those joined by + as one."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return ''.join(map(texts_of, node.values))
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return texts_of(node.left) + texts_of(node.right)
-    return '…'
+ERRORS = tool('tools/errors.py')
+
+
+def test_every_error_is_told_with_its_mend():
+    text = text_of(REPOSITORY / 'docs/errors.md')
+    assert text == ERRORS.page(str(REPOSITORY)), 'run tools/errors.py'
+    rows = [row for table in tables_of(text) for row in table[1:]]
+    assert len(rows) > 200
+    assert ['The checkpoint must be a file, but got ….',
+            'Train first, or name another.'] in rows
+    assert sum(mend == 'what it ends with' for _, mend in rows) < 20
 
 
 def test_every_sentence_of_troubleshoot_stands_in_the_code():
     said = []
     for path in (*REPOSITORY.glob('sct_mm/**/*.py'),
                  *REPOSITORY.glob('tools/*.py')):
-        said += [re.sub('…+', '…', texts_of(node).strip())
+        said += [re.sub('…+', '…', ERRORS.text_of(node).strip())
                  for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, (ast.JoinedStr, ast.Constant,
                                       ast.BinOp))]
