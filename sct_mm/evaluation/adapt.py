@@ -209,6 +209,15 @@ def _check_kept(model: nn.Module, stock: nn.Module, base: int) -> None:
                            '`custom_hooks` that does it.')
 
 
+def _check_scales(scales: Sizes) -> Tuple[int, ...]:
+    scales = check_scales(expand_sizes(scales, 'scales'))
+    if len(scales) < 2:
+        raise UserError("`scales` must be the network's own size and smaller "
+                        f'ones, but got {scales}. Write e.g. --scales 224 192 '
+                        '160 128.')
+    return scales
+
+
 @protected_loading()
 def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
                      epochs: int = 2, out: Optional[str] = None,
@@ -231,20 +240,17 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     Args:
         config: of the network, without a line about SCT.
         scales: the network's own size, that of its training pipeline, and
-            smaller ones, also as ranges such as ``'128:224:16'``
-            (:func:`expand_sizes`).
+            smaller ones, also as ranges such as ``'128:224:16'``.
         epochs: 0 for statistics alone.
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and what a training leaves there.
         pictures: of the training set, for statistics.
         lr: of AdamW, the highest; our choice, see docs/adapt.md.
-        sizes: more scales of the network in the end, as ``scales``: the mix
-            of their neighbours, with statistics of their own.
+        sizes: more scales in the end: mixes with statistics of their own.
         force: overwrite an `adapted.pth`.
         resume: go on with the run in ``out``, if there is one.
-        between: the share of the steps that train between the scales, see
-            :class:`~sct_mm.SCTLossHook`.
+        between: the share of the steps between them, see ``SCTLossHook``.
 
     Returns:
         dict: ``config``, ``checkpoint`` (paths) and ``scales``.
@@ -254,11 +260,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
         ValueError: for a network that cannot be adapted.
         RuntimeError: if something has changed the base after all.
     """
-    scales = check_scales(expand_sizes(scales, 'scales'))
-    if len(scales) < 2:
-        raise UserError("`scales` must be the network's own size and smaller "
-                        f'ones, but got {scales}. Write e.g. --scales 224 192 '
-                        '160 128.')
+    scales = _check_scales(scales)
     sizes = check_sizes_more(sizes, scales)
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
     pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
