@@ -116,10 +116,7 @@ reproduce-det: $(DET_DATA)/composed
 	  $(BIN)/python tools/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 tables: $(VENV)/classification.done
-	for result in docs/results/*.json; do \
-	  ! test -e $(WORK)/reproduce/$${result##*/} || \
-	    cp $(WORK)/reproduce/$${result##*/} $$result; done
-	$(BIN)/python tools/tables.py
+	$(BIN)/python tools/tables.py --take $(WORK)/reproduce
 	$(BIN)/python tools/errors.py
 	$(BIN)/python tools/model_cards.py
 

@@ -12,15 +12,15 @@ from sct_mm.engine.checkpoint import AtomicLocalBackend
 
 HEAD = '''# Every error
 
-All that this package refuses, by the part of the code that does, with what to
-do (made by `tools/errors.py`; `…` stands for a value). What is met most often
-is explained in [Troubleshoot](troubleshoot.md).
+What this package refuses, by the part of the code that does, with what to do
+(made by `tools/errors.py`; `…` stands for a value). What is met most often is
+explained in [Troubleshoot](troubleshoot.md).
 '''
 PARTS = {'__init__': 'Installation', 'arguments': 'Arguments',
          'cli': 'Commands', 'datasets': 'Pictures',
          'doctor': 'Installation', 'engine': 'Training and testing',
          'evaluation': 'Tools', 'export': 'Export', 'models': 'Layers',
-         'tools': 'Installation'}
+         'tools': 'Commands'}
 
 
 def text_of(node: ast.AST) -> str:
@@ -42,23 +42,22 @@ def sentences_of(path: str) -> List[str]:
             for node in ast.walk(tree) if isinstance(node, ast.Raise)
             and isinstance(node.exc, ast.Call) and node.exc.args]
     # Others are caught, and told within a sentence.
-    return [each for each in said if re.match(r'[A-Z`-]|….* .*[.]', each)]
+    return [each for each in said if re.match(r'[A-Z`]|.*[.:] [A-Z`]', each)]
 
 
 def split(sentence: str) -> Tuple[str, str]:
     """What is wrong, and what to do: our errors end with it."""
-    wrong, mend = re.fullmatch(r'(.*[.:] )?(?=[A-Z`…])(.*)',
-                               sentence).groups()
-    if not wrong or mend == '…':
-        return sentence, 'what it ends with'
-    return wrong.strip(), mend
+    parts = re.fullmatch(r'(.*[.:]) (?=[A-Z`])(.*)', sentence)
+    return parts.groups() if parts else (sentence, 'what it ends with')
 
 
 def page(root: str) -> str:
     parts: Dict[str, List[str]] = {}
-    for path in sorted(glob.glob(osp.join(root, 'sct_mm', '**', '*.py'),
-                                 recursive=True)):
-        name = osp.relpath(path, osp.join(root, 'sct_mm'))
+    paths = [*sorted(glob.glob(osp.join(root, 'sct_mm', '**', '*.py'),
+                               recursive=True)),
+             *sorted(glob.glob(osp.join(root, 'tools', '*.py')))]
+    for path in paths:
+        name = osp.relpath(path, root).replace(f'sct_mm{osp.sep}', '')
         part = PARTS[re.split(r'[/.\\]', name)[0]]
         if said := sentences_of(path):
             parts.setdefault(part, []).extend(said)

@@ -3,14 +3,18 @@ results, from docs/results/*.json, which tools/reproduce.py made."""
 import argparse
 
 from sct_mm.cli import cli
-from sct_mm.evaluation.tables import write_tables
+from sct_mm.evaluation.tables import take_results, write_tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.', metavar='FOLDER',
                         help='of the repository (default: this one)')
-    for path in write_tables(parser.parse_args().root):
+    parser.add_argument('--take', metavar='FOLDER',
+                        help='first take what tools/reproduce.py wrote there')
+    args = parser.parse_args()
+    taken = take_results(args.take, args.root) if args.take else []
+    for path in [*taken, *write_tables(args.root)]:
         print(path)
 
 

@@ -13,7 +13,7 @@ from ..models.pin import use_scale
 from ..models.scale import ScaleSpecific, ssbn_layers
 from .backward import OpenPin
 from .finite import named
-from .logits import HeadLogits, Logits, makers_of_logits
+from .logits import HeadLogits, Logits, gives_numbers, makers_of_logits
 from .passes import Passes
 from .recording import evaluating, leaves
 from .schedule import Pass
@@ -229,6 +229,11 @@ class AdaptPasses(Passes):
             self._adapt = 'logits' if logits else 'labels'
         if self._adapt == 'labels':
             return
+        if gives_numbers(self.model):
+            raise ValueError(
+                f'adapt={self._adapt!r} compares answers to classes, but the '
+                f'loss of {type(self.model).__name__} is of numbers. Set '
+                "adapt='labels' to train by its losses.")
         if not logits or (self._adapt == 'both'
                           and not makers_of_logits(self.model)):
             raise ValueError(

@@ -132,7 +132,7 @@ def check_scores(batch: dict) -> None:
     for sample in batch.get('data_samples') or ():
         if 'gt_score' in sample:
             total = float(sample.gt_score.sum())
-            if abs(total - 1) > 1e-2:
+            if total and abs(total - 1) > 1e-2:
                 raise ValueError(
                     '`distill` compares the softmax of a head without a '
                     f'sigmoid in its loss, but got scores that add up to '

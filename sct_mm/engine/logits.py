@@ -35,6 +35,7 @@ def distillation_loss(teacher: Tensor, student: Tensor,
         yes, no = F.logsigmoid(teacher), F.logsigmoid(-teacher)
         each = (yes.exp() * (yes - F.logsigmoid(student))
                 + no.exp() * (no - F.logsigmoid(-student)))
+        each = torch.where(teacher.isinf(), 0., each)  # a class is masked
         return temperature**2 * each.sum(dim=1).mean()
     teacher, student = teacher.log_softmax(1), student.log_softmax(1)
     # A class that is masked by -inf, in both, adds nothing.
@@ -55,11 +56,12 @@ def makers_of_logits(model: nn.Module) -> Dict[str, nn.Module]:
 
 
 def gives_numbers(model: nn.Module) -> bool:
-    """Whether a part of ``model`` is trained to give numbers, whose
-    differences no softmax sees (OneDL's RegressionHead)."""
-    return any(_is_named(part, _NUMBERS) for owner in (
-        model, *makers_of_logits(model).values())
-        for part in _losses_of(owner))
+    """Whether ``model`` is trained to give numbers alone, whose differences
+    no softmax sees (OneDL's RegressionHead)."""
+    losses = [part for owner in (model, *makers_of_logits(model).values())
+              for part in _losses_of(owner)
+              if not list(part.children()) or _is_named(part, _NUMBERS)]
+    return bool(losses) and all(_is_named(part, _NUMBERS) for part in losses)
 
 
 def _losses_of(owner: Optional[nn.Module]) -> List[nn.Module]:
@@ -79,12 +81,15 @@ def _tasks_of(head: nn.Module, name: str) -> Dict[str, nn.Module]:
             for path, maker in _tasks_of(each, f'{name}.{task}').items()}
 
 
+def names_labels(maker: Optional[nn.Module]) -> bool:
+    """Whether a picture has any number of labels for ``maker``."""
+    return any('MultiLabel' in c.__name__ for c in type(maker).__mro__)
+
+
 def is_sigmoid(model: nn.Module, maker: Optional[nn.Module] = None) -> bool:
     """Whether each logit of ``maker`` in ``model`` is trained to answer for
     its class alone."""
-    if any('MultiLabel' in c.__name__ for c in type(maker).__mro__):
-        return True
-    return any(getattr(part, 'use_sigmoid', False)
+    return names_labels(maker) or any(getattr(part, 'use_sigmoid', False)
                or _is_named(part, _SIGMOIDS)
                for part in _losses_of(maker) or _losses_of(model))
 
@@ -134,6 +139,8 @@ class HeadLogits:
             features, *_ = inspect.signature(maker.forward).bind(
                 *args, **kwargs).arguments.values()
             return maker.forward(features)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # in whatever way it needs the labels
             return None
 
@@ -194,8 +201,10 @@ class HeadLogits:
                     torch.stack(each).to(values.dtype) if soft
                     else torch.cat(each)))
                 continue
+            binary = values.shape[1] == 1 and not names_labels(
+                self._makers.get(part.rpartition('/')[0]))
             scores = torch.stack([
-                target.to(row.dtype) if soft else
+                target.to(row.dtype) if soft or binary else
                 torch.zeros_like(row).index_fill(0, target[target >= 0], 1)
                 for target, row in zip(each, values)])
             total = total + F.binary_cross_entropy_with_logits(
@@ -210,12 +219,18 @@ class HeadLogits:
             return logits
         for name, output in outputs.items():
             output = getattr(output, 'logits', output)  # of transformers
-            several = (output if name in self._makers and isinstance(
+            maker = self._makers.get(name)
+            several = (output if maker is not None and isinstance(
                 output, (tuple, list)) else [output])
+            classes = getattr(maker, 'num_classes', None)
             for i, each in enumerate(several):
                 if not (isinstance(each, Tensor) and each.dim() == 2
                         and each.is_floating_point()
                         and (each.shape[1] > 1 or self._sigmoid[name])):
+                    return {}
+                # Beside its logits a head may return features.
+                if len(several) > 1 and each.shape[1] != (
+                        classes or several[0].shape[1]):
                     return {}
                 logits[f'{name}/{i}'] = each
         return logits

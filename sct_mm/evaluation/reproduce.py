@@ -68,14 +68,16 @@ def summarise(runs: List[List[dict]], metric: str,
     return summary
 
 
-def compute_of(arm: Union[Arm, Each], gflops: Dict[int, float]) -> float:
+def compute_of(arm: Union[Arm, Each], gflops: Dict[int, float],
+               unit: float) -> float:
     """FLOPs of the training, in those of an epoch at the largest size.
 
     Args:
         gflops: of a picture at each size.
+        unit: that at the largest size of the experiment.
     """
     return sum(times * gflops[size] for part, _ in parts_of(arm, ())
-               for size, times in part.seen.items()) / max(gflops.values())
+               for size, times in part.seen.items()) / unit
 
 
 def print_table(title: str, result: dict, metric: str) -> None:
@@ -96,7 +98,8 @@ def print_commands(experiment: Experiment, seeds: Sequence[int],
     for name, arm in experiment.arms.items():
         compute = compute_of(arm, {size: size ** 2 for size in {
             *experiment.sizes,
-            *(size for part, _ in parts_of(arm, ()) for size in part.seen)}})
+            *(size for part, _ in parts_of(arm, ()) for size in part.seen)}},
+            max(experiment.sizes) ** 2)
         hours = sum(times * experiment.hours.get(size, 0)
                     for part, _ in parts_of(arm, ())
                     for size, times in part.seen.items())
@@ -151,10 +154,12 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
         print(f'[{done + 1}/{len(jobs)}] {arm}, seed {seed}', flush=True)
         runs[arm].append(result_of(experiment.arms[arm], seed, out,
                                    experiment.sizes, experiment.gpus))
+    gflops = {arm: {row['scale']: row['gflops'] for row in each[0]}
+              for arm, each in runs.items()}
+    unit = max(max(each.values()) for each in gflops.values())
     result: Dict[str, object] = dict(seeds=list(seeds), compute={
-        arm: compute_of(experiment.arms[arm], {
-            row['scale']: row['gflops'] for row in each[0]})
-        for arm, each in runs.items()})
+        arm: compute_of(experiment.arms[arm], each, unit)
+        for arm, each in gflops.items()})
     for metric, label in experiment.metrics.items():
         result[metric] = {arm: summarise(each, metric, experiment.unit)
                           for arm, each in runs.items()}

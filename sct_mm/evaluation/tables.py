@@ -6,7 +6,7 @@ import os.path as osp
 import re
 from typing import Dict, List, Optional, Sequence
 
-from ..engine.checkpoint import AtomicLocalBackend, save_plot
+from ..engine.checkpoint import AtomicLocalBackend, dump, save_plot
 from ..engine.config import UserError
 from .arms import Experiment
 from .experiments import EXPERIMENTS
@@ -76,6 +76,23 @@ def results_of(folder: str) -> Dict[str, dict]:
             with open(path) as file:
                 found[name] = json.load(file)
     return found
+
+
+def take_results(source: str, root: str) -> List[str]:
+    """Put what tools/reproduce.py wrote to ``source`` into docs/results of
+    the repository at ``root``: of the experiments that are there, and of no
+    fewer seeds.
+
+    Returns:
+        list: the paths of the files.
+    """
+    folder, taken = osp.join(root, 'docs', 'results'), []
+    there, found = results_of(folder), results_of(source)
+    for name in there.keys() & found.keys():
+        if len(found[name]['seeds']) >= len(there[name]['seeds']):
+            taken.append(osp.join(folder, f'{name}.json'))
+            dump(found[name], taken[-1])
+    return sorted(taken)
 
 
 def with_tables(text: str, results: Dict[str, dict]) -> str:

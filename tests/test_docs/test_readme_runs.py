@@ -105,6 +105,9 @@ def test_its_new_network_trains_a_step(tmp_path):
         model = MODELS.build(dict(
             cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
         hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
+        recipe = Config.fromfile(str(
+            REPOSITORY / 'configs/sct_resnet50_8xb32_in1k.py'))
+        assert cfg.custom_hooks == recipe.custom_hooks[1:]
     from mmpretrain.structures import DataSample
     sct = next(hook for hook in hooks if hasattr(hook, 'attach'))
     sct.attach(model, steps=10)

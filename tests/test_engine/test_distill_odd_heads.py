@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
-from sct_mm.engine.logits import distillation_loss
+from sct_mm.engine.logits import HeadLogits, distillation_loss
 
 from conftest import SCALES
 from heads import logits_by_hand, scores, several_labels, softmax_kl
@@ -56,6 +56,56 @@ def test_a_head_that_would_count_twice_is_refused():
         model(**labelled(), mode='loss')
 
 
+class Several(nn.Module):
+    """Its logits, and what it made them of; its own loss."""
+
+    def __init__(self, num_classes=None):
+        super().__init__()
+        self.fc = nn.Linear(32, 5)
+        if num_classes:
+            self.num_classes = num_classes
+
+    def forward(self, feats):
+        return self.fc(feats[-1]), feats[-1]
+
+    def loss(self, feats, data_samples):
+        return dict(loss=nn.functional.cross_entropy(
+            self(feats)[0], torch.cat([s.gt_label for s in data_samples])))
+
+
+@pytest.mark.parametrize('classes', [None, 5, 32])
+def test_features_beside_the_logits_are_none(classes):
+    model = classifier()
+    model.head = Several(classes)
+    hook = SCTLossHook(distill='larger')
+    hook.attach(model)
+    with pytest.raises(ValueError, match='makes none of features alone'):
+        model(**labelled(), mode='loss')
+    hook.detach()
+    SCTLossHook(adapt=True).attach(model)
+    with pytest.raises(ValueError, match='without labels'):
+        model(inputs=torch.rand(8, 3, 16, 16), mode='loss')
+
+
+@pytest.mark.parametrize('labels', [[[0], [1]], [[1], [0]]])
+def test_the_label_of_one_class_is_its_score(labels):
+    model = classifier(loss=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    model.head.fc = nn.Linear(32, 1)
+    head = HeadLogits(model, 'x')
+    logits = torch.tensor([[-9.], [2.]])
+    assert_close(head.cross_entropy({'/0': logits}, [
+        torch.tensor(each) for each in labels]),
+        nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.tensor(labels).float()))
+
+
+def test_a_loss_of_numbers_beside_one_of_classes():
+    model = classifier()
+    model.head.loss_module = nn.ModuleDict(dict(
+        a=nn.CrossEntropyLoss(), b=nn.SmoothL1Loss()))
+    SCTLossHook(distill='larger').attach(model)
+
+
 class Numbers(nn.Module):
     def __init__(self, loss):
         super().__init__()
@@ -75,9 +125,14 @@ def test_numbers_are_no_classes(loss):
     model.head = Numbers(loss)
     with pytest.raises(ValueError, match='is of numbers. Leave it out'):
         SCTLossHook(distill='larger').attach(model)
-    SCTLossHook(adapt=True).attach(model)  # by its own losses
+    hook = SCTLossHook(adapt=True)
+    hook.attach(model)  # by its own losses
     losses = model(**scores(), mode='loss')
     assert losses['s12/total'] > .01  # of a KL it would be none
+    hook.detach()
+    SCTLossHook(adapt='logits').attach(model)
+    with pytest.raises(ValueError, match="numbers. Set adapt='labels'"):
+        model(**scores(), mode='loss')
 
 
 def test_scores_of_several_labels_want_a_sigmoid():
@@ -114,3 +169,7 @@ def test_a_class_that_is_masked_adds_nothing():
     assert_close(loss, expected)
     loss.backward()
     assert masked.grad.isfinite().all() and masked.grad[:, 1:].any()
+    student[:, 0] = -torch.inf
+    assert_close(distillation_loss(teacher, student, sigmoid=True),
+                 distillation_loss(teacher[:, 1:], student[:, 1:],
+                                   sigmoid=True))

@@ -90,17 +90,17 @@ def test_an_arm_that_is_another_adapted(tmp_path, calls):
 def test_an_arm_of_a_network_for_each_size(tmp_path, calls, monkeypatch,
                                            capsys):
     """Each network is tested at its own size, and paid for."""
-    arm = Each({8: Arm('large', {8: 2}), 4: Arm('small', {4: 3})})
+    arm = Each({4: Arm('small', {4: 3}), 2: Arm('smallest', {2: 8})})
     monkeypatch.setitem(EXPERIMENTS, 'ablations', Experiment(
         {'all': Arm('all', {8: 1, 4: 1}), 'each': arm}, (8, 4),
         {'accuracy/top1': 'top-1'}))
     reproduce('ablations', (0, ), str(tmp_path), dry_run=True)
-    assert '# each: the compute of 2.8 epochs' in capsys.readouterr().out
+    assert '# each: the compute of 1.2 epochs' in capsys.readouterr().out
     found = reproduce('ablations', (0, ), str(tmp_path))
-    assert found['compute'] == {'all': 1.25, 'each': 2.75}
-    assert found['accuracy/top1']['each'] == {8: [94, 0], 4: [96, 0]}
-    assert [words[-1] for words in calls[3::2]] == ['8', '4']
-    assert 'large' in calls[3][1] and 'small' in calls[5][1]
+    assert found['compute'] == {'all': 1.25, 'each': 1.25}
+    assert found['accuracy/top1']['each'] == {4: [94, 0], 2: [96, 0]}
+    assert [words[-1] for words in calls[3::2]] == ['4', '2']
+    assert 'small' in calls[3][1] and 'smallest' in calls[5][1]
     assert len(calls) == 6
 
 

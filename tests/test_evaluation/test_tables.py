@@ -8,7 +8,8 @@ import pytest
 from sct_mm.engine.config import UserError
 from sct_mm.evaluation.experiments import EXPERIMENTS
 from sct_mm.evaluation.tables import (cells_of, draw, markdown_of, results_of,
-                                      with_tables, write_tables)
+                                      take_results, with_tables,
+                                      write_tables)
 
 from conftest import ROOT
 
@@ -98,6 +99,21 @@ def test_the_tool_writes_tables_and_figures(tmp_path):
         str(page), str(folder / 'any-size.png')]
     assert TABLE in page.read_text()
     assert (folder / 'any-size.png').stat().st_size > 1000
+
+
+def test_results_are_taken_of_no_fewer_seeds(tmp_path):
+    runs, folder = tmp_path / 'runs', tmp_path / 'docs' / 'results'
+    for path in (runs, folder):
+        path.mkdir(parents=True)
+    more = dict(RESULT, seeds=[0, 1, 2])
+    for name, old, found in (('any-size', RESULT, more),
+                             ('longer', more, RESULT)):
+        (folder / f'{name}.json').write_text(json.dumps(old))
+        (runs / f'{name}.json').write_text(json.dumps(found))
+    (runs / 'distill.json').write_text(json.dumps(RESULT))
+    assert take_results(str(runs), str(tmp_path)) == [
+        str(folder / 'any-size.json')]
+    assert results_of(str(folder)) == {'any-size': more, 'longer': more}
 
 
 def test_schedules_are_drawn_over_compute_where_they_trained(
