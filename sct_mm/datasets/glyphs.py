@@ -148,11 +148,25 @@ def describe(divided: Dict[str, Families]) -> Dict[str, List[str]]:
 def is_complete(target: str, **settings: int) -> bool:
     """Whether ``target`` has the data set of these counts and this seed, of
     whatever fonts."""
-    path = osp.join(target, SUMMARY)
-    if not osp.exists(path):
+    try:
+        with open(osp.join(target, SUMMARY)) as file:
+            found = json.load(file)['settings']
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    with open(path) as file:
-        return json.load(file)['settings'] == dict(settings, version=VERSION)
+    return (found == dict(settings, version=VERSION)
+            and _has_files(target, settings))
+
+
+def _has_files(target: str, counts: Dict[str, int]) -> bool:
+    """Whether the four files are there, as large as they should be."""
+    for name, splits in FILES.items():
+        count = sum(counts[split] for split in splits)
+        for kind, size in (('images-idx3', 16 + count * EDGE**2),
+                           ('labels-idx1', 8 + count)):
+            path = osp.join(target, f'{name}-{kind}-ubyte')
+            if not osp.isfile(path) or osp.getsize(path) != size:
+                return False
+    return True
 
 
 def divide_fonts(paths: Sequence[str], seed: int
@@ -223,7 +237,7 @@ def make_glyphs(paths: Sequence[str], target: str, train: int = 24000,
     summary = osp.join(target, SUMMARY)
     if osp.exists(summary):
         with open(summary, 'rb') as file:
-            if file.read() == text:
+            if file.read() == text and _has_files(target, counts):
                 print(f'The pictures are in {target}.')
                 return
         os.remove(summary)  # of other pictures

@@ -56,6 +56,13 @@ def test_the_pictures_are_a_function_of_fonts_and_seed(
     assert not list(target.glob('parts*'))
     assert is_complete(str(target), **COUNTS, seed=0)
     assert not is_complete(str(target), **COUNTS, seed=1)
+    for name in files(target):  # lost, or cut off: drawn anew
+        with open(target / name, 'r+b') as file:
+            file.truncate(9)
+        assert not is_complete(str(target), **COUNTS, seed=0)
+        make_glyphs(PATHS, str(target), **COUNTS, seed=0)
+        assert is_complete(str(target), **COUNTS, seed=0)
+    assert files(target) == files(drawn)
     make_glyphs(PATHS, str(target), **COUNTS, seed=1)
     assert files(target) != files(drawn)
 
