@@ -80,9 +80,7 @@ DET_BETWEEN, DET_PRIVATE, DET_SHARED = (
     f'baselines/sct-between{norm}_retinanet_r18_fpn_1xb8_fashion-det'
     for norm in ('', '-private-affine', '-shared-bn'))
 DET_ALL = Arm(DET_PRIVATE, DET_SEEN, 3, DET_EVERY_SCALE)
-DET_ALONE = {
-    size: Arm(f'baselines/retinanet_r18_fpn_1xb8_fashion-det-{size}px',
-              {size: 3}) for size in (128, 96, 64)}
+DET_ALONE = Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3})
 DET_SCT = Arm(DETECTOR, DET_FIRST)
 DET_SCT_SHARED = DET_SCT._replace(
     config='baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det')
@@ -230,9 +228,8 @@ EXPERIMENTS = {
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
-        '128 alone': DET_ALONE[128],
-        **{f'{size} alone, for longer': lasting(DET_ALONE[size], 3, epochs)
-           for size, epochs in ((128, 6), (96, 10), (64, 23))},
+        '128 alone': DET_ALONE,
+        '128 alone, for longer': lasting(DET_ALONE, 3, 6),
         'between, shared BN': Arm(DET_SHARED, DET_DRAWN),
         'between, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
         'between, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
@@ -258,8 +255,8 @@ EXPERIMENTS = {
             DET_SCT_SHARED, DETECTOR, DET_SIZES),
         'SCT, SSBN': DET_SCT,
         '128 alone, adapted': Arm(
-            DET_ALONE[128].config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
-            start=DET_ALONE[128],
+            DET_ALONE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
+            start=DET_ALONE,
             adapt=tuple('--scales 128 96 64 --sizes 112 80'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
