@@ -108,6 +108,12 @@ ANY = tuple(range(28, 13, -1))
 EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
 
 
+def glyphs_alone(size: int, epochs: int) -> Arm:
+    """With the best of three learning rates on pictures held out."""
+    return Arm(GLYPHS_ALONE.format(size), {size: epochs}, epochs, (
+        ('optim_wrapper.optimizer.lr=0.02', ) if size == 48 else ()))
+
+
 EXPERIMENTS = {
     'any-size': Experiment({
         '28 alone': ALONE[28],
@@ -186,18 +192,20 @@ EXPERIMENTS = {
     # All for the pixels of 6 epochs at 96.
     'glyphs': Experiment({
         '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),
-        '96 alone, for longer': Arm(GLYPHS_ALONE.format(96), {96: 7}, 7),
-        # Each has the best of three learning rates, on pictures held out.
-        **{f'{size} alone': Arm(GLYPHS_ALONE.format(size), {size: epochs},
-                                epochs, options)
-           for size, epochs, options in (
-               (72, 11, ()), (48, 24, ('optim_wrapper.optimizer.lr=0.02', )),
-               (36, 42, ()))},
+        '96 alone, for longer': glyphs_alone(96, 7),
+        **{f'{size} alone': glyphs_alone(size, epochs)
+           for size, epochs in ((72, 11), (48, 24), (36, 42))},
         '96 alone, adapted': GLYPHS_ADAPTED,
         'SCT, shared BN': GLYPHS_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
             GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
         'SCT, SSBN': GLYPHS,
+    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
+    # For twice the compute of SCT.
+    'glyphs-longer': Experiment({
+        **{f'{size} alone': glyphs_alone(size, epochs)
+           for size, epochs in ((96, 14), (72, 22), (48, 48), (36, 60))},
+        'SCT, SSBN': lasting(GLYPHS, 16, 32),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # For the same pixels.
     'glyphs-baselines': Experiment({
