@@ -108,7 +108,7 @@ docs: $(VENV)/docs.done
 reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
 	set -e; for experiment in any-size ablations baselines longer longest \
 	    'compute --seeds 0' distill glyphs glyphs-baselines \
-	    'glyphs-distill --seeds 0'; do \
+	    'glyphs-distill --seeds 0' 'glyphs-longer --seeds 0'; do \
 	  $(BIN)/python tools/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 reproduce-det: $(DET_DATA)/composed
