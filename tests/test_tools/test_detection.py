@@ -71,6 +71,8 @@ def small(path, pictures, work_dir, smallest=32, apart=64):
     found = []
     walk(cfg.model, lambda d: found.append(d.get('scales', ()))
          if str(d.get('type')).endswith('SSBN') else None)
+    found += [hook.scales for hook in cfg.get('custom_hooks', ())
+              if 'scales' in hook]  # of shared norms
     scales = found[0] if found else (128, 96, 64)
     if len(scales) > 4:
         apart = 32
@@ -114,7 +116,8 @@ def test_config_trains_two_steps_and_evaluates(path, pictures, tmp_path):
     path, name = osp.join(ROOT, path), osp.basename(path)
     with open(path) as f:
         assert len(f.readlines()) <= 25
-    runner = Runner.from_cfg(small(path, pictures, tmp_path))
+    cfg = small(path, pictures, tmp_path)
+    runner = Runner.from_cfg(cfg)
     model = runner.model
     before = {k: v.clone() for k, v in model.state_dict().items()}
     runner.train()
@@ -122,18 +125,20 @@ def test_config_trains_two_steps_and_evaluates(path, pictures, tmp_path):
     logged = runner.message_hub.log_scalars
     assert np.isfinite(logged['train/loss'].current())
     scales = scales_of(model)
-    for size in scales or ((160, 96, 32) if name.startswith('sct') else ()):
+    shared = cfg.val_cfg.get('sizes', ())
+    for size in scales or shared:
         assert f'val/{size}/coco/bbox_mAP' in logged
     assert 'val/mean/coco/bbox_mAP' in logged or (
         'val/coco/bbox_mAP' in logged and not name.startswith('sct'))
     assert (scales is not None) == (name.startswith('sct')
                                     and 'shared-bn' not in name)
+    assert bool(shared) == ('shared-bn' in name)
     if not name.startswith('sct'):
         return
     steps = {name.split('/')[1] for name in logged
              if name.endswith('/total')}
     assert len(steps) == 2  # the scales nearest to their sizes
-    assert steps < {f's{scale}' for scale in scales or (160, 96, 32)}
+    assert steps < {f's{scale}' for scale in scales or shared}
     after = model.state_dict()
     moved = [(after[key] != before[key]).flatten(1).any(1).sum()
              for key in after if key.endswith('running_mean') and scales]
