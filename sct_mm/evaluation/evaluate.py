@@ -63,6 +63,8 @@ def test_config(cfg: Config, out: str) -> Config:
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
     # mmengine names what it logs by the second: two tests may share one.
     cfg.experiment_name = f'test-{uuid.uuid4().hex[:8]}'
+    if cfg.filename:  # the Runner writes it: not over that of a training
+        vars(cfg)['_filename'] = f'test_{osp.basename(cfg.filename)}'
     set_loader_defaults(cfg.test_dataloader, cfg)
     loop = cfg.test_cfg = cfg.get('test_cfg') or dict()
     if type_name(loop) == 'ScalesTestLoop':

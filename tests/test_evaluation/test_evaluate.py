@@ -193,6 +193,14 @@ def test_a_config_with_the_loop_of_all_sizes(fashion, tmp_path):
     assert 'accuracy/top1' in result['rows'][1]['metrics']
 
 
+def test_the_config_of_a_training_stays_as_it_is(fashion, tmp_path):
+    there = tmp_path / osp.basename(FASHION)
+    there.write_text('what a training has written')
+    evaluation.test_scales(FASHION, fashion, [14], str(tmp_path), FEW)
+    assert there.read_text() == 'what a training has written'
+    assert (tmp_path / f'test_{there.name}').is_file()
+
+
 def test_two_tests_of_one_second_have_logs_of_their_own():
     cfg = Config.fromfile(FASHION)
     names = [config_of_test(cfg, 'work_dirs/x').experiment_name
