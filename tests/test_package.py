@@ -25,7 +25,9 @@ assert not set(sys.modules) & {'mmpretrain', 'mmdet', 'modelindex'}
 from mmengine.config import Config
 cfg = Config.fromfile('mine.py')
 assert cfg.model.backbone.norm_cfg.scales == (224, 160), cfg.model
-assert cfg.custom_hooks[1].type == 'SCTLossHook', cfg.custom_hooks
+assert cfg.custom_hooks[1] == dict(
+    type='SCTLossHook', scales_per_step=1, between=0.35, size_divisor=16,
+    progressive=0.65, loss_weights=(0.45, 0.2, 0.15, 0.2), backward='joint')
 assert 'sct_mm' not in str(cfg.val_cfg), cfg.val_cfg
 from mmpretrain import get_model, list_models
 assert 'sct_resnet50_8xb32_in1k' in list_models('sct_')

@@ -13,7 +13,7 @@ from ..models.pin import use_scale
 from ..models.scale import ScaleSpecific, ssbn_layers
 from .backward import OpenPin
 from .finite import named
-from .logits import HeadLogits, Logits, gives_numbers, makers_of_logits
+from .logits import HeadLogits, Logits, makers_of_logits
 from .passes import Passes
 from .recording import evaluating, leaves
 from .schedule import Pass
@@ -143,6 +143,12 @@ class AdaptPasses(Passes):
 
     def __init__(self, model: nn.Module, *args,
                  adapt: Union[bool, str] = True, **kwargs) -> None:
+        makers = makers_of_logits(model)
+        if adapt == 'both' and makers and '' not in makers:
+            raise ValueError(
+                "adapt='both' compares the logits of all pictures, but "
+                f'{type(model.head).__name__} has tasks, whose losses see '
+                "those with a label. Set adapt='logits'.")
         super().__init__(model, *args, **kwargs)
         # None until the first pass of the base tells.
         self._adapt = None if adapt is True else adapt
@@ -151,13 +157,6 @@ class AdaptPasses(Passes):
                       for name, value in kept_tensors(model)[0].items()}
         self._teacher: Dict[int, Logits] = {}  # {scale: of its share}
         self._head = HeadLogits(model, "adapt='both'")
-        makers = makers_of_logits(model)
-        if adapt == 'both' and makers and '' not in makers:
-            self.release()
-            raise ValueError(
-                "adapt='both' compares the logits of all pictures, but "
-                f'{type(model.head).__name__} has tasks, whose losses see '
-                "those with a label. Set adapt='logits'.")
 
     @torch.no_grad()
     def restore(self, copies: Iterable[nn.Module] = ()) -> None:
@@ -229,7 +228,7 @@ class AdaptPasses(Passes):
             self._adapt = 'logits' if logits else 'labels'
         if self._adapt == 'labels':
             return
-        if gives_numbers(self.model):
+        if self._head.numbers:
             raise ValueError(
                 f'adapt={self._adapt!r} compares answers to classes, but the '
                 f'loss of {type(self.model).__name__} is of numbers. Set '

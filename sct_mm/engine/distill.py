@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ..arguments import check_number
 from .backward import OpenPin
 from .log import logged
-from .logits import (HeadLogits, Logits, gives_numbers, is_sigmoid,
-                     makers_of_logits)
+from .logits import HeadLogits, Logits, gives_numbers, makers_of_logits
 from .passes import Passes
 from .schedule import Pass, Schedule
 
@@ -195,8 +194,6 @@ class DistillPasses(Passes):
         self._distill, self._points = distill, points
         self._mixes = distill.teachers == 'ensemble'
         self._head = HeadLogits(model, '`distill`')
-        self._several = any(is_sigmoid(model, maker) for maker in
-                            makers_of_logits(model).values())
         self._logits: Dict[int, Logits] = {}  # {scale: of this step}
         self._targets: List[Tensor] = []
 
@@ -206,10 +203,10 @@ class DistillPasses(Passes):
 
     def _divide(self, batch: dict, step: int) -> None:
         super()._divide(batch, step)
-        if not self.taken and not self._several:
+        if not self.taken and not self._head.several:
             check_scores(batch)
         if self._mixes:  # before a pass writes into the samples
-            self._targets = targets_of(batch, self._several)
+            self._targets = targets_of(batch, self._head.several)
 
     def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         return partial(self._caught, super()._pin_of(p, part))

@@ -29,8 +29,8 @@ def distillation_loss(teacher: Tensor, student: Tensor,
         temperature: divides the logits; the KL is multiplied by its square,
             so that gradients stay of one size (Hinton, arXiv 1503.02531).
     """
-    teacher, student = teacher.float() / temperature, student.float(
-        ) / temperature
+    teacher, student = (logits.float() / temperature
+                        for logits in (teacher, student))
     if sigmoid:
         yes, no = F.logsigmoid(teacher), F.logsigmoid(-teacher)
         each = (yes.exp() * (yes - F.logsigmoid(student))
@@ -89,9 +89,9 @@ def names_labels(maker: Optional[nn.Module]) -> bool:
 def is_sigmoid(model: nn.Module, maker: Optional[nn.Module] = None) -> bool:
     """Whether each logit of ``maker`` in ``model`` is trained to answer for
     its class alone."""
-    return names_labels(maker) or any(getattr(part, 'use_sigmoid', False)
-               or _is_named(part, _SIGMOIDS)
-               for part in _losses_of(maker) or _losses_of(model))
+    return names_labels(maker) or any(
+        getattr(part, 'use_sigmoid', False) or _is_named(part, _SIGMOIDS)
+        for part in _losses_of(maker) or _losses_of(model))
 
 
 class HeadLogits:
@@ -99,6 +99,10 @@ class HeadLogits:
 
     Args:
         argument: of the hook that asks for them, for the message.
+
+    Attributes:
+        numbers: whether they are none, see :func:`gives_numbers`.
+        several: whether a picture may have any number of labels.
     """
 
     def __init__(self, model: nn.Module, argument: str) -> None:
@@ -106,6 +110,8 @@ class HeadLogits:
         self._makers = makers_of_logits(model)
         self._sigmoid = {name: is_sigmoid(model, maker) for name, maker
                          in self._makers.items()} or {'': is_sigmoid(model)}
+        self.several = any(self._sigmoid.values())
+        self.numbers = gives_numbers(model)
         self._outputs: Dict[str, Any] = {}
 
     @contextmanager
@@ -215,7 +221,7 @@ class HeadLogits:
         """{maker/number: logits}, of a head that returns several (Conformer)
         each; {} if one is something else."""
         logits: Logits = {}
-        if gives_numbers(self._model):
+        if self.numbers:
             return logits
         for name, output in outputs.items():
             output = getattr(output, 'logits', output)  # of transformers

@@ -37,7 +37,7 @@ ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
     16: 2.14, 14: 2.65})
 ANY_LONG = Arm('sct-any-size_resnet18_1xb128-40e_fashion-mnist', {
     size: times * 4 for size, times in ANY_SIZE.seen.items()})
-# Each where it is best of all lengths tried, by the pictures of the test.
+# 28, 21 and 14 where they are best of the lengths tried, by the test itself.
 EACH = Each({28: lasting(ALONE[28], 3, 10), **{
     size: LONGER[size] for size in (24, 21, 18, 16, 14)}})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
