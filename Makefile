@@ -68,9 +68,9 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training for 28 pixels, then smaller sizes for it; beside it, training for any size"
 	echo "from 28 to 14: 5 minutes on two cores. All that they log is in $(WORK)."
 	export OMP_NUM_THREADS=1; failed=; \
-	( $(BIN)/python tools/train.py configs/baselines/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume \
+	( $(BIN)/python tools/train.py tools/benchmarks/experiments/configs/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,28 alone) && \
-	  $(BIN)/python tools/adapt.py configs/baselines/$(STOCK).py $(WORK)/$(STOCK) \
+	  $(BIN)/python tools/adapt.py tools/benchmarks/experiments/configs/$(STOCK).py $(WORK)/$(STOCK) \
 	    --scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between 0.5 \
 	    --out $(WORK)/adapt_$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,28 adapted) ) & \
@@ -79,11 +79,11 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	wait $$! && test -z "$$failed"
 	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) --scales 14:28:2 \
 	  --compare $(WORK)/adapt_$(STOCK)/adapt_$(STOCK).py $(WORK)/adapt_$(STOCK) \
-	  --compare configs/baselines/$(STOCK).py $(WORK)/$(STOCK) --out $(WORK)/demo
+	  --compare tools/benchmarks/experiments/configs/$(STOCK).py $(WORK)/$(STOCK) --out $(WORK)/demo
 	echo "Next, in this environment:"
 	echo "  source $(BIN)/activate"
 	echo "  python tools/pick.py $(WORK)/demo/scales.json --max-gflops 0.008"
-	echo "  python tools/demo.py configs/$(NAME).py $(RUN) 1734 --out picture.png"
+	echo "  python tools/visualizations/show_sizes.py configs/$(NAME).py $(RUN) 1734 --out picture.png"
 
 demo-det: $(DET_DATA)/composed
 	echo "Training: 6 minutes on two cores. All that it logs is in $(DET_RUN)."
@@ -109,16 +109,16 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
 	set -e; for experiment in any-size ablations baselines longer longest \
 	    'compute --seeds 0' distill glyphs glyphs-baselines \
 	    'glyphs-distill --seeds 0' 'glyphs-longer --seeds 0'; do \
-	  $(BIN)/python tools/reproduce.py $$experiment --out $(WORK)/reproduce; done
+	  $(BIN)/python tools/benchmarks/experiments/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 reproduce-det: $(DET_DATA)/composed
 	set -e; for experiment in detection detection-baselines detection-schedules; do \
-	  $(BIN)/python tools/reproduce.py $$experiment --out $(WORK)/reproduce; done
+	  $(BIN)/python tools/benchmarks/experiments/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 tables: $(VENV)/classification.done
-	$(BIN)/python tools/tables.py --take $(WORK)/reproduce
+	$(BIN)/python tools/benchmarks/experiments/tables.py --take $(WORK)/reproduce
 	$(BIN)/python tools/errors.py
-	$(BIN)/python tools/model_cards.py
+	$(BIN)/python tools/dev/fill_metafile.py
 
 clean:
 	rm -rf .venv .venv-onedl work_dirs
@@ -144,10 +144,10 @@ $(VENV)/classification.done: setup.py | $(VENV)/made
 	$(FINISH)
 	touch $@
 
-$(VENV)/all.done: setup.py tools/build_mmcv.sh | $(VENV)/made
+$(VENV)/all.done: setup.py tools/dev/build_mmcv.sh | $(VENV)/made
 	echo "Installing torch, mmpretrain and what the tests need into $(VENV): 3 minutes, 6 GB."
 	$(PIP) install -e '.[test,$(EXTRA)]' 'setuptools>=77,<81' wheel ninja $(QUIETLY)
-	bash tools/build_mmcv.sh $(BIN)/python '$(MMCV)' "$(CACHE)/wheels" && touch $(VENV)/mmcv.built
+	bash tools/dev/build_mmcv.sh $(BIN)/python '$(MMCV)' "$(CACHE)/wheels" && touch $(VENV)/mmcv.built
 	echo "Installing mmdet into $(VENV): a minute."
 	$(PIP) install -e '.[test,$(FULL)]' $(QUIETLY)
 	$(FINISH)
@@ -159,14 +159,14 @@ $(VENV)/docs.done: setup.py | $(VENV)/classification.done
 	touch $@
 
 $(DATA)/fetched: | $(VENV)/classification.done
-	$(BIN)/python tools/fetch_fashion_mnist.py $(DATA)
+	$(BIN)/python tools/dataset_converters/fashion_mnist.py $(DATA)
 	touch $@
 
-$(DET_DATA)/composed: tools/make_fashion_det.py | $(VENV)/all.done $(DATA)/fetched
-	$(BIN)/python tools/make_fashion_det.py $(DATA) $(DET_DATA)
+$(DET_DATA)/composed: tools/dataset_converters/fashion_det.py | $(VENV)/all.done $(DATA)/fetched
+	$(BIN)/python tools/dataset_converters/fashion_det.py $(DATA) $(DET_DATA)
 	touch $@
 
-$(GLYPHS)/made: tools/make_glyphs.py | $(VENV)/classification.done
+$(GLYPHS)/made: tools/dataset_converters/glyphs.py | $(VENV)/classification.done
 	echo "Drawing letters and digits: 2 minutes, 290 MB."
-	$(BIN)/python tools/make_glyphs.py $(GLYPHS)
+	$(BIN)/python tools/dataset_converters/glyphs.py $(GLYPHS)
 	touch $@

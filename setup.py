@@ -29,7 +29,7 @@ class BuildWithMim(build_py):
     """Puts tools, configs and the model index into the package that is built.
 
     An sdist asks it which files are its sources. An editable install has
-    them where they lie, beside the package (sct_mm/engine/package.py).
+    them where they lie, beside the package (sct_mm/utils/package.py).
     """
 
     def _copies(self):

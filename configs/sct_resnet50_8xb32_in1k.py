@@ -1,6 +1,6 @@
 # For tests at any size from 224 to 128. 171 epochs cost what 100 at 224 do. Not run.
 # As the paper describes SCT, all scales in each step:
-# baselines/sct-all-scales_resnet50_8xb32_in1k.py.
+# sct-paper_resnet50_8xb32_in1k.py.
 _base_ = ['mmpretrain::resnet/resnet50_8xb32_in1k.py', './_base_/sct-in1k.py']
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(224, 192, 160, 128))))
 # 50,000 pictures at four scales cost 2.57 times the validation at 224 alone: 6 %

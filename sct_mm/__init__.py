@@ -13,18 +13,20 @@ __all__ = [
 # The doctor, of which Python runs this file first, works where these do not.
 if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
     try:
-        from .datasets.multi_scale import MultiScaleBatch
-        from .engine.cascade import Cascade
-        from .engine.checkpoint import AtomicLocalBackend
+        from .datasets.multi_scale_batch import MultiScaleBatch
+        from .models.cascade import Cascade
+        from .utils.checkpoint import AtomicLocalBackend
         from .engine.loops import ScalesTestLoop, ScalesValLoop
-        from .engine.package import introduce
-        from .engine.protection import allow_checkpoint_types
-        from .engine.run_hooks import (ChannelsLastHook, EpochSeedHook,
-                                       SharedAffineHook)
-        from .engine.sct_hook import SCTLossHook
-        from .models.calibrate import add_scale, calibrate
-        from .models.convert import WithSSBN, convert_to_ssbn, extract_scale
-        from .models.pin import set_scale, use_scale
+        from .utils.package import introduce
+        from .utils.safe_load import allow_checkpoint_types
+        from .engine.hooks.channels_last_hook import ChannelsLastHook
+        from .engine.hooks.epoch_seed_hook import EpochSeedHook
+        from .engine.hooks.shared_affine_hook import SharedAffineHook
+        from .engine.hooks.sct_loss_hook import SCTLossHook
+        from .models.precise_bn import add_scale, calibrate
+        from .models.convert import convert_to_ssbn, WithSSBN
+        from .models.extract import extract_scale
+        from .models.pinning import set_scale, use_scale
         from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
     except ImportError as error:
         raise ImportError(

@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from sct_mm.datasets.fashion_det import make_fashion_det
+from fashion_det import make_fashion_det
 
 from conftest import ROOT
 from helpers import randomised

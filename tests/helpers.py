@@ -7,8 +7,8 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from sct_mm import SSBN, EpochSeedHook, SCTLossHook
-from sct_mm.models.scale import ssbn_layers
+from sct_mm import EpochSeedHook, SCTLossHook, SSBN
+from sct_mm.models.size_selection import ssbn_layers
 
 from conftest import SCALES, TinyModel
 

@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner
 
-from sct_mm import SSBN, SCTLossHook
+from sct_mm import SCTLossHook, SSBN
 
 from conftest import SCALES
 

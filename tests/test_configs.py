@@ -11,9 +11,9 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 
 import sct_mm  # noqa: F401
-from sct_mm.datasets.pipeline import nominal_size, train_sizes
+from sct_mm.datasets.rescale_pipeline import nominal_size, train_sizes
 from sct_mm.engine.loops import check_sizes
-from sct_mm.models.scale import scales_of
+from sct_mm.models.size_selection import scales_of
 
 from conftest import ROOT
 from helpers import with_trained_base

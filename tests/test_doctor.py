@@ -6,7 +6,7 @@ from importlib import metadata
 import pytest
 
 from sct_mm.doctor.checks import conflicts_of
-from sct_mm.doctor.environment import SHOWN, Environment
+from sct_mm.doctor.environment import Environment, SHOWN
 
 from conftest import ROOT
 

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT
 
-# What tools/reproduce.py NAME wrote, and where its table stands.
+# What tools/benchmarks/experiments/reproduce.py NAME wrote, and where its table stands.
 RESULTS = sorted(Path(ROOT, 'docs/results').glob('*.json'))
 PAGES = ('README.md', 'docs/results.md')
 

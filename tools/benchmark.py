@@ -8,9 +8,9 @@ SSBN and BN take turns in one process, and in training once more.
 import argparse
 import os.path as osp
 
-from sct_mm.cli import cli
-from sct_mm.evaluation.benchmark import benchmark, print_benchmark
-from sct_mm.evaluation.benchmark_arms import ARMS
+from sct_mm.utils.cli import cli
+from benchmark import benchmark, print_benchmark
+from arms import ARMS
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 DEFAULT = osp.join(ROOT, 'configs', 'sct_resnet50_8xb32_in1k.py')

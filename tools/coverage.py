@@ -5,10 +5,10 @@ It writes coverage.md and coverage.json, and goes on where it was stopped.
 import argparse
 import os
 
-from sct_mm.cli import cli
-from sct_mm.evaluation.coverage import coverage
+from sct_mm.utils.cli import cli
+from run import coverage
 from sct_mm.evaluation.coverage_hosts import HOSTS
-from sct_mm.evaluation.coverage_report import right
+from report import right
 
 
 def parse_args() -> argparse.Namespace:

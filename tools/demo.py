@@ -1,8 +1,8 @@
 """Show one picture at several sizes: what a network sees, and what it says."""
 import argparse
 
-from sct_mm.cli import add_cfg_options, cli
-from sct_mm.evaluation import show_sizes
+from sct_mm.utils.cli import add_cfg_options, cli
+from sct_mm.apis import show_sizes
 
 
 def parse_args(argv=None) -> argparse.Namespace:

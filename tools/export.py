@@ -3,7 +3,7 @@ import argparse
 from typing import Union
 
 
-from sct_mm.cli import add_cfg_options, cli
+from sct_mm.utils.cli import add_cfg_options, cli
 from sct_mm.export import export
 from sct_mm.export.formats import FORMATS
 from sct_mm.export.network import PARTS

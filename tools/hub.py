@@ -2,7 +2,7 @@
 import argparse
 import shlex
 
-from sct_mm.cli import add_cfg_options, cli
+from sct_mm.utils.cli import add_cfg_options, cli
 from sct_mm.export import save_pretrained
 
 

@@ -1,8 +1,8 @@
 """Compose a detection data set in COCO's format from Fashion-MNIST."""
 import argparse
 
-from sct_mm.cli import cli
-from sct_mm.datasets.fashion_det import make_fashion_det
+from sct_mm.utils.cli import cli
+from fashion_det import make_fashion_det
 
 
 def main() -> None:

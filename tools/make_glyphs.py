@@ -9,10 +9,10 @@ import os.path as osp
 import tempfile
 from typing import List
 
-from sct_mm.cli import cli
+from sct_mm.utils.cli import cli
 from sct_mm.datasets.debian import download, unpack_package
-from sct_mm.datasets.glyphs import is_complete, make_glyphs
-from sct_mm.engine.config import UserError
+from glyphs import is_complete, make_glyphs
+from sct_mm.utils.errors import UserError
 
 # All are free; 38 MB. Those that are copies of another are left out.
 PACKAGES = [f'fonts-{name}' for name in '''

@@ -1,8 +1,8 @@
 """Write configs/metafile-*.yml from the configs and docs/results."""
 import argparse
 
-from sct_mm.cli import cli
-from sct_mm.evaluation.cards import write_cards
+from sct_mm.utils.cli import cli
+from fill_metafile import write_cards
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ import argparse
 import os
 import os.path as osp
 
-from sct_mm.cli import cli
-from sct_mm.engine.package import is_installed, shipped
-from sct_mm.evaluation.experiments import EXPERIMENTS
-from sct_mm.evaluation.reproduce import reproduce
+from sct_mm.utils.cli import cli
+from sct_mm.utils.package import is_installed, shipped
+from experiments import EXPERIMENTS
+from reproduce import reproduce
 
 
 def main() -> None:

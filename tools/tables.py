@@ -1,9 +1,9 @@
 """Write the tables of README.md and docs/, and the figures beside the
-results, from docs/results/*.json, which tools/reproduce.py made."""
+results, from docs/results/*.json, which tools/benchmarks/experiments/reproduce.py made."""
 import argparse
 
-from sct_mm.cli import cli
-from sct_mm.evaluation.tables import take_results, write_tables
+from sct_mm.utils.cli import cli
+from tables import take_results, write_tables
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     parser.add_argument('--root', default='.', metavar='FOLDER',
                         help='of the repository (default: this one)')
     parser.add_argument('--take', metavar='FOLDER',
-                        help='first take what tools/reproduce.py wrote there')
+                        help='first take what tools/benchmarks/experiments/reproduce.py wrote there')
     args = parser.parse_args()
     taken = take_results(args.take, args.root) if args.take else []
     for path in [*taken, *write_tables(args.root)]:

@@ -5,9 +5,9 @@ import os.path as osp
 
 from mmengine.dist import is_main_process
 
-from sct_mm.cli import add_cfg_options, add_launcher, cli, parse_launched
-from sct_mm.engine.config import config_name
-from sct_mm.evaluation import test_cascade, test_models
+from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
+from sct_mm.utils.config import config_name
+from sct_mm.apis import test_cascade, test_models
 from sct_mm.evaluation.cascade_report import report_cascade
 from sct_mm.evaluation.report import report
 

@@ -1,4 +1,4 @@
-# Clothes of Fashion-MNIST on cluttered canvases (tools/make_fashion_det.py), and
+# Clothes of Fashion-MNIST on cluttered canvases (tools/dataset_converters/fashion_det.py), and
 # a thin RetinaNet for them: an experiment of minutes on a CPU. It may start from
 # a classifier of fashion-mnist.py that was trained with avg_down=False.
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']

@@ -1,4 +1,4 @@
-# Letters and digits of free fonts (tools/make_glyphs.py), in the files of MNIST, and
+# Letters and digits of free fonts (tools/dataset_converters/glyphs.py), in the files of MNIST, and
 # a thin ResNet-18 at ImageNet's strides for them: an experiment of minutes on a CPU.
 # Fonts of the test are in no other set; those of the validation are at the end of
 # MNIST's training file, and held out too.

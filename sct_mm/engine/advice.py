@@ -8,9 +8,8 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.scale import ScaleSpecific, ssbn_layers
-from .run_hooks import SharedAffineHook
-
+from ..models.size_selection import ScaleSpecific, ssbn_layers
+from .hooks.shared_affine_hook import SharedAffineHook
 
 SCHEDULE = 'sct_schedule'  # key of a checkpoint
 _ARGUMENTS = ('scales', 'loss_weights', 'scales_per_step', 'partition',

@@ -3,8 +3,8 @@ from typing import Callable, Dict, Sequence
 
 from mmengine.registry import TRANSFORMS
 
-from ..datasets.samples import private_copy
-from .schedule import Pass
+from ..datasets.data_samples import private_copy
+from .sct.schedule import Pass
 
 
 def divided(batch: dict, passes: Sequence[Pass]) -> Dict[int, dict]:

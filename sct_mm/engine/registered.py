@@ -8,7 +8,7 @@ import mmengine.registry.registry as host
 from mmengine import registry
 from torch import nn
 
-from .config import UserError
+from ..utils.errors import UserError
 
 _LOCK = threading.RLock()
 

@@ -8,9 +8,9 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from ..datasets.pipeline import type_name
-from .checkpoint import PARTIAL, check_checkpoint
-from .config import UserError
+from ..utils.checkpoint import PARTIAL, check_checkpoint
+from ..utils.config_walk import type_name
+from ..utils.errors import UserError
 
 # What mmengine's Runner.resume reads. It goes on without the last one, with
 # an optimizer that has forgotten its momentum and a schedule that restarts.

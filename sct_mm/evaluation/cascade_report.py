@@ -4,9 +4,9 @@ from typing import List
 
 from rich.table import Table
 
-from ..engine.checkpoint import dump, save_plot
 from ..engine.console import console_for, device_name
-from .cascade import METRIC
+from ..utils.checkpoint import dump, save_plot
+from .early_exit import METRIC
 from .report import NOT_RELIABLE, spread
 
 

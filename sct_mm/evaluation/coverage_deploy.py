@@ -1,9 +1,8 @@
 """How hosts make a network faster for inference."""
 from typing import Callable, List, Tuple
 
+from networks import batch_norms
 from torch import nn
-
-from .coverage_build import batch_norms
 
 
 class Nothing(Exception):

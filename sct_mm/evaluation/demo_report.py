@@ -1,7 +1,7 @@
 """One picture at several sizes, drawn side by side."""
 from typing import Any, Sequence
 
-from ..engine.checkpoint import save_plot
+from ..utils.checkpoint import save_plot
 
 PANEL = 2.6  # inches, of a picture's width
 

@@ -9,10 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..arguments import check_int
-from ..datasets.pipeline import rescale_pipeline
-from ..datasets.sizes import pipelines_in
-from ..engine.config import UserError, check_data
+from ..datasets.rescale_pipeline import rescale_pipeline
+from ..utils.arguments import check_int
+from ..utils.config import check_data
+from ..utils.config_walk import pipelines_in
+from ..utils.errors import UserError
 
 # Of a data set's config, what does not tell which pictures it has.
 _VIEW = ('indices', 'pipeline', 'lazy_init', 'serialize_data', 'max_refetch')

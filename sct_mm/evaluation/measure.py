@@ -11,8 +11,8 @@ from rich.progress import Progress
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.pin import use_scale
-from ..models.scale import scales_of
+from ..models.pinning import use_scale
+from ..models.size_selection import scales_of
 
 WORTHLESS = 0.25  # of a median, between its quartiles
 TURN = 0.02  # seconds of calls for one picture in a turn, one call at least

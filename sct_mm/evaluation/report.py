@@ -5,8 +5,8 @@ from typing import Collection, List
 
 from rich.table import Table
 
-from ..engine.checkpoint import dump, save_plot
 from ..engine.console import console_for, device_name
+from ..utils.checkpoint import dump, save_plot
 from .measure import WORTHLESS
 
 NOT_RELIABLE = ('? not reliable: quartiles more than '

@@ -5,8 +5,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from mmengine.config import Config
 from torch import nn
 
-from ..datasets.pipeline import pipeline_of, train_sizes, type_name
-from ..models.scale import rows_serving, scales_of
+from ..datasets.rescale_pipeline import train_sizes
+from ..models.size_selection import rows_serving, scales_of
+from ..utils.config_walk import pipeline_of, type_name
 from .measure import network_stride
 
 

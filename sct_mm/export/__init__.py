@@ -1,6 +1,6 @@
 """One scale as an ordinary file, which to take, and all as a folder."""
-from .export import export
-from .hub import from_pretrained, save_pretrained
-from .pick import pick
+from ..apis.export import export
+from ..apis.hub import from_pretrained, save_pretrained
+from ..apis.pick import pick
 
 __all__ = ['export', 'from_pretrained', 'pick', 'save_pretrained']

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blame import first_line
+from .failure_cause import first_line
 
 
 def relative_difference(got: Sequence[Tensor],

@@ -5,8 +5,8 @@ import os
 import os.path as osp
 from typing import Dict, Sequence
 
-from ..engine.checkpoint import AtomicLocalBackend
-from ..engine.config import UserError
+from ..utils.checkpoint import AtomicLocalBackend
+from ..utils.errors import UserError
 from .formats import FORMATS
 
 MANIFEST = 'manifest.json'

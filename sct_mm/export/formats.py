@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..arguments import check_choice
-from ..engine.config import UserError
-from .blame import blame
+from ..utils.arguments import check_choice
+from ..utils.errors import UserError
+from .failure_cause import blame
 
 Run = Callable[[Tensor], List[Tensor]]
 # Format -> the end of its files' names, and the packages that it needs.

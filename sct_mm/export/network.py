@@ -4,8 +4,8 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..engine.config import UserError
-from .blame import first_line
+from ..utils.errors import UserError
+from .failure_cause import first_line
 
 PARTS = ('network', 'features')
 

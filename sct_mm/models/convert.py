@@ -1,21 +1,18 @@
-"""To SSBN and back: any torch model's norms with rows, one scale without."""
-import copy
+"""Any torch model's batch normalization replaced by SSBN."""
 import warnings
 from collections import Counter
 from typing import Any, Dict, Optional, Sequence, Type, Union
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .between import Row
-from .refused import check_own
-from .replace import replace_modules
+from .guards import check_own
+from .replace_modules import replace_modules
+from .row_mix import Row
 from .rowwise import RowwiseNorm
-from .pin import check_size
-from .scale import DEFAULT_SCALES, check_scales, ssbn_layers
+from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
 from .ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
 
 
@@ -207,86 +204,6 @@ def WithSSBN(model: Union[dict, nn.Module],
                         f'but got a {got}. Write model=_base_.model; a model '
                         'that is built has its data_preprocessor.')
     return convert_to_ssbn(model, scales)
-
-
-def extract_scale(model: nn.Module, size: int) -> nn.Module:
-    """An independent copy of ``model`` at one size, with the plain layers
-    that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
-    for what a ``norm_cfg`` built as SSBN or SyncSSBN. Between two scales they
-    have the mix of both rows, outside of them, with a warning, the end.
-
-    Its state dict has the keys and shapes of a network that never knew SSBN:
-    stock mmpretrain, mmdet and timm load it, without this package. What the
-    layers share is shared in the copy.
-
-    Raises:
-        TypeError, ValueError: if the model has no SSBN layer, or a pruned or
-            parametrized one, for what is no size, and as
-            :func:`convert_to_ssbn` for what is shared.
-    """
-    layers = ssbn_layers(model)
-    if not layers:
-        raise ValueError('`model` must have SSBN layers to extract a scale '
-                         f'from, but {type(model).__name__} has none. It is '
-                         'an ordinary model already.')
-    size = check_size(layers, size)
-    for layer in layers:
-        check_own(layer)
-
-    def swap(layer: nn.Module) -> Optional[nn.Module]:
-        return (_own(layer.plain(size), layer)
-                if isinstance(layer, RowwiseNorm) else None)
-
-    with torch.enable_grad():  # a mix of what trains is to train, too
-        extracted = replace_modules(copy.deepcopy(model), swap)
-    for module in extracted.modules():
-        _without_run_hooks(module)
-        for name, value in vars(module).items():
-            if isinstance(value, (dict, list, tuple)) and name[0] != '_':
-                module.__dict__[name] = _plain_config(value)
-    return extracted
-
-
-def _without_run_hooks(module: nn.Module) -> None:
-    """Remove what a hook of mmengine's Runner has put on ``module``, as
-    SCTLossHook does while it trains."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for key, hook in list(hooks.items()):
-            if isinstance(getattr(hook, '__self__', None), Hook):
-                del hooks[key]
-
-
-def _plain_config(value: Any) -> Any:
-    """A ``norm_cfg`` that a host has kept, also within other configs, as it
-    would have built the plain layer: RepVGG and its like look at it before
-    they fuse. The same object, if it holds none."""
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        new = type(value)(map(_plain_config, value))
-        return new if any(a is not b for a, b in zip(new, value)) else value
-    if not isinstance(value, dict):
-        return value
-    kind = value.get('type')
-    name = kind.rpartition('.')[2] if isinstance(kind, str) else getattr(
-        kind, '__name__', None)
-    if name in _PLAIN_NAMES:
-        value = type(value)(value, type=_PLAIN_NAMES[name])
-        value.pop('scales', None)
-        return value
-    new = {key: _plain_config(item) for key, item in value.items()}
-    return (type(value)(new) if any(new[k] is not value[k] for k in new)
-            else value)
-
-
-def _own(layer: _BatchNorm, rows: RowwiseNorm) -> _BatchNorm:
-    """``layer`` with tensors of its own in place of views of ``rows``."""
-    for name, view in layer._parameters.items():
-        if view is not rows._parameters[name]:
-            layer._parameters[name] = nn.Parameter(
-                view.detach().clone(), requires_grad=view.requires_grad)
-    for name, view in layer._buffers.items():
-        if view is not rows._buffers[name]:
-            layer._buffers[name] = view.clone()
-    return layer
 
 
 def damaged_by_sync_bn(model: nn.Module) -> bool:

@@ -7,11 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arguments import check_flag, check_int, check_number
-from .between import Row, fingerprint, mixed, passes, spread
+from ..utils.arguments import check_flag, check_int, check_number
+from .guards import OneScaleAlone
 from .record import rows_of_checkpoint
-from .refused import OneScaleAlone
-from .scale import DEFAULT_SCALES, ScaleSpecific, check_scales, rows_serving
+from .row_mix import Row, fingerprint, mixed, passes, spread
+from .size_selection import (
+    DEFAULT_SCALES,
+    ScaleSpecific,
+    check_scales,
+    rows_serving,
+)
 
 _AFFINE = ('weight', 'bias')
 _STATISTICS = ('running_mean', 'running_var')

@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .rowwise import RowwiseNorm
 
+
 # A host that initialises or freezes norms asks for `nn.BatchNorm2d` or for
 # `_BatchNorm`; mmengine's ConstantInit compares the names of direct bases.
 @MODELS.register_module()

@@ -3,6 +3,6 @@
 They lie in tools/ of the repository, or with an installed package in
 ``.mim``, where openmim wants them: nowhere twice.
 """
-from ..engine.package import shipped
+from ..utils.package import shipped
 
 __path__ = [shipped('tools')]

@@ -9,7 +9,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import SSBN, MultiScaleBatch, SyncSSBN, use_scale
+from sct_mm import MultiScaleBatch, SSBN, SyncSSBN, use_scale
 
 from conftest import SCALES
 from gpu import exact, pytestmark  # noqa: F401

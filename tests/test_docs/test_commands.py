@@ -9,7 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 
-from sct_mm.engine.config import config_path
+from sct_mm.utils.config import config_path
 
 from pages import REPOSITORY, blocks, spans, text_of
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sct_mm import SCTLossHook
-from sct_mm.engine.schedule import Schedule
+from sct_mm.engine.sct.schedule import Schedule
 
 from test_commands import tool
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sct_mm.evaluation import measure
 from sct_mm.export import latency
-from sct_mm.models.scale import scales_of
+from sct_mm.models.size_selection import scales_of
 
 from pages import REPOSITORY, blocks, text_of
 from test_commands import tool

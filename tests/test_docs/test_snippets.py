@@ -14,7 +14,7 @@ from torch import nn
 from sct_mm import convert_to_ssbn
 from sct_mm.evaluation import measure
 from sct_mm.export import export, latency, save_pretrained
-from sct_mm.models.scale import scales_of
+from sct_mm.models.size_selection import scales_of
 
 from exports import fashion
 from helpers import plain_net

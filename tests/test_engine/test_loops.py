@@ -8,9 +8,10 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import METRICS
 
-from sct_mm import SSBN, SCTLossHook, extract_scale, set_scale
-from sct_mm.engine.loops import expand_sizes, join_metrics
-from sct_mm.models.scale import ssbn_layers
+from sct_mm import extract_scale, SCTLossHook, set_scale, SSBN
+from sct_mm.utils.sizes import expand_sizes
+from sct_mm.engine.loops import join_metrics
+from sct_mm.models.size_selection import ssbn_layers
 
 from conftest import SCALES, TinyModel
 from pictures import COUNT, Pictures, loader, model, runner, trained

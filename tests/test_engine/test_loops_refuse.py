@@ -4,8 +4,8 @@ import torch
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 
-from sct_mm.engine.config import UserError
-from sct_mm.engine.loops import expand_sizes
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.sizes import expand_sizes
 
 from conftest import TinyModel
 from pictures import loader, model, runner

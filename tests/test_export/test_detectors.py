@@ -6,11 +6,11 @@ import torch
 from mmengine.config import Config
 
 from sct_mm import use_scale
-from sct_mm.engine.config import UserError
+from sct_mm.utils.errors import UserError
 from sct_mm.export import export, latency
 from sct_mm.export.deploy import relative_difference
 from sct_mm.export.formats import graph_run
-from sct_mm.export.make import Request, make_graph
+from sct_mm.export.verified_file import make_graph, Request
 
 from conftest import ROOT
 from exports import built, clothes

@@ -7,8 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from sct_mm import (SSBN, SSBN1d, SSBN3d, SyncSSBN, WithSSBN, convert_to_ssbn,
-                    extract_scale, set_scale, use_scale)
+from sct_mm import convert_to_ssbn, extract_scale, set_scale, SSBN, SSBN1d, SSBN3d, SyncSSBN, use_scale, WithSSBN
 
 from conftest import SCALES, TinyModel
 from helpers import ssbn_model

@@ -6,7 +6,7 @@ from mmengine.registry import TRANSFORMS
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
+from sct_mm import MultiScaleBatch, SCTLossHook, SSBN, use_scale
 
 from conftest import SCALES
 from helpers import Classifier, grads, with_trained_base

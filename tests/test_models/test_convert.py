@@ -11,9 +11,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.optim.swa_utils import update_bn
 from torch.testing import assert_close
 
-from sct_mm import (SSBN, SyncSSBN, WithSSBN, add_scale, convert_to_ssbn,
-                    extract_scale, use_scale)
-from sct_mm.models.scale import ssbn_layers
+from sct_mm import add_scale, convert_to_ssbn, extract_scale, SSBN, SyncSSBN, use_scale, WithSSBN
+from sct_mm.models.size_selection import ssbn_layers
 
 from helpers import plain_net, randomised
 

@@ -14,14 +14,14 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from sct_mm import ScalesTestLoop, SCTLossHook, use_scale
-from sct_mm.datasets.fashion_det import make_fashion_det
-from sct_mm.engine.config import UserError
-from sct_mm.evaluation.benchmark_arms import ListModel
-from sct_mm.models.scale import scales_of, ssbn_layers
+from fashion_det import make_fashion_det
+from sct_mm.utils.errors import UserError
+from arms import ListModel
+from sct_mm.models.size_selection import scales_of, ssbn_layers
 
 from conftest import ROOT
 
-THREE_SCALES = osp.join(ROOT, 'configs/baselines',
+THREE_SCALES = osp.join(ROOT, 'tools/benchmarks/experiments/configs',
                         'sct-between_retinanet_r18_fpn_1xb8_fashion-det.py')
 CONFIGS = sorted(
     path for path in glob.glob('configs/**/*.py', root_dir=ROOT,
@@ -191,7 +191,8 @@ def trained(pictures, tmp_path_factory):
 
 
 def resized(cfg, scale):
-    from sct_mm.datasets.pipeline import pipeline_of, rescale_pipeline
+    from sct_mm.utils.config_walk import pipeline_of
+    from sct_mm.datasets.rescale_pipeline import rescale_pipeline
     pipeline = pipeline_of(cfg.test_dataloader)
     pipeline[:] = rescale_pipeline(pipeline, scale)
     return cfg

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, two_processes
 
 SCT = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
-PLAIN = 'configs/baselines/resnet18_1xb128_fashion-mnist-21px.py'
+PLAIN = 'tools/benchmarks/experiments/configs/resnet18_1xb128_fashion-mnist-21px.py'
 
 
 def write_idx(path, array):
@@ -146,7 +146,7 @@ def test_inferencer_chooses_the_scale(trained, options, tmp_path):
     from mmpretrain import ImageClassificationInferencer
 
     from sct_mm import use_scale
-    from sct_mm.datasets.pipeline import rescale_pipeline
+    from sct_mm.datasets.rescale_pipeline import rescale_pipeline
     cfg = Config.fromfile(osp.join(ROOT, SCT))
     picture = np.random.default_rng(1).integers(0, 255, (28, 28), np.uint8)
     for scale in (14, 28):
@@ -269,7 +269,7 @@ def merged(*arguments):
     """The config that tools/train.py trains with these arguments."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    from sct_mm.engine.config import load_config
+    from sct_mm.utils.config import load_config
     spec = spec_from_file_location('train', osp.join(ROOT, 'tools/train.py'))
     train = module_from_spec(spec)
     spec.loader.exec_module(train)

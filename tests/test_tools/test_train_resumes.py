@@ -10,8 +10,9 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from sct_mm.engine.config import UserError, load_config
-from sct_mm.engine.training import train
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.config import load_config
+from sct_mm.apis.train import train
 
 import survive_kills
 from conftest import ROOT

@@ -1,2 +1,0 @@
-# To compare with: one network for one scale.
-_base_ = '../_base_/fashion-mnist.py'

@@ -1,3 +1,0 @@
-# To compare with: gamma and beta private too.
-_base_ = '../sct-any-size_resnet18_1xb128_fashion-mnist.py'
-custom_hooks = _base_.custom_hooks[:-1]

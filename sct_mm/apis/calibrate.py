@@ -1,0 +1,259 @@
+"""A checkpoint whose statistics are re-estimated from training pictures."""
+import random
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.logging import MMLogger
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    FUNCTIONS,
+    TRANSFORMS,
+    init_default_scope,
+)
+from mmengine.runner import set_random_seed
+from mmengine.runner.checkpoint import save_checkpoint
+from rich.progress import Progress
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..datasets.multi_scale_batch import padding_of
+from ..datasets.rescale_pipeline import train_sizes
+from ..engine.load_model import loaded_model
+from ..engine.resume import find_checkpoint
+from ..engine.sct.checks import check_pictures
+from ..models.precise_bn import add_scale, calibrate
+from ..models.size_selection import scales_of
+from ..utils.arguments import check_int
+from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
+from ..utils.config import (
+    check_data,
+    join_processes,
+    load_config,
+    scales_settings,
+    set_loader_defaults,
+)
+from ..utils.config_walk import pipeline_of
+from ..utils.errors import UserError
+from ..utils.safe_load import protected_loading
+from ..utils.sizes import Sizes, expand_sizes
+
+
+class SeededPictures(Dataset):
+    """``dataset`` with augmentations that depend on the picture's index
+    alone: whichever process or worker loads it, it is the same."""
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:  # samplers ask for metainfo
+        if name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int) -> Any:
+        before = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            set_random_seed((self.seed * 1_000_003 + index) % 2**32)
+            item = self.dataset[index]
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        return item
+
+
+class _Chosen(Sampler):
+    """A sampler of given indices, as the hosts' batch samplers take it."""
+
+    def __init__(self, dataset: Any, indices: List[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def batches_of(config: dict, dataset: Any, pictures: int,
+               seed: int = 0) -> List[List[int]]:
+    """Indices of ``pictures`` drawn from ``dataset``, in the batches that the
+    data loader of ``config`` would make of them; all processes agree.
+
+    Raises:
+        UserError: if they are less than two batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(len(dataset), generator=generator)[:pictures]
+    size, sampler = config.get('batch_size') or 1, config.get('batch_sampler')
+    if sampler is None:
+        batches = [part.tolist() for part in indices.split(size)]
+    else:
+        batches = list(DATA_SAMPLERS.build(sampler, default_args=dict(
+            sampler=_Chosen(dataset, indices.tolist()), batch_size=size)))
+    batches = [batch for batch in batches if len(batch) > 1 or size == 1]
+    if len(batches) < 2:
+        raise UserError('Statistics need at least two batches, but '
+                        f'{len(indices)} of {len(dataset)} pictures make '
+                        f'{len(batches)} of {size}. Give --pictures '
+                        f'{2 * size} or more, or set a smaller '
+                        'train_dataloader.batch_size.')
+    return batches
+
+
+def build_loader(config: dict, pictures: int) -> DataLoader:
+    """This process's share of the batches of :func:`batches_of`."""
+    dataset = SeededPictures(DATASETS.build(config['dataset']))
+    if hasattr(dataset.dataset, 'full_init'):
+        dataset.dataset.full_init()
+    batches = batches_of(config, dataset, pictures)
+    collate = dict(config.get('collate_fn') or dict(type='pseudo_collate'))
+    kind = collate.pop('type')
+    collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
+                      **collate)
+    return DataLoader(dataset, collate_fn=collate,
+                      batch_sampler=batches[get_rank()::get_world_size()],
+                      num_workers=config.get('num_workers', 0))
+
+
+def check_sizes(sizes: Sizes, model: nn.Module,
+                base: int) -> Tuple[int, ...]:
+    """The sizes to calibrate, the largest first.
+
+    Raises:
+        UserError: for a model without SSBN, and for what is no size or is
+            larger than ``base``, the pictures of the training pipeline.
+    """
+    scales = scales_of(model)
+    if scales is None:
+        raise UserError('The config must have SSBN to calibrate its rows, '
+                        f'but {type(model).__name__} has none. Make it a '
+                        'network for several sizes by tools/adapt.py.')
+    sizes = scales if sizes == 'all' else expand_sizes(sizes)
+    if sizes[0] > base:
+        raise UserError('`sizes` must be at most those of the pictures that '
+                        f'the training pipeline makes, {base} pixels, but '
+                        f'got {sizes[0]}. Leave it out, or enlarge the '
+                        "pipeline's.")
+    return sizes
+
+
+def prepared(loader: DataLoader, model: nn.Module, size: int,
+             base: int) -> Iterator[dict]:
+    """The batches of ``loader`` as the model takes them, at ``size``.
+
+    Raises:
+        ValueError: for pictures of another size than ``base``.
+    """
+    resize = TRANSFORMS.build({**padding_of(model), 'type': 'MultiScaleBatch',
+                               'scale': size, 'base_scale': base})
+    with Progress(transient=True, disable=not is_main_process()) as bar:
+        for batch in bar.track(loader, description=f'Statistics at {size}'):
+            batch = model.data_preprocessor(batch, False)
+            check_pictures(batch, base)
+            yield resize(batch)
+
+
+def prepare_run(cfg: Config) -> None:
+    """What comes before a network meets training pictures without a Runner.
+
+    Raises:
+        UserError: for a config without training pictures.
+    """
+    if not cfg.get('train_dataloader'):
+        raise UserError('The config must have a `train_dataloader`, whose '
+                        'pictures give the statistics, but got '
+                        f'{cfg.get("train_dataloader")!r}. Set it.')
+    check_data(cfg.train_dataloader)
+    set_loader_defaults(cfg.train_dataloader, cfg)
+    join_processes(cfg)
+    if not MMLogger.check_instance_created(__name__):  # what hosts log
+        MMLogger.get_instance(__name__, log_level='ERROR')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
+             pictures: int) -> int:
+    """Re-estimate the statistics of ``model`` at each of ``sizes``, which
+    becomes a scale if it is none.
+
+    Args:
+        base: pixels of the pictures that the training pipeline makes.
+
+    Returns:
+        int: pictures seen at each size.
+    """
+    loader, seen = build_loader(cfg.train_dataloader, pictures), 0
+    for size in sizes:
+        if size not in scales_of(model):
+            add_scale(model, size)
+        seen = calibrate(model, prepared(loader, model, size, base), size)
+    return seen
+
+
+def save_weights(model: nn.Module, path: str, meta: dict) -> None:
+    """Write the weights alone, by the main process, whole or not at all."""
+    if is_main_process():
+        save_checkpoint(
+            dict(meta=meta, state_dict={
+                name: value.cpu()
+                for name, value in model.state_dict().items()}),
+            path, backend_args=dict(backend='atomic_local'))
+
+
+@protected_loading()
+def calibrate_checkpoint(config: str, checkpoint: str,
+                         sizes: Sizes, out: str,
+                         pictures: int = 2048, force: bool = False,
+                         cfg_options: Optional[dict] = None,
+                         launcher: str = 'none') -> Dict[str, Any]:
+    """Re-estimate the statistics of a checkpoint at ``sizes`` from pictures
+    of the training set: what tools/calibrate.py does.
+
+    Each size's rows are estimated by themselves, from the same pictures, with
+    the training pipeline's augmentation, resized as SCTLossHook resizes. A
+    size that is no scale becomes one (:func:`add_scale`). Any number of
+    processes makes the same file.
+
+    Args:
+        sizes: pixels, also as ranges such as ``'128:224:16'``
+            (:func:`expand_sizes`), or 'all' for the trained scales.
+        out: the checkpoint to write; it holds the weights alone.
+        force: overwrite ``out``.
+
+    Returns:
+        dict: ``out``, ``pictures`` seen at each size, ``scales`` of the
+        checkpoint, and ``settings``, those of the config that must name them:
+        ``{'model.backbone.norm_cfg.scales': [224, 176]}``.
+
+    Raises:
+        UserError: for what is missing, does not fit, or stands in the way.
+    """
+    pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
+    sizes = sizes if sizes == 'all' else expand_sizes(sizes)
+    check_outputs([out], force)
+    if out.endswith('.safetensors'):
+        raise UserError('The output must be a checkpoint of torch, but got '
+                        f'{out!r}. Name a .pth; tools/hub.py and '
+                        'tools/export.py write safetensors.')
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    checkpoint = find_checkpoint(checkpoint, cfg)
+    weights = check_checkpoint(checkpoint)
+    prepare_run(cfg)
+    model = loaded_model(cfg, weights, checkpoint).to(get_device())
+    made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
+    base = made[0] if made else (scales_of(model) or [0])[0]
+    sizes = check_sizes(sizes, model, base)
+    seen = estimate(model, cfg, sizes, base, pictures)
+    save_weights(model, out, meta_of(weights))
+    scales = scales_of(model)
+    return dict(out=out, pictures=seen, scales=scales,
+                settings=scales_settings(cfg.model, scales))

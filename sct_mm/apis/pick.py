@@ -1,0 +1,171 @@
+"""Which size to take, of one model or of several that were tested."""
+import os.path as osp
+import shlex
+from typing import Dict, List, NamedTuple, Optional
+
+from ..evaluation.pareto import draw
+from ..evaluation.results_file import metric_names, read_result
+from ..utils.arguments import check_number
+from ..utils.checkpoint import check_outputs
+from ..utils.config import config_name
+from ..utils.errors import UserError
+from ..utils.package import tool_command
+from ..utils.safe_load import protected_loading
+
+
+def quality_of(row: dict, metric: str) -> float:
+    """The metric of ``row``; of one that has none, as of a detector that
+    found nothing, less than any."""
+    value = row['metrics'].get(metric)
+    return float('-inf') if value is None or value != value else value
+
+
+class Limits(NamedTuple):
+    """What a size must keep to.
+
+    Args:
+        latency: at most so many milliseconds for one picture; None: any.
+        gflops: at most so many multiply-adds, in 1e9; None: any.
+        least: ``{metric: at least so much}``.
+    """
+    latency: Optional[float] = None
+    gflops: Optional[float] = None
+    least: Dict[str, float] = {}
+
+    def misses(self, row: dict) -> List[str]:
+        """The names of what ``row`` does not keep to."""
+        missed = [name for name, most in self.costs().items()
+                  if row[name] > most]
+        return missed + [name for name, value in self.least.items()
+                         if quality_of(row, name) < value]
+
+    def costs(self) -> Dict[str, float]:
+        limits = dict(latency_ms=self.latency, gflops=self.gflops)
+        return {name: most for name, most in limits.items()
+                if most is not None}
+
+
+class Choice(NamedTuple):
+    model: dict
+    row: dict
+
+
+def rows_in(models: List[dict]) -> List[Choice]:
+    return [Choice(model, row) for model in models for row in model['rows']]
+
+
+def choose(models: List[dict], limits: Limits, metric: str) -> Choice:
+    """The row that keeps to ``limits``: of those under a most that it may
+    cost, the best by ``metric``; where only a least is asked for, the one of
+    fewest GFLOPs. Of equal ones, the cheaper, then the better.
+
+    Raises:
+        UserError: if none keeps to them, naming the nearest.
+    """
+    fitting = [each for each in rows_in(models)
+               if not limits.misses(each.row)
+               and quality_of(each.row, metric) > float('-inf')]
+    if not fitting:
+        raise UserError(_refusal(models, limits, metric))
+
+    def rank(each: Choice) -> tuple:
+        quality = -quality_of(each.row, metric)
+        cost = (each.row['gflops'], each.row['latency_ms'])
+        return (quality, *cost) if limits.costs() else (*cost, quality)
+
+    return min(fitting, key=rank)
+
+
+def _refusal(models: List[dict], limits: Limits, metric: str) -> str:
+    """Why no row that has the metric keeps to ``limits``."""
+    each = [choice.row for choice in rows_in(models)]
+    each = [row for row in each
+            if quality_of(row, metric) > float('-inf')] or each
+    names = dict(latency_ms='ms', gflops='GFLOPs')
+    found = [f'at most {most:g} {names[name]}, where the least is '
+             f'{min(row[name] for row in each):.4g}'
+             for name, most in limits.costs().items()]
+    for name, value in limits.least.items():
+        best = max(quality_of(row, name) for row in each)
+        found.append(f'{name} of at least {value:g}, where the best is '
+                     f'{best:.4g}')
+    return (f'No size has {", and ".join(found)}. Ask for less, or test '
+            'other sizes.')
+
+
+def check_metrics(models: List[dict], names: List[str]) -> None:
+    """Refuse a metric that no row has, or that says nothing of a choice.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    known = metric_names(models)
+    for name in names:
+        if name not in known:
+            raise UserError(f'The metric must be one of {", ".join(known)}, '
+                            f'but got {name!r}. Name one of them.')
+
+
+def export_command(choice: Choice) -> str:
+    """The command that writes the chosen size as a file."""
+    size, model = choice.row['scale'], choice.model
+    options = [
+        f'{name}={value if isinstance(value, str) else text}' for name, value
+        in (model.get('cfg_options') or {}).items()
+        for text in [str(value).replace(' ', '')]]  # of a list, one word
+    return shlex.join([
+        *tool_command('export'), model['config'], model['checkpoint'],
+        '--size', str(size), '--format', 'onnx', '--out',
+        f'{config_name(model["config"])}-{size}px.onnx',
+        *(['--cfg-options', *options] if options else [])])
+
+
+@protected_loading()
+def pick(result: str, max_latency: Optional[float] = None,
+         max_gflops: Optional[float] = None,
+         least: Optional[Dict[str, float]] = None,
+         metric: Optional[str] = None, out: Optional[str] = None) -> dict:
+    """Name the size to take, and draw what there was to choose from: what
+    tools/pick.py does.
+
+    Args:
+        result: path of the scales.json of tools/test.py.
+        max_latency: milliseconds for one picture.
+        max_gflops: multiply-adds, in 1e9.
+        least: ``{metric: value}``; a higher metric is a better one.
+        metric: what is best under a most; None: the first of the result.
+        out: path of the plot, a PNG; None: pareto.png beside the result.
+
+    Returns:
+        dict: ``model`` and ``row`` of the result that were chosen,
+        ``metric``, ``device``, ``command`` of the export, ``plot``.
+
+    Raises:
+        UserError, TypeError, ValueError: for a result of another kind, limits
+            that are none, a metric that it does not have, and limits that no
+            size keeps to.
+    """
+    for name, value in (('max_latency', max_latency),
+                        ('max_gflops', max_gflops)):
+        if value is not None:
+            check_number(name, value, 0, 'Leave it out for any.')
+    limits = Limits(max_latency, max_gflops, dict(least or {}))
+    for name, value in limits.least.items():
+        check_number(name, value, float('-inf'), 'Leave it out for any.')
+    if not limits.costs() and not limits.least:
+        raise UserError('A most or a least must be asked for, but got none. '
+                        'Give --max-latency, --max-gflops or --min.')
+    out = osp.join(osp.dirname(result), 'pareto.png') if out is None else out
+    check_outputs([out], force=True, ending='.png')
+    data = read_result(result)
+    names = metric_names(data['models'])
+    if not names:
+        raise UserError(f'The result {result!r} has no metric to choose by. '
+                        'Test with a `test_evaluator` that gives a number.')
+    metric = metric or next(iter([*limits.least, *names]))
+    check_metrics(data['models'], [metric, *limits.least])
+    choice = choose(data['models'], limits, metric)
+    draw(data['models'], metric, choice.row, limits.costs(), out)
+    return dict(model=choice.model, row=choice.row, metric=metric,
+                device=data.get('device'), command=export_command(choice),
+                plot=out)

@@ -1,0 +1,99 @@
+"""A training as tools/train.py runs it."""
+import os.path as osp
+from typing import Optional
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..engine.load_model import check_is_of, is_of_one_size
+from ..engine.loops import unwrapped
+from ..engine.resume import choose_start
+from ..models.size_selection import scales_of
+from ..utils.checkpoint import check_checkpoint, make_folder
+from ..utils.config import check_data, join_processes, set_loader_defaults
+from ..utils.config_walk import type_name
+from ..utils.errors import UserError
+from ..utils.safe_load import protected_loading
+
+
+def set_defaults(cfg: Config, pin_memory: bool = True,
+                 persistent_workers: bool = False) -> None:
+    """What a config leaves open: atomic checkpoints, and the loaders."""
+    checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
+        'checkpoint', dict(type='CheckpointHook', interval=1))
+    # None switches it off; a folder elsewhere has a backend of its own.
+    if checkpoint and '://' not in str(checkpoint.get('out_dir') or ''):
+        if checkpoint.get('file_client_args') is None:
+            checkpoint.setdefault('backend_args',
+                                  dict(backend='atomic_local'))
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        set_loader_defaults(loader, cfg, pin_memory)
+        if loader is not None:
+            loader.setdefault('persistent_workers', persistent_workers
+                              and loader.get('num_workers', 0) > 0)
+
+
+def check_complete(cfg: Config) -> None:
+    """Whether ``cfg`` has what a training needs.
+
+    Raises:
+        UserError: naming what it lacks.
+    """
+    for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not isinstance(cfg.get(name), dict):
+            raise UserError(f'The config must have a `{name}` to train, but '
+                            f'got {cfg.get(name)!r}. Set it.')
+    amp = type_name(cfg.optim_wrapper) == 'AmpOptimWrapper'
+    if amp and get_device() in ('cpu', 'mps'):
+        raise UserError('Mixed precision (AmpOptimWrapper, --amp) needs a '
+                        f'GPU, but the device is {get_device()!r}. Leave it '
+                        'out.')
+
+
+def check_same(model: nn.Module, path: str) -> None:
+    """Whether the run that wrote ``path`` trained ``model``: mmengine would
+    go on with what does not fit as it was initialised, and with moments of
+    an optimizer that are of other shapes.
+
+    Raises:
+        UserError: if not.
+    """
+    checkpoint = check_checkpoint(path)
+    check_is_of(model, checkpoint, path)
+    if is_of_one_size(model, checkpoint['state_dict']):
+        raise UserError(f'The checkpoint {path!r} cannot be resumed: it is '
+                        'of a network for one size, and the config has rows '
+                        f'for {scales_of(model)}. Start from its weights by '
+                        '`load_from`.')
+
+
+@protected_loading()
+def train(cfg: Config, resume: Optional[str] = None) -> Runner:
+    """Train the config, which names its `work_dir`; returns its Runner.
+
+    Args:
+        resume: see ``choose_start``.
+
+    Raises:
+        UserError: if the data or the checkpoint to start from is missing or
+            damaged, of another network, or if no checkpoint can be written.
+    """
+    check_complete(cfg)
+    set_defaults(cfg)
+    check_data(cfg.train_dataloader)
+    if cfg.get('val_dataloader'):
+        check_data(cfg.val_dataloader)
+    make_folder(cfg.work_dir, '`work_dir`')
+    join_processes(cfg)
+    choose_start(cfg, resume)
+    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
+              else Runner.from_cfg(cfg))
+    if cfg.resume and '://' not in cfg.load_from and isinstance(
+            runner.model, nn.Module) and osp.isfile(cfg.load_from):
+        check_same(unwrapped(runner.model), cfg.load_from)
+    runner.train()
+    return runner

@@ -1,0 +1,127 @@
+"""One data set that makes pictures of several sizes, one size at a time."""
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..utils.config_walk import pipelines_in
+from ..utils.errors import EMPTY
+from .rescale_pipeline import keeps_ratio, rescale_pipeline
+
+
+class SizedPipeline:
+    """Pipelines of one data set for several sizes, of which one runs.
+
+    Args:
+        pipelines: callables, one a size.
+        chosen: () index of the one that runs, in memory that the workers of
+            a data loader share: those that live on see a change, too.
+    """
+
+    def __init__(self, pipelines: Sequence[Callable],
+                 chosen: Tensor) -> None:
+        self.pipelines = list(pipelines)
+        self.chosen = chosen
+
+    def __call__(self, data: Any) -> Any:
+        return self.pipelines[int(self.chosen)](data)
+
+    def __getattr__(self, name: str) -> Any:
+        # Hosts read `pipeline.transforms`. Unpickling asks before __init__.
+        if name in ('pipelines', 'chosen'):
+            raise AttributeError(name)
+        return getattr(self.pipelines[int(self.chosen)], name)
+
+
+
+
+def part_at(dataset: Any, path: tuple) -> Any:
+    """The data set at ``path`` within ``dataset``; its pipeline is callable.
+
+    Raises:
+        ValueError: for one that runs its transforms in another way.
+    """
+    if type(dataset).__name__ == '_SlicedDataset':  # num_batch_per_epoch
+        dataset = dataset._dataset
+    for key in path:
+        dataset = (dataset[key] if isinstance(key, int)
+                   else getattr(dataset, key))
+    if not callable(getattr(dataset, 'pipeline', None)):
+        raise ValueError('A data set that is tested at several sizes must '
+                         'have a `pipeline` that can be called, but got '
+                         f'{type(dataset).__name__}. Test at each size by a '
+                         'config of its own.')
+    return dataset
+
+
+class SizeSwitch:
+    """Let ``dataset`` make pictures of any of ``sizes``.
+
+    The data set, its annotations and its workers stay one; its pipeline is
+    replaced by one that can change its size. Outside of :meth:`at` it is the
+    config's.
+
+    Args:
+        dataset: a data set, also within ``ConcatDataset``, ``RepeatDataset``
+            and other wrappers.
+        config: what it was built from.
+        sizes: nominal sizes in pixels.
+
+    Raises:
+        ValueError: if the data set is empty, or a pipeline cannot be
+            rewritten, or does not make pictures of the size; see
+            :func:`rescale_pipeline`.
+    """
+
+    def __init__(self, dataset: Any, config: dict,
+                 sizes: Sequence[int]) -> None:
+        if not len(dataset):
+            raise ValueError(EMPTY)
+        self.sizes = tuple(sizes)
+        self.chosen = torch.tensor(0).share_memory_()
+        self.parts = [(part_at(dataset, path), pipeline)
+                      for path, pipeline in pipelines_in(config)]
+        sized = []
+        for part, pipeline in self.parts:
+            build = type(part.pipeline)  # Compose, or the host's own
+            sized.append(SizedPipeline(
+                [part.pipeline, *(build(rescale_pipeline(pipeline, size))
+                                  for size in self.sizes)], self.chosen))
+        for (part, _), pipeline in zip(self.parts, sized):
+            part.pipeline = pipeline
+        self._check_pictures()
+
+    @contextmanager
+    def at(self, size: int) -> Iterator[None]:
+        """Make pictures of ``size`` pixels within a ``with`` block."""
+        self.chosen.fill_(1 + self.sizes.index(size))
+        try:
+            yield
+        finally:
+            self.chosen.zero_()
+
+    def _check_pictures(self) -> None:
+        for size in self.sizes:
+            with self.at(size):
+                for part, pipeline in self.parts:
+                    if len(part):
+                        check_picture(part[0], size, keeps_ratio(pipeline))
+
+
+def check_picture(sample: Any, size: int, narrow: bool) -> None:
+    """Refuse a picture that has not ``size`` pixels.
+
+    Args:
+        sample: what the data set gives.
+        narrow: whether the short edge of a long picture may be less.
+    """
+    picture = sample.get('inputs') if isinstance(sample, dict) else None
+    if not isinstance(picture, Tensor):
+        return
+    edge = min(picture.shape[-2:])
+    if edge != size and not (narrow and edge < size):
+        raise ValueError(f'The test pipeline must make pictures of {size} '
+                         f'pixels, but makes {edge}. A transform sets the '
+                         'size that is not known here: use Resize, or '
+                         'ResizeEdge and CenterCrop.')

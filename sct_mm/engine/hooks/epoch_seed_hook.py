@@ -1,0 +1,29 @@
+"""Seeds that depend on the epoch, so that a run resumes exactly."""
+from functools import partial
+
+from mmengine.dataset import worker_init_fn
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import set_random_seed
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed Python, numpy and torch from (seed, epoch, rank) as each epoch
+    starts, so that a resumed run draws what the unbroken one would. A loop by
+    iterations is one epoch: resumed within it, the network's own draws
+    (dropout) begin anew.
+
+    The workers of the data loader are seeded so too (mmengine alone seeds
+    them with the same numbers in each epoch), unless
+    ``persistent_workers=True`` keeps them over epochs.
+    """
+
+    def before_train_epoch(self, runner) -> None:
+        seed = runner.seed + 1_000_003 * runner.epoch + get_rank()
+        set_random_seed(seed % 2**32)
+        loader = runner.train_dataloader
+        loader.worker_init_fn = partial(
+            worker_init_fn, num_workers=loader.num_workers, rank=get_rank(),
+            seed=runner.seed + 1_000_003 * runner.epoch)

@@ -1,0 +1,203 @@
+"""A network of a config with the weights of a checkpoint, and no Runner."""
+import copy
+import warnings
+from collections import OrderedDict
+from typing import Any, Collection, Iterator, List, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..models.size_selection import ScaleSpecific
+from ..utils.errors import UserError
+
+
+def state_in(checkpoint: dict, path: str) -> dict:
+    """The weights in ``checkpoint``, which may be all that it is.
+
+    Raises:
+        UserError: for what is no state dict.
+    """
+    state: Any = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) for name in state) or not any(
+            isinstance(value, Tensor) for value in state.values()):
+        found = ', '.join(map(repr, list(checkpoint)[:4])) or 'nothing'
+        raise UserError(f'The checkpoint {path!r} must hold weights by their '
+                        'names, as they are or in `state_dict`, but holds '
+                        f'{found}. Name one that a training or an export '
+                        'wrote, or write its weights so.')
+    return state
+
+
+def without_wrapper(state: dict) -> OrderedDict:
+    """A state dict without the names of a wrapper, of several processes or
+    of an average of weights, and without what is the wrapper's own."""
+    wrapped = any(name.startswith('module.') for name in state)
+    weights = OrderedDict((name.removeprefix('module.'), value)
+                          for name, value in state.items()
+                          if name.startswith('module.') or not wrapped)
+    weights._metadata = getattr(state, '_metadata', {})
+    return weights
+
+
+def _load(model: nn.Module, weights: dict) -> Tuple[List[str], Optional[str]]:
+    """Load ``weights``: the names that ``model`` has no place for, and why
+    they are not all that it needs, if they are not.
+
+    Raises:
+        ValueError: for rows of another number of scales.
+    """
+    try:
+        missing, more = model.load_state_dict(weights, strict=False)
+    except ValueError:  # of SSBN, in its own words
+        raise
+    except Exception as error:  # a host's conversion fails as it likes
+        lines = [line.strip(' \t.') for line in str(error).splitlines()]
+        return [], (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
+                    else f'{type(error).__name__}: {"".join(lines[:1])}')
+    tensors = dict(_learnt(model, remove_duplicate=False))
+    loaded = {id(value) for name, value in tensors.items()
+              if name not in set(missing)}
+    for name, value in _learnt(model):
+        if id(value) not in loaded:
+            return more, (f'{name} of shape {tuple(value.shape)} is missing '
+                          'there')
+    return more, None
+
+
+def _learnt(model: nn.Module, remove_duplicate: bool = True
+            ) -> Iterator[Tuple[str, Tensor]]:
+    """Parameters and statistics; other buffers may be computed."""
+    yield from model.named_parameters(remove_duplicate=remove_duplicate)
+    for path, layer in model.named_modules(remove_duplicate=remove_duplicate):
+        if isinstance(layer, _BatchNorm):
+            for name in ('running_mean', 'running_var'):
+                if layer._buffers.get(name) is not None:
+                    yield f'{path}.{name}'.lstrip('.'), getattr(layer, name)
+
+
+def _layers_in(model: nn.Module, weights: dict, name: str
+               ) -> Iterator[Tuple[ScaleSpecific, Tensor]]:
+    """The layers with rows, and what ``weights`` calls their ``name``."""
+    for path, layer in model.named_modules():
+        value = weights.get(f'{path}.{name}'.lstrip('.'))
+        if isinstance(layer, ScaleSpecific) and isinstance(value, Tensor):
+            yield layer, value
+
+
+def check_scales_of(model: nn.Module, weights: dict, path: str) -> None:
+    """Refuse rows that load by their rank, but are of other scales than the
+    model's: each layer keeps in its extra state which they are.
+
+    Raises:
+        UserError: naming both.
+    """
+    for layer, record in _layers_in(model, weights, '_extra_state'):
+        if record.dim() == 2:
+            # What averages a state dict makes floats of them.
+            scales = tuple(record[:, 0].nan_to_num().round().int().tolist())
+            if scales != layer.scales:
+                raise UserError(
+                    f'{path!r} was trained at the scales {scales}, but the '
+                    f'config has {layer.scales}. Set the `scales` of its '
+                    '`norm_cfg` to those of the checkpoint.')
+
+
+def is_of_one_size(model: nn.Module, state: dict) -> bool:
+    """Whether the weights, of a network for one size, fill all rows."""
+    return any(
+        len(layer.scales) > 1 and value.dim() == 1 for layer, value
+        in _layers_in(model, without_wrapper(state), 'running_mean'))
+
+
+def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
+    """Say that a checkpoint of a network for one size fills all rows."""
+    if is_of_one_size(model, state):
+        warnings.warn(f'{path!r} is of a network for one size: the rows of '
+                      'all scales are the same. Train or calibrate them.',
+                      stacklevel=2)
+
+
+def _broken(name: str, value: Any, learnt: Collection[str]) -> str:
+    """What no weight may hold, and ``value`` does; '' if it is sound. A
+    buffer that is computed, such as a mask, may hold inf."""
+    if not (isinstance(value, Tensor) and value.is_floating_point()
+            and value.layout == torch.strided and not value.is_meta
+            and not value.is_nested):
+        return ''
+    if value.isnan().any():
+        return 'NaN'
+    return 'inf' if name in learnt and value.isinf().any() else ''
+
+
+def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
+    """Load weights into ``model``, and refuse those that are missing or of
+    other shapes, which mmengine would leave as they were initialised, and
+    rows of other scales, which it would load by their rank.
+
+    They are judged as they are loaded, since hosts convert some: a position
+    embedding for another picture size, names of an older version.
+
+    Returns:
+        list: names of the weights that ``model`` has no place for: a deeper
+        network of a family fills a shallower one, which then computes nothing
+        of use.
+
+    Raises:
+        UserError: for weights that do not fit, rows of other scales, and
+            NaN or inf.
+        ValueError: for rows of another number of scales.
+    """
+    weights = without_wrapper(state)
+    more, misfit = _load(model, weights)
+    if misfit:
+        raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
+                        'the config it was trained with.')
+    check_scales_of(model, weights, path)
+    learnt = dict(_learnt(model, remove_duplicate=False))
+    for name, value in model.state_dict().items():
+        broken = name in weights and _broken(name, value, learnt)
+        if broken:
+            raise UserError(f'The weights in {path!r} must be numbers, but '
+                            f'{name} holds {broken}: the training had '
+                            'diverged, or the type of the file is too small. '
+                            'Name another checkpoint.')
+    return [name for name in more if isinstance(weights.get(name), Tensor)
+            and not name.endswith('_extra_state')]
+
+
+def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Load ``checkpoint`` into ``model``, and refuse one that holds less or
+    more.
+
+    Raises:
+        UserError: as :func:`check_fits`, and for weights too many.
+    """
+    more = check_fits(model, state_in(checkpoint, path), path)
+    if more:
+        raise UserError(f'{path!r} does not fit the config: the network has '
+                        f'no place for {more[0]}. Name the config it was '
+                        'trained with.')
+
+
+def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
+    """The network of ``cfg`` as its Runner builds it, with the weights of
+    ``checkpoint``, in evaluation mode, on the CPU.
+
+    Args:
+        checkpoint: what :func:`check_checkpoint` read from ``path``.
+
+    Raises:
+        UserError: for a checkpoint that holds less or more than the network,
+            or tensors of other shapes.
+    """
+    config = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(config)
+    check_is_of(model, checkpoint, path)
+    return model.eval()

@@ -1,0 +1,77 @@
+"""What a network's layers see at scales that a first step does not train."""
+from contextlib import contextmanager
+from typing import Callable, Iterable, Iterator, List, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...datasets.data_samples import private_copy
+from ...models.pinning import use_scale
+from .monitor import named
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The ``modules`` in evaluation mode within a ``with`` block; what they
+    contain stays as it is."""
+    before = [m for m in modules if m.training]
+    for module in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in before:
+            module.training = True
+
+
+def leaves(model: nn.Module) -> List[nn.Module]:
+    """The layers of ``model`` that hold no others, and every norm: where
+    statistics move and elements drop. What a model returns, its containers
+    choose by their mode."""
+    return [m for m in model.modules()
+            if isinstance(m, _BatchNorm) or not list(m.children())]
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """The buffers of ``model`` as they were after a ``with`` block: a head
+    may count what it sees, or hold a queue of it."""
+    before = [(m, name, buffer, buffer.clone()) for m in model.modules()
+              for name, buffer in m._buffers.items() if buffer is not None]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in before:
+            buffer.copy_(value)
+            module._buffers[name] = buffer  # it may have been replaced
+
+
+def unrecorded(norms: Iterable[nn.Module],
+               scales: Sequence[int]) -> List[int]:
+    """Those of ``scales`` at which no layer of ``norms`` has seen an input."""
+    norms = list(norms)
+    return [scale for scale in scales if norms and not any(
+        scale in layer.extents for layer in norms)]
+
+
+def record(model: nn.Module, norms: nn.Module, batch: dict,
+           resize: Callable[[int, dict], dict],
+           scales: Sequence[int]) -> None:
+    """Let ``norms`` see ``batch`` at each of ``scales``; nothing else of the
+    model changes.
+
+    A network finds the rows for its input by what was recorded. Where a step
+    trains one scale, or between the scales, some would be missing in an early
+    checkpoint, or always.
+    """
+    for scale in scales:
+        part = dict(resize(scale, batch))
+        part['inputs'] = part['inputs'].clone()
+        if 'data_samples' in part:
+            part['data_samples'] = private_copy(part['data_samples'])
+        with named(f'scale {scale}'), torch.no_grad(), evaluating(
+                leaves(model)), keeping_buffers(model), use_scale(
+                    norms, scale, record=True,
+                    edge=min(part['inputs'].shape[-2:])):
+            model(**part)

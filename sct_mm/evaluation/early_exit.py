@@ -1,0 +1,104 @@
+"""What thresholds do to pictures whose confidence at each size is known.
+
+Everything here is of S sizes, the smallest first, and N pictures:
+``confidences`` and ``right`` are (S, N), ``gflops`` (S,) of one picture.
+"""
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+METRIC = 'accuracy/top1'
+
+
+def decided_at(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """(N,) index of the size that decides each picture: the first whose
+    confidence is above its threshold, the last in any case."""
+    sure = torch.ones_like(confidences, dtype=torch.bool)
+    for row, threshold in enumerate(thresholds):
+        sure[row] = confidences[row] > threshold
+    return sure.int().argmax(0)  # the first of the largest
+
+
+def shares_of(decided: Tensor, count: int) -> Tensor:
+    """(S,) share of the pictures that each of ``count`` sizes decides."""
+    return torch.bincount(decided, minlength=count) / len(decided)
+
+
+def mean_gflops(shares: Tensor, gflops: Sequence[float]) -> float:
+    """Of one picture, the sizes that it passed before included."""
+    passed = torch.tensor(gflops, dtype=torch.double).cumsum(0)
+    return float((shares.double() * passed).sum())
+
+
+def auroc(confidence: Tensor, right: Tensor) -> float:
+    """The chance that a picture that is classified right has more confidence
+    than one that is not, ties counting half; NaN where all are alike.
+
+    Args:
+        confidence: (N,). right: (N,), bool.
+    """
+    _, places, counts = confidence.unique(return_inverse=True,
+                                          return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[places]
+    positive = int(right.sum())
+    pairs = positive * (len(right) - positive)
+    above = float(ranks[right].sum()) - positive * (positive + 1) / 2
+    return above / pairs if pairs else float('nan')
+
+
+class Curve(NamedTuple):
+    """What one threshold for all sizes does, for each that differs, from 0
+    (the first) up; all (T,).
+
+    ``accuracy`` in %; ``gflops`` of one picture; ``error``, the standard error
+    of the accuracy's difference to the largest size's.
+    """
+    thresholds: Tensor
+    accuracy: Tensor
+    gflops: Tensor
+    error: Tensor
+
+
+def curve_of(confidences: Tensor, right: Tensor,
+             gflops: Sequence[float]) -> Curve:
+    """Every threshold that makes a difference, at the cost of one sort.
+
+    A picture leaves size s for the next where the threshold reaches the
+    largest confidence up to s. Each such event changes sums.
+    """
+    count = confidences.shape[1]
+    # What is not a number is never sure: it leaves at any threshold.
+    leaves = confidences[:-1].double().nan_to_num(0.0).cummax(0).values
+    rights = right.double()
+    apart = (rights != rights[-1]).double()
+    events, order = leaves.flatten().sort()
+
+    def sums(start: Tensor, change: Tensor) -> Tensor:
+        return torch.cat([start.sum()[None], start.sum()
+                          + change.flatten()[order].cumsum(0)]) / count
+
+    price = torch.tensor(gflops, dtype=torch.double)
+    accuracy = sums(rights[0], rights[1:] - rights[:-1])
+    cost = sums(price[0].expand(count), price[1:, None].expand_as(leaves))
+    differs = sums(apart[0], apart[1:] - apart[:-1]).clamp(min=0)
+    thresholds = torch.cat([torch.zeros(1).double(), events])
+    last = torch.ones(len(thresholds), dtype=torch.bool)
+    last[:-1] = thresholds[1:] != thresholds[:-1]  # of equal ones, all leave
+    return Curve(thresholds[last], 100 * accuracy[last], cost[last],
+                 100 * (differs[last] / count).sqrt())
+
+
+def cheapest(curve: Curve, accuracy: float, target: float) -> int:
+    """Index in ``curve`` of the smallest, and so the cheapest, threshold that
+    costs at most ``target`` points of ``accuracy`` (%) beyond one standard
+    error.
+
+    Without the error the luckiest of many thresholds is taken. On halves of
+    20,000 held-out pictures of Fashion-MNIST, each threshold tried on the
+    other half, a target of 0 lost -0.02 to 0.12 points without it, and gained
+    0.01 to 0.03 with it. The largest size alone has no error, so that there
+    is always one.
+    """
+    good = curve.accuracy - curve.error >= accuracy - target - 1e-9
+    return int(good.int().argmax())

@@ -1,0 +1,98 @@
+"""The result of a test at several sizes, read back: scales.json."""
+import json
+import os.path as osp
+from typing import Any, List, Optional
+
+from ..utils.errors import UserError
+
+_NUMBERS = ('scale', 'gflops', 'latency_ms')
+
+
+def _is_number(value: Any) -> bool:
+    """A metric may be NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_cost(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < float('inf')
+
+
+def _wrong(data: Any) -> Optional[str]:
+    """What of ``data`` is not as tools/test.py writes it; None if nothing."""
+    models = data.get('models') if isinstance(data, dict) else None
+    if not isinstance(models, list) or not models:
+        return 'has no `models`'
+    for index, model in enumerate(models):
+        where = f'models[{index}]'
+        for name in ('label', 'config', 'checkpoint'):
+            if not isinstance(model, dict) or not isinstance(
+                    model.get(name), str):
+                return f'has no {where}.{name}'
+        rows = model.get('rows')
+        if not isinstance(rows, list) or not rows:
+            return f'has no {where}.rows'
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(
+                    row.get('metrics'), dict):
+                return f'has no metrics in {where}.rows'
+            for name in _NUMBERS:
+                if not _is_cost(row.get(name)):
+                    return f'has no number {name} in {where}.rows'
+            for name, value in row['metrics'].items():
+                if not _is_number(value):
+                    return f'has no number {name} in {where}.rows'
+            if not isinstance(row['scale'], int) or not row['scale']:
+                return f'has a scale {row["scale"]!r} in {where}.rows'
+    return None
+
+
+def read_result(path: str) -> dict:
+    """What tools/test.py wrote to ``path``: ``device`` and ``models``, each
+    with ``label``, ``config``, ``checkpoint`` and ``rows``, one a size.
+
+    What else it holds is left as it is.
+
+    Raises:
+        UserError: for a file that is missing, or of another kind or version.
+    """
+    if not osp.isfile(path):
+        raise UserError(f'The result must be a file, but got {path!r}. Name '
+                        'the scales.json that tools/test.py wrote.')
+    try:
+        with open(path, encoding='utf-8') as file:
+            data = json.load(file)
+    except ValueError as error:
+        raise UserError(f'The result {path!r} is no JSON ({error}). Name the '
+                        'scales.json that tools/test.py wrote.') from None
+    wrong = _wrong(data)
+    if wrong:
+        raise UserError(f'The result {path!r} {wrong}: it is of another kind '
+                        'or version. Test again by tools/test.py, and name '
+                        'its scales.json.')
+    return data
+
+
+def rows_of(result: dict, checkpoint: str, path: str) -> List[dict]:
+    """The rows of the model in ``result`` that was tested from
+    ``checkpoint``.
+
+    Raises:
+        UserError: if none was.
+    """
+    wanted = osp.realpath(checkpoint)
+    for model in result['models']:
+        if osp.realpath(model['checkpoint']) == wanted:
+            return model['rows']
+    tested = ', '.join(repr(m['checkpoint']) for m in result['models'])
+    raise UserError(f'The result {path!r} must be of {checkpoint!r}, but is '
+                    f'of {tested}. Test that checkpoint, or leave the result '
+                    'out.')
+
+
+def metric_names(models: List[dict]) -> List[str]:
+    """Names of the metrics of all ``models`` that are better where they are
+    higher, in the order of the rows: not the losses, by whose name mmengine's
+    CheckpointHook knows them, too."""
+    return list(dict.fromkeys(
+        name for model in models for row in model['rows']
+        for name in row['metrics'] if 'loss' not in name))

@@ -1,0 +1,80 @@
+"""Real pictures of a config's test set, as the network gets them."""
+import copy
+from typing import List, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..datasets.rescale_pipeline import keeps_ratio
+from ..datasets.size_switch import SizeSwitch
+from ..utils.config import check_test_data, set_loader_defaults
+from ..utils.config_walk import pipelines_in
+from ..utils.errors import UserError
+
+_ALONE = 4
+
+
+def spread(count: int, total: int) -> List[int]:
+    """``count`` indices, spread evenly over ``range(total)``: neighbours of a
+    test set are often of one class."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
+
+
+class RealPictures:
+    """Pictures of the test set of ``cfg``, at any of ``sizes``.
+
+    Args:
+        cfg: the config; its ``test_dataloader`` is read.
+        sizes: pixels.
+        count: how many pictures, at least 2: a graph whose batch is dynamic
+            is made from more than one.
+
+    Raises:
+        UserError, ValueError: for a test set that is missing or holds fewer,
+            or whose pipeline cannot be rewritten.
+    """
+
+    def __init__(self, cfg: Config, sizes: Sequence[int], count: int) -> None:
+        check_test_data(cfg)
+        loader = copy.deepcopy(cfg.test_dataloader)
+        set_loader_defaults(loader, cfg, pin_memory=False)
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.pop('prefetch_factor', None)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            self.loader = Runner.build_dataloader(loader)
+            self.switch = SizeSwitch(self.loader.dataset, loader.dataset,
+                                     sizes)
+        total = len(self.loader.dataset)
+        if total < 2:
+            raise UserError('The test set must have at least 2 pictures to '
+                            f'compare outputs on, but has {total}. Name '
+                            'another in `test_dataloader`.')
+        self.indices = spread(count, total)
+        # The shapes of whole pictures differ, and so may a user's.
+        self.shapes_differ = any(
+            keeps_ratio(pipeline)
+            for _, pipeline in pipelines_in(loader.dataset))
+
+    def batches(self, model: nn.Module, size: int) -> List[Tensor]:
+        """All pictures as one batch (N, C, H, W) of ``size`` pixels, as the
+        data preprocessor of ``model`` makes it, and the first ones alone."""
+        with self.switch.at(size):
+            samples = [self.loader.dataset[index] for index in self.indices]
+        groups = [samples, *([sample] for sample in samples[:_ALONE])]
+        return [self._inputs(model, group) for group in groups]
+
+    def _inputs(self, model: nn.Module, samples: list) -> Tensor:
+        # What a preprocessor resizes in place is a sample's own.
+        data = self.loader.collate_fn(copy.deepcopy(samples))
+        with torch.no_grad():
+            inputs = model.data_preprocessor(data, False)['inputs']
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+            raise UserError('The data preprocessor must make one batch (N, '
+                            'C, H, W) of pictures to export the network, but '
+                            f'made a {type(inputs).__name__}. Test one view '
+                            'of each picture.')
+        return inputs

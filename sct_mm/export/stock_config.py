@@ -1,0 +1,74 @@
+"""A config without this package, for one size: what a file's user needs."""
+import copy
+import warnings
+from typing import Any
+
+from mmengine.config import Config
+
+from ..datasets.rescale_pipeline import rescale_pipeline
+from ..models.extract import _plain_config
+from ..utils.config_walk import pipelines_in, type_name
+
+# What inference and a test ask for; a training is over.
+_KEPT = ('default_scope', 'custom_imports', 'env_cfg', 'model',
+         'data_preprocessor', 'test_dataloader', 'test_evaluator', 'test_cfg',
+         'vis_backends', 'visualizer')
+
+
+def _unwrapped(value: Any) -> Any:
+    """``value`` with the inner model in place of each ``WithSSBN``."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_unwrapped, value))
+    if not isinstance(value, dict):
+        return value
+    if type_name(value) == 'WithSSBN':
+        inner = dict(value['model'])
+        if value.get('data_preprocessor') is not None:
+            inner.setdefault('data_preprocessor', value['data_preprocessor'])
+        return _unwrapped(inner)
+    return {name: _unwrapped(child) for name, child in value.items()}
+
+
+def plain_config(cfg: Config, size: int) -> Config:
+    """The part of ``cfg`` that tests a network, for pictures of ``size``
+    pixels, with the layers and the loop of the hosts alone."""
+    kept = {name: copy.deepcopy(value) for name, value
+            in cfg._cfg_dict.to_dict().items()
+            if name in _KEPT and value is not None}
+    kept['model'] = _plain_config(_unwrapped(kept['model']))
+    own = __package__.partition('.')[0]
+    imports = kept.pop('custom_imports', None)
+    if imports:
+        names = imports['imports']
+        names = [names] if isinstance(names, str) else names
+        names = [n for n in names if n.partition('.')[0] != own]
+        if names:
+            kept['custom_imports'] = dict(imports, imports=names)
+    if type_name(kept.get('test_cfg') or {}) == 'ScalesTestLoop':
+        kept['test_cfg'] = dict(fp16=kept['test_cfg'].get('fp16', False))
+    for _, pipeline in pipelines_in(kept['test_dataloader'].get('dataset')):
+        pipeline[:] = rescale_pipeline(pipeline, size)
+    return Config(kept)
+
+
+def config_text(cfg: Config, size: int) -> str:
+    """:func:`plain_config` as the text that mmengine keeps in checkpoints;
+    '' for one that text cannot hold, as with functions in it."""
+    text = plain_config(cfg, size).pretty_text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of the hosts' own imports
+            Config.fromstring(text, '.py')
+    except Exception:  # text of Python, in which anything can be wrong
+        return ''
+    return text
+
+
+def plain_data(value: Any) -> Any:
+    """``value`` with the lists, dicts and scalars alone that any reader of
+    checkpoints allows; None for what is something else."""
+    if isinstance(value, dict):
+        return {str(key): plain_data(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_data(child) for child in value]
+    return value if isinstance(value, (str, int, float, bool)) else None

@@ -1,0 +1,277 @@
+"""Early exit over sizes: small first, larger only where it is unsure."""
+from numbers import Real
+from typing import (
+    Any,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ..datasets.multi_scale_batch import MultiScaleBatch, padding_of
+from ..utils.arguments import check_int, check_number
+from ..utils.errors import UserError
+from .pinning import use_scale
+
+
+class Decided(NamedTuple):
+    """What a cascade says of N pictures.
+
+    ``scores`` (N, classes): probabilities, at the size that decided; their
+    logarithms are logits. ``labels`` (N,). ``sizes`` (N,): pixels at which
+    each was decided.
+    """
+    scores: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+
+def confidence(scores: Tensor) -> Tensor:
+    """How sure a network is of each picture, from its probabilities
+    (..., classes): the largest, from 0 to 1.
+
+    Compared on 20,000 training pictures of Fashion-MNIST that the network was
+    not trained on, at 14 pixels: AUROC (right above wrong), and the accuracy
+    with the fifth of least confidence sent to 28, which has 92.44 for all:
+
+    - the largest probability: 0.9063, 92.25
+    - its margin to the second: 0.9044, 92.26; of the logits: 0.9022, 92.27
+    - entropy: 0.9028, 92.22; energy of the logits: 0.8622, 91.64
+    - temperatures of 0.5 and 2: 0.9043, 92.28 and 0.9023, 92.16
+    - a tenth of the logits of 14 mixed into those of 28: 92.27
+    - a network on the logits, trained on one half of the pictures to tell
+      wrong from right, tried on the other, and turned round: 0.9065, 92.27,
+      where the largest probability has 0.9063, 92.28
+
+    None is better by more than chance.
+    """
+    return scores.amax(-1)
+
+
+def check_cascade_sizes(sizes: Sequence[int]) -> Tuple[int, ...]:
+    """``sizes`` as a tuple, at least two, the smallest first.
+
+    Raises:
+        UserError: for fewer, or another order.
+    """
+    if not isinstance(sizes, (tuple, list)) or len(sizes) < 2:
+        raise UserError('A cascade must have at least two sizes, but got '
+                        f'{sizes!r}. Write e.g. 14 28.')
+    sizes = tuple(check_int('sizes', size, 1, 'Give them in pixels.')
+                  for size in sizes)
+    if sorted(set(sizes)) != list(sizes):
+        raise UserError('The sizes of a cascade must ascend, but got '
+                        f'{sizes}. Write the smallest first, each once.')
+    return sizes
+
+
+def check_thresholds(thresholds: Union[float, Sequence[float]],
+                     sizes: Sequence[int]) -> Tuple[float, ...]:
+    """One threshold for each of ``sizes`` but the largest; a single one is
+    that of all.
+
+    Raises:
+        TypeError, ValueError: for one that is not from 0 to 1.
+        UserError: for another number of them.
+    """
+    if isinstance(thresholds, Real):
+        thresholds = [thresholds]
+    if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
+        raise TypeError('`thresholds` must be a number or a list of them, but '
+                        f'got {thresholds!r}. Give e.g. 0.9.')
+    hint = 'A confidence above it decides: 0 decides all, 1 none.'
+    found = [check_number('thresholds', each, 0, hint, 1)
+             for each in thresholds]
+    if len(found) == 1:
+        found *= len(sizes) - 1
+    if len(found) != len(sizes) - 1:
+        raise UserError('A cascade must have one threshold, or one for each '
+                        f'size but the largest, but got {len(found)} for '
+                        f'{len(sizes)} sizes. Give 1 or {len(sizes) - 1}.')
+    return tuple(found)
+
+
+def scores_in(outputs: Any) -> Tensor:
+    """The probabilities (N, classes) in what a classifier gives: logits,
+    probabilities, or samples with a ``pred_score``.
+
+    Raises:
+        UserError: for another network's.
+    """
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and (
+            outputs.shape[1] > 1):  # one logit would always be sure
+        return outputs if _are_scores(outputs, 1e-3) else outputs.softmax(1)
+    if isinstance(outputs, (list, tuple)) and outputs and all(
+            getattr(getattr(sample, 'pred_score', None), 'ndim', 0) == 1
+            for sample in outputs):
+        return torch.stack([sample.pred_score for sample in outputs])
+    first = (outputs[0] if isinstance(outputs, (list, tuple)) and outputs
+             else outputs)
+    shape = (f' of shape {tuple(first.shape)}' if isinstance(first, Tensor)
+             else '')
+    raise UserError('A cascade serves classifiers, which give logits (N, '
+                    'classes) or samples with a `pred_score`, but got '
+                    f'{type(first).__name__}{shape}. Test another network by '
+                    '--scales.')
+
+
+def _are_scores(values: Tensor, tolerance: float) -> bool:
+    """Whether ``values`` (N, classes) are probabilities, which sum to 1."""
+    sums = values.float().sum(1)
+    return bool(((values >= 0).all(1)
+                 & ((sums - 1).abs() <= tolerance)).all())
+
+
+def check_scores(scores: Tensor) -> None:
+    """Refuse (N, classes) that are no probabilities of classes that exclude
+    each other, as those of several labels; NaN is never sure.
+
+    Raises:
+        UserError: for sums that are not 1.
+    """
+    if not _are_scores(scores, 0.05) and bool(scores.isfinite().all()):
+        raise UserError('A cascade serves classifiers of one label a picture, '
+                        'whose scores sum to 1, but got a sum of '
+                        f'{float(scores[0].float().sum()):.3g}. Test another '
+                        'network by --scales.')
+
+
+class Cascade(BaseModel):
+    """Predict at the smallest size, and at the next where it is unsure.
+
+    A picture is decided at the first of ``sizes`` at which its
+    :func:`confidence` is above the threshold, at the largest in any case. The
+    undecided pictures of a batch go on together. A smaller size's pictures
+    are those of the largest, resized on the device as in training
+    (:class:`MultiScaleBatch`); the network is pinned to it (:func:`use_scale`,
+    so that a size between two scales is served by both). Without private rows
+    it works, too, as well as the network does at each size.
+
+    In mmpretrain's inferencer, whose pipeline makes the largest size::
+
+        cascade = Cascade(get_model(config, checkpoint), (14, 28), 0.9)
+        ImageClassificationInferencer(cascade)(pictures, batch_size=64)
+
+    Args:
+        model: a classifier: one of mmengine, which predicts samples with a
+            ``pred_score`` (mode='predict'), or any that returns logits (N,
+            classes). It is set to evaluation mode.
+        sizes: pixels, at least two, the smallest first, trained or not.
+        thresholds: from 0 (all are decided) to 1 (none is), for each size but
+            the largest, or one for all. tools/test.py --cascade finds it.
+
+    Raises:
+        TypeError, ValueError: for what is no network, no size, no threshold.
+        UserError: for sizes in another order or fewer than two, and for
+            another number of thresholds.
+    """
+
+    def __init__(self, model: nn.Module, sizes: Sequence[int],
+                 thresholds: Union[float, Sequence[float]]) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError('`model` must be an nn.Module, but got '
+                            f'{type(model).__name__}. Build it first.')
+        sizes = check_cascade_sizes(sizes)
+        thresholds = check_thresholds(thresholds, sizes)
+        super().__init__(getattr(model, 'data_preprocessor', None))
+        self.model, self.sizes, self.thresholds = model, sizes, thresholds
+        padding = padding_of(model)
+        self.resizes = [MultiScaleBatch(size, sizes[-1], **padding)
+                        for size in sizes]
+        for name in ('_config', '_dataset_meta'):  # inferencers ask for them
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, data_samples: Optional[list] = None,
+                mode: str = 'tensor') -> Union[Decided, List[Any]]:
+        """Decide a batch.
+
+        Args:
+            inputs: (N, C, H, W), normalised, whose shorter edge is the
+                largest size. :meth:`test_step` takes what a data loader
+                gives.
+            data_samples: the host's, one a picture, to write into.
+            mode: 'tensor', or 'predict' as mmengine's evaluators call it.
+
+        Returns:
+            Decided, or with 'predict' the host's samples, each of which has
+            ``decided_at``, its size in pixels.
+
+        Raises:
+            UserError: for pictures of another size, another mode, and a
+                network that is no classifier.
+        """
+        self._check(inputs, mode)
+        samples: List[Any] = [None] * len(inputs)
+        sizes = torch.zeros(len(inputs), dtype=torch.long,
+                            device=inputs.device)
+        scores = None
+        for size, chosen, outputs, found in self.decide(inputs, data_samples):
+            if scores is None:
+                scores = found.new_zeros(len(inputs), found.shape[1])
+            sizes[chosen], scores[chosen] = size, found
+            if mode == 'predict':
+                for index, sample in zip(chosen.tolist(), outputs):
+                    if isinstance(sample, BaseDataElement):
+                        sample.set_metainfo(dict(decided_at=size))
+                    samples[index] = sample
+        return samples if mode == 'predict' else Decided(
+            scores, scores.argmax(1), sizes)
+
+    def decide(self, inputs: Tensor, data_samples: Optional[list] = None
+               ) -> Iterator[Tuple[int, Tensor, List[Any], Tensor]]:
+        """From the smallest size up, the M pictures that it decides: the
+        size, their indices (M,), what the network gives for each, and their
+        probabilities (M, classes)."""
+        left = torch.arange(len(inputs), device=inputs.device)
+        for index, size in enumerate(self.sizes):
+            outputs, scores = self.at(index, inputs, data_samples, left)
+            sure = torch.ones_like(left, dtype=torch.bool)
+            if size != self.sizes[-1]:
+                sure = confidence(scores) > self.thresholds[index]
+            places = sure.nonzero().flatten()
+            yield (size, left[places], [outputs[i] for i in places.tolist()],
+                   scores[places])
+            left = left[~sure]
+            if not len(left):
+                return
+
+    def at(self, index: int, inputs: Tensor, data_samples: Optional[list],
+           chosen: Tensor) -> Tuple[Any, Tensor]:
+        """What the network gives for the M ``chosen`` of ``inputs`` at
+        ``sizes[index]``, and its probabilities (M, classes)."""
+        if len(chosen) < len(inputs):
+            inputs = inputs[chosen]
+        resized = self.resizes[index](dict(inputs=inputs))['inputs']
+        with use_scale(self.model, self.sizes[index]):
+            if isinstance(self.model, BaseModel):
+                samples = data_samples and [data_samples[i]
+                                            for i in chosen.tolist()]
+                outputs = self.model(resized, samples, mode='predict')
+            else:
+                outputs = self.model(resized)
+        scores = scores_in(outputs)
+        check_scores(scores)
+        return outputs, scores
+
+    def _check(self, inputs: Tensor, mode: str) -> None:
+        edge = min(inputs.shape[-2:])
+        if edge != self.sizes[-1]:
+            raise UserError('A cascade must get pictures of its largest size, '
+                            f'{self.sizes[-1]} pixels, but got {edge}. Resize '
+                            'them, or name that size.')
+        if mode not in ('tensor', 'predict'):
+            raise UserError("`mode` of a cascade must be 'tensor' or "
+                            f"'predict', but got {mode!r}. Train the network "
+                            'itself.')

@@ -1,0 +1,121 @@
+"""Pinning a network to a size: use_scale() for a block, set_scale() until the
+next."""
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import Iterator, Optional, Sequence
+
+import torch
+from torch import nn
+
+from ..utils.arguments import check_flag, check_int
+from .size_selection import Pin, preceding, ssbn_layers
+
+_pinning = threading.Lock()
+
+
+def _this_thread() -> Optional[int]:
+    # torch.compile cannot trace it.
+    return None if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _check_thread(layers: Sequence[nn.Module]) -> None:
+    """Refuse a pin while that of another thread holds: one of them would be
+    served by the rows of the other. Threads of autograd, which runs layers
+    again in their pass's pin, are none of Python's.
+
+    Raises:
+        RuntimeError: naming the size that is pinned.
+    """
+    own = _this_thread()
+    others = {pin.thread: pin.size for pin in (layer.pin for layer in layers)
+              if pin.thread not in (None, own)}
+    living = {t.ident for t in threading.enumerate()} if others else ()
+    for thread, size in others.items():
+        if thread in living and own in living:
+            raise RuntimeError(
+                f'Another thread has pinned this network to {size} pixels, '
+                'and a pin holds for all threads. Leave it unpinned, where '
+                'each input tells its size, or give each thread a copy by '
+                'copy.deepcopy().')
+
+
+def check_size(layers: Sequence[nn.Module], size: int) -> int:
+    """``size`` as an int; a warning says which rows serve one outside of the
+    scales of ``layers``.
+
+    Raises:
+        TypeError, ValueError: if it is no positive int.
+    """
+    size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
+    for scales in {layer.scales for layer in layers}:
+        nearest = min(max(size, scales[-1]), scales[0])
+        if nearest != size:
+            warnings.warn(f'{size} pixels lie outside of the scales {scales}: '
+                          f'the rows of scale {nearest} serve them.',
+                          stacklevel=4)
+    return size
+
+
+def set_scale(model: nn.Module,
+              size: Optional[int],
+              record: bool = False,
+              edge: Optional[int] = None) -> None:
+    """Pin every SSBN layer of ``model`` to ``size`` pixels; None unpins.
+
+    A scale is served by its rows, a size between two scales by the linear mix
+    of theirs, one outside of them, with a warning, by those of the end. A
+    model without SSBN has nothing to pin and is left as it is. A layer that is
+    pinned to a scale records the extent of its input if it is in training
+    mode, or with ``record``: a network that trains may have layers in
+    evaluation mode (``norm_eval``, ``frozen_stages``).
+
+    Args:
+        edge: shorter edge of the model's input in pixels, where it is not
+            ``size``, as with a detector's pictures of all shapes. Recorded
+            is the extent that a picture of ``size`` pixels has.
+
+    Raises:
+        TypeError, ValueError: for what is no size; nothing is pinned then.
+        RuntimeError: within use_scale() of another thread.
+    """
+    layers = ssbn_layers(model)
+    _set_pin(layers, size, record, edge)
+
+
+def _set_pin(layers: Sequence[nn.Module], size: Optional[int], record: bool,
+             edge: Optional[int], thread: Optional[int] = None) -> None:
+    check_flag('record', record)
+    _check_thread(layers)
+    if size is not None:
+        size = check_size(layers, size)
+    ratio = 1.0
+    if edge is not None:
+        ratio = (size or 1) / check_int('edge', edge, 1, 'Give the shorter '
+                                        'edge of the input in pixels.')
+    for layer in layers:
+        nearest = size and min(max(size, layer.scales[-1]), layer.scales[0])
+        layer.pin = Pin(nearest, thread or layer.pin.thread, record, ratio)
+    preceding.size = None  # a pass begins
+
+
+@contextmanager
+def use_scale(model: nn.Module,
+              size: Optional[int],
+              record: bool = False,
+              edge: Optional[int] = None) -> Iterator[nn.Module]:
+    """Pin ``model`` to ``size`` pixels within a ``with`` block; they nest.
+
+    On leaving, also by an error, every layer gets back the pin it had. See
+    :func:`set_scale` for ``record`` and ``edge``.
+    """
+    with _pinning:
+        layers = ssbn_layers(model)
+        before = [layer.pin for layer in layers]
+        _set_pin(layers, size, record, edge, _this_thread())
+    try:
+        yield model
+    finally:
+        for layer, pin in zip(layers, before):
+            layer.pin = pin
+        preceding.size = None  # of a pass that has ended

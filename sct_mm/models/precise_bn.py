@@ -1,0 +1,204 @@
+"""Rows for one more size, and statistics re-estimated from pictures."""
+import copy
+from contextlib import contextmanager
+from typing import Any, Iterable, Iterator, List, Sequence, Tuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..utils.arguments import check_int
+from .guards import check_own
+from .pinning import use_scale
+from .rowwise import RowwiseNorm
+from .size_selection import scales_of, ssbn_layers
+
+_STATISTICS = ('running_mean', 'running_var')
+
+
+def add_scale(model: nn.Module, size: int) -> nn.Module:
+    """Give ``size`` rows of its own, in place: the mix of its neighbours',
+    so that the network computes the same at every size as before.
+
+    The parameters of the SSBN layers are new ones: build an optimizer
+    afterwards. A config of the network must name the size among its
+    ``scales`` from then on. Returns the model.
+
+    Raises:
+        TypeError, ValueError: for what is no size, a size that is a scale
+            already, a model without SSBN, and a pruned or parametrized layer.
+    """
+    size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
+    scales = scales_of(model)
+    if scales is None:
+        raise ValueError('`model` must have SSBN layers to add a scale to, '
+                         f'but {type(model).__name__} has none. Convert it '
+                         'by convert_to_ssbn() first.')
+    if size in scales:
+        raise ValueError('`size` must be none of the scales of the model, '
+                         f'{scales}, but got {size}. It has rows already.')
+    layers = ssbn_layers(model)
+    for layer in layers:
+        check_own(layer)
+    for layer in layers:
+        _insert(layer, size)
+    return model
+
+
+@torch.no_grad()
+def _insert(layer: RowwiseNorm, size: int) -> None:
+    row = layer.row_at(size)
+    scales = tuple(sorted((*layer.scales, size), reverse=True))
+    rows = [row if scale == size else layer.row(scale) for scale in scales]
+    layer.scales = scales
+    for name in row:
+        value = getattr(layer, name)
+        if value is None:
+            continue
+        parts = [each[name] for each in rows]
+        if isinstance(value, nn.Parameter):
+            setattr(layer, name, nn.Parameter(
+                torch.cat(parts), requires_grad=value.requires_grad))
+        else:
+            setattr(layer, name, torch.stack(parts))
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
+    """Re-estimate the statistics of the rows of ``size`` from pictures of
+    that size: the mean over all pictures of their batches' mean and variance
+    (cumulative; fvcore's PreciseBN, US-Nets 1903.05134). Nothing else
+    changes.
+
+    Each layer sees what the layers before it make with the batch's own
+    statistics, as in training. Over several processes each gives its batches,
+    and all get the same rows.
+
+    Args:
+        batches: tensors (N, C, H, W) whose shorter edge is ``size``, tuples
+            that begin with one, as a DataLoader's with labels, or dicts of
+            what the model's forward takes: a host's batch after its
+            ``data_preprocessor``.
+
+    Returns:
+        int: pictures that were seen, by all processes.
+
+    Raises:
+        TypeError: for a batch of another form.
+        ValueError: if ``size`` is no scale of the model, for tensors of
+            another size, for statistics that are not finite, or if there are
+            less than two batches. The model is as before then.
+    """
+    layers = ssbn_layers(model)
+    size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
+    if not layers or any(size not in layer.scales for layer in layers):
+        raise ValueError('`size` must be one of the scales of the model, '
+                         f'{scales_of(model)}, but got {size}. Give it rows '
+                         'by add_scale() first.')
+    # Layers without running statistics have nothing to estimate.
+    layers = [layer for layer in layers if layer.running_mean is not None]
+    rows = [[layer.row(size)[name] for name in _STATISTICS]
+            for layer in layers]
+    old = [torch.stack(row) for row in rows]
+    sums, pictures, seen = [0] * len(rows), 0, 0
+    with _keeping_records(layers):
+        try:
+            with _estimating(model, layers):
+                for batch in batches:
+                    count = _forward(model, batch, size)
+                    sums = [total + count * torch.stack(row).double()
+                            for total, row in zip(sums, rows)]
+                    pictures, seen = pictures + count, seen + 1
+        finally:
+            _put(rows, old)
+        sums, pictures, seen = _over_processes(sums, old, pictures, seen)
+        if seen < 2:
+            raise ValueError('Statistics need at least two batches, but got '
+                             f'{seen}. Give more pictures, or smaller '
+                             'batches.')
+        if not all(total.isfinite().all() for total in sums):
+            raise ValueError(f'Statistics at {size} pixels must be finite, '
+                             'but a layer sees NaN or inf. Mend the pictures '
+                             'or the weights.')
+    _put(rows, [total / pictures for total in sums])
+    return pictures
+
+
+@contextmanager
+def _keeping_records(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back, after an error, what ``layers`` have seen."""
+    before = [copy.deepcopy(layer.extents) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, extents in zip(layers, before):
+            layer.extents = extents
+        raise
+
+
+def _put(rows: List[List[Tensor]], values: Sequence[Tensor]) -> None:
+    for row, value in zip(rows, values):
+        for tensor, new in zip(row, value):
+            tensor.copy_(new)
+
+
+@contextmanager
+def _estimating(model: nn.Module,
+                layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Let each row become the statistics of the last batch alone."""
+    before = [(m, m.training) for m in model.modules()]
+    options = [(layer, layer.momentum, layer.num_batches_tracked)
+               for layer in layers]
+    model.eval()
+    try:
+        for layer in layers:
+            layer.training, layer.momentum = True, 1.0
+            layer.num_batches_tracked = None
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, momentum, counter in options:
+            layer.momentum, layer.num_batches_tracked = momentum, counter
+        for module, training in before:
+            module.training = training
+
+
+def _forward(model: nn.Module, batch: Any, size: int) -> int:
+    """Run ``model`` on a batch; how many pictures it has."""
+    pictures = batch
+    if isinstance(batch, dict):
+        pictures = batch.get('inputs')
+    elif isinstance(batch, (list, tuple)) and batch:
+        pictures = batch[0]
+    if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
+        raise TypeError(
+            '`batches` must be floating point tensors (N, C, H, W), or dicts '
+            'with such `inputs`, but got a '
+            f'{getattr(pictures, "dtype", type(pictures).__name__)}. Take '
+            'what model.data_preprocessor() makes of a host\'s batch.')
+    edge = min(pictures.shape[-2:]) if pictures.dim() > 3 else size
+    if edge != size and not isinstance(batch, dict):
+        raise ValueError(f'`batches` must be pictures of {size} pixels, whose '
+                         f'rows they are for, but got shape '
+                         f'{tuple(pictures.shape)}. Resize them first.')
+    # A detector's are padded, and long ones narrower.
+    with use_scale(model, size, edge=edge):
+        if isinstance(batch, dict):
+            model(**batch)
+        else:
+            model(pictures)
+    return len(pictures)
+
+
+def _over_processes(sums: list, like: List[Tensor], pictures: int,
+                    seen: int) -> Tuple[list, int, int]:
+    """The sums of all processes; one without a batch of its own adds 0."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return sums, pictures, seen
+    device = like[0].device if like else 'cpu'
+    counts = torch.tensor([pictures, seen], device=device)
+    dist.all_reduce(counts)
+    sums = [value.new_zeros(value.shape, dtype=torch.double) + total
+            for value, total in zip(like, sums)]
+    for total in sums:
+        dist.all_reduce(total)
+    return sums, *counts.tolist()

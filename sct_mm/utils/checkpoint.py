@@ -1,0 +1,230 @@
+"""Checkpoints: whole or absent on the disk, and read only if they are."""
+import contextlib
+import errno
+import io
+import os
+import os.path as osp
+import zipfile
+from pathlib import Path
+from typing import Any, Dict, Sequence, Set, Union
+
+import mmengine
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from .errors import UserError
+from .safe_load import protected_loading, unreadable, without_code
+
+PARTIAL = '.partial'
+
+
+class WriteError(OSError, UserError):
+    """A file that could not be written; the one before it is kept."""
+
+
+def _sync_folder(path: str) -> None:
+    """A new name in the folder ``path`` is on the disk when this returns."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some network file systems cannot
+    finally:
+        os.close(folder)
+
+
+def _write(obj: bytes, path: str) -> None:
+    """Write ``obj`` to ``path``, whole or not at all."""
+    partial = path + PARTIAL
+    try:
+        with open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+    _sync_folder(osp.dirname(path))
+
+
+def make_folder(path: str, name: str) -> None:
+    """Make the folder ``path``, before the work whose result goes into it.
+
+    Args:
+        name: what a message calls it.
+
+    Raises:
+        UserError: if it cannot be made, or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f'{name} must be a folder that can be written to, but '
+                        f'got {path!r} ({error.strerror}). Name another.'
+                        ) from error
+
+
+def meta_of(checkpoint: dict) -> dict:
+    """What ``checkpoint`` says of itself, which may be nothing."""
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, dict) else {}
+
+
+def check_outputs(paths: Sequence[str], force: bool,
+                  ending: str = '') -> None:
+    """Refuse, before the work, what cannot be written at its end.
+
+    Raises:
+        UserError: for a file that exists, without ``force``; a folder in its
+            place; a folder that cannot be written to; and a name of another
+            ``ending``.
+    """
+    for path in paths:
+        if osp.isdir(path) or not osp.basename(path):
+            raise UserError(f'The output must be a file, but {path!r} is a '
+                            'folder. Name a file in it.')
+        if not path.endswith(ending):
+            raise UserError(f'The output must be a {ending}, but got '
+                            f'{path!r}. Name one.')
+        if osp.lexists(path) and not force:
+            raise UserError(f'The output {path!r} exists already. Name '
+                            'another, or replace it by --force.')
+        folder = osp.dirname(osp.abspath(path))
+        while not osp.lexists(folder):
+            folder = osp.dirname(folder)
+        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UserError(f'The output {path!r} cannot be written: '
+                            f'{folder!r} is no folder that can be written '
+                            'to. Name another.')
+
+
+@register_backend('atomic_local')
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local file backend, whose files are whole or absent.
+
+    A file is written beside its target, is on the disk, and only then takes
+    its name, which POSIX does at once: a run killed while it saves, or a
+    machine that loses power, leaves the checkpoint before untouched. Use it as
+    ``CheckpointHook(backend_args=dict(backend='atomic_local'))``.
+
+    ``CheckpointHook`` removes the oldest checkpoint, and the last best one,
+    before it saves the next. Here ``remove`` waits until the next file stands
+    in the same folder, so that a full disk loses nothing; the disk must have
+    room for one checkpoint more than ``max_keep_ckpts``.
+    """
+
+    # Of the process: the hook removes by one instance, and saves by another.
+    _to_remove: Dict[str, Set[str]] = {}
+
+    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+        path = osp.abspath(filepath)
+        folder = osp.dirname(path)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            _write(obj, path)
+        except OSError as error:
+            raise WriteError(
+                f'{str(filepath)!r} cannot be written '
+                f'({error.strerror or error}), and nothing older is lost. '
+                'Make room, and run this again (a training by --resume).'
+            ) from error
+        for old in self._to_remove.pop(folder, set()) - {path}:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(old)
+
+    def put_text(self, obj: str, filepath: Union[str, Path],
+                 encoding: str = 'utf-8') -> None:
+        self.put(obj.encode(encoding), filepath)
+
+    def remove(self, filepath: Union[str, Path]) -> None:
+        """Remove a file once the next one is written into its folder.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            IsADirectoryError: if it is a folder.
+        """
+        if not self.exists(filepath):
+            raise FileNotFoundError(f'There is no file {str(filepath)!r}.')
+        if self.isdir(filepath):
+            raise IsADirectoryError(f'{str(filepath)!r} is a folder.')
+        path = osp.abspath(filepath)
+        self._to_remove.setdefault(osp.dirname(path), set()).add(path)
+
+
+def _damage(path: str) -> Union[str, None]:
+    """The first record of the archive at ``path`` whose checksum is wrong.
+
+    torch does not compare them: a page that the disk lost is read as zeros.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def _load_file(path: str):
+    """The checkpoint in a file; its tensors are read when they are used."""
+    if not zipfile.is_zipfile(path):  # of torch < 1.6, or damaged
+        return torch.load(path, map_location='cpu', weights_only=True)
+    record = _damage(path)
+    if record is not None:
+        raise UserError(f'the checksum of {record!r} is wrong')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True,
+                          mmap=True)
+    except RuntimeError:  # of a file system that cannot map
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def check_checkpoint(path: str) -> dict:
+    """Load the checkpoint at ``path`` on the CPU, or say why it cannot be.
+
+    A file is compared with its checksums, and takes no memory: its tensors
+    are mapped.
+
+    Raises:
+        UserError: if it is missing, damaged, unsafe or no checkpoint.
+    """
+    if path.endswith('.safetensors'):
+        raise UserError(f'The checkpoint must be a file of torch, but got '
+                        f'{path!r}, which mmengine does not load. Write it '
+                        'anew: torch.save(dict(state_dict=safetensors.torch.'
+                        'load_file(OLD)), NEW).')
+    remote = '://' in path
+    local = osp.expanduser(path)
+    if not remote and not osp.isfile(local):
+        raise UserError(f'The checkpoint must be a file, but got {path!r}. '
+                        'Train first, or name another.')
+    refusal = None
+    with protected_loading():
+        try:
+            checkpoint = (_load_checkpoint(path, map_location='cpu') if remote
+                          else without_code(_load_file(local)))
+        except Exception as error:  # each format and torch has its own
+            refusal = unreadable(path, error)
+    if refusal:  # outside of `except`, whose error has torch's advice
+        raise refusal
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'The checkpoint {path!r} must hold a dict, but got '
+                        f'a {type(checkpoint).__name__}. Name another.')
+    return checkpoint
+
+
+def save_plot(figure: Any, path: str, dpi: int = 150) -> None:
+    """Write a figure of matplotlib as a PNG to ``path``, whole or not at all,
+    and close it."""
+    from matplotlib import pyplot
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format='png')
+    pyplot.close(figure)
+    AtomicLocalBackend().put(buffer.getvalue(), path)
+
+
+def dump(data: dict, path: str) -> None:
+    """Write ``data`` to ``path``, whole or not at all."""
+    text = mmengine.dump(data, file_format='json', indent=2)
+    AtomicLocalBackend().put(text.encode(), path)

@@ -1,0 +1,240 @@
+"""What the tools share: launchers, how they warn, how a refusal ends them."""
+import argparse
+import contextlib
+import errno
+import os
+import os.path as osp
+import pickle
+import re
+import sys
+import traceback
+import warnings
+from typing import Callable, Iterator, Optional, Sequence, TextIO
+from urllib.error import URLError
+
+from mmengine.config import DictAction
+from mmengine.registry import build_functions
+
+from .errors import EMPTY, UserError
+from .safe_load import cause_of, protected_loading
+
+# Python looks for modules beside the tool first: there tools/benchmarks/coverage/run.py would
+# hide the package of its name, which numba imports.
+if osp.basename(osp.dirname(osp.abspath(sys.argv[0]))) == 'tools':
+    sys.path[:] = [path for path in sys.path if osp.abspath(path)
+                   != osp.dirname(osp.abspath(sys.argv[0]))]
+
+PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__))) + osp.sep
+# Of the hosts' code, which no user of a tool can mend.
+HOSTS_OWN = (
+    'The given NumPy array is not writable',  # mmpretrain's reader of MNIST
+    'torch.utils.checkpoint: ',  # mmpretrain's with_cp
+    'torch.meshgrid: ',  # mmdet's points
+    'Fail to import ``MultiScaleDeformableAttention``',  # without mmcv's ops
+    'Failed to add .*LocalVisBackend',  # a visualizer without a folder
+    'pkg_resources is deprecated',  # mmengine
+    '.*torch.get_autocast_gpu_dtype',  # mmengine's autocast
+    '.* is multi-threaded, use of fork',  # torch's loaders, Python 3.12
+    "<class '.*'> instance named of",  # mmdet's visualizer, built again
+)
+# What hosts print, without a logger that could be told not to.
+HOSTS_PRINT = re.compile('|'.join((
+    r'Loads checkpoint by \w+ backend from path: ',  # mmengine, at each load
+    r'Could not import OneDL',  # OneDL's data sets, which no one misses
+    r'(loading annotations into memory|creating index)\.\.\.',  # pycocotools
+    r'(Done|DONE) \(t=|index created!|Loading and preparing results',
+    r'(Accumulating evaluation|Running per image evaluation|Evaluate annot)',
+)))
+
+# What each launcher sets, without which mmengine cannot join processes.
+_SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
+               mpi='OMPI_COMM_WORLD_LOCAL_RANK')
+# Where torch and the hosts make a batch of pictures.
+_STACKS = ('collate.py', 'data_preprocessor.py')
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Settings(DictAction):
+    """mmengine's, which fails on what has no ``=`` or no name, and takes the
+    spaces out of a path as it does of a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for value in values:
+            if '=' not in value or not value.partition('=')[0].strip():
+                parser.error(f'{option_string} must be KEY=VALUE, but got '
+                             f'{value!r}. Write e.g. '
+                             'train_cfg.max_epochs=1.')
+        super().__call__(parser, namespace, values, option_string)
+        for name, _, text in (value.partition('=') for value in values):
+            text = text.strip('\'" ')
+            if ' ' in text and ',' not in text and text[0] not in '[(':
+                getattr(namespace, self.dest)[name] = text
+
+
+def add_cfg_options(parser: argparse.ArgumentParser,
+                    what: str = 'settings that override the config') -> None:
+    """Add the option with which OpenMMLab's tools change a config."""
+    parser.add_argument('--cfg-options', nargs='+', action=_Settings,
+                        metavar='KEY=VALUE', help=what)
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the options of mmengine's launchers."""
+    parser.add_argument(
+        '--launcher', default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
+    # torch.distributed.launch passes this one, torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def parse_launched(parser: argparse.ArgumentParser,
+                   argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Parse ``argv``; mmengine finds the rank where it looks for it."""
+    args = parser.parse_args(argv)
+    variable = _SET_BY.get(args.launcher)
+    if variable and variable not in os.environ:
+        parser.error(f'--launcher {args.launcher} needs a start by that '
+                     f'launcher, which sets {variable}, but that is not set. '
+                     'Start this by it (pytorch: torchrun), or leave '
+                     '--launcher out for one process.')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def one_sentence(message, category, filename, lineno, line=None) -> str:
+    """A warning as the tools show it: without the line of code."""
+    text = re.sub(r' \(Triggered internally at .*', '', str(message))
+    return f'{osp.basename(sys.argv[0])}: warning: {text}\n'
+
+
+class WithoutHostsPrints:
+    """``stream`` without the lines that begin as ``HOSTS_PRINT`` says."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.line = stream, ''
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split('\n')
+        for line in lines:
+            if not HOSTS_PRINT.match(line):
+                self.stream.write(line + '\n')
+        return len(text)
+
+    def flush(self) -> None:
+        if not HOSTS_PRINT.match(self.line):
+            self.stream.write(self.line)
+            self.line = ''
+        self.stream.flush()
+
+
+@contextlib.contextmanager
+def output_for_users() -> Iterator[None]:
+    """Leave out what hosts print, of no use to who uses a tool."""
+    shown = WithoutHostsPrints(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        shown.flush()
+
+
+@contextlib.contextmanager
+def warnings_for_users() -> Iterator[None]:
+    """Show warnings as sentences, and none that are for developers alone.
+    What -W or PYTHONWARNINGS asks for is shown in full."""
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.formatwarning = one_sentence
+            for kind in (FutureWarning, SyntaxWarning):
+                warnings.simplefilter('ignore', kind)
+            for text in HOSTS_OWN:
+                warnings.filterwarnings('ignore', text)
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
+
+
+def _raised_at(error: Exception) -> traceback.FrameSummary:
+    return traceback.extract_tb(error.__traceback__)[-1]
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a ``raise`` of this package made ``error``: its text is for the
+    user. A bug, or what a host or torch found wrong, wants its traceback."""
+    frame = _raised_at(error)
+    return isinstance(error, UserError) or (
+        osp.abspath(frame.filename).startswith(PACKAGE)
+        and (frame.line or '').startswith('raise '))
+
+
+def _refused_part(error: Exception) -> str:
+    """What a registry, or the constructor that it called, refuses of a part
+    of the config; '' of what is no refusal: a bug in that class."""
+    frames = traceback.extract_tb(error.__traceback__)
+    calls = [index for index, frame in enumerate(frames)
+             if frame.filename == build_functions.__file__]
+    if not calls or not error.args:
+        return ''
+    last = frames[-1]
+    constructor = calls[-1] == len(frames) - 2 or last.name == '__init__'
+    said = (last.line or '').startswith(('raise ', 'assert '))
+    if calls[-1] < len(frames) - 1 and not (
+            constructor and said
+            and not osp.abspath(last.filename).startswith(PACKAGE)):
+        return ''
+    return re.split(r'[.] [A-Z]|\n', str(error.args[0]))[0].rstrip('.')
+
+
+def sentence_of(error: Exception) -> Optional[str]:
+    """What to tell the user of ``error``; None for one that wants its
+    traceback."""
+    if is_refusal(error):
+        return str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        return f'A file cannot be read ({cause_of(error)}).'
+    if isinstance(error, OSError) and error.errno in _FULL:  # a log, a plot
+        return (f'{error}. Make room, and run this again (a training by '
+                '--resume).')
+    if isinstance(error, URLError):  # of a data set that loads itself
+        return (f'A download failed ({error.reason}). Connect to the network, '
+                'or put the files where the config names them.')
+    if isinstance(error, OSError) and error.filename is not None:
+        return (f'{str(error.filename)!r} cannot be used ({error.strerror}). '
+                'Name another in the command or the config, or mend it.')
+    # mmengine joins the annotations of a data set, be there none.
+    if _raised_at(error).name == '_serialize_data':
+        return EMPTY
+    cause = _refused_part(error)
+    if cause:
+        return (f'A part of the config cannot be built ({cause}). Mend it '
+                'there, or name the package that registers it in its '
+                '`custom_imports`.')
+    shapes = re.search('stack expects each tensor to be equal size.*',
+                       str(error))
+    # Not of a network that stacks what it computed.
+    if isinstance(error, RuntimeError) and shapes and (
+            'DataLoader worker' in str(error) or osp.basename(
+                _raised_at(error).filename) in _STACKS):
+        return ('The pictures of a batch must have one shape, but '
+                f'{shapes[0]}. Crop or pad them in the pipeline.')
+    return None
+
+
+def cli(main: Callable[[], None]) -> None:
+    """Run a tool; what this package refuses ends it with one sentence and
+    exit code 2, without a traceback. Nothing is unpickled unprotected."""
+    try:
+        with protected_loading(), warnings_for_users(), output_for_users():
+            main()
+    except (AssertionError, ImportError, OSError, KeyError, TypeError,
+            ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        print(f'{osp.basename(sys.argv[0])}: {sentence}', file=sys.stderr)
+        sys.exit(2)

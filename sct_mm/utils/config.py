@@ -1,0 +1,186 @@
+"""Reading an experiment's config, and saying what is wrong with it."""
+import atexit
+import os
+import os.path as osp
+import traceback
+import warnings
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import init_dist, is_distributed
+from mmengine.utils.dl_utils import set_multi_processing
+
+from .config_walk import pipelines_in, type_name
+from .errors import UserError
+from .package import config_path
+
+
+def config_name(path: str) -> str:
+    """What a config is called, without its folder and its ending."""
+    return osp.splitext(osp.basename(path.rpartition('::')[2]))[0]
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read the config file and merge ``options`` into it; ``sct_mm::NAME.py``
+    is one of this package, ``mmpretrain::FOLDER/NAME.py`` of another."""
+    file = config_path(path)
+    if not osp.isfile(file):
+        raise UserError(f'The config must be a file, but got {path!r}. Name '
+                        'one of your own, or from anywhere one of this or of '
+                        'another package, as sct_mm::NAME.py or '
+                        'mmpretrain::FOLDER/NAME.py.')
+    try:
+        cfg = Config.fromfile(file)
+    except Exception as error:  # a config is a program
+        with warnings.catch_warnings():  # mmengine leaves its copy open
+            warnings.simplefilter('ignore', ResourceWarning)
+            traceback.clear_frames(error.__traceback__)
+        text = str(error).strip() or 'nothing more is known'
+        raise UserError(f'The config {path!r} cannot be read '
+                        f'({type(error).__name__}: {text}). Mend it there.'
+                        ) from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError) as error:
+        raise UserError(f'--cfg-options {options} do not fit the config '
+                        f'{path!r} ({error.args[0]}). Name settings that it '
+                        'has.') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise UserError(f'The config must have a `model`, but {path!r} has '
+                        f'{cfg.get("model")!r}. Name that of an experiment.')
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = _project_of(cfg.model)
+    return cfg
+
+
+def _project_of(model: dict) -> str:
+    """The project whose classes a new-style config (`read_base`) names, where
+    its `default_scope` is None: a string in it may be of that project."""
+    kind = model.get('type')
+    path = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    project = path.partition('.')[0] if '.' in path else 'mmengine'
+    if project in ('mmengine', __package__.partition('.')[0]):
+        inner = model.get('model')  # of WithSSBN and of wrappers
+        return _project_of(inner) if isinstance(inner, dict) else 'mmengine'
+    return project
+
+
+def join_processes(cfg: Config) -> None:
+    """Join the processes that a launcher started, before the Runner does, so
+    that they decide alike what to start from.
+
+    mmengine 0.10 joins them on an accelerator only: its launcher sets a CUDA
+    device. On a CPU the backend is gloo.
+    """
+    launcher = cfg.get('launcher', 'none')
+    if get_device() != 'cpu':
+        # FlexibleRunner's strategies join in their own ways.
+        if not (launcher == 'none' or 'runner_type' in cfg
+                or is_distributed()):
+            _check_gpus(launcher)
+            env = cfg.get('env_cfg') or {}
+            set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
+            init_dist(launcher, **env.get('dist_cfg', {}))
+    elif launcher == 'pytorch':
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
+            # An interpreter that ends before gloo's threads do may abort.
+            atexit.register(_leave_processes)
+        cfg.setdefault('model_wrapper_cfg', dict(
+            type='MMDistributedDataParallel', device_ids=None,
+            broadcast_buffers=False))
+
+
+def _leave_processes() -> None:
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
+def _check_gpus(launcher: str) -> None:
+    """torchrun's process N takes the GPU N of its machine."""
+    rank, gpus = os.environ.get('LOCAL_RANK'), torch.cuda.device_count()
+    if launcher == 'pytorch' and rank and 0 < gpus <= int(rank):
+        raise UserError(
+            f'Each process takes a GPU of its own, but process {rank} found '
+            f'{gpus} on its machine. Start at most {gpus} a machine, or hide '
+            'them all (export CUDA_VISIBLE_DEVICES=).')
+
+
+def set_loader_defaults(loader: Optional[Config], cfg: Config,
+                        pin_memory: bool = True) -> None:
+    """What the tools of mmpretrain set where its configs are silent; other
+    projects' configs are complete, and their samples differ in shape."""
+    if loader is not None and cfg.get('default_scope') == 'mmpretrain':
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.setdefault('pin_memory',
+                          pin_memory and torch.cuda.is_available())
+
+
+def check_data(loader: Config) -> None:
+    """Say where the data set of ``loader`` is missing, before work begins.
+
+    A data set that downloads itself may be missing.
+    """
+    dataset = loader.get('dataset', {})
+    while 'dataset' in dataset:  # RepeatDataset and other wrappers
+        dataset = dataset['dataset']
+    root = dataset.get('data_root')
+    downloads = dataset.get('download', True) and type_name(dataset).endswith(
+        ('MNIST', 'CIFAR10', 'CIFAR100'))
+    remote = (dataset.get('backend_args') or {}).get('backend',
+                                                     'local') != 'local'
+    if not root or '://' in root or downloads or remote:
+        return
+    if not (osp.isdir(root) and os.listdir(root)):
+        raise UserError(f'The data set must be at {root!r}, but there is no '
+                        'such folder, or nothing in it. Put it there, or set '
+                        '`data_root` in the config.')
+    annotations = osp.join(root, dataset.get('ann_file') or '')
+    if '://' not in annotations and not osp.exists(annotations):
+        raise UserError('The annotations of the data set must be at '
+                        f'{annotations!r}, but there is no such file. Put it '
+                        'there, or set `ann_file` in the config.')
+
+
+def scales_settings(model: Any, scales: Sequence[int],
+                    path: str = 'model') -> Dict[str, list]:
+    """What a config must name for a checkpoint with ``scales``: each place in
+    the config ``model`` where SSBN has its own, ``{'a.b.scales': [224]}``."""
+    found: Dict[str, list] = {}
+    if isinstance(model, dict):
+        if type_name(model).endswith(('SSBN', 'SSBN1d', 'SSBN3d')):
+            found[f'{path}.scales'] = list(scales)
+        for name, value in model.items():
+            found.update(scales_settings(value, scales, f'{path}.{name}'))
+    elif isinstance(model, (list, tuple)):
+        for index, value in enumerate(model):
+            found.update(scales_settings(value, scales, f'{path}.{index}'))
+    return found
+
+
+def check_test_set(cfg: Config) -> None:
+    """Say what a config lacks of a test set, which may itself be missing.
+
+    Raises:
+        UserError, ValueError: for a config without one, and a data set
+            without a pipeline.
+    """
+    loader = cfg.get('test_dataloader')
+    if not loader or not isinstance(loader, dict):
+        raise UserError('The config must have a `test_dataloader`, a dict, '
+                        f'but got {loader!r}. Set it, e.g. to the '
+                        '`val_dataloader`.')
+    list(pipelines_in(loader.get('dataset')))
+
+
+def check_test_data(cfg: Config) -> None:
+    """Say what is missing of the test set, before it is read.
+
+    Raises:
+        UserError, ValueError: as :func:`check_test_set`, and for files that
+            are not there.
+    """
+    check_test_set(cfg)
+    check_data(cfg.test_dataloader)

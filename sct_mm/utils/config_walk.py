@@ -1,0 +1,48 @@
+"""Looking into configs: names of types, pipelines, and where they stand."""
+from typing import Any, List, Optional, Tuple
+
+
+def type_name(config: dict) -> str:
+    """The ``type`` of a config without its scope; it may be the class. In a
+    pipeline a function, or a transform that is built, may stand for one."""
+    kind = config.get('type') if isinstance(config, dict) else type(config)
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2]
+
+
+def pipeline_of(loader: dict) -> Optional[list]:
+    """The pipeline of a data loader's config, inside of the wrappers of its
+    data set (``RepeatDataset``, ``MultiImageMixDataset``): the outermost.
+    None where it is built already, or there is none."""
+    dataset = loader.get('dataset')
+    while isinstance(dataset, dict):
+        if 'pipeline' in dataset:
+            return dataset['pipeline']
+        dataset = dataset.get('dataset')
+    return None
+
+
+from typing import Iterator
+
+
+def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
+        Tuple[tuple, List[dict]]]:
+    """Each pipeline of a data set's config, also within wrappers, and the
+    path of attributes and indices to its data set.
+
+    Raises:
+        ValueError: for a data set without a pipeline.
+    """
+    inner = config if isinstance(config, dict) else {}
+    if inner.get('pipeline') is not None:
+        yield path, inner['pipeline']
+    elif inner.get('datasets'):
+        for index, child in enumerate(inner['datasets']):
+            yield from pipelines_in(child, (*path, 'datasets', index))
+    elif 'dataset' in inner:
+        yield from pipelines_in(inner['dataset'], (*path, 'dataset'))
+    else:
+        raise ValueError('A data set that is tested at several sizes must be '
+                         'a config with a `pipeline`, or wrap such ones, but '
+                         f'got {type_name(inner) or type(config).__name__}. '
+                         'Set its `pipeline`.')

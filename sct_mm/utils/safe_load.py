@@ -1,0 +1,173 @@
+"""What a checkpoint may hold, and that nothing else is ever unpickled."""
+import os
+import pickle
+import re
+import threading
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Callable, Iterator, Optional
+
+import mmengine.runner.checkpoint as host
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim.scheduler import param_scheduler
+
+from .errors import UserError
+
+_FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+_FORCE_NOT = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+_ONE_CYCLE = param_scheduler.OneCycleParamScheduler
+
+
+class _Owner:
+    """Stands for a class in a checkpoint whose functions it may name, and
+    which it may not call."""
+
+    def __init__(self, owner: type) -> None:
+        self.owner = owner
+
+
+# mmengine pickles a function of a class as getattr(class, name).
+_ONE_CYCLE_OWNER = _Owner(_ONE_CYCLE)
+_FUNCTIONS = {
+    HistoryBuffer: (HistoryBuffer, ('min', 'max', 'current', 'mean')),
+    _ONE_CYCLE_OWNER: (_ONE_CYCLE, ('_annealing_cos', '_annealing_linear'))}
+
+
+def _function_of(owner: Any, name: str) -> Callable:
+    """``getattr`` as mmengine's checkpoints need it, and no further."""
+    if isinstance(owner, (type, _Owner)) and owner in _FUNCTIONS:
+        kind, names = _FUNCTIONS[owner]
+        if name in names:
+            return getattr(kind, name)
+    raise pickle.UnpicklingError(
+        'A checkpoint may name the statistics of HistoryBuffer and the '
+        f'annealing of OneCycle, but got {owner!r}.{name}.')
+
+
+def _load(file: Any, map_location: Any = None,
+          weights_only: Optional[bool] = None) -> Any:
+    return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def allow_checkpoint_types() -> None:
+    """Let ``torch.load`` read mmengine's checkpoints with ``weights_only`` on.
+
+    torch >= 2.6 refuses what it does not know. The message hub in mmengine's
+    checkpoints (0.10.7; OneDL's 0.10.12) holds arrays and scalars of numpy and
+    the statistics of ``HistoryBuffer``; those of 2022 hold it as an object.
+    ``OneCycleLR`` keeps its annealing function.
+    """
+    array = np.array([0.0])
+    rebuild_array = array.__reduce__()[0]
+    rebuild_scalar = array[0].__reduce__()[0]
+    names = [(rebuild_array, '_reconstruct'), (rebuild_scalar, 'scalar')]
+    torch.serialization.add_safe_globals([
+        HistoryBuffer, MessageHub, np.ndarray, np.dtype, slice,
+        (_function_of, 'builtins.getattr'),
+        (_ONE_CYCLE_OWNER, f'{_ONE_CYCLE.__module__}.{_ONE_CYCLE.__name__}'),
+        *((f, f'numpy.{core}.multiarray.{name}')
+          for f, name in names for core in ('core', '_core')),
+        *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'},
+    ])
+    # OneDL's mmengine allows all of `getattr` while it loads, by which a
+    # checkpoint reaches any function; it takes its types, which are also ours,
+    # off torch's list afterwards; what torch refuses it loads unprotected.
+    if hasattr(host, '_safe_torch_load'):
+        host._safe_torch_load = _load
+    _guard_loaders()
+
+
+class _Protection:
+    """How many ``protected_loading`` are open, over all threads, and the
+    variables that the first of them found."""
+    lock = threading.Lock()
+    open = 0
+    before: dict = {}
+
+
+@contextmanager
+def protected_loading() -> Iterator[None]:
+    """Within, ``torch.load`` is protected whatever its caller asks of it.
+
+    OneDL's mmengine falls back to ``weights_only=False``, and torch.hub,
+    which loads what a URL names, has it as its default. Nests, also over
+    threads; is a decorator, too. Subprocesses inherit the protection.
+    """
+    with _Protection.lock:
+        if not _Protection.open:
+            _Protection.before = {name: os.environ.pop(name, None)
+                                  for name in (_FORCE, _FORCE_NOT)}
+            os.environ[_FORCE] = '1'
+        _Protection.open += 1
+    try:
+        yield
+    finally:
+        with _Protection.lock:
+            _Protection.open -= 1
+            if not _Protection.open:
+                os.environ.pop(_FORCE, None)
+                os.environ.update({name: value for name, value in
+                                   _Protection.before.items()
+                                   if value is not None})
+
+
+def cause_of(error: Exception) -> str:
+    """What is wrong with a checkpoint, without torch's advice to switch the
+    protection off."""
+    text = str(error)
+    name = re.search(r'GLOBAL (\S+)', text)
+    if name:
+        return f'it holds {name[1]}, which no checkpoint needs'
+    detail = re.search(r'WeightsUnpickler error:\s*(\S.*)', text)
+    if detail:
+        return detail[1]
+    if 'weights_only' in text:
+        return 'it is an archive of another kind, or holds forbidden objects'
+    line = (text.strip() or type(error).__name__).splitlines()[0]
+    return re.split(r'[.] [A-Z]', line)[0]  # of several, the first sentence
+
+
+def unreadable(path: str, error: Exception) -> UserError:
+    """The refusal of a checkpoint that ``torch.load`` could not read."""
+    return UserError(
+        f'The checkpoint {path!r} cannot be read ({cause_of(error)}). It is '
+        'damaged, unsafe or no checkpoint: name another, or resume from the '
+        'one before.')
+
+
+def _guarded(loader: Callable) -> Callable:
+    """``loader`` of mmengine, protected; what it refuses is one sentence."""
+
+    @wraps(loader)
+    def load(filename: str, *args, **kwargs):
+        refusal = None
+        with protected_loading():
+            try:
+                checkpoint = loader(filename, *args, **kwargs)
+            except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+                refusal = unreadable(str(filename), error)
+        if refusal:  # outside of `except`, whose error has torch's advice
+            raise refusal
+        return without_code(checkpoint)
+
+    load.guarded = True
+    return load
+
+
+def _guard_loaders() -> None:
+    """Protect each of mmengine's ways to a checkpoint: files, URLs, zoos."""
+    loader = host.CheckpointLoader
+    for prefix, load in list(loader._schemes.items()):
+        if not hasattr(load, 'guarded'):
+            loader.register_scheme(prefix, _guarded(load), force=True)
+
+
+def without_code(checkpoint: Any) -> Any:
+    """``checkpoint`` without ``meta['config']``, a config file's text of
+    mmcv 1, which mmengine's ``Runner.resume`` runs as Python."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict):
+        meta.pop('config', None)
+    return checkpoint

@@ -1,0 +1,66 @@
+"""The sizes that a user types: ints, and ranges such as 128:224:16."""
+import re
+from numbers import Integral
+from typing import Any, Sequence, Tuple, Union
+
+from .errors import UserError
+
+# What a user may name as sizes; see expand_sizes().
+Sizes = Union[str, Sequence[Union[int, str]]]
+
+
+_RANGE = re.compile('([0-9]+)(?::([0-9]+)(?::([0-9]+))?)?')
+
+
+_MOST = 1000  # sizes of one range: more are a slip of the pen
+
+
+def expand_sizes(sizes: Sizes, name: str = 'sizes') -> Tuple[int, ...]:
+    """Sizes in pixels, the largest first, of ints and of ranges as text.
+
+    ``'128:224:16'`` is 128, 144, ..., 224: from the first number to the
+    second, up or down, in steps of the third, 1 if left out. The second
+    belongs to it where a step meets it. ``'176'`` is one size.
+
+    Raises:
+        UserError: for what is no size and no range, saying ``name``.
+    """
+    items = [sizes] if isinstance(sizes, str) else sizes
+    if not isinstance(items, (list, tuple, range)) or not items:
+        raise _no_sizes(sizes, name)
+    found = set()
+    for item in items:
+        if isinstance(item, str):
+            found.update(_sizes_of(item, name))
+        elif isinstance(item, Integral) and not isinstance(item, bool):
+            found.add(int(item))
+        else:
+            raise _no_sizes(sizes, name)
+    if min(found) <= 0:
+        raise _no_sizes(sizes, name)
+    return tuple(sorted(found, reverse=True))
+
+
+def _sizes_of(text: str, name: str) -> range:
+    """What one text of :func:`expand_sizes` names."""
+    match = _RANGE.fullmatch(text.strip())
+    if not match:
+        raise _no_sizes(text, name)
+    start = int(match[1])
+    end, step = int(match[2] or start), int(match[3] or 1)
+    if not step:
+        raise UserError(f'`{name}` must have ranges with a step of at least '
+                        f'1, but got {text!r}. Leave the step out for 1.')
+    sign = 1 if end >= start else -1
+    sizes = range(start, end + sign, sign * step)
+    if len(sizes) > _MOST:
+        raise UserError(f'`{name}` must have ranges of at most {_MOST} sizes, '
+                        f'but got {text!r}, which are {len(sizes)}. Take a '
+                        'larger step.')
+    return sizes
+
+
+def _no_sizes(value: Any, name: str) -> UserError:
+    return UserError(f'`{name}` must be positive ints (pixels) or ranges '
+                     f'FROM:TO:STEP of them, but got {value!r}. Write e.g. '
+                     f"{name}=(224, '128:192:16').")

@@ -1,0 +1,301 @@
+"""adapt_checkpoint: a stock network with smaller sizes, and the same base."""
+import os
+import os.path as osp
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import multiprocessing
+
+from fashion_det import make_fashion_det
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.config import load_config
+from sct_mm.engine.resume import find_checkpoint
+from sct_mm.apis.train import train
+from sct_mm.apis import adapt_checkpoint
+from sct_mm.apis.adapt import adapted_config
+
+from conftest import ROOT, become_one_of_two, free_port, two_processes
+
+STOCK = 'resnet18_1xb128_fashion-mnist-28px.py'
+CONFIG = osp.join('configs', 'baselines', STOCK)
+FEW = {'train_dataloader.batch_size': 16,
+       'train_dataloader.dataset.indices': 48}
+SCALES = (28, 21, 14)
+
+
+@pytest.fixture
+def stock(tmp_path, monkeypatch):
+    """A checkpoint of the stock network; the network; a folder."""
+    monkeypatch.chdir(ROOT)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(Config.fromfile(CONFIG).model)
+    for name, value in model.state_dict().items():
+        if name.endswith('running_var'):
+            value.uniform_(0.5, 2)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    return str(tmp_path / 'a.pth'), model.eval(), str(tmp_path / 'out')
+
+
+def adapt(stock, epochs=1, scales=SCALES, **options):
+    return adapt_checkpoint(CONFIG, stock[0], scales, epochs, stock[2], 32,
+                            cfg_options=FEW, **options)
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def rows_of(old, new, scales=3):
+    """{name of a norm's tensor: (its value in the stock network, its rows)}"""
+    return {name: (value, new[name].view(scales, -1))
+            for name, value in old.items()
+            if new[name].numel() == scales * value.numel() > scales}
+
+
+def test_smaller_rows_alone_change(stock):
+    done = adapt_checkpoint(CONFIG, stock[0], ['14:28:7'], 1, stock[2], 32,
+                            cfg_options=FEW, between=0.5)
+    hook = load_config(done['config']).custom_hooks[-1]
+    assert hook == dict(type='SCTLossHook', adapt=True, between=0.5)
+    assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
+    old, new = tensors(stock[0]), tensors(done['checkpoint'])
+    shared = [name for name, value in old.items()
+              if new[name].shape == value.shape]
+    assert shared and all(torch.equal(new[n], old[n]) for n in shared)
+    for name, (value, rows) in rows_of(old, new).items():
+        assert torch.equal(rows[0], value), name
+        assert not any(torch.equal(row, value) for row in rows[1:]), name
+    assert done['scales'] == SCALES
+
+
+def test_what_was_written_is_a_network_for_all_sizes(stock):
+    done = adapt(stock)
+    config = load_config(done['config'])
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    model.load_state_dict(tensors(done['checkpoint']))
+    x = torch.randn(4, 1, 28, 28)
+    assert torch.equal(model.eval()(x), stock[1](x))  # at 28: to the bit
+    smaller = x[..., :14, :14]
+    assert not torch.allclose(model(smaller), stock[1](smaller))
+    assert [hook['type'] for hook in config.custom_hooks][-1] == 'SCTLossHook'
+
+
+def test_statistics_alone(stock):
+    done = adapt(stock, epochs=0)
+    old, new = tensors(stock[0]), tensors(done['checkpoint'])
+    for name, (value, rows) in rows_of(old, new).items():
+        assert torch.equal(rows[0], value)
+        assert torch.equal(rows[2], value) != ('running' in name), name
+    assert sorted(os.listdir(stock[2])) == sorted(
+        ['adapted.pth', 'calibrated.pth', f'adapt_{STOCK}'])
+
+
+def test_sizes_between_get_statistics_alone(stock):
+    done = adapt(stock, epochs=0, sizes=[18, 24])
+    assert done['scales'] == (28, 24, 21, 18, 14)
+    model = MODELS.build(load_config(done['config']).model)
+    model.load_state_dict(tensors(done['checkpoint']))
+    norm = model.backbone.bn1
+    with torch.no_grad():
+        assert torch.equal(norm.row(24)['weight'], norm.row(28)['weight'])
+    mixed = (norm.row(28)['running_mean'] * 3
+             + norm.row(21)['running_mean'] * 4) / 7
+    assert not torch.allclose(norm.row(24)['running_mean'], mixed)
+
+
+def test_a_run_that_died_goes_on_to_the_bit(stock):
+    whole = tensors(adapt(stock, epochs=2, resume=True)['checkpoint'])
+    for name in ('adapted.pth', 'epoch_2.pth'):
+        os.remove(osp.join(stock[2], name))
+    resumed = tensors(adapt(stock, epochs=2, resume=True)['checkpoint'])
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def in_process(rank, path, out, port):
+    become_one_of_two(rank, port)
+    adapt((path, None, out), launcher='pytorch')
+
+
+@two_processes
+def test_two_processes(stock):
+    multiprocessing.spawn(in_process, (stock[0], stock[2], free_port()), 2)
+    rows = rows_of(tensors(stock[0]),
+                   tensors(osp.join(stock[2], 'adapted.pth')))
+    assert rows and all(torch.equal(row[0], value)
+                        for value, row in rows.values())
+    assert not any(torch.equal(row[2], value) for value, row in rows.values())
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(epochs=-1), '`epochs` must be .* but got -1'),
+    (dict(lr=-1.0), '`lr` must be .* but got -1'),
+    (dict(sizes=[24, 21]), '`sizes` must be below .* but got 21'),
+    (dict(sizes=[32]), '`sizes` must be below .* but got 32'),
+    (dict(scales=(28, 27), between=0.5), 'a multiple of 1 between 28 and 27'),
+])
+def test_arguments_that_are_refused(stock, options, message):
+    with pytest.raises(ValueError, match=message):
+        adapt(stock, **options)
+    assert not osp.exists(stock[2])
+
+
+@pytest.mark.parametrize('base', [32, 20])
+def test_pictures_that_are_not_of_the_base(stock, base):
+    """Where no transform tells, but the data set's own size."""
+    with pytest.raises(ValueError, match=f'scale {base} and pictures of 28'):
+        adapt(stock, 0, (base, 14))
+    assert not os.listdir(stock[2])
+
+
+def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):
+    def train_and_touch(*args):
+        runner = train(*args)
+        with torch.no_grad():
+            runner.model.head.fc.bias[3] += 1e-6
+        return runner
+
+    monkeypatch.setattr('sct_mm.apis.adapt.train', train_and_touch)
+    with pytest.raises(RuntimeError, match='but head.fc.bias has changed'):
+        adapt(stock)
+    assert not osp.exists(osp.join(stock[2], 'adapted.pth'))
+
+
+def test_nothing_is_overwritten(stock):
+    path = adapt(stock, epochs=0)['checkpoint']
+    with pytest.raises(UserError, match='exists. Give --force'):
+        adapt(stock, epochs=0)
+    torch.save({}, path)
+    adapt(stock, epochs=0, force=True)
+    assert 'backbone.bn1.weight' in tensors(path)
+
+
+def test_it_goes_on_with_its_own_run_alone(stock):
+    """mmengine takes the schedule of what it resumes, and rows by their
+    rank, whatever the command line says."""
+    adapt(stock, epochs=0, sizes=['18'])
+    weights = torch.load(stock[0], weights_only=True)
+    weights['state_dict']['head.fc.bias'] += 1
+    torch.save(weights, f'{stock[0]}.other')
+    other = (f'{stock[0]}.other', ) + stock[1:]
+    for run, scales, options, name in (
+            (stock, (28, 24, 16), {}, 'model'),
+            (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
+            (stock, SCALES, dict(epochs=1), 'train_cfg'),
+            (stock, SCALES, dict(pictures=33), 'number of pictures, 33,'),
+            (other, SCALES, {}, 'checkpoint')):
+        with pytest.raises(UserError, match=f'but its {name} is another'):
+            adapt_checkpoint(CONFIG, run[0], scales, out=run[2],
+                             cfg_options=FEW, resume=True, **{
+                                 'epochs': 0, 'sizes': [18], 'pictures': 32,
+                                 **options})
+
+
+def test_checkpoints_of_another_training_are_kept(stock):
+    """As of the network itself, which may lie in the folder it came from."""
+    os.makedirs(stock[2])
+    path = osp.join(stock[2], 'epoch_1.pth')
+    os.rename(stock[0], path)
+    for options in ({}, dict(force=True), dict(resume=True)):
+        with pytest.raises(UserError, match='folder of its own, .*epoch_1'):
+            adapt((path, *stock[1:]), **options)
+    assert os.listdir(stock[2]) == ['epoch_1.pth']
+
+
+def test_where_nothing_can_be_written(stock, monkeypatch):
+    """Before the statistics are estimated."""
+    monkeypatch.delattr('sct_mm.apis.adapt.estimate')
+    with pytest.raises(UserError, match='--out must be a folder .*a.pth/b'):
+        adapt((*stock[:2], osp.join(stock[0], 'b')))
+    with pytest.raises(UserError, match="own size and smaller ones"):
+        adapt_checkpoint(CONFIG, stock[0], (28, ), out=stock[2])
+    with pytest.raises(ValueError, match='`between` must be .* 1.5'):
+        adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
+
+
+def test_no_old_network_stands_beside_a_config_of_other_scales(
+        stock, monkeypatch):
+    """Of a run that was begun anew with --force, and killed."""
+    path = adapt(stock, epochs=0)['checkpoint']
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('sct_mm.apis.adapt.train', die)
+    with pytest.raises(KeyboardInterrupt):
+        adapt_checkpoint(CONFIG, stock[0], (28, 20, 12), 1, stock[2], 32,
+                         cfg_options=FEW, force=True)
+    assert not osp.exists(path)
+
+
+def test_a_network_that_has_sizes_already(stock):
+    sct = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
+    with pytest.raises(UserError, match='for one size, but .* SCT config'):
+        adapt_checkpoint(sct, stock[0], SCALES, out=stock[2])
+
+
+def test_a_network_that_was_never_trained(stock):
+    init_default_scope('mmpretrain')
+    model = MODELS.build(Config.fromfile(CONFIG).model)
+    torch.save(dict(state_dict=model.state_dict()), stock[0])
+    with pytest.raises(ValueError, match='have never been trained'):
+        adapt(stock)
+    assert not osp.exists(stock[2])
+
+
+def test_another_size_than_the_pipelines(stock):
+    options = {**FEW, 'train_dataloader.dataset.pipeline': [
+        dict(type='Resize', scale=32), dict(type='PackInputs')]}
+    with pytest.raises(ValueError, match='must be the nominal size .* 32'):
+        adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2],
+                         cfg_options=options)
+
+
+def test_the_config_keeps_what_the_host_had(monkeypatch):
+    monkeypatch.setattr('sct_mm.apis.adapt.get_device', lambda: 'cuda')
+    stock = Config(dict(
+        model=dict(type='X'), custom_imports=dict(imports='a.b'),
+        custom_hooks=[dict(type='EMAHook'), dict(type='ProfilerHook')],
+        optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16',
+                           clip_grad=dict(max_norm=1),
+                           optimizer=dict(type='SGD', lr=1)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=7)),
+        train_dataloader=dict(sampler=dict(type='InfiniteSampler'))))
+    made = adapted_config(stock, (32, 16), 3, 0.5)
+    assert made.custom_imports.imports == ['a.b', 'sct_mm']
+    assert [hook.type for hook in made.custom_hooks] == [
+        'ProfilerHook', 'EpochSeedHook', 'SCTLossHook']
+    assert made.optim_wrapper == dict(
+        type='AmpOptimWrapper', dtype='bfloat16',
+        optimizer=dict(type='AdamW', lr=0.5, weight_decay=0.0))
+    assert made.default_hooks.logger.interval == 7
+    assert made.train_dataloader.sampler.type == 'DefaultSampler'
+    assert made.train_cfg.max_epochs == 3
+    assert stock.train_dataloader.sampler.type == 'InfiniteSampler'
+    monkeypatch.setattr('sct_mm.apis.adapt.get_device', lambda: 'cpu')
+    assert 'dtype' not in adapted_config(stock, (32, 16), 3, 0.5).optim_wrapper
+
+
+def test_a_detector(tmp_path, monkeypatch):
+    """Two passes of its own losses; the base as it was."""
+    monkeypatch.chdir(ROOT)
+    config = osp.join('configs', 'baselines',
+                      'retinanet_r18_fpn_1xb8_fashion-det-128px.py')
+    make_fashion_det('data/fashion-mnist', str(tmp_path), 8, 4)
+    init_default_scope('mmdet')
+    model = MODELS.build(Config.fromfile(config).model)
+    for name, value in model.state_dict().items():
+        if name.endswith('running_var'):
+            value.uniform_(0.5, 2)
+    path, out = str(tmp_path / 'a.pth'), str(tmp_path / 'out')
+    torch.save(dict(state_dict=model.state_dict()), path)
+    done = adapt_checkpoint(config, path, (128, 64), 1, out, 8, cfg_options={
+        'train_dataloader.batch_size': 4,
+        'train_dataloader.dataset.data_root': f'{tmp_path}/'})
+    rows = rows_of(tensors(path), tensors(done['checkpoint']), 2)
+    assert rows
+    for value, row in rows.values():
+        assert torch.equal(row[0], value) and not torch.equal(row[1], value)

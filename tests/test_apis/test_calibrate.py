@@ -1,0 +1,181 @@
+"""calibrate_checkpoint: real pictures, any number of processes, refusals."""
+import os
+import os.path as osp
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import multiprocessing
+from torch.testing import assert_close
+from torch.utils.data import Dataset
+
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.config import scales_settings
+from sct_mm.apis import calibrate_checkpoint
+from sct_mm.apis.calibrate import batches_of, SeededPictures
+
+from conftest import ROOT, become_one_of_two, free_port, two_processes
+from helpers import randomised
+
+FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
+FEW = {'train_dataloader.batch_size': 16}
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Paths of a checkpoint of the demo's network, and of what to write."""
+    monkeypatch.chdir(ROOT)
+    init_default_scope('mmpretrain')
+    model = randomised(MODELS.build(Config.fromfile(FASHION).model))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    return str(tmp_path / 'a.pth'), str(tmp_path / 'out.pth')
+
+
+def rows(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def test_each_row_by_itself_and_a_size_more(checkpoint):
+    path, out = checkpoint
+    done = calibrate_checkpoint(FASHION, path, [21, 24], out, 48,
+                                cfg_options=FEW)
+    assert done['scales'] == (28, 24, 21, 14) and done['pictures'] == 48
+    assert done['settings'] == {
+        'model.backbone.norm_cfg.scales': [28, 24, 21, 14]}
+    old, new = rows(path), rows(out)
+    name = 'backbone.layer1.0.bn1.running_mean'
+    assert torch.equal(new[name][[0, 3]], old[name][[0, 2]])
+    assert not torch.equal(new[name][2], old[name][1])
+    # The other size alone, and as the second: the same.
+    calibrate_checkpoint(FASHION, path, [24], out, 48, force=True,
+                         cfg_options=FEW)
+    assert torch.equal(rows(out)[name][1], new[name][1])
+
+
+def test_all_are_the_trained_scales(checkpoint):
+    path, out = checkpoint
+    done = calibrate_checkpoint(FASHION, path, 'all', out, 32,
+                                cfg_options=FEW)
+    assert done['scales'] == (28, 21, 14)
+    name = 'backbone.bn1.running_mean'
+    assert not torch.isclose(rows(out)[name], rows(path)[name]).any(1).all()
+
+
+def in_process(rank, path, out, port):
+    become_one_of_two(rank, port)
+    calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW,
+                         launcher='pytorch')
+
+
+@two_processes
+def test_two_processes_make_the_file_of_one(checkpoint):
+    path, out = checkpoint
+    calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW)
+    multiprocessing.spawn(in_process, (path, f'{out}.2', free_port()), 2)
+    for name, value in rows(out).items():
+        assert_close(rows(f'{out}.2')[name], value, rtol=1e-6, atol=1e-7)
+
+
+class Noise(Dataset):
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index, np.random.rand(), torch.rand(())
+
+
+def test_augmentations_depend_on_the_picture_alone():
+    pictures = SeededPictures(Noise())
+    np.random.seed(5)
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    first = pictures[3], pictures[4]
+    assert pictures[3] == first[0] and first[0][1:] != first[1][1:]
+    assert (np.random.get_state()[1] == state[0]).all()
+    assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_pictures_are_drawn_alike_and_short_batches_left_out():
+    first = batches_of(dict(batch_size=3), Noise(), 7)
+    assert first == batches_of(dict(batch_size=3), Noise(), 7)
+    assert [len(batch) for batch in first] == [3, 3]
+    assert len({i for batch in first for i in batch}) == 6
+    assert sorted(map(len, batches_of(dict(batch_size=4), Noise(), 99))) == [
+        2, 4, 4]
+
+
+@pytest.mark.parametrize('sizes, pictures, match', [
+    ([36], 48, 'at most those of .* 28 pixels, but got 36'),
+    ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
+    ('some', 48, "ranges FROM:TO:STEP of them, but got 'some'"),
+    ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
+     '--pictures 32')])
+def test_what_is_refused(sizes, pictures, match, checkpoint):
+    path, out = checkpoint
+    with pytest.raises((UserError, ValueError), match=match):
+        calibrate_checkpoint(FASHION, path, sizes, out, pictures,
+                             cfg_options=FEW)
+    assert not osp.exists(out)
+
+
+def test_an_output_that_exists_is_kept(checkpoint):
+    path, out = checkpoint
+    with open(out, 'w') as file:
+        file.write('mine')
+    with pytest.raises(UserError, match='exists already. .* --force'):
+        calibrate_checkpoint(FASHION, path, [21], out)
+    with open(out) as file:
+        assert file.read() == 'mine'
+
+
+def test_an_output_of_another_format(checkpoint):
+    with pytest.raises(UserError, match='checkpoint of torch, but got .*a.sa'):
+        calibrate_checkpoint(FASHION, checkpoint[0], [21], 'a.safetensors')
+
+
+def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
+    path, out = checkpoint
+    for place, match in ((osp.dirname(path), 'is a folder'),
+                         (out + os.sep, 'is a folder'),
+                         (osp.join(path, 'b.pth'), 'cannot be written')):
+        with pytest.raises(UserError, match=match):
+            calibrate_checkpoint(FASHION, path, [21], place, force=True)
+    with pytest.raises(UserError, match=r'trained at the scales \(28, 21, 14'):
+        calibrate_checkpoint(FASHION, path, [24], out, cfg_options={
+            'model.backbone.norm_cfg.scales': (28, 24, 14)})
+    assert os.listdir(osp.dirname(path)) == ['a.pth']
+
+
+def test_a_network_without_ssbn_is_refused(checkpoint):
+    path, out = checkpoint
+    cfg = osp.join('configs', 'baselines',
+                   'resnet18_1xb128_fashion-mnist-28px.py')
+    init_default_scope('mmpretrain')
+    plain = MODELS.build(Config.fromfile(cfg).model)
+    torch.save(dict(state_dict=plain.state_dict()), f'{out}.plain')
+    with pytest.raises(UserError, match='must have SSBN .* tools/adapt.py'):
+        calibrate_checkpoint(cfg, f'{out}.plain', [21], out)
+
+
+def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool):
+    path, out = checkpoint
+    code, text = run_tool(
+        'calibrate.py', FASHION, path, '--sizes', '21:24:3', '--pictures', 32,
+        '--out', out, '--cfg-options', 'train_dataloader.batch_size=16')
+    assert code == 0 and '[28,24,21,14]' in text, text
+    code, text = run_tool('calibrate.py', FASHION, path, '--sizes', 'x',
+                          '--out', out)
+    assert code == 2 and "FROM:TO:STEP of them, but got 'x'" in text
+
+
+def test_each_place_where_a_config_names_scales():
+    model = dict(backbone=dict(norm_cfg=dict(type='SyncSSBN')), head=[
+        dict(norm_cfg=dict(type='BN')), dict(norm_cfg=dict(type='SSBN',
+                                                           scales=(1, )))])
+    assert scales_settings(model, (224, 176)) == {
+        'model.backbone.norm_cfg.scales': [224, 176],
+        'model.head.1.norm_cfg.scales': [224, 176]}
+    assert scales_settings(dict(type='WithSSBN', model=dict(type='X')),
+                           (9, )) == {'model.scales': [9]}

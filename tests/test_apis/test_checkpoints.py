@@ -1,0 +1,51 @@
+"""What a test takes for a checkpoint, and says of it."""
+import pytest
+import torch
+
+from sct_mm import apis as evaluation
+from sct_mm.evaluation.report import report
+
+import exports
+
+
+def test_bare_weights_two_of_one_config_and_a_metric_of_arrays(
+        tmp_path, capsys):
+    """Hooks that average weights ask for the name of a state dict."""
+    config, checkpoint, options = exports.fashion(tmp_path)
+    torch.save({f'module.{name}': value for name, value in
+                {**torch.load(checkpoint)['state_dict'],
+                 'head.more': torch.zeros(1)}.items()}, tmp_path / 'b.pth')
+    with pytest.warns(UserWarning, match='b.pth. has 1 weights .* head.more'):
+        results = evaluation.test_models(
+            [(config, checkpoint), (config, str(tmp_path / 'b.pth'))], (14, ),
+            str(tmp_path), {**options, 'custom_hooks': [dict(type='EMAHook')],
+                            'test_evaluator': [
+                                dict(type='Accuracy', topk=(1, )),
+                                dict(type='SingleLabelMetric', average=None,
+                                     items=('recall', ))]})
+    assert len({result['label'] for result in results}) == 2
+    one, other = (result['rows'][0] for result in results)
+    assert one['metrics'] == other['metrics'] != {}
+    assert len(one['arrays']['single-label/recall_classwise']) == 10
+    report(results, str(tmp_path))
+    assert ('single-label/recall_classwise: no single number'
+            in capsys.readouterr().out)
+
+
+def test_a_cascade_tests_the_averaged_weights_as_the_host_does(tmp_path):
+    """mmpretrain's hook swaps them in before a test, and out after it."""
+    config, checkpoint, options = exports.fashion(tmp_path)
+    state = torch.load(checkpoint)['state_dict']
+    torch.save(dict(state_dict=state, ema_state_dict=dict(
+        {f'module.{name}': value * (not name.endswith('weight'))
+         for name, value in state.items()},
+        steps=torch.tensor(1))), tmp_path / 'averaged.pth')
+    want, got = (
+        evaluation.test_cascade(config, path, [14, 28], 0.5, None, None,
+                                str(tmp_path), {**options, **more})['rows']
+        for path, more in ((checkpoint, {}), (
+            str(tmp_path / 'averaged.pth'),
+            dict(custom_hooks=[dict(type='EMAHook')]))))
+    for name in ('metrics', 'auroc', 'share_decided'):
+        assert [row[name] for row in got] == [row[name] for row in want]
+    assert len({row['auroc'] for row in got} - {0.5}) == 2

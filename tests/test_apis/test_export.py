@@ -1,0 +1,274 @@
+"""Files: what they hold, where they go, and what is refused."""
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
+from sct_mm.utils.errors import UserError
+from sct_mm.export import export
+from sct_mm.export import formats, latency, verified_file as make
+from sct_mm.export.files import paths_of, write_all
+from sct_mm.export.stock_config import plain_config, plain_data
+
+from exports import FASHION, fashion
+from helpers import ssbn_model
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch):
+    monkeypatch.setattr(latency, 'BUDGET', 0.0)
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    return fashion(tmp_path_factory.mktemp('fashion'))
+
+
+@pytest.fixture
+def made(demo, tmp_path):
+    """Export the demo's network into tmp_path / 'a'."""
+    config, checkpoint, options = demo
+
+    def make(size=21, format='pth', out=tmp_path / 'a', checkpoint=checkpoint,
+             cfg_options=(), **arguments):
+        return export(config, str(checkpoint), size, str(out), format,
+                      cfg_options={**options, **dict(cfg_options)},
+                      **arguments)
+
+    return make
+
+
+def test_all_sizes_and_their_manifest(made, demo, tmp_path):
+    result = tmp_path / 'scales.json'
+    row = dict(served_by=[28], gflops=1.0, latency_ms=2.0)
+    result.write_text(json.dumps(dict(models=[
+        dict(label='other', config='b', checkpoint='b.pth',
+             rows=[dict(row, scale=28, metrics=dict(top1=1.0))]),
+        dict(label='a', config='a', checkpoint=os.path.relpath(demo[1]),
+             rows=[dict(row, scale=28, metrics=dict(top1=90.0)),
+                   dict(row, scale=21, metrics=dict(top1=80.0))])])))
+    told = made('all', 'torchscript', result=str(result))
+    manifest = json.loads((tmp_path / 'a' / 'manifest.json').read_text())
+    assert manifest == {k: v for k, v in told.items() if k != 'notes'}
+    assert [file['size'] for file in manifest['files']] == [28, 21, 14]
+    assert [file['metrics'] for file in manifest['files']] == [
+        dict(top1=90.0), dict(top1=80.0), None]
+    names = {file['file'] for file in manifest['files']}
+    assert {p.name for p in (tmp_path / 'a').iterdir()} == {
+        *names, 'manifest.json'}
+    for file in manifest['files']:
+        data = (tmp_path / 'a' / file['file']).read_bytes()
+        assert file['sha256'] == hashlib.sha256(data).hexdigest()
+        assert file['bytes'] == len(data)
+        assert file['file'] == (
+            f'sct_resnet18_1xb128_fashion-mnist-{file["size"]}px.pt')
+        x = torch.randn(2, 1, file['size'], file['size'])
+        assert formats.graph_run('torchscript', data)(x)[0].shape == (2, 10)
+
+
+def test_a_result_of_another_checkpoint(made, tmp_path):
+    result = tmp_path / 'scales.json'
+    result.write_text(json.dumps(dict(models=[dict(
+        label='b', config='b', checkpoint='b.pth', rows=[dict(
+            scale=28, gflops=1, latency_ms=1, metrics={})])])))
+    with pytest.raises(UserError, match="is of 'b.pth'. Test that check"):
+        made('all', result=str(result))
+    assert not (tmp_path / 'a').exists()
+
+
+def test_an_output_that_exists(made, tmp_path):
+    (tmp_path / 'a').write_text('before')
+    with pytest.raises(UserError, match="/a' exists already. .* --force"):
+        made()
+    assert (tmp_path / 'a').read_text() == 'before'
+    assert made(force=True)['files'][0]['size'] == 21
+    assert torch.load(tmp_path / 'a')['meta']['size'] == 21
+
+
+@pytest.mark.parametrize('out, match', [
+    ('', 'must be a file, but .* is a folder'),
+    ('file/a.pth', "cannot be written: '.*file' is no folder")])
+def test_an_output_that_cannot_be_written(out, match, made, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=match):
+        made(out=tmp_path / out)
+
+
+def test_a_disk_that_is_full_leaves_no_file(made, tmp_path, monkeypatch):
+    put = AtomicLocalBackend.put
+
+    def full(self, obj, path):
+        if '-14px' in path:
+            raise WriteError('No space left on device')
+        put(self, obj, path)
+
+    monkeypatch.setattr(AtomicLocalBackend, 'put', full)
+    with pytest.raises(WriteError):
+        made('all')
+    assert not list((tmp_path / 'a').iterdir())
+
+
+def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
+    put = AtomicLocalBackend.put
+    paths = [str(tmp_path / name) for name in 'abc']
+    write_all(dict.fromkeys(paths, b'before'))
+
+    def full(self, obj, path):
+        if path.startswith(paths[1]):
+            raise WriteError('No space left on device')
+        put(self, obj, path)
+
+    monkeypatch.setattr(AtomicLocalBackend, 'put', full)
+    with pytest.raises(WriteError):
+        write_all(dict.fromkeys(paths, b'after'))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == (
+        dict.fromkeys('abc', b'before'))
+
+
+@pytest.mark.parametrize('format, out, ending', [
+    ('pth', 'a.onnx', '.pth'), ('onnx', 'a.pth', '.onnx'),
+    ('pt2', 'a.pt', '.pt2'), ('torchscript', 'a.safetensors', '.pt')])
+def test_a_name_of_another_format(format, out, ending):
+    with pytest.raises(UserError, match=f'or end the name by {ending}'):
+        paths_of(out, format, (28, ), 'label', False)
+    for name in ('a', 'a.bin', f'a{ending}'):
+        assert paths_of(name, format, (28, ), 'label', False) == {28: name}
+    assert paths_of('a.pt', 'pth', (28, ), 'label', False)
+
+
+def test_a_range_is_no_size(made):
+    with pytest.raises(UserError, match="one size or 'all', but got '14:28:"):
+        made('14:28:7')
+
+
+@pytest.mark.parametrize('format', ['pth', 'torchscript'])
+def test_a_failed_check_leaves_no_file(format, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, 'weights_in', lambda kind, data: {
+        name: value + 1 for name, value
+        in formats.weights_in(kind, data).items()})
+    monkeypatch.setattr(make, 'graph_run', lambda kind, data: lambda x: [
+        y + 1 for y in formats.graph_run(kind, data)(x)])
+    with pytest.raises(RuntimeError, match='No file was written'):
+        made(format=format)
+    assert not (tmp_path / 'a').exists()
+
+
+@pytest.mark.parametrize('arguments, kind, match', [
+    (dict(format='caffe'), ValueError, '`format` must be one of pth, .* but '
+                                       "got 'caffe'"),
+    (dict(size=0), UserError, '`size` must be positive ints .*0'),
+    (dict(size='large'), UserError, "`size` must be .*'large'"),
+    (dict(part='head'), ValueError, "`part` must be one of .* 'head'"),
+    (dict(part='features'), UserError, '`part` is for a graph, .* `prefix`'),
+    (dict(softmax=True), UserError, '`softmax` is for a graph'),
+    (dict(format='pt2', prefix='head'), UserError, '`prefix` is for weights'),
+    (dict(tolerance=-1), ValueError, '`tolerance` must be a finite number'),
+    (dict(pictures=1), ValueError, '`pictures` must be an int from 2'),
+    (dict(cfg_options={'test_dataloader.dataset.indices': 1}), UserError,
+     'must have at least 2 pictures .* but has 1'),
+    (dict(cfg_options={'test_dataloader': None}), UserError,
+     'must have a `test_dataloader`')])
+def test_what_cannot_be_exported(arguments, kind, match, made, tmp_path):
+    with pytest.raises(kind, match=match):
+        made(**arguments)
+    assert not (tmp_path / 'a').exists()
+
+
+def test_a_package_that_is_missing(made, monkeypatch):
+    monkeypatch.setattr(formats, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match="'onnx' needs onnx, but it is not "
+                       r"installed. Run pip install 'sct_mm\[export\]'"):
+        made(format='onnx')
+
+
+@pytest.mark.parametrize('change, match', [
+    (lambda state: state.pop('backbone.layer1.0.conv1.weight'),
+     'layer1.0.conv1.weight of shape .* is missing there'),
+    (lambda state: state.update({'backbone.layer5.0.conv1.weight':
+                                 torch.ones(1)}),
+     'has no place for backbone.layer5.0.conv1.weight'),
+    (lambda state: state.update({'head.fc.weight': torch.ones(9, 128)}),
+     'size mismatch for head.fc.weight')])
+def test_a_checkpoint_of_another_network(change, match, made, demo,
+                                         tmp_path):
+    checkpoint = torch.load(demo[1])
+    change(checkpoint['state_dict'])
+    torch.save(checkpoint, tmp_path / 'b.pth')
+    with pytest.raises(UserError, match=f'does not fit the config: .*{match}'):
+        made(checkpoint=tmp_path / 'b.pth')
+
+
+def test_a_network_without_ssbn_is_exported_as_it_is(demo, tmp_path):
+    config, checkpoint, options = demo
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.norm_cfg = dict(type='BN')
+    cfg.dump(str(tmp_path / 'plain.py'))
+    export(config, checkpoint, 14, str(tmp_path / 'a.pth'),
+           cfg_options=options)
+    export(str(tmp_path / 'plain.py'), str(tmp_path / 'a.pth'), 14,
+           str(tmp_path / 'b.pth'), cfg_options=options)
+    a, b = (torch.load(tmp_path / name)['state_dict']
+            for name in ('a.pth', 'b.pth'))
+    assert list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(UserError, match='`size` must be set for a model with'):
+        export(str(tmp_path / 'plain.py'), str(tmp_path / 'a.pth'), 'all',
+               str(tmp_path / 'c'), cfg_options=options)
+
+
+def test_the_config_in_a_file_knows_nothing_of_this_package():
+    cfg = Config.fromfile(FASHION)
+    cfg.custom_imports.imports = ['sct_mm', 'mmpretrain.models']
+    cfg.test_cfg = dict(type='ScalesTestLoop', sizes=(28, 14), fp16=True)
+    cfg.model = dict(type='WithSSBN', scales=(28, 14), model=cfg.model,
+                     data_preprocessor=cfg.data_preprocessor)
+    plain = plain_config(cfg, 21)
+    assert plain.model.type == 'ImageClassifier'
+    assert plain.model.data_preprocessor.mean == [72.94]
+    assert plain.model.backbone.norm_cfg == dict(type='BN')
+    assert plain.test_dataloader.dataset.pipeline[0].scale == 21
+    assert plain.test_cfg == dict(fp16=True)
+    assert plain.custom_imports.imports == ['mmpretrain.models']
+    text = plain.pretty_text
+    assert not any(name in text for name in ('sct', 'SSBN', 'Scales', 'SCT'))
+    assert cfg.model.type == 'WithSSBN'  # the config given is as it was
+
+
+def test_only_plain_data_goes_into_a_file():
+    assert plain_data(dict(a=(1, 'b'), c=ssbn_model, d={2: [None, 1.5]})) == (
+        dict(a=[1, 'b'], c=None, d={'2': [None, 1.5]}))
+
+
+def test_latencies_are_taken_by_turns():
+    calls = []
+    times = latency.by_turns(dict(a=lambda: calls.append('a'),
+                                  b=lambda: calls.append('b')))
+    warm = 2 * latency.WARM_UP
+    assert calls[warm:] == ['a', 'b'] * latency.LEAST
+    assert {name: len(each) for name, each in times.items()} == dict(
+        a=latency.LEAST, b=latency.LEAST)
+    before = torch.get_num_threads()
+    found = latency.compared(lambda: calls.append(torch.get_num_threads()),
+                             lambda: None)
+    assert calls[-1] == 1 and torch.get_num_threads() == before
+    assert sorted(found['latency_ratio']) == found['latency_ratio']
+
+
+def test_the_tool(run_tool, demo, tmp_path):
+    config, checkpoint, options = demo
+    option, = (f'{name}={value}' for name, value in options.items())
+    arguments = (config, checkpoint, '--size', 14, '--out',
+                 tmp_path / 'a.onnx', '--format', 'onnx', '--softmax')
+    code, output = run_tool('export.py', *arguments, '--cfg-options', option)
+    assert code == 0, output
+    assert 'a.onnx' in output and 'of one picture on one CPU thread' in output
+    assert 'arning' not in output and 'Traceback' not in output
+    assert (tmp_path / 'a.onnx').stat().st_size > 1e6
+    code, output = run_tool(
+        'export.py', *arguments, '--force', '--tolerance', '1e-15',
+        '--cfg-options', option)
+    assert code == 2 and 'No file was written' in output
+    assert len(output.splitlines()) == 1

@@ -1,0 +1,113 @@
+"""The benchmark measures the same work in each arm."""
+import json
+import os
+import os.path as osp
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch.testing import assert_close
+
+from sct_mm import SCTLossHook
+from sct_mm.utils.errors import UserError
+from benchmark import _unwarned, benchmark
+from arms import ListModel
+
+from conftest import ROOT
+
+CONFIG = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
+
+
+def network():
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    cfg = Config.fromfile(osp.join(ROOT, CONFIG))
+    return MODELS.build(cfg.model).double()
+
+
+def test_lists_of_bn_compute_the_loss_and_gradients_of_the_hook():
+    from mmpretrain.structures import DataSample
+    ours, lists = network(), ListModel(network())
+    SCTLossHook().attach(ours)
+    batch = dict(inputs=torch.randn(4, 1, 28, 28).double(),
+                 data_samples=[DataSample().set_gt_label(i) for i in range(4)])
+    losses = [m.train()(**batch, mode='loss')['loss'] for m in (ours, lists)]
+    assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    parts = [m.backbone.get_submodule for m in (ours, lists)]
+    assert_close(*(part('layer3.0.conv1').weight.grad for part in parts))
+    norm, rows = (part('layer3.0.bn1') for part in parts)
+    for name in ('weight', 'bias'):
+        assert_close(getattr(norm, name).grad, torch.cat(
+            [getattr(bn, name).grad for bn in rows]))
+    assert_close(norm.running_var,
+                 torch.stack([bn.running_var for bn in rows]))
+
+
+class Untraceable(torch.nn.Module):
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_backbone_that_cannot_be_traced():
+    model = network()
+    model.backbone = Untraceable()
+    with pytest.raises(UserError, match='that torch.fx can trace'):
+        ListModel(model)
+
+
+def test_the_tool_prints_time_flops_and_memory(run_tool, tmp_path):
+    code, output = run_tool(
+        'benchmark.py', CONFIG, '--rounds', 3, '--batch-size', 6,
+        '--arms', 'ssbn', 'per_scale', 'partition',
+        '--out', tmp_path / 'out.json')
+    assert code == 0, output
+    result = json.loads((tmp_path / 'out.json').read_text())
+    flops = {row['arm']: row['flops'] for row in result['training']}
+    assert list(flops) == ['plain BN at 28', 'plain BN at 21',
+                           'plain BN at 14', 'ssbn', 'per_scale', 'partition']
+    total = sum(list(flops.values())[:3])
+    assert flops['per_scale'] == pytest.approx(total)
+    assert flops['partition'] == pytest.approx(total / 3)
+    for row in result['training']:
+        assert row['peak_mb'] > 0 and len(row['of_sum']) == 3
+    assert len(result['beside_plain']) == 3 and min(
+        result['beside_plain']) > 0
+    assert set(result['inference']) == {'28', '21', '14'}
+    assert 0 < result['shares']['resize'] < 1
+    assert 'peak MB' in output
+
+
+def test_partition_needs_two_pictures_a_scale(run_tool):
+    code, output = run_tool('benchmark.py', CONFIG, '--batch-size', 5)
+    assert code == 2 and 'Set batch_size to 6 or more' in output
+
+
+def test_a_config_without_ssbn(run_tool):
+    code, output = run_tool('benchmark.py', 'tools/benchmarks/experiments/configs/'
+                            'resnet18_1xb128_fashion-mnist-28px.py')
+    assert code == 2 and 'must have SSBN' in output
+
+
+def test_too_few_rounds():
+    with pytest.raises(ValueError, match='`rounds` must be an int from 3'):
+        benchmark(osp.join(ROOT, CONFIG), rounds=2)
+
+
+@pytest.mark.parametrize('own', [None, 'default'])
+def test_processes_do_not_repeat_the_hosts_warnings(own, monkeypatch):
+    monkeypatch.delenv('PYTHONWARNINGS', raising=False)
+    if own:
+        monkeypatch.setenv('PYTHONWARNINGS', own)
+    with pytest.raises(KeyboardInterrupt), _unwarned():
+        told = subprocess.run(
+            [sys.executable, '-c', 'import warnings; warnings.warn("told")'],
+            capture_output=True, text=True).stderr
+        raise KeyboardInterrupt
+    assert ('told' in told) == bool(own)
+    assert os.environ.get('PYTHONWARNINGS') == own

@@ -1,0 +1,140 @@
+"""Rewriting test pipelines: every resize and crop by the same ratio."""
+import copy
+
+import pytest
+from mmcv.transforms import RandomResize
+
+from sct_mm.datasets.rescale_pipeline import keeps_ratio, nominal_size, rescale_pipeline, train_sizes
+from sct_mm.utils.config_walk import pipeline_of
+
+IMAGENET = [
+    dict(type='LoadImageFromFile'),
+    dict(type='mmpretrain.ResizeEdge', scale=256, edge='short'),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackInputs'),
+]
+
+
+@pytest.mark.parametrize('size, resize', [(224, 256), (160, 183), (128, 146),
+                                          (448, 512)])
+def test_resize_and_crop_change_together(size, resize):
+    before = copy.deepcopy(IMAGENET)
+    changed = rescale_pipeline(IMAGENET, size)
+    assert changed[1]['scale'] == resize
+    assert changed[2]['crop_size'] == size
+    assert changed[0] == before[0] and before == IMAGENET
+
+
+@pytest.mark.parametrize('scale, size, want', [
+    (28, 14, 14), ((28, 28), 21, (21, 21)), ((256, -1), 128, (128, -1)),
+    ((1333, 800), 480, (800, 480))])
+def test_forms_of_a_size(scale, size, want):
+    pipeline = [dict(type='Resize', scale=scale), dict(type='PackInputs')]
+    assert rescale_pipeline(pipeline, size)[0]['scale'] == want
+
+
+def test_a_limit_of_the_longer_edge_changes_with_the_size():
+    pipeline = [dict(type='torchvision/Resize', size=800, max_size=1333)]
+    assert rescale_pipeline(pipeline, 480) == [
+        dict(type='torchvision/Resize', size=480, max_size=800)]
+
+
+def test_a_class_as_type():
+    class CenterCrop:
+        pass
+
+    pipeline = [dict(type=CenterCrop, crop_size=32)]
+    assert nominal_size(pipeline) == 32
+
+
+def test_transforms_that_are_no_configs():
+    built = RandomResize(scale=(64, 64), ratio_range=(1, 2))
+    pipeline = [len, dict(type='Resize', scale=32), built]
+    assert train_sizes(pipeline) == (32, )
+    assert rescale_pipeline(pipeline, 16)[1]['scale'] == 16
+    with pytest.raises(ValueError, match=r"but got \['RandomResize'\]"):
+        nominal_size([built])
+
+
+@pytest.mark.parametrize('name, key', [('CenterCrop', 'crop_size'),
+                                       ('Pad', 'size')])
+def test_a_crop_alone_resizes_nothing(name, key):
+    """At half the size it would show a quarter, at the size that it had."""
+    cut = {'type': name, key: (32, 32)}
+    assert rescale_pipeline([cut], 32) == [cut]
+    with pytest.raises(ValueError, match='must resize to test at 16 pixels '
+                       f'what it shows at 32, but .* by {name} alone'):
+        rescale_pipeline([dict(type='Resize', scale_factor=0.5), cut], 16)
+    resized = rescale_pipeline([dict(type='Resize', scale=36), cut], 16)
+    assert [resized[0]['scale'], resized[1][key]] == [18, (16, 16)]
+
+
+@pytest.mark.parametrize('scale', ['28', 0, (-1, -1), None, ()])
+def test_sizes_of_a_pipeline_that_are_none(scale):
+    pipeline = [dict(type='Resize', scale=scale)]
+    with pytest.raises(ValueError, match='positive pixels, but got|to set the '
+                       'size, but got'):
+        rescale_pipeline(pipeline, 14)
+
+
+def test_nothing_to_rewrite():
+    with pytest.raises(ValueError, match=r"but got \['Load', 'PackInputs'\]"):
+        rescale_pipeline([dict(type='Load'), dict(type='PackInputs')], 8)
+
+
+@pytest.mark.parametrize('size', ['224', (224, None), [], {224}])
+def test_what_is_no_size(size):
+    with pytest.raises(ValueError, match='must be positive pixels, but got'):
+        nominal_size([dict(type='Resize', scale=size)])
+
+
+def test_padding_and_its_resize_change_together():
+    pipeline = [dict(type='Resize', scale=(640, 640), keep_ratio=True),
+                dict(type='Pad', size=(640, 640)),
+                dict(type='Pad', size_divisor=32)]
+    changed = rescale_pipeline(pipeline, 384)
+    assert changed[0]['scale'] == changed[1]['size'] == (384, 384)
+    assert changed[2] == pipeline[2]
+
+
+@pytest.mark.parametrize('transforms, want', [
+    ([dict(type='Resize', scale=(1333, 800), keep_ratio=True)], (800, )),
+    ([dict(type='mmdet.RandomChoiceResize', keep_ratio=True,
+           scales=[(1333, 640), (1333, 800), (1333, 672)])], (800, 672, 640)),
+    ([dict(type='RandomChoiceResize', scales=[480, 800],
+           resize_type='ResizeShortestEdge', max_size=1333)], (800, 480)),
+    ([dict(type=RandomResize, scale=(1333, 800), ratio_range=(0.5, 1.25))],
+     (1000, 400)),
+    ([dict(type='RandomResize', scale=(1280, 1280), ratio_range=(0.1, 2.0))],
+     (2560, 128)),
+    ([dict(type='RandomResize', scale=(1280, 1280), ratio_range=(0.1, 2.0)),
+      dict(type='RandomCrop', crop_size=(640, 640))], (640, )),
+    ([dict(type='RandomResize', scale=[(1333, 640), (1333, 800)])],
+     (800, 640)),
+    ([dict(type='RandomResizedCrop', scale=224)], (224, )),
+    ([dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0)),
+      dict(type='RandomCrop', crop_size=(1024, 1024),
+           crop_type='absolute_range')], ()),
+    ([dict(type='RandomFlip')], ())])
+def test_nominal_sizes_of_training_pictures(transforms, want):
+    pipeline = [dict(type='LoadImageFromFile'), *transforms]
+    assert train_sizes(pipeline) == want
+
+
+def test_the_last_size_says_whether_the_ratio_is_kept():
+    resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    assert keeps_ratio([resize, dict(type='Pack')])
+    assert not keeps_ratio([resize, dict(type='Pad', size=(800, 800))])
+    assert not keeps_ratio([dict(type='Pack')])
+    assert keeps_ratio([dict(type='ResizeEdge', scale=28, edge='long')])
+
+
+def test_pipeline_within_wrappers_of_the_data_set():
+    pipeline = [dict(type='Pack')]
+    inner = dict(type='CocoDataset', pipeline=pipeline)
+    wrapped = dict(dataset=dict(type='RepeatDataset', dataset=inner))
+    assert pipeline_of(wrapped) is pipeline
+    mixed = dict(type='MultiImageMixDataset', dataset=dict(
+        inner, pipeline=[dict(type='Load')]), pipeline=pipeline)
+    assert pipeline_of(dict(dataset=mixed)) is pipeline
+    assert pipeline_of({}) is None

@@ -1,0 +1,91 @@
+"""Whole runs of mmengine's Runner: resumed, averaged, compiled, plain."""
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from torch import nn
+from torch.testing import assert_close
+
+from sct_mm import EpochSeedHook, extract_scale, SCTLossHook, SSBN, use_scale
+from sct_mm.models.size_selection import ssbn_layers
+
+from conftest import SCALES, TinyModel
+from helpers import Dies, ssbn_model, train
+
+
+@pytest.mark.parametrize('schedule', [
+    {}, dict(scales_per_step=2), dict(scales_per_step=1),
+    dict(partition=True), dict(between=0.6),
+    dict(between=0.6, scales_per_step=1, progressive=0.6)])
+def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
+    def hooks():
+        return [SCTLossHook(**schedule), EpochSeedHook(), EMAHook()]
+
+    whole = train(tmp_path / 'whole', 2, hooks=hooks()).model
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / 'parts', 2, hooks=[*hooks(), Dies()])
+    resumed = train(tmp_path / 'parts', 2, hooks=hooks(), resume=True)
+    assert resumed.iter == 4
+    want = whole.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert_close(value, want[name], rtol=0, atol=0)
+    for ours, theirs in zip(ssbn_layers(resumed.model), ssbn_layers(whole)):
+        assert ours.extents == theirs.extents
+    ema = [torch.load(tmp_path / d / 'epoch_2.pth', weights_only=True)
+           ['state_dict'] for d in ('whole', 'parts')]
+    for name, value in ema[0].items():
+        assert_close(value, ema[1][name], rtol=0, atol=0)
+    assert not list(tmp_path.rglob('*.partial'))
+
+
+@pytest.fixture
+def double_precision():
+    """Rounding does not grow over the steps to what a test could see."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_both_backwards_under_ema_and_mmengines_compile(double_precision,
+                                                        tmp_path):
+    """Weights, their average and the checkpoint, after two epochs."""
+    torch.compiler.reset()
+    states = []
+    for backward, cfg in (('joint', {}), ('per_scale', dict(
+            compile=dict(backend='eager')))):
+        ema = EMAHook(momentum=0.2)
+        runner = train(tmp_path / backward, 2, cfg=cfg, hooks=[
+            SCTLossHook(backward=backward), EpochSeedHook(), ema])
+        states.append((runner.model.state_dict(),
+                       ema.ema_model.module.state_dict(),
+                       torch.load(tmp_path / backward / 'epoch_2.pth')
+                       ['state_dict']))
+    assert states[0][0]['net.0.weight'].dtype is torch.float64
+    assert_close(*states)
+    assert not torch.equal(states[1][0]['net.0.weight'],
+                           states[1][1]['net.0.weight'])
+
+
+def test_one_scale_is_plain_batchnorm_training_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    ours = TinyModel(lambda c: SSBN(c, (16, )))
+    plain = TinyModel(nn.BatchNorm2d)
+    plain.load_state_dict(extract_scale(ours, 16).state_dict())
+    train(tmp_path / 'ours', 2, ours, [SCTLossHook(), EpochSeedHook()])
+    train(tmp_path / 'plain', 2, plain, [EpochSeedHook()])
+    assert_close(extract_scale(ours, 16).state_dict(), plain.state_dict(),
+                 rtol=0, atol=0)
+
+
+def test_the_ema_copy_and_its_checkpoint_choose_the_scale(tmp_path):
+    ema = EMAHook()
+    train(tmp_path, 1, hooks=[SCTLossHook(), ema])
+    loaded = ssbn_model()
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    loaded.load_state_dict(checkpoint['state_dict'])
+    average = ema.ema_model.module.cpu()
+    for network in (average.eval(), loaded.eval()):
+        for scale in SCALES:
+            x = torch.randn(2, 3, scale, scale)
+            with use_scale(network, scale):
+                want = network(x)
+            assert_close(network(x), want, rtol=0, atol=0)

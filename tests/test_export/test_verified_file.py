@@ -1,0 +1,252 @@
+"""Graphs: what they compute, on how many pictures, and what is refused."""
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from sct_mm import extract_scale, SSBN, use_scale
+from sct_mm.utils.errors import UserError
+from sct_mm.export import latency
+from sct_mm.export import verified_file as module
+from sct_mm.export.deploy import deployed, relative_difference
+from sct_mm.export.formats import FORMATS, graph_run, WEIGHTS
+from sct_mm.export.verified_file import make_graph, Request
+
+from conftest import SCALES, TinyModel
+from exports import built
+from helpers import randomised, ssbn_model
+
+GRAPHS = [kind for kind in FORMATS if kind not in WEIGHTS]
+
+
+def pictures(size=12, channels=3, shapes=None):
+    torch.manual_seed(1)
+    return [torch.randn(n, channels, *shape) for n, shape in (
+        shapes or ((3, (size, size)), (1, (size, size))))]
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch):
+    monkeypatch.setattr(latency, 'BUDGET', 0.0)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    torch.manual_seed(0)
+    return randomised(ssbn_model()).eval()
+
+
+@pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'norms'])
+@pytest.mark.parametrize('kind', GRAPHS)
+def test_a_graph_computes_its_scale(kind, fuse, tiny):
+    made = make_graph(tiny, 12, pictures(), Request(kind, fuse=fuse), 0)
+    run = graph_run(kind, made.data)
+    for n in (1, 2, 5):  # the batch is dynamic
+        x = torch.randn(n, 3, 12, 12)
+        for size in SCALES:
+            with use_scale(tiny, size), torch.no_grad():
+                want = tiny(x)
+            got, = run(x)
+            same = torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+            assert same == (size == 12)
+    assert made.entry['outputs'] == ['logits'] and made.entry['part'] == (
+        'network')
+    assert 0 <= made.entry['difference'] < 1e-5
+    # The third norm stands behind a pooling, not behind a convolution.
+    assert made.entry['norms'] == (1 if fuse else 3)
+    assert made.entry['latency_ms'] > 0 and not made.notes
+
+
+@pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'norms'])
+def test_the_norms_of_onnx(fuse, tiny):
+    import onnx
+    made = make_graph(tiny, 12, pictures(), Request('onnx', fuse=fuse), 0)
+    graph = onnx.load_from_string(made.data)
+    kinds = [node.op_type for node in graph.graph.node]
+    assert kinds.count('BatchNormalization') == (1 if fuse else 3)
+    assert graph.graph.input[0].name == 'input'
+    dims = graph.graph.input[0].type.tensor_type.shape.dim
+    assert dims[0].dim_param == 'batch' and dims[2].dim_value == 12
+    told = {each.key: each.value for each in graph.metadata_props}
+    assert json.loads(told['sct_mm.json'])['size'] == 12
+
+
+@pytest.mark.parametrize('kind', GRAPHS)
+def test_scores_are_the_softmax_of_the_logits(kind, tiny):
+    made = make_graph(tiny, 8, pictures(8), Request(kind, softmax=True), 0)
+    x = torch.randn(4, 3, 8, 8)
+    with use_scale(tiny, 8), torch.no_grad():
+        want = tiny(x).softmax(1)
+    assert_close(graph_run(kind, made.data)(x)[0], want)
+    assert made.entry['outputs'] == ['scores']
+
+
+def test_a_file_says_how_its_pictures_are_normalized():
+    import io
+    model = built(dict(
+        type='ImageClassifier', backbone=dict(
+            type='ResNet_CIFAR', depth=18, in_channels=1, base_channels=4,
+            stem_channels=4, norm_cfg=dict(type='SSBN', scales=(16, 8))),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=3, in_channels=32),
+        data_preprocessor=dict(mean=[5.], std=[2.], to_rgb=False)))
+    made = make_graph(model, 8, pictures(8, 1), Request('torchscript'), 0)
+    told = {'sct_mm.json': ''}
+    torch.jit.load(io.BytesIO(made.data), _extra_files=told)
+    assert json.loads(told['sct_mm.json']) == dict(
+        size=8, part='network', mean=[5.0], std=[2.0], bgr_to_rgb=False,
+        outputs=['logits'])
+    made = make_graph(model, 8, pictures(8, 1), Request(
+        'torchscript', part='features'), 0)
+    assert made.entry['outputs'] == ['feature_0']
+    x = torch.randn(2, 1, 8, 8)
+    with use_scale(model, 8), torch.no_grad():
+        assert_close(graph_run('torchscript', made.data)(x)[0],
+                     model.extract_feat(x)[0])
+
+
+def test_hosts_join_their_branches():
+    model = built(dict(
+        type='ImageClassifier', backbone=dict(
+            type='RepVGG', arch='A0',
+            norm_cfg=dict(type='SSBN', scales=(64, 32)))))
+    made = make_graph(model, 32, pictures(32), Request(
+        'torchscript', fuse=False, tolerance=1e-3), 0)
+    assert made.entry['norms'] == 0
+    assert any(hasattr(m, 'branch_norm') for m in model.modules())
+    x = torch.randn(2, 3, 32, 32)
+    with use_scale(model, 32), torch.no_grad():
+        want = model(x)[-1]
+    got, = graph_run('torchscript', made.data)(x)
+    assert relative_difference([got], [want]) < 1e-3
+
+
+class Behind(TinyModel):
+    """A norm that stands behind an activation."""
+
+    def __init__(self):
+        super().__init__(lambda c: SSBN(c, SCALES))
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), SSBN(4, SCALES),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_norm_that_no_convolution_feeds_stays():
+    model = randomised(Behind()).eval()
+    model.net[2].row(8)['running_mean'].fill_(0.5)
+    made = make_graph(model, 8, pictures(8), Request('torchscript'), 0)
+    assert made.entry['norms'] == 1 and made.entry['difference'] < 1e-5
+    assert 'Its 1 norms are not fused: what mmcv makes of them does not ' in (
+        made.notes[0])
+
+
+def test_fusing_leaves_the_network_as_it_is(tiny):
+    plain = extract_scale(tiny, 12)
+    before = {k: v.clone() for k, v in plain.state_dict().items()}
+    deployed(plain, pictures()[0])
+    assert list(plain.state_dict()) == list(before)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize('got, want, difference', [
+    ([1.0, 2.0], [1.0, 2.0], 0.0), ([1.0, 3.0], [1.0, 2.0], 0.5),
+    ([1.0, float('nan')], [1.0, 2.0], float('inf')),
+    ([1.0], [1.0, 2.0], float('inf')), ([], [], 0.0)])
+def test_relative_difference(got, want, difference):
+    assert relative_difference([torch.tensor(got)],
+                               [torch.tensor(want)]) == difference
+    assert relative_difference([torch.tensor(got)], []) == float('inf')
+
+
+class Branching(TinyModel):
+    """Its answer depends on a branch that a trace does not see."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        logits = super().forward(inputs, data_samples, mode)
+        return logits if len(inputs) > 1 else logits * 2
+
+
+def test_a_trace_that_missed_a_branch_is_no_file():
+    model = Branching(lambda c: SSBN(c, SCALES)).eval()
+    with pytest.raises(RuntimeError, match='torchscript file of size 12 '
+                       'differs from the network by 5.0e-01 of the largest '
+                       'output .* No file was written'):
+        make_graph(model, 12, pictures(), Request('torchscript'), 0)
+
+
+class Twice(torch.autograd.Function):
+    """For a trace, a function of Python."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.detach().numpy() * 2)
+
+
+LIBRARY = torch.library.Library('sct_test', 'DEF')
+LIBRARY.define('twice(Tensor x) -> Tensor')
+# For torch.export, an operator that does not tell the shape of its result.
+LIBRARY.impl('twice', lambda x: x * 2, 'CPU')
+
+
+class Doubling(nn.Module):
+
+    def __init__(self, kind):
+        super().__init__()
+        self.function = (Twice.apply if kind == 'torchscript'
+                         else torch.ops.sct_test.twice)
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize('kind, match', [
+    ('onnx', r'the operator sct_test::twice in net.0 \(Doubling\) stands'),
+    ('pt2', r'the operator sct_test::twice in net.0 \(Doubling\) stands'),
+    ('torchscript', 'the operator Twice stands in the way')])
+def test_an_operator_that_cannot_be_exported_is_named(kind, match):
+    model = TinyModel(lambda c: SSBN(c, SCALES)).eval()
+    model.net.insert(0, Doubling(kind))
+    with pytest.raises(UserError, match='cannot be exported as '
+                       f'{kind}: {match}.* Take another format'):
+        make_graph(model, 12, pictures(), Request(kind), 0)
+
+
+def test_an_operator_that_onnx_does_not_have_is_named(tiny):
+
+    class Determinant(TinyModel):
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            logits = super().forward(inputs, data_samples, mode)
+            return logits * torch.special.bessel_j0(inputs).mean()
+
+    model = Determinant(lambda c: SSBN(c, SCALES)).eval()
+    with pytest.raises(UserError, match='the operator .*bessel_j0.* stands'):
+        make_graph(model, 12, pictures(), Request('onnx'), 0)
+
+
+def test_pictures_of_a_shape_that_a_file_cannot_run(tiny):
+    """The graph is for 12 pixels, and is asked for 8."""
+    batches = pictures(shapes=((3, (12, 12)), (1, (8, 8))))
+    with pytest.raises(RuntimeError, match=r'The onnx file '
+                       r'cannot run pictures of shape \(1, 3, 8, 8\)'):
+        make_graph(tiny, 12, batches, Request('onnx'), 0)
+
+
+def test_scores_of_what_has_no_classes():
+    model = built(dict(
+        type='ImageClassifier', backbone=dict(
+            type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
+            norm_cfg=dict(type='SSBN', scales=(16, 8)))))
+    with pytest.raises(UserError, match='need a classifier of one label a '
+                       'picture, but got ImageClassifier'):
+        make_graph(model, 8, pictures(8), Request('onnx', softmax=True), 0)
+
+
+def test_a_prefix_that_is_no_part(tiny):
+    with pytest.raises(UserError, match="must name a part .* got 'head'.* "
+                       'Name one of .*net'):
+        module.make_weights(tiny, 12, pictures(), Request(
+            'pth', prefix='head'), {})

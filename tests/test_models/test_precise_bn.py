@@ -1,0 +1,202 @@
+"""add_scale changes no answer; calibrate re-estimates one row."""
+import copy
+
+import pytest
+import torch
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.testing import assert_close
+
+from sct_mm import add_scale, calibrate, convert_to_ssbn, extract_scale, SSBN, use_scale
+from sct_mm.models.size_selection import scales_of, ssbn_layers
+
+from conftest import SCALES, TinyModel
+from helpers import plain_net, randomised
+
+
+def trained():
+    model = randomised(TinyModel(lambda c: SSBN(c, SCALES)))
+    for scale in SCALES:
+        with use_scale(model, scale):
+            model(torch.randn(4, 3, scale, scale))
+    return model.eval()
+
+
+def answers(model):
+    found = {}
+    for size in (20, 16, 15, 14, 13, 12, 11, 10, 9, 8, 6):
+        x = torch.arange(3. * size * size).reshape(1, 3, size, size).sin()
+        with use_scale(model, min(max(size, 6), 20)):
+            found[size] = model(x), model.eval()(x)
+    for size in (16, 14, 12, 10, 8):
+        x = torch.arange(3. * size * size).reshape(1, 3, size, size).sin()
+        found[-size] = model(x), model(x)
+    return found
+
+
+@pytest.mark.filterwarnings('ignore:.* lie outside')
+@pytest.mark.parametrize('size', [14, 10, 20, 6])
+def test_a_scale_more_changes_nothing(size):
+    model = trained()
+    want = answers(model)
+    assert add_scale(model, size) is model
+    assert scales_of(model) == tuple(sorted((*SCALES, size), reverse=True))
+    for place, (got, _) in answers(model).items():
+        assert_close(got, want[place][0])
+    for layer in ssbn_layers(model):
+        assert layer.weight.shape == (4 * layer.num_features, )
+        assert layer.running_mean.shape == (4, layer.num_features)
+        assert layer.num_batches_tracked.shape == (4, )
+    again = TinyModel(lambda c: SSBN(c, scales_of(model))).eval()
+    again.load_state_dict(model.state_dict())
+    for place, (got, _) in answers(again).items():
+        assert_close(got, want[place][0])
+
+
+def test_frozen_stays_frozen_and_none_stays_none():
+    model = nn.Sequential(SSBN(2, SCALES).requires_grad_(False),
+                          SSBN(2, SCALES, affine=False),
+                          SSBN(2, SCALES, track_running_stats=False))
+    add_scale(model, 10)
+    assert not model[0].weight.requires_grad
+    assert model[1].weight is None and model[2].running_mean is None
+    assert model[2].weight.requires_grad
+
+
+def test_a_converted_norm_of_ones_own():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = convert_to_ssbn(nn.Sequential(Own(3)), SCALES)
+    add_scale(model, 10)
+    with use_scale(model, 10):
+        model(torch.randn(4, 3, 5, 5))
+    assert type(extract_scale(model, 10)[0]) is Own
+    calibrate(model, [torch.randn(4, 3, 10, 10)] * 2, 10)
+
+
+def batches(size, count=3):
+    generator = torch.Generator().manual_seed(size)
+    return [torch.randn(4 + n, 3, size, size, generator=generator) + n
+            for n in range(count)]
+
+
+def test_statistics_are_the_mean_over_the_pictures():
+    model = trained()
+    state = copy.deepcopy(model.state_dict())
+    seen = batches(12)
+    assert calibrate(model, iter(seen), 12) == 15
+    # An independent network with BN, batch by batch.
+    plain = extract_scale(model, 12)
+    for bn in (plain.net[1], plain.net[4], plain.net[7]):
+        bn.momentum = 1.0
+    total = {n: 0 for n, _ in plain.named_buffers() if 'running' in n}
+    for x in seen:
+        plain.train()(x)
+        total = {n: v + len(x) / 15 * plain.get_buffer(n)
+                 for n, v in total.items()}
+    for name, value in total.items():
+        assert_close(model.get_buffer(name)[1], value)
+    for name, value in model.state_dict().items():
+        rows = [0, 2] if 'running' in name else slice(None)
+        assert torch.equal(value[rows], state[name][rows]), name
+
+
+def test_nothing_else_of_the_model_changes():
+    model = trained()
+    model.net[4].eval()
+    model.net[1].train()
+    modes = [m.training for m in model.modules()]
+    calibrate(model, batches(8), 8)
+    assert modes == [m.training for m in model.modules()]
+    for layer in ssbn_layers(model):
+        assert layer.momentum == 0.1
+        assert layer.num_batches_tracked.tolist() == [1, 1, 1]
+        assert layer.pinned_size is None
+
+
+def test_batches_of_the_hosts():
+    model, other = trained(), trained()
+    other.load_state_dict(model.state_dict())
+    given = [dict(inputs=x, data_samples=[BaseDataElement()] * len(x))
+             for x in batches(8)]
+    labelled = trained()
+    labelled.load_state_dict(model.state_dict())
+    calibrate(model, batches(8), 8)
+    calibrate(other, given, 8)
+    calibrate(labelled, [(x, torch.zeros(len(x))) for x in batches(8)], 8)
+    for ours, *others in zip(*(m.buffers() for m in (model, other,
+                                                     labelled))):
+        assert all(torch.equal(ours, want) for want in others)
+
+
+@pytest.mark.parametrize('batch, error, match', [
+    ('picture', TypeError, 'but got a str'),
+    (dict(inputs=[torch.rand(3, 8, 8)] * 2), TypeError,
+     'but got a list. Take what model.data_preprocessor'),
+    (torch.zeros(2, 3, 8, 8).byte(), TypeError, 'but got a torch.uint8'),
+    (torch.rand(2, 3, 16, 16), ValueError,
+     r'pictures of 8 pixels, .* but got shape \(2, 3, 16, 16\)')])
+def test_batches_that_are_refused(batch, error, match):
+    with pytest.raises(error, match=match):
+        calibrate(trained(), [batch] * 2, 8)
+
+
+@pytest.mark.parametrize('count', [0, 1])
+def test_too_few_pictures_change_nothing(count):
+    model = trained()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='at least two batches, but got '
+                       f'{count}'):
+        calibrate(model, batches(8, count), 8)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_pictures_of_a_detector_are_recorded_at_their_nominal_size():
+    """Long ones are narrower, and a batch is padded to a multiple."""
+    model = trained()
+    first = ssbn_layers(model)[0]  # deeper ones round extents of a few
+    before = first.get_extra_state()
+    calibrate(model, [dict(inputs=torch.randn(2, 3, h, w), data_samples=None)
+                      for h, w in ((16, 24), (10, 28), (16, 16))], 16)
+    assert torch.equal(first.get_extra_state(), before)
+
+
+@pytest.mark.parametrize('wrong', [float('nan'), float('inf')])
+def test_statistics_that_are_no_numbers(wrong):
+    model = trained()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='at 12 pixels must be finite'):
+        calibrate(model, [torch.randn(2, 3, 12, 12),
+                          torch.full((2, 3, 12, 12), wrong)], 12)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_an_error_on_the_way_changes_nothing():
+    model = trained()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match='channels'):
+        calibrate(model, [*batches(8), torch.randn(2, 5, 8, 8)], 8)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize('function, size, error, match', [
+    (add_scale, 12, ValueError, r'none of the scales of the model, \(16, 12'),
+    (add_scale, 0, ValueError, '`size` must be an int from 1'),
+    (add_scale, 9.5, TypeError, '`size` must be an int'),
+    (lambda m, s: calibrate(m, batches(8), s), 10, ValueError,
+     r'\(16, 12, 8\), but got 10. Give it rows by add_scale')])
+def test_sizes_that_are_refused(function, size, error, match):
+    with pytest.raises(error, match=match):
+        function(trained(), size)
+
+
+def test_models_without_ssbn_are_refused():
+    with pytest.raises(ValueError, match='Sequential has none'):
+        add_scale(plain_net(), 16)
+    with pytest.raises(ValueError, match='None, but got 16'):
+        calibrate(plain_net(), batches(8), 16)

@@ -1,0 +1,109 @@
+"""Reading a config, and joining the processes that a launcher started."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+
+import sct_mm  # noqa: F401
+from sct_mm.utils import config
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.config import load_config, set_loader_defaults
+
+pytest.importorskip('mmpretrain')
+NEW_STYLE = '''
+from mmpretrain.models import ImageClassifier, ResNet
+from sct_mm import SSBN
+default_scope = {scope!r}
+classifier = dict(type=ImageClassifier, backbone=dict(type=ResNet, depth=18))
+model = {model}
+train_dataloader = dict()
+'''
+
+
+@pytest.mark.parametrize('scope, model, want', [
+    (None, 'classifier', 'mmpretrain'),
+    (None, 'dict(type="WithSSBN", model=classifier)', 'mmpretrain'),
+    (None, 'dict(type=SSBN, model=classifier)', 'mmpretrain'),
+    (None, 'dict(type="ImageClassifier")', 'mmengine'),
+    (None, 'dict(type="mmdet.models.RetinaNet")', 'mmdet'),
+    (None, 'dict()', 'mmengine'),
+    ('mmdet', 'classifier', 'mmdet')])
+def test_the_scope_of_a_new_style_config(scope, model, want, tmp_path):
+    path = tmp_path / 'new.py'
+    path.write_text(NEW_STYLE.format(scope=scope, model=model))
+    cfg = load_config(str(path), dict(work_dir='a'))
+    assert cfg.default_scope == want and cfg.work_dir == 'a'
+    set_loader_defaults(cfg.train_dataloader, cfg)
+    assert ('collate_fn' in cfg.train_dataloader) == (want == 'mmpretrain')
+
+
+@pytest.mark.parametrize('options, joined', [
+    (dict(launcher='slurm'), ['slurm']), (dict(launcher='none'), []), ({}, []),
+    (dict(launcher='pytorch', runner_type='FlexibleRunner'), [])])
+def test_processes_are_joined_before_the_runner_does(options, joined,
+                                                     monkeypatch):
+    """On an accelerator, as mmengine's Runner would a moment later."""
+    calls = []
+
+    def init_dist(launcher, backend, timeout):
+        assert (backend, timeout) == ('nccl', 9)
+        calls.append(launcher)
+
+    monkeypatch.setattr(config, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(config, 'init_dist', init_dist)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('MKL_NUM_THREADS', '1')
+    cfg = Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=9)),
+                      **options))
+    config.join_processes(cfg)
+    assert calls == joined and 'model_wrapper_cfg' not in cfg
+    monkeypatch.setattr(config, 'is_distributed', lambda: True)
+    config.join_processes(cfg)
+    assert calls == joined
+
+
+@pytest.mark.parametrize('gpus', [1, 2, 3])
+def test_a_process_without_a_gpu_of_its_own(gpus, monkeypatch):
+    calls = []
+    monkeypatch.setattr(config, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(config, 'set_multi_processing', lambda **_: None)
+    monkeypatch.setattr(config, 'init_dist', lambda name: calls.append(name))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    cfg = Config(dict(launcher='pytorch'))
+    if gpus == 3:
+        config.join_processes(cfg)
+        assert calls == ['pytorch']
+        return
+    with pytest.raises(UserError, match=f'process 2 found {gpus} .* at most '
+                       f'{gpus} a machine'):
+        config.join_processes(cfg)
+    assert not calls
+
+
+AT_THE_END = '''
+import atexit
+from torch import distributed
+atexit.register(lambda: print('joined:', distributed.is_initialized()))
+from mmengine.config import Config
+from sct_mm.utils.config import join_processes
+join_processes(Config(dict(launcher='pytorch')))
+print('joined:', distributed.is_initialized())
+'''
+
+
+def test_processes_leave_each_other_before_they_end():
+    """gloo's threads outlive the interpreter otherwise, and may abort it."""
+    group = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0',
+                 MASTER_ADDR='127.0.0.1', MASTER_PORT='0')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', AT_THE_END],
+        capture_output=True, text=True, env={
+            **os.environ, **group, 'PYTHONPATH': ROOT,
+            'CUDA_VISIBLE_DEVICES': ''})
+    assert not done.returncode, done.stderr
+    assert done.stdout.split('joined: ')[1:] == ['True\n', 'False\n']

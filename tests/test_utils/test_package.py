@@ -1,0 +1,80 @@
+"""Configs, tools and cards of the package, found in the repository."""
+import importlib
+import os.path as osp
+import sys
+
+import mmpretrain
+import pytest
+from mmengine.config import Config
+
+from sct_mm.utils import package
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.config import config_name, load_config
+from commands import config_of, folder_of
+from experiments import EXPERIMENTS
+
+from conftest import ROOT
+
+NAME = 'sct_resnet18_1xb128_fashion-mnist'
+
+
+def test_tools_are_modules():
+    pick = importlib.import_module('sct_mm.tools.pick')
+    assert pick.__file__ == osp.join(ROOT, 'tools', 'pick.py')
+    assert pick.parse_args(['scales.json', '--max-latency', '5ms'])
+
+
+def test_a_config_by_its_name_is_the_file_itself(tmp_path):
+    want = Config.fromfile(osp.join(ROOT, 'configs', f'{NAME}.py'))
+    assert load_config(f'sct_mm::{NAME}.py').to_dict() == want.to_dict()
+    (tmp_path / 'mine.py').write_text(f"_base_ = ['sct_mm::{NAME}.py']\n"
+                                      'hooks = _base_.custom_hooks\n')
+    mine = load_config(str(tmp_path / 'mine.py'))
+    assert mine.pop('hooks') == want.custom_hooks  # and no scope of ours
+    assert mine.to_dict() == want.to_dict()
+    assert config_name(f'sct_mm::baselines/{NAME}.py') == NAME
+    assert config_name(f'configs/{NAME}.py') == NAME
+
+
+def test_a_config_of_a_host_by_its_name():
+    name = 'resnet/resnet18_8xb32_in1k.py'
+    stock = load_config(f'mmpretrain::{name}')
+    assert stock.to_dict() == Config.fromfile(osp.join(osp.dirname(
+        mmpretrain.__file__), '.mim', 'configs', name)).to_dict()
+    assert config_name(f'mmpretrain::{name}') == 'resnet18_8xb32_in1k'
+    for none in ('mmpretrain::resnet/none.py', 'none::resnet/none.py'):
+        with pytest.raises(UserError, match=f"file, but got '{none}'"):
+            load_config(none)
+
+
+def test_a_config_that_is_none_is_named(tmp_path):
+    with pytest.raises(UserError, match="file, but got 'sct_mm::none.py'"):
+        load_config('sct_mm::none.py')
+    (tmp_path / 'mine.py').write_text("_base_ = ['sct_mm::none.py']")
+    with pytest.raises(UserError, match="got 'sct_mm::none.py'"):
+        load_config(str(tmp_path / 'mine.py'))
+    (tmp_path / 'other.py').write_text("_base_ = ['sct_nn::a/none.py']")
+    with pytest.raises(UserError, match='sct_nn'):
+        load_config(str(tmp_path / 'other.py'))
+
+
+def test_commands_are_for_the_repository_or_for_anywhere(monkeypatch):
+    arm = EXPERIMENTS['compute'].arms['SCT, SSBN, partition, 8 epochs']
+    assert package.tool_command('test') == ['python', 'tools/test.py']
+    assert config_of(arm) == f'configs/{NAME}'
+    folder = folder_of(arm, 0, 'out')
+    monkeypatch.setattr(package, '_INSTALLED', ROOT)  # a folder
+    assert package.tool_command('test', 'py') == ['py', '-m',
+                                                  'sct_mm.tools.test']
+    assert config_of(arm) == f'sct_mm::{NAME}'
+    assert folder_of(arm, 0, 'out') == folder == f'out/{NAME}/0'
+
+
+def test_to_be_introduced_twice_changes_nothing():
+    from mmpretrain import list_models
+    finders, find = list(sys.meta_path), Config._get_cfg_path
+    before = list_models()
+    package.introduce()
+    assert list_models() == before
+    assert sys.meta_path == finders and Config._get_cfg_path is find
+    assert NAME in before

@@ -1,0 +1,299 @@
+"""What SSBN must do in a network of a host, each compared with the network
+that the host builds itself."""
+import copy
+import io
+from typing import Callable, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
+from sct_mm.engine.hooks.sct_loss_hook import SCTLossHook
+from sct_mm.models.extract import extract_scale
+from sct_mm.models.pinning import use_scale
+from sct_mm.models.size_selection import ssbn_layers
+from networks import batch_norms, Builder, Network, tensors_of
+from sct_mm.evaluation.coverage_compare import difference, expect_equal, said, seed, takes_plain_dicts, told, Wrong
+from sct_mm.evaluation.coverage_deploy import deployments, Nothing
+
+CHECKS = ('builds', 'sct_step', 'saved', 'chooses', 'extracts', 'deploys')
+_BUFFERS = ('running_mean', 'running_var')
+
+
+class Trial:
+    """One network: ``stock`` as its host builds it, ``model`` with SSBN, the
+    rows of whose scales differ.
+
+    Args:
+        by: 'norm_cfg', 'WithSSBN' or 'convert_to_ssbn'.
+    """
+
+    def __init__(self, builder: Builder, scales: Tuple[int, ...],
+                 by: str) -> None:
+        self.builder, self.scales, self.by = builder, scales, by
+        self.base = builder.pictures(scales[0])
+        self.finite = True  # the host's own losses
+        self._outputs: Dict[Tuple[int, int], List[Tensor]] = {}
+
+    def batch(self, model: nn.Module, scale: int) -> dict:
+        batch = copy.deepcopy(self.base)  # some heads write into samples
+        batch = MultiScaleBatch(scale, self.scales[0],
+                                **padding_of(model))(batch)
+        dtype = next(model.parameters()).dtype
+        return dict(batch, inputs=batch['inputs'].to(dtype))
+
+    def own(self, scale: int, pinned: int = 0) -> List[Tensor]:
+        """:meth:`outputs` of ``model`` after its step, computed once."""
+        if (scale, pinned) not in self._outputs:
+            self._outputs[scale, pinned] = self.outputs(self.model, scale,
+                                                        pinned)
+        return self._outputs[scale, pinned]
+
+    def outputs(self, model: nn.Module, scale: int,
+                pinned: int = 0) -> List[Tensor]:
+        """What ``model`` makes of the pictures of ``scale`` pixels in
+        evaluation."""
+        model.eval()
+        seed()
+        with torch.no_grad(), use_scale(model, pinned or None):
+            found = tensors_of(model(**self.batch(model, scale),
+                                     mode='tensor'))
+        if not any(t.isfinite().any() for t in found):
+            raise Wrong(f'no output at {scale} pixels is finite')
+        return found
+
+    def loss(self, model: nn.Module, scale: int) -> Tensor:
+        losses = model(**self.batch(model, scale), mode='loss')
+        return model.parse_losses(losses)[0]
+
+    def builds(self) -> None:
+        """SSBN is at each norm, and each scale starts as the host's."""
+        self.stock = self.builder()
+        self.model = self.builder(self.scales, self.by)
+        norms = len(batch_norms(self.stock))
+        if len(ssbn_layers(self.model)) != norms:
+            raise Wrong(f'{len(ssbn_layers(self.model))} of {norms} norms '
+                        'are SSBN')
+        for scale in self.scales:
+            plain = extract_scale(self.model, scale).state_dict()
+            for key, value in self.stock.state_dict().items():
+                if not torch.equal(plain[key], value):
+                    raise Wrong(f'{key} does not start as the host starts it')
+        self.rows = {scale: self._own_rows(scale) for scale in self.scales}
+
+    def _own_rows(self, scale: int) -> Dict[str, Dict[str, Tensor]]:
+        """The state of the norms of a network of the host for ``scale``;
+        ``model`` gets them as the scale's row."""
+        model = copy.deepcopy(self.stock).train()
+        norms = batch_norms(model)
+        generator = torch.Generator().manual_seed(scale)
+        for norm in norms.values():
+            for parameter in norm.parameters(recurse=False):
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data += 0.1 * noise
+        momentum = {norm: norm.momentum for norm in norms.values()}
+        try:
+            for norm in momentum:
+                norm.momentum = 1.0
+            with torch.no_grad():
+                self.loss(model, scale)
+        finally:
+            for norm, value in momentum.items():
+                norm.momentum = value
+                # Of two pictures some variances are next to nothing.
+                if norm.running_var is not None:
+                    norm.running_var.clamp_(min=float(
+                        norm.running_var.mean()) / 10)
+        for name, norm in norms.items():
+            row = self.model.get_submodule(name).row(scale)
+            for key, value in norm.state_dict().items():
+                if row.get(key) is not None:
+                    row[key].data.copy_(value)
+        return {name: copy.deepcopy(norm.state_dict())
+                for name, norm in norms.items()}
+
+    def sct_step(self) -> None:
+        """One step of SCTLossHook has the gradients and statistics of the
+        host's network, whose norms are exchanged at each scale."""
+        expected = self._reference_step()
+        hook = SCTLossHook()
+        hook.check_finite = self.finite
+        hook.attach(self.model.train())
+        seed()
+        try:
+            losses = self.model(**copy.deepcopy(self.base), mode='loss')
+            losses['loss'].backward()
+        finally:
+            hook.detach()
+        if not self.finite:
+            raise Nothing('from random weights, the loss of the host is not '
+                          'finite')
+        self._compare_step(*expected)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # Some hosts start with weights that make gradients of millions.
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.optim.SGD(parameters, lr=1e-3).step()
+        if not all(p.isfinite().all() for p in parameters):
+            raise Wrong('parameters are not finite after the step')
+
+    def _reference_step(self) -> Tuple[dict, dict]:
+        """The host's network after a pass and its backward at each scale:
+        {parameter: gradient, of norms one a scale}, {(scale, norm):
+        statistics}."""
+        model = copy.deepcopy(self.stock).train()
+        norms = batch_norms(model)
+        own: Dict[str, List[Optional[Tensor]]] = {}
+        statistics = {}
+        seed()
+        for scale in self.scales:
+            for name, norm in norms.items():
+                norm.load_state_dict(self.rows[scale][name])
+            try:
+                loss = self.loss(model, scale) / len(self.scales)
+            except Exception as error:
+                raise Nothing('the host itself takes no step at '
+                              f'{scale} pixels: {said(error)}') from error
+            loss.backward()
+            self.finite &= bool(loss.isfinite())
+            for name, norm in norms.items():
+                for key, parameter in norm.named_parameters(recurse=False):
+                    own.setdefault(f'{name}.{key}', []).append(parameter.grad)
+                    parameter.grad = None
+                statistics[scale, name] = copy.deepcopy(norm.state_dict())
+        return {**{name: p.grad for name, p in model.named_parameters()},
+                **own}, statistics
+
+    def _compare_step(self, gradients: dict, statistics: dict) -> None:
+        pairs = []
+        for name, parameter in self.model.named_parameters():
+            theirs, ours = gradients[name], parameter.grad
+            if isinstance(theirs, list):  # of each row
+                theirs = None if all(g is None for g in theirs) else (
+                    torch.cat([torch.zeros_like(parameter[:len(parameter)
+                               // len(theirs)]) if g is None else g
+                               for g in theirs]))
+            if (theirs is None) != (ours is None):
+                raise Wrong(f'{name} has a gradient here or in the host, but '
+                            'not in both')
+            if theirs is not None:
+                pairs.append((ours, theirs))
+        expect_equal(*zip(*pairs), 1e-4, 'gradients')
+        found = []
+        for (scale, name), state in statistics.items():
+            row = self.model.get_submodule(name).row(scale)
+            found += [(row[key], state[key]) for key in _BUFFERS
+                      if key in state]
+        if found:
+            expect_equal(*zip(*found), 1e-4, 'statistics')
+
+    def saved(self) -> None:
+        """A new network that loads the weights gives the same outputs at
+        each scale, by itself."""
+        import safetensors.torch as safetensors
+        state = self.model.state_dict()
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        tensors = safetensors.load(safetensors.save(
+            {key: value.contiguous().clone()
+             for key, value in state.items()}))
+        for what, loaded, scales in (
+                ('torch.save', torch.load(file, weights_only=True),
+                 self.scales), ('safetensors', tensors, self.scales[-1:])):
+            model = self.builder(self.scales, self.by, initialised=False)
+            if loaded is tensors and not takes_plain_dicts(self.stock):
+                continue
+            model.load_state_dict(loaded)
+            for scale in scales:
+                expect_equal(self.outputs(model, scale),
+                             self.own(scale), 0,
+                             f'the outputs at {scale} pixels after {what}')
+
+    def chooses(self) -> None:
+        """Unpinned, it is at each scale as it is pinned there."""
+        if len(self.scales) == 1:
+            raise Nothing
+        for scale in self.scales:
+            other = min(self.scales, key=lambda s: s == scale)
+            pinned = self.own(scale, scale)
+            if not difference(self.own(scale, other), pinned) > 1e-6:
+                raise Wrong(f'the rows of {scale} and {other} are the same')
+            free = told(self.outputs, copy.deepcopy(self.model), scale)
+            expect_equal(free, pinned, 0, f'the outputs at {scale} pixels, '
+                         'pinned and not,')
+
+    def extracts(self) -> None:
+        """The host's own network loads an extracted scale and gives the
+        outputs of the pinned one; every module has the host's class."""
+        for scale in self.scales:
+            plain = extract_scale(self.model, scale)
+            theirs = dict(self.stock.named_modules())
+            for name, module in plain.named_modules():
+                # Of SyncBN, SyncSSBN leaves what runs in one process.
+                ours, host = type(module), type(theirs[name])
+                if ours is not host and not (ours is nn.BatchNorm2d and (
+                        issubclass(host, nn.SyncBatchNorm))):
+                    raise Wrong(f'{name}: {ours.__name__}, no {host.__name__}')
+            stock = copy.deepcopy(self.stock)
+            stock.load_state_dict(plain.state_dict())
+            pinned = self.own(scale, scale)
+            for what, model in (('extracted', plain), ('loaded', stock)):
+                if model is plain and scale != self.scales[-1]:
+                    continue
+                expect_equal(self.outputs(model, scale), pinned, 1e-6,
+                             f'the {what} outputs at {scale} pixels')
+
+    def deploys(self) -> None:
+        """What the host can do for inference with its own network, it can do
+        with an extracted scale."""
+        # Fused in float32, channels of little variance lose digits; parts of
+        # some hosts compute in float32 only.
+        dtypes = ((torch.float64, ) if isinstance(self.model, Network)
+                  else ()) + (torch.float32, )
+        done = [name for name, deploy in deployments(self.builder.host)
+                if any(self._deployed(name, deploy, d) for d in dtypes)]
+        if not done:
+            raise Nothing
+        self.deployed_by = done
+
+    def _deployed(self, name: str, deploy: Callable,
+                  dtype: torch.dtype) -> bool:
+        """Whether the host can ``deploy`` its own network without changing
+        its outputs.
+
+        Raises:
+            Wrong: if it can, but not an extracted scale.
+        """
+        scale = self.scales[-1]
+        extracted = extract_scale(self.model, scale)
+        stock = copy.deepcopy(self.stock)
+        stock.load_state_dict(extracted.state_dict())
+        try:
+            before = self.outputs(stock.to(dtype), scale)
+            after = self.outputs(deploy(stock), scale)
+        except Exception:  # it has not this way, or not for this network
+            return False
+        if difference(after, before) > 1e-4:
+            return False
+        ours = deploy(extracted.to(dtype).eval())
+        expect_equal(self.outputs(ours, scale), before, 1e-4,
+                     f'the outputs after {name}')
+        return True
+
+
+def outcome(trial: Trial) -> Dict[str, str]:
+    """{check: 'yes', 'no' or '-'} and a note on what is not 'yes'."""
+    row, notes = dict.fromkeys(CHECKS, '-'), []
+    for name in CHECKS:
+        try:
+            getattr(trial, name)()
+            row[name] = 'yes'
+        except Nothing as why:
+            if str(why):
+                notes.append(str(why))
+        except Exception as error:
+            row[name] = 'no'
+            notes.append(f'{name}: {said(error)}')
+            if name == 'builds':
+                break
+    return dict(row, note='; '.join(notes))

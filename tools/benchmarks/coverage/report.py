@@ -1,0 +1,90 @@
+"""The table of coverage, in Markdown."""
+from typing import Any, Dict, List, Sequence
+
+from checks import CHECKS
+
+_INTRODUCTION = """\
+# Coverage
+
+In which families of networks SSBN and SCT work, by
+
+    python tools/benchmarks/coverage/run.py
+
+It takes the families from what is installed, and of each the smallest network
+that has batch normalization. Every check compares with the network that the
+host builds itself.
+"""
+
+_MEANING = dict(
+    builds='every norm is SSBN, and each scale starts as the host starts it',
+    sct_step='gradients and statistics of a step of `SCTLossHook` are those '
+    'of the host\'s networks, one a scale; parameters stay finite',
+    saved='by `torch.save` and by safetensors, into a new network: the same '
+    'outputs, to the bit',
+    chooses='unpinned, the outputs at each scale are those of the pinned '
+    'network, to the bit, and not those of another scale',
+    extracts='an extracted scale has the host\'s layers; the host\'s own '
+    'network loads it strictly; the outputs are equal',
+    deploys='what the host fuses for inference in its own network, it fuses '
+    'in an extracted scale; outputs within 1e-4')
+
+_HEAD = ('family', 'network', 'SSBN by', 'scales', 'norms', *CHECKS)
+
+
+def right(row: Dict[str, Any]) -> bool:
+    """Whether every check that applies to a network was passed."""
+    return row['builds'] == 'yes' and 'no' not in [row[c] for c in CHECKS]
+
+
+def fixed(row: Dict[str, Any]) -> bool:
+    return len(row['scales']) == 1
+
+
+def _line(cells) -> str:
+    return '| ' + ' | '.join(str(c).replace('|', '/') for c in cells) + ' |'
+
+
+def _table(head, rows) -> List[str]:
+    return [_line(head), '|' + '---|' * len(head), *map(_line, rows), '']
+
+
+def _cells(row: Dict[str, Any]) -> List[str]:
+    checks = [row[check] for check in CHECKS]
+    if row['deployed_by']:
+        checks[-1] = ', '.join(row['deployed_by'])
+    return [row['family'], row['network'], row['by'],
+            ', '.join(map(str, row['scales'])), str(row['norms']), *checks]
+
+
+def markdown(versions: Dict[str, str], rows: List[Dict[str, Any]],
+             untried: Sequence[str] = ()) -> str:
+    """The page of ``rows``; see :func:`tools.benchmarks.coverage.run.coverage`
+    for their keys. ``untried`` are those that a run has not come to."""
+    hosts = list(dict.fromkeys(row['host'] for row in rows))
+    tried = {host: [r for r in rows if r['host'] == host and (
+        r['norms'] or r['note'])] for host in hosts}
+    none = {host: [r['family'] for r in rows if r['host'] == host
+                   and not r['norms'] and not r['note']] for host in hosts}
+    lines = [_INTRODUCTION, *_table(('check', 'what holds'),
+                                    _MEANING.items()),
+             '`-`: there is nothing to check: no way to fuse, or one size.',
+             '', *_table(
+                 ('host', 'families with batch normalization', 'all right',
+                  'of these, at one size only', 'exceptions'),
+                 [(host, len(of), sum(map(right, of)),
+                   sum(right(r) and fixed(r) for r in of),
+                   sum(not right(r) for r in of))
+                  for host, of in tried.items()])]
+    lines += ['Versions: ' + ', '.join(
+        f'{name} {number}' for name, number in versions.items()) + '.', '']
+    if untried:
+        lines += [f'Not run yet ({len(untried)}): {", ".join(untried)}.', '']
+    for host, of in tried.items():
+        lines += [f'## {host}', '', *_table(_HEAD, map(_cells, of))]
+        notes = [f'- {r["family"]}: {r["note"]}.' for r in of if r['note']]
+        if notes:
+            lines += [*notes, '']
+        if none[host]:
+            lines += ['Without batch normalization: '
+                      + ', '.join(none[host]) + '.', '']
+    return '\n'.join(lines).rstrip() + '\n'

@@ -1,0 +1,4 @@
+# To compare with: one network for one scale.
+_base_ = '../../../../configs/_base_/fashion-mnist.py'
+pipeline = [{**_base_.resize, 'scale': 14}, dict(type='PackInputs')]
+train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))

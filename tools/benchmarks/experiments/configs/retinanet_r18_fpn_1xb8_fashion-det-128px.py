@@ -1,0 +1,2 @@
+# To compare with: one network for one scale.
+_base_ = '../../../../configs/_base_/fashion-det.py'

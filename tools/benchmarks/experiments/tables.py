@@ -1,0 +1,235 @@
+"""Tables and figures of results, in README, in docs and on the screen."""
+import glob
+import json
+import math
+import os.path as osp
+import re
+from typing import Dict, List, Optional, Sequence
+
+from sct_mm.utils.checkpoint import AtomicLocalBackend, dump, save_plot
+from sct_mm.utils.errors import UserError
+from sct_mm.evaluation.arms import Experiment
+from experiments import EXPERIMENTS
+
+# What stands between the two lines is made by tools/benchmarks/experiments/tables.py.
+_BLOCK = re.compile(r'(?P<start>^<!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
+                    r' -->\n)(?P<table>(?:(?!<!-- table:).)*?)'
+                    r'(?P<end><!-- /table -->)', re.S | re.M)
+
+
+def _number(value: float, metric: str) -> str:
+    return f'{value:.2f}' if metric.startswith('accuracy') else f'{value:.1f}'
+
+
+def cells_of(result: dict, metric: str,
+             sizes: Optional[Sequence[int]] = None) -> List[List[str]]:
+    """The rows of a table, the first its header.
+
+    Args:
+        result: of :func:`~tools.benchmarks.experiments.reproduce.reproduce`.
+        metric: of the result.
+        sizes: columns; default: all of the result.
+    """
+    arms: Dict[str, dict] = {
+        arm: {int(size): value for size, value in found.items()}
+        for arm, found in result[metric].items()}
+    known = list(dict.fromkeys(size for found in arms.values()
+                               for size in found))
+    sizes = sizes or known
+    if set(sizes) - set(known):
+        raise KeyError(min(set(sizes) - set(known)))
+    rows = [['trained on', 'compute', *map(str, sizes)]]
+    for arm, found in arms.items():
+        row = [arm, f'{result["compute"][arm]:.1f}']
+        for size in sizes:
+            if size not in found:  # of one network for each of some sizes
+                row.append('')
+                continue
+            mean, deviation = found[size]
+            spread = f'±{_number(deviation, metric)}'
+            row.append(_number(mean, metric)
+                       + (spread if len(result['seeds']) > 1 else ''))
+        rows.append(row)
+    return rows
+
+
+def markdown_of(result: dict, metric: str,
+                sizes: Optional[Sequence[int]] = None) -> str:
+    """The table in Markdown; the best mean of each size is bold."""
+    header, *rows = cells_of(result, metric, sizes)
+    for column in range(2, len(header)):
+        means = [float(row[column].partition('±')[0] or '-inf')
+                 for row in rows]
+        for row, mean in zip(rows, means):
+            if len(rows) > 1 and mean == max(means):
+                row[column] = f'**{row[column]}**'
+    lines = [header, ['---'] * len(header), *rows]
+    return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
+
+
+def results_of(folder: str) -> Dict[str, dict]:
+    """{experiment: what tools/benchmarks/experiments/reproduce.py wrote of it} in ``folder``."""
+    found = {}
+    for path in sorted(glob.glob(osp.join(folder, '*.json'))):
+        name = osp.splitext(osp.basename(path))[0]
+        if name in EXPERIMENTS:
+            with open(path) as file:
+                found[name] = json.load(file)
+    return found
+
+
+def take_results(source: str, root: str) -> List[str]:
+    """Put what tools/benchmarks/experiments/reproduce.py wrote to ``source`` into docs/results of
+    the repository at ``root``: of the experiments that are there, and of no
+    fewer seeds.
+
+    Returns:
+        list: the paths of the files.
+    """
+    folder, taken = osp.join(root, 'docs', 'results'), []
+    there, found = results_of(folder), results_of(source)
+    for name in there.keys() & found.keys():
+        if len(found[name]['seeds']) >= len(there[name]['seeds']):
+            taken.append(osp.join(folder, f'{name}.json'))
+            dump(found[name], taken[-1])
+    return sorted(taken)
+
+
+def with_tables(text: str, results: Dict[str, dict]) -> str:
+    """``text`` with the tables that its comments ask for::
+
+        <!-- table: any-size metric=accuracy/top1 sizes=28,21,14 -->
+        <!-- /table -->
+
+    ``metric`` defaults to the first of the experiment, ``sizes`` to all.
+
+    Raises:
+        UserError: for an experiment, metric or size without a result, and
+            for a comment that is none of these.
+    """
+    def fill(block: 're.Match') -> str:
+        name = block['name']
+        options = dict(word.partition('=')[::2]
+                       for word in block['options'].split())
+        if set(options) - {'metric', 'sizes'}:
+            raise UserError('A table takes metric=NAME and sizes=28,21,14, '
+                            f'but got {block["options"].strip()!r}. Mend it.')
+        if name not in results:
+            raise UserError(f'A table needs the result of {name!r}, but there '
+                            f'are {sorted(results)}. Run tools/benchmarks/experiments/reproduce.py '
+                            f'{name} and put its JSON into docs/results.')
+        metric = options.get('metric') or next(iter(
+            EXPERIMENTS[name].metrics))
+        sizes = options.get('sizes', '')
+        try:
+            table = markdown_of(results[name], metric, [
+                int(size) for size in sizes.split(',') if size])
+        except (KeyError, ValueError) as error:
+            raise UserError(f'The result of {name!r} has no {error} for a '
+                            f'table of {metric}, {sizes}. Mend its options, '
+                            f'or run tools/benchmarks/experiments/reproduce.py {name}.') from None
+        return block['start'] + table + block['end']
+    made, count = _BLOCK.subn(fill, text)
+    begun = len(re.findall('^<!-- table:', text, re.M))
+    if count != begun:
+        raise UserError('Each <!-- table: ... --> must end by <!-- /table -->'
+                        f', but {count} of {begun} do. Mend the text.')
+    return made
+
+
+def draw(result: dict, experiment: Experiment, path: str) -> None:
+    """The first metric over the size, a line an arm, or over the compute of
+    the training, a panel a size, as a picture."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    metric, label = next(iter(experiment.metrics.items()))
+    found = {arm: {int(size): value for size, value in sizes.items()}
+             for arm, sizes in result[metric].items()}
+    names = list(dict.fromkeys(
+        arm.rpartition(', ')[0] if experiment.panels else arm
+        for arm in found))
+    columns = 1 if max(map(len, names)) > 32 else 2
+    legend = 0.23 * math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(
+        1, max(len(experiment.panels), 1), squeeze=False,
+        figsize=(10 if experiment.panels else 6.4, 3.9 + legend),
+        layout='constrained')
+    if experiment.panels:
+        _over_compute(axes[0], found, result['compute'], experiment, names)
+    else:
+        _over_size(axes[0][0], found)
+    axes[0][0].set_ylabel(label)
+    for each in axes[0]:
+        each.grid(alpha=0.3)
+    lines = {line.get_label(): line for each in axes[0]
+             for line in each.containers}
+    figure.legend([lines[name] for name in names], names,
+                  loc='outside lower center', ncols=columns)
+    save_plot(figure, path, 110)
+
+
+def _line(axes, name: str, at: Sequence[float],
+          values: Sequence[Sequence[float]], **style) -> None:
+    axes.errorbar(at, [mean for mean, _ in values],
+                  [deviation for _, deviation in values], label=name, **{
+                      'marker': 'o', 'capsize': 3,
+                      'linewidth': (2.5 if name.startswith('SCT, SSBN')
+                                    else 1.2),
+                      'linestyle': '-' if name.startswith('SCT') else '--',
+                      **style})
+
+
+def _over_size(axes, found: Dict[str, Dict[int, list]]) -> None:
+    known = {size for sizes in found.values() for size in sizes}
+    for arm, sizes in found.items():  # of few sizes: a network for each
+        _line(axes, arm, list(sizes), list(sizes.values()),
+              **(dict(linestyle='', marker='*', markersize=11, zorder=3)
+                 if len(sizes) < len(known) else {}))
+    axes.set_xticks(sorted(known))
+    axes.set_xlabel('size of the input (pixels)')
+
+
+def _over_compute(panels, found: Dict[str, Dict[int, list]],
+                  compute: Dict[str, float], experiment: Experiment,
+                  names: List[str]) -> None:
+    """A schedule stands at the sizes that it trains."""
+    for axes, size in zip(panels, experiment.panels):
+        for color, name in enumerate(names):
+            arms = [arm for arm in found if arm.rpartition(', ')[0] == name
+                    and size in experiment.arms[arm].seen]
+            if arms:
+                _line(axes, name, [compute[arm] for arm in arms],
+                      [found[arm][size] for arm in arms], color=f'C{color}')
+        axes.set_title(f'{size} pixels')
+        axes.set_xlabel(f'compute (epochs at {max(experiment.sizes)})')
+
+
+def write_tables(root: str) -> List[str]:
+    """Write the tables of README.md and docs/*.md in the repository at
+    ``root`` from docs/results, and their figures beside the results.
+
+    Returns:
+        list: the paths of the files.
+
+    Raises:
+        UserError: for a folder without results, and as :func:`with_tables`.
+    """
+    folder = osp.join(root, 'docs', 'results')
+    results = results_of(folder)
+    if not results:
+        raise UserError(f'{folder!r} must hold what tools/benchmarks/experiments/reproduce.py wrote, '
+                        'but has none of it. Name the repository by --root.')
+    written = []
+    for path in (osp.join(root, 'README.md'),
+                 *sorted(glob.glob(osp.join(root, 'docs', '*.md')))):
+        with open(path, encoding='utf-8') as file:
+            text = file.read()
+        if re.search('^<!-- table:', text, re.M):
+            AtomicLocalBackend().put(
+                with_tables(text, results).encode(), path)
+            written.append(path)
+    for name, result in results.items():
+        written.append(osp.join(folder, f'{name}.png'))
+        draw(result, EXPERIMENTS[name], written[-1])
+    return written

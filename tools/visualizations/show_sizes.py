@@ -1,0 +1,271 @@
+"""One picture at several sizes: what a network sees, and what it says."""
+import copy
+import os.path as osp
+from typing import Any, List, NamedTuple, Optional, Sequence, Union
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, DefaultScope
+from torch import nn
+
+from sct_mm.utils.arguments import check_number
+from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
+from sct_mm.datasets.rescale_pipeline import nominal_size, rescale_pipeline
+from sct_mm.utils.config_walk import type_name
+from sct_mm.datasets.size_switch import SizeSwitch
+from sct_mm.utils.config_walk import pipelines_in
+from sct_mm.models.cascade import check_cascade_sizes, check_thresholds, scores_in
+from sct_mm.utils.checkpoint import check_checkpoint, check_outputs
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.config import check_test_data, check_test_set, load_config
+from sct_mm.engine.load_model import loaded_model
+from sct_mm.utils.sizes import expand_sizes, Sizes
+from sct_mm.engine.loops import check_sizes
+from sct_mm.utils.safe_load import protected_loading
+from sct_mm.engine.resume import find_checkpoint
+from sct_mm.models.pinning import use_scale
+from sct_mm.models.size_selection import scales_of
+
+
+
+class View(NamedTuple):
+    """A picture at ``size`` pixels. ``pixels`` (H, W) or (H, W, 3), 0 to 255;
+    ``scores`` (classes,) of a classifier, else ``boxes``, mmdet's instances,
+    and ``shape``, height and width of the picture that they are of."""
+    size: int
+    pixels: np.ndarray
+    scores: Optional[torch.Tensor] = None
+    boxes: Any = None
+    shape: Optional[tuple] = None
+
+
+def samples_of(cfg: Config, picture: Union[int, str], sizes: Sequence[int],
+               channels: int) -> List[dict]:
+    """The picture as the test pipeline makes it, at each of ``sizes``.
+
+    Args:
+        picture: its index in the test set, or the path of a file, which has
+            no annotations.
+        channels: 1 for a grey picture.
+
+    Raises:
+        UserError: for an index or a file that is not there.
+    """
+    if isinstance(picture, int):
+        check_test_data(cfg)
+        config = cfg.test_dataloader.dataset
+        dataset = DATASETS.build(config)
+        if not 0 <= picture < len(dataset):
+            raise UserError(f'The picture must be one of {len(dataset)} of '
+                            f'the test set, but got {picture}. Name one from '
+                            f'0 to {len(dataset) - 1}, or a file.')
+        switch, samples = SizeSwitch(dataset, config, sizes), []
+        for size in sizes:
+            with switch.at(size):
+                samples.append(dataset[picture])
+        return samples
+    if not osp.isfile(picture):
+        raise UserError(f'The picture must be a file, but got {picture!r}. '
+                        'Name one, or the index of one of the test set.')
+    pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
+    return [Compose(_of_a_file(rescale_pipeline(pipeline, size)))(
+        _read(picture, channels)) for size in sizes]
+
+
+def _read(path: str, channels: int) -> dict:
+    """What a pipeline gets of a picture in a file.
+
+    Raises:
+        UserError: for a file that is none.
+    """
+    try:
+        image = mmcv.imread(path, 'grayscale' if channels == 1 else 'color')
+    except Exception:  # of OpenCV, for an empty file
+        image = None
+    if image is None:
+        raise UserError(f'The picture must be a file that OpenCV reads, but '
+                        f'got {path!r}. Convert it, e.g. to PNG.')
+    return dict(img=image, img_shape=image.shape[:2], img_id=0,
+                ori_shape=image.shape[:2], img_path=path)
+
+
+def _of_a_file(pipeline: List[dict]) -> List[dict]:
+    """``pipeline`` without annotations; its own reading, which may ask for
+    grey or for floats, is of a local file."""
+    for transform in pipeline:
+        if type_name(transform) == 'LoadImageFromFile':
+            for name in ('backend_args', 'file_client_args'):
+                transform.pop(name, None)
+    return [transform for transform in pipeline
+            if type_name(transform) != 'LoadAnnotations']
+
+
+def as_pixels(picture: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
+    """(C, H, W) as (H, W) or (H, W, 3), 0 to 255; with ``preprocessor``,
+    without its normalization."""
+    picture = picture.float().cpu()
+    mean = getattr(preprocessor, 'mean', None)
+    if mean is not None:
+        picture = picture * preprocessor.std.cpu() + mean.cpu()
+    elif preprocessor is not None:
+        low, high = picture.min(), picture.max()
+        picture = 255 * (picture - low) / (high - low).clamp(min=1e-12)
+    if not getattr(preprocessor, 'to_rgb', True):  # hosts read BGR
+        picture = picture.flip(0)
+    pixels = picture.clamp(0, 255).numpy()
+    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+@torch.no_grad()
+def classified(model: nn.Module, sample: dict,
+               sizes: Sequence[int]) -> List[View]:
+    """A view a size, the smallest first: ``sample``, which is of the largest,
+    as SCT and :class:`Cascade` resize it."""
+    preprocessor, views = model.data_preprocessor, []
+    inputs = preprocessor(dict(inputs=[sample['inputs']]), False)['inputs']
+    padding = padding_of(model)
+    for size in sizes:
+        resized = MultiScaleBatch(size, sizes[-1], **padding)(
+            dict(inputs=inputs))['inputs']
+        with use_scale(model, size):
+            scores = scores_in(model(resized, mode='predict'))[0]
+        views.append(View(size, as_pixels(resized[0], preprocessor), scores))
+    return views
+
+
+@torch.no_grad()
+def detected(model: nn.Module, samples: Sequence[dict],
+             sizes: Sequence[int], least: float) -> List[View]:
+    """A view a size, each of ``samples`` at its size, with the boxes of a
+    score of at least ``least``.
+
+    Raises:
+        UserError: for a network that finds no boxes.
+    """
+    views = []
+    for size, sample in zip(sizes, samples):
+        with use_scale(model, size):
+            found = model.test_step(dict(
+                inputs=[sample['inputs']],
+                data_samples=[copy.deepcopy(sample['data_samples'])]))[0]
+        instances = getattr(found, 'pred_instances', None)
+        if instances is None or 'bboxes' not in instances:
+            raise UserError('The network must be a classifier or find boxes, '
+                            f'but {type(model).__name__} gives neither. Use '
+                            "its host's inferencer.")
+        views.append(View(size, as_pixels(sample['inputs'].flip(0)),  # BGR
+                          boxes=instances[instances.scores >= least],
+                          shape=tuple(found.ori_shape)))
+    return views
+
+
+def stop_of(views: Sequence[View], thresholds: Sequence[float]) -> int:
+    """Index of the view at which a cascade stops."""
+    return next((index for index, (view, threshold) in enumerate(
+        zip(views, thresholds)) if view.scores.max() > threshold),
+        len(views) - 1)
+
+
+def classes_of(cfg: Config, checkpoint: dict) -> Sequence[str]:
+    """Names of the classes, as the checkpoint or the data set tells; empty
+    where neither does."""
+    meta = checkpoint.get('meta') or {}
+    known = dict(meta.get('dataset_meta') or {})
+    config = next(iter(_parts(cfg.test_dataloader.dataset)))
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = config.get('type')
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+    return (known.get('classes') or known.get('CLASSES')
+            or dict(config.get('metainfo') or {}).get('classes')
+            or (getattr(kind, 'METAINFO', None) or {}).get('classes') or ())
+
+
+def _parts(dataset: dict) -> List[dict]:
+    """The configs of the data sets within ``dataset``."""
+    inner = dataset.get('datasets') or [dataset['dataset']
+                                        ] if 'pipeline' not in dataset else []
+    return [part for each in inner for part in _parts(each)] or [dataset]
+
+
+@protected_loading()
+def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
+               out: str, sizes: Optional[Sizes] = None,
+               thresholds: Union[float, Sequence[float], None] = None,
+               least: float = 0.3, force: bool = False,
+               cfg_options: Optional[dict] = None) -> dict:
+    """Draw one picture at several sizes into a PNG: what tools/visualizations/show_sizes.py does.
+
+    Of a classifier: what it sees, class and confidence, and, with
+    ``thresholds``, where a :class:`Cascade` stops, which resizes the picture.
+    Of a detector: its boxes; the test pipeline resizes.
+
+    Args:
+        picture: its index in the test set, or the path of a file.
+        out: path of the PNG.
+        sizes: pixels, also as ranges (:func:`expand_sizes`); None: the
+            trained ones, else the config's.
+        thresholds: of a cascade over the sizes, one or one for each but the
+            largest.
+        least: score of the boxes that are drawn; mmdet's inferencers take
+            0.3, too.
+        force: overwrite ``out``.
+
+    Returns:
+        dict: ``views``, a :class:`View` a size, the smallest first;
+        ``stop``, the index of the one that a cascade stops at, or None;
+        ``classes``; ``truth``, the class of the picture, or None.
+
+    Raises:
+        UserError, TypeError, ValueError: for what is missing, does not fit,
+            or stands in the way; a cascade of a detector.
+    """
+    from sct_mm.evaluation.demo_report import draw
+    check_outputs([out], force, ending='.png')
+    check_number('least', least, 0, 'The default is 0.3.', 1)
+    wanted = None if sizes is None else expand_sizes(sizes)
+    cfg = load_config(config, cfg_options)
+    check_test_set(cfg)
+    checkpoint = find_checkpoint(checkpoint, cfg)
+    weights = check_checkpoint(checkpoint)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        model = loaded_model(cfg, weights, checkpoint)
+        if wanted is None and scales_of(model) is None:
+            wanted = [nominal_size(next(pipelines_in(
+                cfg.test_dataloader.dataset))[1])]
+        found = view(model, cfg, picture,
+                     check_sizes(wanted, model)[::-1], thresholds, least)
+        found['classes'] = classes_of(cfg, weights)
+    draw(found, str(picture), out)
+    return found
+
+
+def view(model: nn.Module, cfg: Config, picture: Union[int, str],
+         sizes: Sequence[int],
+         thresholds: Union[float, Sequence[float], None],
+         least: float) -> dict:
+    """What :func:`show_sizes` returns, but the classes; ``sizes`` are from
+    the smallest up."""
+    limits = None if thresholds is None else check_thresholds(
+        thresholds, check_cascade_sizes(sizes))
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    first = next((p for p in model.parameters() if p.dim() == 4), None)
+    channels = len(mean) if mean is not None else (
+        3 if first is None else first.shape[1])
+    samples = samples_of(cfg, picture, sizes, channels)
+    sample = samples[-1].get('data_samples')
+    if not hasattr(sample, 'gt_instances'):  # mmdet's have them in any case
+        views = classified(model, samples[-1], sizes)
+    elif limits is None:
+        views = detected(model, samples, sizes, least)
+    else:
+        raise UserError('A cascade serves classifiers, but '
+                        f'{type(model).__name__} finds boxes. Leave '
+                        '--cascade out.')
+    truth = getattr(sample, 'gt_label', None)
+    if truth is not None and truth.numel() != 1:
+        truth = None  # of several labels
+    return dict(views=views, truth=None if truth is None else int(truth),
+                stop=None if limits is None else stop_of(views, limits))
