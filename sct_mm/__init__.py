@@ -14,20 +14,20 @@ __all__ = [
 if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
     try:
         from .datasets.multi_scale_batch import MultiScaleBatch
-        from .models.cascade import Cascade
-        from .utils.checkpoint import AtomicLocalBackend
-        from .engine.loops import ScalesTestLoop, ScalesValLoop
-        from .utils.package import introduce
-        from .utils.safe_load import allow_checkpoint_types
         from .engine.hooks.channels_last_hook import ChannelsLastHook
         from .engine.hooks.epoch_seed_hook import EpochSeedHook
-        from .engine.hooks.shared_affine_hook import SharedAffineHook
         from .engine.hooks.sct_loss_hook import SCTLossHook
-        from .models.precise_bn import add_scale, calibrate
-        from .models.convert import convert_to_ssbn, WithSSBN
+        from .engine.hooks.shared_affine_hook import SharedAffineHook
+        from .engine.loops import ScalesTestLoop, ScalesValLoop
+        from .models.cascade import Cascade
+        from .models.convert import WithSSBN, convert_to_ssbn
         from .models.extract import extract_scale
         from .models.pinning import set_scale, use_scale
+        from .models.precise_bn import add_scale, calibrate
         from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
+        from .utils.checkpoint import AtomicLocalBackend
+        from .utils.package import introduce
+        from .utils.safe_load import allow_checkpoint_types
     except ImportError as error:
         raise ImportError(
             f'sct_mm cannot be imported here ({error}). Run `python -m '

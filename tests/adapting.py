@@ -1,12 +1,11 @@
 """A network to adapt, and what must stay of it."""
 import torch
+from conftest import SCALES, TinyModel
+from helpers import batch, with_trained_base
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from sct_mm import SSBN
-
-from conftest import SCALES, TinyModel
-from helpers import batch, with_trained_base
 
 
 class Dropping(TinyModel):

@@ -3,13 +3,11 @@ import os.path as osp
 
 import numpy as np
 import torch
+from conftest import ROOT
+from fashion_det import make_fashion_det
+from helpers import randomised
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-
-from fashion_det import make_fashion_det
-
-from conftest import ROOT
-from helpers import randomised
 
 FASHION = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
 

@@ -1,11 +1,10 @@
 """What heads of several kinds are taught by, written out."""
 import torch
+from helpers import batch
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import set_scale
-
-from helpers import batch
 
 
 def softmax_kl(p, q):

@@ -1,5 +1,6 @@
 """Models, batches and runs that several tests share."""
 import torch
+from conftest import SCALES, TinyModel
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
@@ -7,10 +8,8 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from sct_mm import EpochSeedHook, SCTLossHook, SSBN
+from sct_mm import SSBN, EpochSeedHook, SCTLossHook
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES, TinyModel
 
 
 def ssbn_model():

@@ -3,14 +3,13 @@ import itertools
 
 import numpy as np
 import torch
+from conftest import SCALES
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner
 
-from sct_mm import SCTLossHook, SSBN
-
-from conftest import SCALES
+from sct_mm import SSBN, SCTLossHook
 
 COUNT = itertools.count()
 

@@ -5,6 +5,8 @@ import re
 
 import pytest
 import torch
+from conftest import ROOT
+from helpers import with_trained_base
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import HOOKS, MODELS, init_default_scope
@@ -14,9 +16,6 @@ import sct_mm  # noqa: F401
 from sct_mm.datasets.rescale_pipeline import nominal_size, train_sizes
 from sct_mm.engine.loops import check_sizes
 from sct_mm.models.size_selection import scales_of
-
-from conftest import ROOT
-from helpers import with_trained_base
 
 # Those of detectors are in test_detection.py.
 CONFIGS = sorted(

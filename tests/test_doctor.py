@@ -4,11 +4,10 @@ import sys
 from importlib import metadata
 
 import pytest
+from conftest import ROOT
 
 from sct_mm.doctor.checks import conflicts_of
-from sct_mm.doctor.environment import Environment, SHOWN
-
-from conftest import ROOT
+from sct_mm.doctor.environment import SHOWN, Environment
 
 BOUNDS = """mmcv_minimum_version = '2.0.0rc4'
 mmcv_maximum_version = '2.2.0'

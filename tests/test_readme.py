@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
 
 # What tools/benchmarks/experiments/reproduce.py NAME wrote, and where its table stands.

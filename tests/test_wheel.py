@@ -9,11 +9,10 @@ import zipfile
 
 import numpy as np
 import pytest
-
-from sct_mm.export import save_pretrained
-
 from conftest import ROOT
 from exports import fashion, write_idx
+
+from sct_mm.apis import save_pretrained
 
 SOURCES = ('sct_mm', 'configs', 'tools', 'setup.py', 'pyproject.toml',
            'README.md', 'LICENSE', 'model-index.yml')
@@ -35,7 +34,7 @@ model = get_model('sct_resnet50_8xb32_in1k')
 assert model.backbone.bn1.scales == (224, 192, 160, 128)
 assert not any('retinanet' in name for name in list_models('sct_'))
 import torch
-from sct_mm.export import from_pretrained
+from sct_mm.apis import from_pretrained
 assert from_pretrained('folder')(torch.zeros(1, 1, 14, 14)).shape == (1, 10)
 """
 

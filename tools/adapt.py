@@ -4,9 +4,9 @@ import shlex
 
 from mmengine.dist import is_main_process
 
+from sct_mm.apis import adapt_checkpoint
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.package import tool_command
-from sct_mm.apis import adapt_checkpoint
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -3,8 +3,8 @@ import argparse
 
 from mmengine.dist import is_main_process
 
-from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.apis import calibrate_checkpoint
+from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 
 
 def parse_args(argv=None) -> argparse.Namespace:

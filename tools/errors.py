@@ -7,8 +7,8 @@ import os.path as osp
 import re
 from typing import Dict, List, Tuple
 
-from sct_mm.utils.cli import cli
 from sct_mm.utils.checkpoint import AtomicLocalBackend
+from sct_mm.utils.cli import cli
 
 HEAD = '''# Every error
 

@@ -2,12 +2,11 @@
 import argparse
 from typing import Union
 
-
-from sct_mm.utils.cli import add_cfg_options, cli
-from sct_mm.export import export
+from sct_mm.apis import export
 from sct_mm.export.formats import FORMATS
 from sct_mm.export.network import PARTS
 from sct_mm.export.report import report
+from sct_mm.utils.cli import add_cfg_options, cli
 
 
 def size_of(text: str) -> Union[int, str]:

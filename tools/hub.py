@@ -2,8 +2,8 @@
 import argparse
 import shlex
 
+from sct_mm.apis import save_pretrained
 from sct_mm.utils.cli import add_cfg_options, cli
-from sct_mm.export import save_pretrained
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -26,7 +26,7 @@ def main() -> None:
     scales = told['scales'] or ['no scales of its own']
     print(f'{told["label"]} ({", ".join(map(str, scales))}) is in '
           f'{args.out}: read back, it is the trained network to the bit.')
-    print(f"sct_mm.export.from_pretrained({args.out!r}) loads it; `hf upload "
+    print(f"sct_mm.apis.from_pretrained({args.out!r}) loads it; `hf upload "
           f"OWNER/NAME {shlex.quote(args.out)}` puts it on a hub.")
 
 

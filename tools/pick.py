@@ -2,8 +2,8 @@
 import argparse
 import re
 
+from sct_mm.apis import pick
 from sct_mm.utils.cli import cli
-from sct_mm.export import pick
 
 UNITS = {'': 1.0, 'ms': 1.0, 's': 1e3, 'us': 1e-3}
 

@@ -5,11 +5,10 @@ import os.path as osp
 
 from mmengine.dist import is_main_process
 
+from sct_mm.apis import test_cascade, test_models
+from sct_mm.evaluation.report import report, report_cascade
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.config import config_name
-from sct_mm.apis import test_cascade, test_models
-from sct_mm.evaluation.cascade_report import report_cascade
-from sct_mm.evaluation.report import report
 
 
 def add_cascade(parser: argparse.ArgumentParser) -> None:

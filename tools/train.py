@@ -5,10 +5,10 @@ import os.path as osp
 from mmengine.config import Config
 
 import sct_mm  # noqa: F401  (registers the components)
-from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import config_name, load_config
 from sct_mm.apis.train import check_complete, set_defaults, train
+from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
+from sct_mm.utils.config import config_name, load_config
+from sct_mm.utils.errors import UserError
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -1,8 +1,15 @@
-"""What a trained network is worth, what it costs, and sizes more for it."""
+"""One public function for each tool."""
 from .adapt import adapt_checkpoint
 from .calibrate import calibrate_checkpoint
+from .export import export
+from .hub import from_pretrained, save_pretrained
+from .pick import pick
 from .test import test_models, test_scales
 from .test_cascade import test_cascade
+from .train import train
 
-__all__ = ['adapt_checkpoint', 'calibrate_checkpoint', 'test_cascade',
-           'test_models', 'test_scales']
+__all__ = [
+    'adapt_checkpoint', 'calibrate_checkpoint', 'export', 'from_pretrained',
+    'pick', 'save_pretrained', 'test_cascade', 'test_models', 'test_scales',
+    'train'
+]

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..engine.load_model import loaded_model
-from ..engine.registered import registered_only
 from ..engine.resume import find_checkpoint
 from ..export.files import sha256_of, write_all
 from ..export.formats import check_format, weight_bytes, weights_in
@@ -22,7 +21,7 @@ from ..models.size_selection import scales_of
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
-from ..utils.safe_load import protected_loading
+from ..utils.safe_load import protected_loading, registered_only
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 VERSION = 1

@@ -36,7 +36,6 @@ from ..evaluation.measure import (
     spread_of,
     timed,
 )
-from ..evaluation.served import serving_scales, trained_sizes, warn_untrained
 from ..models.cascade import (
     Cascade,
     check_cascade_sizes,
@@ -49,7 +48,14 @@ from ..utils.checkpoint import check_checkpoint
 from ..utils.config import check_test_data, config_name, load_config
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
-from .test import KEPT, loaded_runner, test_config
+from .test import (
+    KEPT,
+    loaded_runner,
+    serving_scales,
+    test_config,
+    trained_sizes,
+    warn_untrained,
+)
 
 TIMED = 8  # batches: the pictures of one may be more or less certain
 DRAWN = 200  # points of a curve, at most

@@ -1,7 +1,7 @@
 """What tools/export.py prints."""
 from rich.table import Table
 
-from ..engine.console import console_for
+from ..utils.cli import console_for
 from .formats import WEIGHTS
 
 

@@ -5,11 +5,11 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..evaluation.measure import compared
 from ..models.extract import extract_scale
 from ..models.pinning import use_scale
 from ..models.size_selection import scales_of
 from ..utils.errors import UserError
-from .deploy import deployed, norms_in, relative_difference
 from .failure_cause import first_line
 from .formats import (
     WEIGHTS,
@@ -20,8 +20,14 @@ from .formats import (
     weight_bytes,
     weights_in,
 )
-from .latency import compared
-from .network import Part, choose_part, description
+from .network import (
+    Part,
+    choose_part,
+    deployed,
+    description,
+    norms_in,
+    relative_difference,
+)
 
 
 class Request(NamedTuple):

@@ -11,9 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .guards import check_own
 from .replace_modules import replace_modules
 from .row_mix import Row
-from .rowwise import RowwiseNorm
 from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
-from .ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
+from .ssbn import SSBN, RowwiseNorm, SSBN1d, SSBN3d, SyncSSBN
 
 
 class _Activated:

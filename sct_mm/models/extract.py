@@ -11,8 +11,8 @@ from .convert import _PLAIN_NAMES
 from .guards import check_own
 from .pinning import check_size
 from .replace_modules import replace_modules
-from .rowwise import RowwiseNorm
 from .size_selection import ssbn_layers
+from .ssbn import RowwiseNorm
 
 
 def extract_scale(model: nn.Module, size: int) -> nn.Module:

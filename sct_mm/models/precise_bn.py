@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..utils.arguments import check_int
 from .guards import check_own
 from .pinning import use_scale
-from .rowwise import RowwiseNorm
 from .size_selection import scales_of, ssbn_layers
+from .ssbn import RowwiseNorm
 
 _STATISTICS = ('running_mean', 'running_var')
 

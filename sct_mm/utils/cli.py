@@ -12,8 +12,11 @@ import warnings
 from typing import Callable, Iterator, Optional, Sequence, TextIO
 from urllib.error import URLError
 
+import torch
 from mmengine.config import DictAction
 from mmengine.registry import build_functions
+from rich.console import Console
+from rich.table import Table
 
 from .errors import EMPTY, UserError
 from .safe_load import cause_of, protected_loading
@@ -238,3 +241,20 @@ def cli(main: Callable[[], None]) -> None:
             raise
         print(f'{osp.basename(sys.argv[0])}: {sentence}', file=sys.stderr)
         sys.exit(2)
+
+
+def console_for(*tables: Table) -> Console:
+    """A terminal as it is; a file or a pipe has room for all columns."""
+    console = Console()
+    if console.is_terminal:
+        return console
+    room = Console(width=1000)
+    return Console(width=max(80, *(room.measure(table).maximum
+                                   for table in tables)))
+
+
+def device_name() -> str:
+    """The GPU, or the CPU with its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'CPU, {torch.get_num_threads()} threads'

@@ -1,5 +1,5 @@
 """Looking into configs: names of types, pipelines, and where they stand."""
-from typing import Any, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 
 def type_name(config: dict) -> str:
@@ -20,9 +20,6 @@ def pipeline_of(loader: dict) -> Optional[list]:
             return dataset['pipeline']
         dataset = dataset.get('dataset')
     return None
-
-
-from typing import Iterator
 
 
 def pipelines_in(config: Any, path: tuple = ()) -> Iterator[

@@ -4,22 +4,21 @@ import os.path as osp
 
 import pytest
 import torch
+from conftest import ROOT, become_one_of_two, free_port, two_processes
+from fashion_det import make_fashion_det
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import multiprocessing
 
-from fashion_det import make_fashion_det
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import load_config
-from sct_mm.engine.resume import find_checkpoint
-from sct_mm.apis.train import train
 from sct_mm.apis import adapt_checkpoint
 from sct_mm.apis.adapt import adapted_config
-
-from conftest import ROOT, become_one_of_two, free_port, two_processes
+from sct_mm.apis.train import train
+from sct_mm.engine.resume import find_checkpoint
+from sct_mm.utils.config import load_config
+from sct_mm.utils.errors import UserError
 
 STOCK = 'resnet18_1xb128_fashion-mnist-28px.py'
-CONFIG = osp.join('configs', 'baselines', STOCK)
+CONFIG = osp.join('tools', 'benchmarks', 'experiments', 'configs', STOCK)
 FEW = {'train_dataloader.batch_size': 16,
        'train_dataloader.dataset.indices': 48}
 SCALES = (28, 21, 14)
@@ -282,7 +281,7 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
 def test_a_detector(tmp_path, monkeypatch):
     """Two passes of its own losses; the base as it was."""
     monkeypatch.chdir(ROOT)
-    config = osp.join('configs', 'baselines',
+    config = osp.join('tools', 'benchmarks', 'experiments', 'configs',
                       'retinanet_r18_fpn_1xb8_fashion-det-128px.py')
     make_fashion_det('data/fashion-mnist', str(tmp_path), 8, 4)
     init_default_scope('mmdet')

@@ -5,19 +5,18 @@ import os.path as osp
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, become_one_of_two, free_port, two_processes
+from helpers import randomised
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import multiprocessing
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import scales_settings
 from sct_mm.apis import calibrate_checkpoint
-from sct_mm.apis.calibrate import batches_of, SeededPictures
-
-from conftest import ROOT, become_one_of_two, free_port, two_processes
-from helpers import randomised
+from sct_mm.apis.calibrate import SeededPictures, batches_of
+from sct_mm.utils.config import scales_settings
+from sct_mm.utils.errors import UserError
 
 FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 FEW = {'train_dataloader.batch_size': 16}
@@ -150,7 +149,7 @@ def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
 
 def test_a_network_without_ssbn_is_refused(checkpoint):
     path, out = checkpoint
-    cfg = osp.join('configs', 'baselines',
+    cfg = osp.join('tools', 'benchmarks', 'experiments', 'configs',
                    'resnet18_1xb128_fashion-mnist-28px.py')
     init_default_scope('mmpretrain')
     plain = MODELS.build(Config.fromfile(cfg).model)

@@ -1,11 +1,10 @@
 """What a test takes for a checkpoint, and says of it."""
+import exports
 import pytest
 import torch
 
 from sct_mm import apis as evaluation
 from sct_mm.evaluation.report import report
-
-import exports
 
 
 def test_bare_weights_two_of_one_config_and_a_metric_of_arrays(

@@ -5,17 +5,18 @@ import os
 
 import pytest
 import torch
-from mmengine.config import Config
-
-from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
-from sct_mm.utils.errors import UserError
-from sct_mm.export import export
-from sct_mm.export import formats, latency, verified_file as make
-from sct_mm.export.files import paths_of, write_all
-from sct_mm.export.stock_config import plain_config, plain_data
-
 from exports import FASHION, fashion
 from helpers import ssbn_model
+from mmengine.config import Config
+
+from sct_mm.apis import export
+from sct_mm.evaluation import measure as latency
+from sct_mm.export import formats
+from sct_mm.export import verified_file as make
+from sct_mm.export.files import paths_of, write_all
+from sct_mm.export.stock_config import plain_config, plain_data
+from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
+from sct_mm.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

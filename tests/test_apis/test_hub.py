@@ -6,23 +6,21 @@ import os.path as osp
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from exports import built, fashion
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from sct_mm import use_scale
-from sct_mm.utils.checkpoint import check_checkpoint
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import load_config
-from sct_mm.engine.load_model import loaded_model
-from sct_mm.engine.registered import registered_only
-from sct_mm.export import from_pretrained, save_pretrained
-from sct_mm.apis import hub
+from sct_mm.apis import from_pretrained, hub, save_pretrained
 from sct_mm.apis.hub import packed, unpacked
+from sct_mm.engine.load_model import loaded_model
 from sct_mm.models.size_selection import scales_of
-
-from conftest import ROOT
-from exports import built, fashion
+from sct_mm.utils.checkpoint import check_checkpoint
+from sct_mm.utils.config import load_config
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.safe_load import registered_only
 
 DETECTOR = 'configs/sct_retinanet_r18_fpn_1xb8_fashion-det.py'
 

@@ -5,10 +5,10 @@ import shlex
 
 import pytest
 
-from sct_mm.utils.errors import UserError
-from sct_mm.export import pick
+from sct_mm.apis import pick
+from sct_mm.apis.pick import Limits, choose
 from sct_mm.evaluation.pareto import front
-from sct_mm.apis.pick import choose, Limits
+from sct_mm.utils.errors import UserError
 
 
 def model(label, rows, **more):

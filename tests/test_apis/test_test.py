@@ -6,20 +6,20 @@ import os.path as osp
 import numpy as np
 import pytest
 import torch
+from arms import Worker
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-
-from sct_mm import apis as evaluation, extract_scale, use_scale
-from sct_mm.datasets.rescale_pipeline import rescale_pipeline
-from sct_mm.utils.errors import UserError
-from arms import Worker
-from sct_mm.apis.test import test_config as config_of_test
-from sct_mm.evaluation.served import trained_sizes
-from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import ROOT
 from pictures import COUNT
+
+from sct_mm import apis as evaluation
+from sct_mm import extract_scale, use_scale
+from sct_mm.apis.test import test_config as config_of_test
+from sct_mm.apis.test import trained_sizes
+from sct_mm.datasets.rescale_pipeline import rescale_pipeline
+from sct_mm.models.size_selection import ssbn_layers
+from sct_mm.utils.errors import UserError
 
 FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 FEW = {'test_dataloader.dataset.indices': 40,
@@ -263,7 +263,7 @@ def test_a_new_style_config_trains_and_validates(new_style, tmp_path):
 
 
 def test_the_benchmark_takes_a_new_style_config(new_style):
-    from benchmark import check_settings, Settings
+    from benchmark import Settings, check_settings
     settings = Settings(new_style[0], 4, 3, 1, ['joint'], None, False)
     assert check_settings(settings) == (28, 21)
     assert Worker('joint', None, settings).step(1) > 0

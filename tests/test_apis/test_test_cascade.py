@@ -2,20 +2,20 @@
 import json
 import os.path as osp
 
+import exports
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from sct_mm import apis as evaluation, Cascade
-from sct_mm.utils.errors import UserError
+from sct_mm import Cascade
+from sct_mm import apis as evaluation
 from sct_mm.apis.test_cascade import labels_of
-from sct_mm.evaluation.cascade_report import draw, make_table, sentences
 from sct_mm.evaluation.held_out import check_held_out, held_out, left_out
+from sct_mm.evaluation.report import draw, make_table, sentences
 from sct_mm.evaluation.results_file import read_result
-
-import exports
-from conftest import ROOT
+from sct_mm.utils.errors import UserError
 
 FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 

@@ -4,19 +4,18 @@ import os.path as osp
 
 import pytest
 import torch
+from conftest import ROOT, TinyModel
+from helpers import ssbn_model
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from sct_mm import SSBN
-from sct_mm.utils.config_walk import pipeline_of
-from sct_mm.utils.checkpoint import make_folder
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import load_config
-from sct_mm.engine.load_model import check_is_of
 from sct_mm.apis.train import check_complete, train
-
-from conftest import ROOT, TinyModel
-from helpers import ssbn_model
+from sct_mm.engine.load_model import check_is_of
+from sct_mm.utils.checkpoint import make_folder
+from sct_mm.utils.config import load_config
+from sct_mm.utils.config_walk import pipeline_of
+from sct_mm.utils.errors import UserError
 
 FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 

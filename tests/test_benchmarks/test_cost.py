@@ -7,16 +7,15 @@ import sys
 
 import pytest
 import torch
+from arms import ListModel
+from benchmark import _unwarned, benchmark
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
 from sct_mm.utils.errors import UserError
-from benchmark import _unwarned, benchmark
-from arms import ListModel
-
-from conftest import ROOT
 
 CONFIG = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
 

@@ -1,17 +1,23 @@
 """The table of coverage: networks that pass, and faults that it finds."""
 import json
 
+import checks as coverage_checks
 import pytest
+import run as tool
 import torch
+from checks import CHECKS, Trial, difference, outcome
+from networks import (
+    Network,
+    Subject,
+    config_of_backbone,
+    host_versions,
+    small_first,
+    subjects,
+)
+from report import markdown, right
 from torch import nn
 
-from sct_mm import convert_to_ssbn, SCTLossHook, SSBN
-import run as tool
-import checks as coverage_checks
-from networks import config_of_backbone, Network
-from checks import CHECKS, difference, outcome, Trial
-from sct_mm.evaluation.coverage_hosts import host_versions, small_first, Subject, subjects
-from report import markdown, right
+from sct_mm import SSBN, SCTLossHook, convert_to_ssbn
 from sct_mm.models.size_selection import ScaleSpecific
 
 # Of each host one family; the others stand in docs/coverage.md.

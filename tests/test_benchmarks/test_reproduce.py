@@ -7,17 +7,15 @@ import shlex
 import subprocess
 from types import SimpleNamespace
 
+import commands
 import pytest
 import torch
-
-from sct_mm.utils.errors import UserError
-import commands
 from commands import folder_of, recipe_of
-from sct_mm.evaluation.arms import Arm, calibrated, Each, Experiment
-from experiments import EXPERIMENTS, IN1K_MS
+from conftest import ROOT
+from experiments import EXPERIMENTS, IN1K_MS, Arm, Each, Experiment, calibrated
 from reproduce import reproduce, result_of
 
-from conftest import ROOT
+from sct_mm.utils.errors import UserError
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_an_arm_that_is_another_adapted(tmp_path, calls):
     result_of(arm, 1, out, (8, ))
     folder = folder_of(arm, 1, out)
     assert folder != folder_of(stock, 1, out)
-    config = osp.join('configs', 'baselines', 'stock.py')
+    config = osp.join('tools', 'benchmarks', 'experiments', 'configs', 'stock.py')
     assert [words[:3] for words in calls[:2]] == [
         ['tools/train.py', config, '--work-dir'],
         ['tools/adapt.py', config, folder_of(stock, 1, out)]]

@@ -2,15 +2,14 @@
 import copy
 
 import torch
+from conftest import SCALES
+from helpers import apart, batch, ssbn_model
 from mmengine.registry import MODELS
 from torch import nn
 
 import tools.benchmarks.experiments.shared_bn  # noqa: F401
 from sct_mm import use_scale
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES
-from helpers import apart, batch, ssbn_model
 
 
 def test_a_part_with_plain_norms():

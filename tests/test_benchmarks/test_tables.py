@@ -4,12 +4,19 @@ import json
 import os.path as osp
 
 import pytest
+from conftest import ROOT
+from experiments import EXPERIMENTS
+from tables import (
+    cells_of,
+    draw,
+    markdown_of,
+    results_of,
+    take_results,
+    with_tables,
+    write_tables,
+)
 
 from sct_mm.utils.errors import UserError
-from experiments import EXPERIMENTS
-from tables import cells_of, draw, markdown_of, results_of, take_results, with_tables, write_tables
-
-from conftest import ROOT
 
 RESULT = dict(seeds=[0, 1], compute={'a': 3.0, 'b': 4.75}, **{
     'accuracy/top1': {'a': {'28': [91.254, 0.1], '14': [20.0, 0.25]},

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import SCALES
 from mmengine.registry import MODELS
 from torch import nn
 
 from sct_mm import SSBN, use_scale
-
-from conftest import SCALES
 
 DEVICE = os.environ.get('SCT_TEST_DEVICE', 'cuda')
 GPU = DEVICE == 'cuda'

@@ -5,16 +5,22 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import SCALES
+from gpu import (  # noqa: F401
+    DEVICE,
+    GPU,
+    exact,
+    needs_gpu,
+    no_synchronisation,
+    pictures,
+    pytestmark,
+    trained,
+)
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import MultiScaleBatch, SSBN, SyncSSBN, use_scale
-
-from conftest import SCALES
-from gpu import exact, pytestmark  # noqa: F401
-from gpu import (DEVICE, GPU, needs_gpu, no_synchronisation, pictures,
-                 trained)
+from sct_mm import SSBN, MultiScaleBatch, SyncSSBN, use_scale
 
 
 @pytest.mark.parametrize('layout', ['contiguous_format', 'channels_last'])

@@ -4,18 +4,25 @@ import os.path as osp
 
 import pytest
 import torch
+from conftest import ROOT
+from gpu import (  # noqa: F401
+    DEVICE,
+    GPU,
+    classifier,
+    exact,
+    labelled,
+    needs_gpu,
+    no_synchronisation,
+    pictures,
+    pytestmark,
+)
+from helpers import ScaledOptimWrapper
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
-
-from conftest import ROOT
-from gpu import exact, pytestmark  # noqa: F401
-from gpu import (DEVICE, GPU, classifier, labelled, needs_gpu,
-                 no_synchronisation, pictures)
-from helpers import ScaledOptimWrapper
 
 
 @needs_gpu

@@ -4,7 +4,12 @@ import copy
 import pytest
 from mmcv.transforms import RandomResize
 
-from sct_mm.datasets.rescale_pipeline import keeps_ratio, nominal_size, rescale_pipeline, train_sizes
+from sct_mm.datasets.rescale_pipeline import (
+    keeps_ratio,
+    nominal_size,
+    rescale_pipeline,
+    train_sizes,
+)
 from sct_mm.utils.config_walk import pipeline_of
 
 IMAGENET = [

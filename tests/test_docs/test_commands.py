@@ -8,10 +8,9 @@ from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
+from pages import REPOSITORY, blocks, spans, text_of
 
 from sct_mm.utils.config import config_path
-
-from pages import REPOSITORY, blocks, spans, text_of
 
 STARTS = ('python ', 'torchrun ', 'make ', 'mim ', 'pip ')
 COMMANDS = sorted({

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pages import (
+    LINK,
+    PAGES,
+    REPOSITORY,
+    anchors_of,
+    name_of,
+    prose_of,
+    spans,
+    tables_of,
+    text_of,
+)
+from test_commands import tool
 
 from sct_mm import SCTLossHook
 from sct_mm.engine.sct.schedule import Schedule
-
-from test_commands import tool
-
-from pages import (LINK, PAGES, REPOSITORY, anchors_of, name_of, prose_of,
-                   spans, tables_of, text_of)
 
 README = PAGES[0]
 MOST_LINES, MOST_OF_A_PARAGRAPH = 150, 5

@@ -10,14 +10,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
+from pages import REPOSITORY, blocks, text_of
 from PIL import Image
+from test_commands import tool
 
 from sct_mm.evaluation import measure
-from sct_mm.export import latency
+from sct_mm.evaluation import measure as latency
 from sct_mm.models.size_selection import scales_of
-
-from pages import REPOSITORY, blocks, text_of
-from test_commands import tool
 
 # A network in production, of two classes of pictures, seen by ImageNet's
 # pipelines.

@@ -6,19 +6,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from exports import fashion
+from helpers import plain_net
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, LOOPS, MODELS, DefaultScope
+from pages import blocks, is_config
 from PIL import Image
 from torch import nn
 
 from sct_mm import convert_to_ssbn
+from sct_mm.apis import export, save_pretrained
 from sct_mm.evaluation import measure
-from sct_mm.export import export, latency, save_pretrained
+from sct_mm.evaluation import measure as latency
 from sct_mm.models.size_selection import scales_of
-
-from exports import fashion
-from helpers import plain_net
-from pages import blocks, is_config
 
 PYTHON = [block for block in blocks() if block.language == 'python']
 CONFIGS = [block for block in PYTHON if is_config(block.text)]

@@ -5,14 +5,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import SCALES
+from helpers import Classifier, batch, with_trained_base
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook, SyncSSBN, use_scale
-
-from conftest import SCALES
-from helpers import Classifier, batch, with_trained_base
 
 STEPS = 4
 SCHEDULES = dict(full={}, drawn=dict(scales_per_step=2),

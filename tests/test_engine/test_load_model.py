@@ -5,17 +5,16 @@ import re
 
 import pytest
 import torch
+from helpers import plain_net
 from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import convert_to_ssbn, extract_scale
+from sct_mm.apis.test import check_fits
+from sct_mm.engine.load_model import state_in, warn_one_row
 from sct_mm.utils.checkpoint import check_checkpoint
 from sct_mm.utils.errors import UserError
-from sct_mm.engine.load_model import state_in, warn_one_row
-from sct_mm.apis.test import check_fits
-
-from helpers import plain_net
 
 LAYERS = dict(embed_dims=8, num_layers=1, num_heads=2,
               feedforward_channels=16)

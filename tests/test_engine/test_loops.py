@@ -4,17 +4,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import SCALES, TinyModel
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import METRICS
+from pictures import COUNT, Pictures, loader, model, runner, trained
 
-from sct_mm import extract_scale, SCTLossHook, set_scale, SSBN
-from sct_mm.utils.sizes import expand_sizes
+from sct_mm import SSBN, SCTLossHook, extract_scale, set_scale
 from sct_mm.engine.loops import join_metrics
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES, TinyModel
-from pictures import COUNT, Pictures, loader, model, runner, trained
+from sct_mm.utils.sizes import expand_sizes
 
 
 @METRICS.register_module(force=True)
@@ -178,7 +177,8 @@ def test_save_best_of_any_size(best, name, tmp_path):
 
 def test_tensorboard_has_a_curve_for_each_size(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import (
-        EventAccumulator)
+        EventAccumulator,
+    )
     run = trained(tmp_path, visualizer=dict(
         type='Visualizer', name=f'tb-{next(COUNT)}',
         vis_backends=[dict(type='TensorboardVisBackend')]))

@@ -1,14 +1,13 @@
 """What the loops at several sizes refuse, before anything runs."""
 import pytest
 import torch
+from conftest import TinyModel
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
+from pictures import loader, model, runner
 
 from sct_mm.utils.errors import UserError
 from sct_mm.utils.sizes import expand_sizes
-
-from conftest import TinyModel
-from pictures import loader, model, runner
 
 
 def batch_norm(channels):

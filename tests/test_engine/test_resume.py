@@ -10,8 +10,13 @@ from mmengine.config import Config
 
 import sct_mm  # noqa: F401
 from sct_mm.engine import resume
+from sct_mm.engine.resume import (
+    candidates,
+    choose_start,
+    find_checkpoint,
+    newest_whole,
+)
 from sct_mm.utils.errors import UserError
-from sct_mm.engine.resume import candidates, choose_start, find_checkpoint, newest_whole
 
 EVERYTHING = dict(state_dict=dict(w=torch.zeros(999)), optimizer={},
                   message_hub={})

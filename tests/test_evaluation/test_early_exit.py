@@ -4,7 +4,14 @@ import itertools
 import pytest
 import torch
 
-from sct_mm.evaluation.early_exit import auroc, cheapest, curve_of, decided_at, mean_gflops, shares_of
+from sct_mm.evaluation.early_exit import (
+    auroc,
+    cheapest,
+    curve_of,
+    decided_at,
+    mean_gflops,
+    shares_of,
+)
 
 GFLOPS = (1.0, 2.5, 4.0)
 

@@ -4,15 +4,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import ssbn_model
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from sct_mm.evaluation import measure
-from sct_mm.evaluation.measure import kept_batch, network_stride, spread_of, take_turns, Workload
+from sct_mm.evaluation.measure import (
+    Workload,
+    kept_batch,
+    network_stride,
+    spread_of,
+    take_turns,
+)
 from sct_mm.models.size_selection import ssbn_layers
-
-from helpers import ssbn_model
 
 
 class Timed(nn.Module):

@@ -4,7 +4,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from sct_mm.evaluation.report import draw, make_comparison, make_table, tick_sizes
+from sct_mm.evaluation.report import (
+    draw,
+    make_comparison,
+    make_table,
+    tick_sizes,
+)
 
 
 def row(size, served_by, top1=90.0, latency=(11.9, 12.34, 13.1),

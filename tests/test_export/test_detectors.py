@@ -3,17 +3,17 @@ import os.path as osp
 
 import pytest
 import torch
+from conftest import ROOT
+from exports import built, clothes
 from mmengine.config import Config
 
 from sct_mm import use_scale
-from sct_mm.utils.errors import UserError
-from sct_mm.export import export, latency
-from sct_mm.export.deploy import relative_difference
+from sct_mm.apis import export
+from sct_mm.evaluation import measure as latency
 from sct_mm.export.formats import graph_run
-from sct_mm.export.verified_file import make_graph, Request
-
-from conftest import ROOT
-from exports import built, clothes
+from sct_mm.export.network import relative_difference
+from sct_mm.export.verified_file import Request, make_graph
+from sct_mm.utils.errors import UserError
 
 ONE_STAGE = osp.join(ROOT,
                      'configs/sct_retinanet_r18_fpn_1xb8_fashion-det.py')

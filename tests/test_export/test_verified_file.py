@@ -3,20 +3,19 @@ import json
 
 import pytest
 import torch
-from torch import nn
-from torch.testing import assert_close
-
-from sct_mm import extract_scale, SSBN, use_scale
-from sct_mm.utils.errors import UserError
-from sct_mm.export import latency
-from sct_mm.export import verified_file as module
-from sct_mm.export.deploy import deployed, relative_difference
-from sct_mm.export.formats import FORMATS, graph_run, WEIGHTS
-from sct_mm.export.verified_file import make_graph, Request
-
 from conftest import SCALES, TinyModel
 from exports import built
 from helpers import randomised, ssbn_model
+from torch import nn
+from torch.testing import assert_close
+
+from sct_mm import SSBN, extract_scale, use_scale
+from sct_mm.evaluation import measure as latency
+from sct_mm.export import verified_file as module
+from sct_mm.export.formats import FORMATS, WEIGHTS, graph_run
+from sct_mm.export.network import deployed, relative_difference
+from sct_mm.export.verified_file import Request, make_graph
+from sct_mm.utils.errors import UserError
 
 GRAPHS = [kind for kind in FORMATS if kind not in WEIGHTS]
 

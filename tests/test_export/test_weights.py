@@ -8,14 +8,13 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from exports import built, clothes, fashion
 from mmengine.config import Config
 from PIL import Image
 
 from sct_mm import use_scale
-from sct_mm.export import export
-
-from conftest import ROOT
-from exports import built, clothes, fashion
+from sct_mm.apis import export
 
 WITHOUT = '''
 import sys

@@ -19,8 +19,8 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from sct_mm.utils.cli import is_refusal
 from sct_mm.models.size_selection import Pin, ScaleSpecific
+from sct_mm.utils.cli import is_refusal
 
 LONG = settings.default.max_examples > 1000  # the profile `fuzz`
 COUNTS = Counter()

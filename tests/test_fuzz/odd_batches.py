@@ -3,7 +3,6 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
-
 from odd import LAYOUTS, ODD, tensor
 
 

@@ -3,17 +3,34 @@ import copy
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from torch import nn
-
-from sct_mm import convert_to_ssbn, extract_scale, set_scale, SSBN, SSBN1d, SSBN3d, SyncSSBN, use_scale, WithSSBN
-
 from conftest import SCALES, TinyModel
 from helpers import ssbn_model
-from odd import counts  # noqa: F401
-from odd import (LAYOUTS, NAN, ODD, assert_unpinned, attempt, cases, options,
-                 tensor)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from odd import (
+    LAYOUTS,
+    NAN,
+    ODD,
+    assert_unpinned,
+    attempt,
+    cases,
+    counts,  # noqa: F401
+    options,
+    tensor,
+)
+from torch import nn
+
+from sct_mm import (
+    SSBN,
+    SSBN1d,
+    SSBN3d,
+    SyncSSBN,
+    WithSSBN,
+    convert_to_ssbn,
+    extract_scale,
+    set_scale,
+    use_scale,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     'ignore:.*rows of its base scale', 'ignore:.*outside of the scales')

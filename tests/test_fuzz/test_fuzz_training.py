@@ -1,18 +1,23 @@
 """Odd arguments of MultiScaleBatch and SCTLossHook, and odd batches."""
 import torch
+from conftest import SCALES
+from helpers import Classifier, grads, with_trained_base
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import TRANSFORMS
+from odd import (
+    assert_unpinned,
+    attempt,
+    cases,
+    counts,  # noqa: F401
+    options,
+    state_of,
+)
+from odd_batches import BATCHES, batch_of
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import MultiScaleBatch, SCTLossHook, SSBN, use_scale
-
-from conftest import SCALES
-from helpers import Classifier, grads, with_trained_base
-from odd import counts  # noqa: F401
-from odd import assert_unpinned, attempt, cases, options, state_of
-from odd_batches import BATCHES, batch_of
+from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
 
 
 def untouched(batch):

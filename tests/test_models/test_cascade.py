@@ -6,17 +6,16 @@ import os.path as osp
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, SCALES
+from helpers import randomised, ssbn_model
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from sct_mm import Cascade, MultiScaleBatch, SSBN, use_scale
+from sct_mm import SSBN, Cascade, MultiScaleBatch, use_scale
 from sct_mm.models.cascade import check_scores, scores_in
-from sct_mm.utils.errors import UserError
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import ROOT, SCALES
-from helpers import randomised, ssbn_model
+from sct_mm.utils.errors import UserError
 
 FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 

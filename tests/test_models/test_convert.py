@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import plain_net, randomised
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.utils import prune
@@ -11,10 +12,16 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.optim.swa_utils import update_bn
 from torch.testing import assert_close
 
-from sct_mm import add_scale, convert_to_ssbn, extract_scale, SSBN, SyncSSBN, use_scale, WithSSBN
+from sct_mm import (
+    SSBN,
+    SyncSSBN,
+    WithSSBN,
+    add_scale,
+    convert_to_ssbn,
+    extract_scale,
+    use_scale,
+)
 from sct_mm.models.size_selection import ssbn_layers
-
-from helpers import plain_net, randomised
 
 SCALES = (16, 12, 8)
 

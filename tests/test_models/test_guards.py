@@ -4,6 +4,7 @@ from operator import attrgetter
 
 import pytest
 import torch
+from helpers import plain_net, randomised
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import nn
@@ -11,10 +12,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.testing import assert_close
 
 from sct_mm import convert_to_ssbn, extract_scale, use_scale
-
-
-from helpers import plain_net, randomised
-
 
 EXPORTS = dict(
     export=lambda net, x: torch.export.export(net, (x, )),

@@ -4,16 +4,14 @@ import pickle
 
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import apart
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from sct_mm import extract_scale, SSBN, use_scale
-from sct_mm.models.record import admits
-from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES, TinyModel
-from helpers import apart
+from sct_mm import SSBN, extract_scale, use_scale
+from sct_mm.models.size_selection import admits, ssbn_layers
 
 
 def trained():

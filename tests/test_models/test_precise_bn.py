@@ -3,15 +3,21 @@ import copy
 
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import plain_net, randomised
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import add_scale, calibrate, convert_to_ssbn, extract_scale, SSBN, use_scale
+from sct_mm import (
+    SSBN,
+    add_scale,
+    calibrate,
+    convert_to_ssbn,
+    extract_scale,
+    use_scale,
+)
 from sct_mm.models.size_selection import scales_of, ssbn_layers
-
-from conftest import SCALES, TinyModel
-from helpers import plain_net, randomised
 
 
 def trained():

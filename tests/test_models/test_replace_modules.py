@@ -5,13 +5,12 @@ from types import MethodType
 
 import pytest
 import torch
+from helpers import randomised
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import convert_to_ssbn, extract_scale, SSBN, use_scale
+from sct_mm import SSBN, convert_to_ssbn, extract_scale, use_scale
 from sct_mm.models.replace_modules import replace_modules
-
-from helpers import randomised
 
 SCALES = (16, 8)
 Pair = namedtuple('Pair', 'first second')

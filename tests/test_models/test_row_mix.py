@@ -5,15 +5,22 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import SCALES
+from helpers import apart
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import convert_to_ssbn, set_scale, SSBN, SSBN1d, SSBN3d, SyncSSBN, use_scale
-from sct_mm.models import rowwise
+from sct_mm import (
+    SSBN,
+    SSBN1d,
+    SSBN3d,
+    SyncSSBN,
+    convert_to_ssbn,
+    set_scale,
+    use_scale,
+)
+from sct_mm.models import ssbn as rowwise
 from sct_mm.models.size_selection import rows_serving
-
-from conftest import SCALES
-from helpers import apart
 
 FORMS = {SSBN: (4, 3, 9, 9), SSBN1d: (4, 3, 9), SSBN3d: (4, 3, 9, 9, 9),
          SyncSSBN: (4, 3, 9, 9)}

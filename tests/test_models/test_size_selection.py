@@ -5,17 +5,21 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import SCALES, TinyModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from sct_mm import extract_scale, set_scale, SSBN, use_scale
-from sct_mm.models.record import ExtentRecord, fitting_size
-from sct_mm.models.size_selection import scales_of, serving_scale, ssbn_layers
-
-from conftest import SCALES, TinyModel
+from sct_mm import SSBN, extract_scale, set_scale, use_scale
+from sct_mm.models.size_selection import (
+    ExtentRecord,
+    fitting_size,
+    scales_of,
+    serving_scale,
+    ssbn_layers,
+)
 
 
 def trained(seed=0):

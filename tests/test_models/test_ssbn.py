@@ -9,7 +9,7 @@ from mmcv.cnn import build_norm_layer, is_norm
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import set_scale, SSBN, SSBN1d, SSBN3d, SyncSSBN, use_scale
+from sct_mm import SSBN, SSBN1d, SSBN3d, SyncSSBN, set_scale, use_scale
 
 SCALES = (16, 12, 8)
 

@@ -3,13 +3,12 @@ import threading
 
 import pytest
 import torch
-from torch.testing import assert_close
-
-from sct_mm import set_scale, SSBN, use_scale
-from sct_mm.models.size_selection import Pin, ssbn_layers
-
 from conftest import SCALES, TinyModel
 from helpers import apart
+from torch.testing import assert_close
+
+from sct_mm import SSBN, set_scale, use_scale
+from sct_mm.models.size_selection import Pin, ssbn_layers
 
 
 class Raced(SSBN):

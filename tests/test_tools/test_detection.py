@@ -9,17 +9,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from arms import ListModel
+from conftest import ROOT
+from fashion_det import make_fashion_det
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from sct_mm import ScalesTestLoop, SCTLossHook, use_scale
-from fashion_det import make_fashion_det
-from sct_mm.utils.errors import UserError
-from arms import ListModel
 from sct_mm.models.size_selection import scales_of, ssbn_layers
-
-from conftest import ROOT
+from sct_mm.utils.errors import UserError
 
 THREE_SCALES = osp.join(ROOT, 'tools/benchmarks/experiments/configs',
                         'sct-between_retinanet_r18_fpn_1xb8_fashion-det.py')
@@ -191,8 +190,8 @@ def trained(pictures, tmp_path_factory):
 
 
 def resized(cfg, scale):
-    from sct_mm.utils.config_walk import pipeline_of
     from sct_mm.datasets.rescale_pipeline import rescale_pipeline
+    from sct_mm.utils.config_walk import pipeline_of
     pipeline = pipeline_of(cfg.test_dataloader)
     pipeline[:] = rescale_pipeline(pipeline, scale)
     return cfg

@@ -4,10 +4,8 @@ import os.path as osp
 
 import numpy as np
 import pytest
-
-from fashion_det import make_fashion_det
-
 from conftest import ROOT
+from fashion_det import make_fashion_det
 
 
 @pytest.fixture(scope='module')

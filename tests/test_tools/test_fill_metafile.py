@@ -4,12 +4,11 @@ import os.path as osp
 
 import pytest
 import yaml
+from conftest import ROOT
+from fill_metafile import make_cards, metrics_of, results_in
 from modelindex.load_model_index import load
 
 from sct_mm.utils.errors import UserError
-from fill_metafile import make_cards, metrics_of, results_in
-
-from conftest import ROOT
 
 DEMO = 'sct_resnet18_1xb128_fashion-mnist'
 DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'

@@ -4,21 +4,28 @@ import json
 import os.path as osp
 import shutil
 
+import glyphs
 import matplotlib
 import numpy as np
 import pytest
+from conftest import ROOT
+from fashion_mnist import download, unpack_package
 from fontTools.ttLib import TTFont
+from glyph_fonts import (
+    CHARACTERS,
+    Refused,
+    divide,
+    families,
+    first_word,
+    read_font,
+    read_fonts,
+)
+from glyphs import is_complete, make_glyphs, mask_of
 from mmengine.config import Config
 from mmpretrain.registry import DATASETS
 
-import glyphs
-from sct_mm.datasets.debian import download, unpack_package
-from glyph_fonts import CHARACTERS, divide, families, first_word, read_font, read_fonts, Refused
-from glyphs import is_complete, make_glyphs, mask_of
-from sct_mm.utils.errors import UserError
 from sct_mm.utils.config import check_data
-
-from conftest import ROOT
+from sct_mm.utils.errors import UserError
 
 FONTS = osp.join(matplotlib.get_data_path(), 'fonts', 'ttf')
 PATHS = sorted(glob.glob(osp.join(FONTS, '*.ttf')))

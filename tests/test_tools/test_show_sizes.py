@@ -2,19 +2,17 @@
 import os.path as osp
 
 import cv2
+import exports
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from show_sizes import as_pixels, samples_of, show_sizes
 
 from sct_mm import Cascade, use_scale
 from sct_mm.utils.errors import UserError
-from sct_mm.apis import show_sizes
-from show_sizes import as_pixels, samples_of
-
-import exports
-from conftest import ROOT
 
 DETECTOR = osp.join(ROOT, 'configs',
                     'sct_retinanet_r18_fpn_1xb8_fashion-det.py')

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-
 from conftest import ROOT, two_processes
 
 SCT = 'configs/sct_resnet18_1xb128_fashion-mnist.py'

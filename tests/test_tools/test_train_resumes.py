@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import survive_kills
 import torch
+from conftest import ROOT
 from mmengine.runner import Runner
 
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import load_config
 from sct_mm.apis.train import train
-
-import survive_kills
-from conftest import ROOT
+from sct_mm.utils.config import load_config
+from sct_mm.utils.errors import UserError
 
 
 @pytest.fixture(scope='module')

@@ -7,8 +7,8 @@ import torch
 from mmengine.fileio import get_file_backend
 
 import sct_mm  # noqa: F401
-from sct_mm.utils.cli import sentence_of
 from sct_mm.utils.checkpoint import check_checkpoint, dump, save_plot
+from sct_mm.utils.cli import sentence_of
 from sct_mm.utils.errors import UserError
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')

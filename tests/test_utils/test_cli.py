@@ -11,6 +11,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
@@ -18,8 +19,6 @@ from mmengine.registry import MODELS
 
 from sct_mm.utils.cli import add_cfg_options, cli
 from sct_mm.utils.errors import UserError
-
-from conftest import ROOT
 
 TOOL = """
 import warnings

@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 import sct_mm  # noqa: F401
 from sct_mm.utils import config
-from sct_mm.utils.errors import UserError
 from sct_mm.utils.config import load_config, set_loader_defaults
+from sct_mm.utils.errors import UserError
 
 pytest.importorskip('mmpretrain')
 NEW_STYLE = '''

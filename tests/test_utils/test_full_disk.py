@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import collate, samples, ssbn_model
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import LOOPS
@@ -15,10 +16,8 @@ from mmengine.runner.base_loop import BaseLoop
 from torch.testing import assert_close
 
 from sct_mm import EpochSeedHook, SCTLossHook
-from sct_mm.utils.checkpoint import WriteError
 from sct_mm.engine.resume import newest_whole
-
-from helpers import collate, samples, ssbn_model
+from sct_mm.utils.checkpoint import WriteError
 
 
 @LOOPS.register_module()

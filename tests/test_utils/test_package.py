@@ -5,15 +5,14 @@ import sys
 
 import mmpretrain
 import pytest
+from commands import config_of, folder_of
+from conftest import ROOT
+from experiments import EXPERIMENTS
 from mmengine.config import Config
 
 from sct_mm.utils import package
-from sct_mm.utils.errors import UserError
 from sct_mm.utils.config import config_name, load_config
-from commands import config_of, folder_of
-from experiments import EXPERIMENTS
-
-from conftest import ROOT
+from sct_mm.utils.errors import UserError
 
 NAME = 'sct_resnet18_1xb128_fashion-mnist'
 

@@ -3,6 +3,7 @@
 Each picture is a cluttered canvas with 2 to 5 photos of clothes, 14 to 64
 pixels large, in front of fragments of other photos.
 """
+import argparse
 import json
 import os
 import os.path as osp
@@ -16,6 +17,7 @@ from pycocotools import mask as coco_mask
 from rich.progress import track
 
 from sct_mm.utils.arguments import check_int
+from sct_mm.utils.cli import cli
 
 SHORT, LONG = 128, 160  # edges of a canvas, at most
 SMALL, LARGE = 14, 64  # edges of a photo on it
@@ -167,3 +169,19 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
             print(f'{target}/{split}: {count} pictures are there.')
         else:
             write_split(source, target, split, count, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='folder of Fashion-MNIST')
+    parser.add_argument('target', help='where the data set goes')
+    parser.add_argument('--train', type=int, default=3000,
+                        help='number of pictures to train on')
+    parser.add_argument('--val', type=int, default=500,
+                        help='number of pictures to test on')
+    parser.add_argument('--seed', type=int, default=0)
+    make_fashion_det(**vars(parser.parse_args()))
+
+
+if __name__ == '__main__':
+    cli(main)

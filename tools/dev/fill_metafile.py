@@ -1,4 +1,5 @@
 """The cards of our configs, for openmim and mmpretrain: metafile-*.yml."""
+import argparse
 import copy
 import glob
 import json
@@ -8,22 +9,21 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import yaml
+from experiments import EXPERIMENTS, Each
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from sct_mm.datasets.rescale_pipeline import nominal_size, train_sizes
-from sct_mm.utils.config_walk import pipeline_of, type_name
-from sct_mm.utils.config_walk import pipelines_in
-from sct_mm.utils.checkpoint import AtomicLocalBackend
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import load_config
-from sct_mm.utils.package import CARDS
+from sct_mm.evaluation.measure import flops_of
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import scales_of
-from sct_mm.evaluation.measure import flops_of
-from sct_mm.evaluation.arms import Each
-from experiments import EXPERIMENTS
+from sct_mm.utils.checkpoint import AtomicLocalBackend
+from sct_mm.utils.cli import cli
+from sct_mm.utils.config import load_config
+from sct_mm.utils.config_walk import pipeline_of, pipelines_in, type_name
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.package import CARDS
 
 # {config: {size in pixels: {metric: value}}}
 Results = Dict[str, Dict[int, Dict[str, float]]]
@@ -238,3 +238,15 @@ def write_cards(root: str) -> List[str]:
     for path, text in made.items():
         AtomicLocalBackend().put(text.encode(), osp.join(root, path))
     return [osp.join(root, path) for path in made]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--root', default='.', metavar='FOLDER',
+                        help='of the repository (default: this one)')
+    for path in write_cards(parser.parse_args().root):
+        print(path)
+
+
+if __name__ == '__main__':
+    cli(main)

@@ -1,4 +1,5 @@
 """One picture at several sizes: what a network sees, and what it says."""
+import argparse
 import copy
 import os.path as osp
 from typing import Any, List, NamedTuple, Optional, Sequence, Union
@@ -11,24 +12,27 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
-from sct_mm.utils.arguments import check_number
 from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
 from sct_mm.datasets.rescale_pipeline import nominal_size, rescale_pipeline
-from sct_mm.utils.config_walk import type_name
 from sct_mm.datasets.size_switch import SizeSwitch
-from sct_mm.utils.config_walk import pipelines_in
-from sct_mm.models.cascade import check_cascade_sizes, check_thresholds, scores_in
-from sct_mm.utils.checkpoint import check_checkpoint, check_outputs
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import check_test_data, check_test_set, load_config
 from sct_mm.engine.load_model import loaded_model
-from sct_mm.utils.sizes import expand_sizes, Sizes
 from sct_mm.engine.loops import check_sizes
-from sct_mm.utils.safe_load import protected_loading
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.models.cascade import (
+    check_cascade_sizes,
+    check_thresholds,
+    scores_in,
+)
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import scales_of
-
+from sct_mm.utils.arguments import check_number
+from sct_mm.utils.checkpoint import check_checkpoint, check_outputs, save_plot
+from sct_mm.utils.cli import add_cfg_options, cli
+from sct_mm.utils.config import check_test_data, check_test_set, load_config
+from sct_mm.utils.config_walk import pipelines_in, type_name
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.safe_load import protected_loading
+from sct_mm.utils.sizes import Sizes, expand_sizes
 
 
 class View(NamedTuple):
@@ -222,7 +226,6 @@ def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
         UserError, TypeError, ValueError: for what is missing, does not fit,
             or stands in the way; a cascade of a detector.
     """
-    from sct_mm.evaluation.demo_report import draw
     check_outputs([out], force, ending='.png')
     check_number('least', least, 0, 'The default is 0.3.', 1)
     wanted = None if sizes is None else expand_sizes(sizes)
@@ -269,3 +272,116 @@ def view(model: nn.Module, cfg: Config, picture: Union[int, str],
         truth = None  # of several labels
     return dict(views=views, truth=None if truth is None else int(truth),
                 stop=None if limits is None else stop_of(views, limits))
+
+
+PANEL = 2.6  # inches, of a picture's width
+
+
+def named(label: int, classes: Sequence[str]) -> str:
+    """A class by its name, or, unknown, its number."""
+    return classes[label] if label < len(classes) else f'class {label}'
+
+
+def draw(found: dict, title: str, path: str) -> None:
+    """Draw what :func:`show_sizes` returns into a PNG, the smallest size on
+    the left; every picture as large, so that its pixels are seen."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    views, stop = found['views'], found['stop']
+    height, width = views[-1].shape or views[-1].pixels.shape[:2]
+    figure, axes = plt.subplots(
+        1, len(views), squeeze=False, layout='constrained',
+        figsize=(PANEL * len(views), PANEL * height / width + 0.9))
+    for index, (view, axis) in enumerate(zip(views, axes[0])):
+        if view.scores is not None:
+            axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,
+                        interpolation='nearest')
+            label = int(view.scores.argmax())
+            text = (f'{named(label, found["classes"])} '
+                    f'{float(view.scores[label]):.2f}')
+        else:
+            text = _draw_boxes(axis, view, found['classes'])
+        axis.set_title(f'{view.size} pixels\n{text}', fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if stop is not None:
+            _mark(axis, index, stop)
+    if found['truth'] is not None:
+        title += f': {named(found["truth"], found["classes"])}'
+    figure.suptitle(f'picture {title}', fontsize=10)
+    save_plot(figure, path, 100)
+
+
+def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:
+    """The picture and its boxes; returns how many there are."""
+    from matplotlib.patches import Rectangle
+    height, width = view.shape[:2]
+    # mmdet's boxes are in pixels of the original.
+    axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,
+                interpolation='nearest', extent=(0, width, height, 0))
+    boxes = view.boxes
+    for box, label, score in zip(boxes.bboxes.tolist(),
+                                 boxes.labels.tolist(),
+                                 boxes.scores.tolist()):
+        color = f'C{label % 10}'
+        axis.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1],
+                                 fill=False, color=color, linewidth=1.5))
+        axis.text(box[0], box[1], f'{named(label, classes)} {score:.2f}',
+                  fontsize=6, color='white', clip_on=True,
+                  verticalalignment='bottom', bbox=dict(
+                      facecolor=color, linewidth=0, pad=0.5, alpha=0.8))
+    return f'{len(boxes)} boxes' if len(boxes) != 1 else '1 box'
+
+
+def _mark(axis: Any, index: int, stop: int) -> None:
+    """Frame the size at which a cascade stops, and name what the others do."""
+    text = ('unsure, goes up' if index < stop
+            else 'decided here' if index == stop else 'not run')
+    color, width = ('C2', 4) if index == stop else ('0.4', 1)
+    axis.set_xlabel(text, fontsize=10, color=color)
+    for spine in axis.spines.values():
+        spine.set(color=color, linewidth=width)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
+                        'work directory: its newest whole one')
+    parser.add_argument('picture', help='index in the test set, or a file')
+    parser.add_argument(
+        '--sizes', nargs='+', metavar='PIXELS',
+        help='numbers, ranges such as 128:224:16, or both; default: the '
+        'trained scales')
+    parser.add_argument(
+        '--cascade', nargs='+', type=float, metavar='THRESHOLD',
+        help='show where a cascade over the sizes stops: one threshold, or '
+        'one for each size but the largest')
+    parser.add_argument(
+        '--least', type=float, default=0.3, metavar='SCORE',
+        help="of a detector's boxes that are drawn; default: 0.3")
+    parser.add_argument(
+        '--out', required=True, metavar='PNG', help='file to write')
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite --out')
+    add_cfg_options(parser)
+    args = parser.parse_args(argv)
+    if args.picture.isdecimal():
+        args.picture = int(args.picture)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    found = show_sizes(args.config, args.checkpoint, args.picture, args.out,
+                       args.sizes, args.cascade, args.least, args.force,
+                       args.cfg_options)
+    sizes = ', '.join(str(view.size) for view in found['views'])
+    stop = ('' if found['stop'] is None else '; the cascade stops at '
+            f'{found["views"][found["stop"]].size}')
+    print(f'{args.out}: the picture at {sizes} pixels{stop}.')
+
+
+if __name__ == '__main__':
+    cli(main)

@@ -13,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ...datasets.multi_scale_batch import padding_of
 from ...models.size_selection import check_scales
 from ...utils.arguments import check_choice, check_int, check_number
-from ..advice import SCHEDULE, schedule_of, warn_of_changes, warn_of_norms
-from ..parts import Resize
 from ..sct.adapt_step import AdaptPasses, check_adapt, check_adaptable, frozen
 from ..sct.checks import (
+    SCHEDULE,
     batch_size_of,
     check_arguments,
     check_loss_weights,
@@ -25,11 +24,14 @@ from ..sct.checks import (
     check_progressive,
     check_run,
     resolve_scales,
+    schedule_of,
+    warn_of_changes,
+    warn_of_norms,
 )
 from ..sct.distill_step import ENSEMBLE, DistillPasses, check_distill
 from ..sct.monitor import FiniteLosses
 from ..sct.schedule import Schedule, check_scales_per_step, sizes_between
-from ..sct.step import Passes
+from ..sct.step import Passes, Resize
 
 _SETTLE = 50  # steps after which a GPU is asked whether losses are finite
 
@@ -43,7 +45,7 @@ class SCTLossHook(Hook):
     every smaller scale, on the same batch resized by ``MultiScaleBatch`` and
     with the SSBN layers pinned to that scale. The model returns ``loss``,
     which is minimised, and for the log each scale's losses and accuracies
-    (see :func:`~sct_mm.engine.log.log_name`). Only forward hooks of torch are
+    (see :func:`~sct_mm.engine.sct.monitor.log_name`). Only forward hooks of torch are
     used; after training the model is as it was.
 
     Args:
@@ -81,7 +83,7 @@ class SCTLossHook(Hook):
             larger ``size_divisor``.
         progressive: in this share of the steps, 0 to 1, the first ones, small
             scales get more of the compute, see
-            :func:`~sct_mm.engine.draw.smallest_first`: more pictures are
+            :func:`~sct_mm.engine.sct.schedule.smallest_first`: more pictures are
             seen for the same compute (progressive learning of EfficientNetV2,
             arXiv 2104.00298). With ``partition`` or ``scales_per_step=1``.
         size_divisor: the sizes between are multiples of it, and of the data

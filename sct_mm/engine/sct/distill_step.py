@@ -8,9 +8,9 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ...utils.arguments import check_number
-from ..log import logged
 from .backward import OpenPin
 from .logits import HeadLogits, Logits, gives_numbers, makers_of_logits
+from .monitor import logged
 from .schedule import Pass, Schedule
 from .step import Passes
 

@@ -1,15 +1,14 @@
 """Whole runs of mmengine's Runner: resumed, averaged, compiled, plain."""
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import Dies, ssbn_model, train
 from mmengine.hooks import EMAHook
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import EpochSeedHook, extract_scale, SCTLossHook, SSBN, use_scale
+from sct_mm import SSBN, EpochSeedHook, SCTLossHook, extract_scale, use_scale
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES, TinyModel
-from helpers import Dies, ssbn_model, train
 
 
 @pytest.mark.parametrize('schedule', [

@@ -5,16 +5,15 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SCALES, TinyModel
+from helpers import batch, grads, ssbn_model, train
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SCTLossHook, set_scale, SSBN
+from sct_mm import SSBN, SCTLossHook, set_scale
+from sct_mm.engine.sct.monitor import log_name
 from sct_mm.models.size_selection import ssbn_layers
-from sct_mm.engine.log import log_name
-
-from conftest import SCALES, TinyModel
-from helpers import batch, grads, ssbn_model, train
 
 
 @pytest.mark.parametrize('weights', [None, (1.0, 0.5, 2.0)])

@@ -5,22 +5,22 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import batch, ssbn_model, train
 from mmengine.logging import MMLogger
 from mmengine.model import convert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import (
-    turn_on_efficient_conv_bn_eval)
+    turn_on_efficient_conv_bn_eval,
+)
 from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import extract_scale, SCTLossHook, SSBN, SyncSSBN
-from sct_mm.models.size_selection import ssbn_layers
+from sct_mm import SSBN, SCTLossHook, SyncSSBN, extract_scale
 from sct_mm.engine.sct.checks import check_loss_weights
 from sct_mm.engine.sct.monitor import FiniteLosses
-
-from conftest import SCALES, TinyModel
-from helpers import batch, ssbn_model, train
+from sct_mm.models.size_selection import ssbn_layers
 
 
 def test_scales_that_contradict_the_norm():

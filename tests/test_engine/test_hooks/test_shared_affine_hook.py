@@ -4,13 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
-
-from sct_mm import SCTLossHook, SharedAffineHook, SSBN
-from sct_mm.models.size_selection import ssbn_layers
-
 from conftest import SCALES, TinyModel
 from helpers import apart, batch, plain_net, ssbn_model, train
+from torch import nn
+
+from sct_mm import SSBN, SCTLossHook, SharedAffineHook
+from sct_mm.models.size_selection import ssbn_layers
 
 
 def gradients(model, *hooks):

@@ -1,19 +1,25 @@
 """What teaches the smaller scales of a network, and what cannot adapt."""
 import pytest
 import torch
+from adapting import assert_kept, network, unlabelled
+from conftest import SCALES, TinyModel
+from helpers import (
+    batch,
+    classifier,
+    grads,
+    labelled,
+    ssbn_model,
+    train,
+    with_trained_base,
+)
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import SCTLossHook, SSBN
+from sct_mm import SSBN, SCTLossHook
 from sct_mm.engine.sct.logits import distillation_loss
 from sct_mm.models.size_selection import ssbn_layers
-
-from adapting import assert_kept, network, unlabelled
-from conftest import SCALES, TinyModel
-from helpers import (batch, classifier, grads, labelled, ssbn_model, train,
-                     with_trained_base)
 
 
 class Detector(TinyModel):

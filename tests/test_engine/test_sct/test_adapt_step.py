@@ -1,6 +1,16 @@
 """Smaller scales for a trained network: what trains, and what stays."""
 import pytest
 import torch
+from adapting import assert_kept, kept, network, unlabelled
+from conftest import SCALES, TinyModel
+from helpers import (
+    Dies,
+    ScaledOptimWrapper,
+    batch,
+    grads,
+    train,
+    with_trained_base,
+)
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS
@@ -9,14 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import convert_to_ssbn, EpochSeedHook, extract_scale, SCTLossHook, use_scale
+from sct_mm import (
+    EpochSeedHook,
+    SCTLossHook,
+    convert_to_ssbn,
+    extract_scale,
+    use_scale,
+)
 from sct_mm.engine.sct.adapt_step import kept_tensors
 from sct_mm.models.size_selection import ssbn_layers
-
-from adapting import assert_kept, kept, network, unlabelled
-from conftest import SCALES, TinyModel
-from helpers import (Dies, ScaledOptimWrapper, batch, grads, train,
-                     with_trained_base)
 
 
 @MODELS.register_module(force=True)

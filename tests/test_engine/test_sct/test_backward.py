@@ -3,14 +3,13 @@ import copy
 
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import ScaledOptimWrapper, batch
 from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import SCTLossHook, SSBN
-
-from conftest import SCALES, TinyModel
-from helpers import ScaledOptimWrapper, batch
+from sct_mm import SSBN, SCTLossHook
 
 
 def checkpointed_net():

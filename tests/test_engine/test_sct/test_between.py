@@ -3,19 +3,18 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import batch, grads, ssbn_model
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SCTLossHook, SSBN, use_scale
-from sct_mm.engine.log import joined
+from sct_mm import SSBN, SCTLossHook, use_scale
+from sct_mm.engine.sct.monitor import joined
 from sct_mm.engine.sct.schedule import Schedule, sizes_between, sizes_of_step
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES, TinyModel
-from helpers import batch, grads, ssbn_model
 
 
 def chance(index, count):

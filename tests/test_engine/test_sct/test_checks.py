@@ -7,9 +7,19 @@ from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from sct_mm import convert_to_ssbn, SCTLossHook, SharedAffineHook, SSBN, use_scale
-from sct_mm.engine.advice import warn_if_frozen, warn_of_shared_norms
-from sct_mm.engine.sct.checks import check_pictures, check_pipeline
+from sct_mm import (
+    SSBN,
+    SCTLossHook,
+    SharedAffineHook,
+    convert_to_ssbn,
+    use_scale,
+)
+from sct_mm.engine.sct.checks import (
+    check_pictures,
+    check_pipeline,
+    warn_if_frozen,
+    warn_of_shared_norms,
+)
 from sct_mm.models.size_selection import ssbn_layers
 
 

@@ -3,17 +3,22 @@ import copy
 
 import pytest
 import torch
+from conftest import SCALES
+from heads import (
+    logits_by_hand,
+    scores,
+    several_labels,
+    sigmoid_kl,
+    soft_labels,
+    softmax_kl,
+)
+from helpers import batch, classifier, grads, labelled
 from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
 from sct_mm.engine.sct.logits import distillation_loss, is_sigmoid
-
-from conftest import SCALES
-from heads import (logits_by_hand, scores, several_labels, sigmoid_kl,
-                   soft_labels, softmax_kl)
-from helpers import batch, classifier, grads, labelled
 
 
 class Twice(nn.Module):

@@ -3,15 +3,14 @@ import copy
 
 import pytest
 import torch
+from conftest import SCALES
+from heads import logits_by_hand, scores, several_labels, softmax_kl
+from helpers import classifier, labelled
 from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import SCTLossHook
-from sct_mm.engine.sct.logits import distillation_loss, HeadLogits
-
-from conftest import SCALES
-from heads import logits_by_hand, scores, several_labels, softmax_kl
-from helpers import classifier, labelled
+from sct_mm.engine.sct.logits import HeadLogits, distillation_loss
 
 
 class Counting(nn.Linear):

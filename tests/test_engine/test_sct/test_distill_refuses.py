@@ -2,14 +2,13 @@
 import copy
 
 import pytest
+from conftest import SCALES, TinyModel
+from helpers import Classifier, batch, labelled
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import SCTLossHook, SSBN
+from sct_mm import SSBN, SCTLossHook
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES, TinyModel
-from helpers import Classifier, batch, labelled
 
 
 class Pair(Classifier):

@@ -6,6 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SCALES
+from helpers import (
+    Classifier,
+    Dies,
+    ScaledOptimWrapper,
+    batch,
+    classifier,
+    grads,
+    labelled,
+    train,
+)
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from torch.testing import assert_close
@@ -14,10 +25,6 @@ from torchvision.transforms.v2 import functional as tv
 from sct_mm import EpochSeedHook, SCTLossHook, set_scale
 from sct_mm.engine.sct.distill_step import ENSEMBLE
 from sct_mm.models.size_selection import ssbn_layers
-
-from conftest import SCALES
-from helpers import (Classifier, Dies, ScaledOptimWrapper, batch, classifier,
-                     grads, labelled, train)
 
 
 def mixed(seed=0):

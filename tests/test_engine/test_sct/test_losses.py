@@ -1,13 +1,12 @@
 """Losses and train steps that are not everybody's."""
 import pytest
 import torch
+from conftest import SCALES, TinyModel
+from helpers import batch, grads, ssbn_model, train
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import SCTLossHook, SSBN
-
-from conftest import SCALES, TinyModel
-from helpers import batch, grads, ssbn_model, train
+from sct_mm import SSBN, SCTLossHook
 
 
 class Lossy(TinyModel):

@@ -2,14 +2,12 @@
 from collections import Counter
 
 import pytest
+from conftest import SCALES
+from helpers import ssbn_model, train
 from mmengine.hooks import Hook
 
 from sct_mm import SCTLossHook
-from sct_mm.engine.draw import smallest_first
-from sct_mm.engine.sct.schedule import Schedule
-
-from conftest import SCALES
-from helpers import ssbn_model, train
+from sct_mm.engine.sct.schedule import Schedule, smallest_first
 
 WEIGHTS = {28: 0.5, 14: 0.3, 7: 0.2}
 

@@ -4,19 +4,23 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SCALES, TinyModel
+from helpers import batch, grads
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SCTLossHook, set_scale, SSBN
+from sct_mm import SSBN, SCTLossHook, set_scale
 from sct_mm.engine.sct.checks import batch_size_of
-from sct_mm.engine.draw import scales_of_step, weights_of_step
-from sct_mm.engine.sct.schedule import check_scales_per_step, check_shares, shares_of_step
-
-from conftest import SCALES, TinyModel
-from helpers import batch, grads
+from sct_mm.engine.sct.schedule import (
+    check_scales_per_step,
+    check_shares,
+    scales_of_step,
+    shares_of_step,
+    weights_of_step,
+)
 
 
 def test_the_base_and_each_other_scale_equally_often():

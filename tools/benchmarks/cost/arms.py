@@ -11,13 +11,13 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, fx, nn
 
 from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import check_data, load_config, set_loader_defaults
-from sct_mm.engine.console import device_name
 from sct_mm.engine.hooks.sct_loss_hook import SCTLossHook
-from sct_mm.models.extract import extract_scale
-from sct_mm.models.size_selection import scales_of, ScaleSpecific
 from sct_mm.evaluation.measure import flops_of, timed
+from sct_mm.models.extract import extract_scale
+from sct_mm.models.size_selection import ScaleSpecific, scales_of
+from sct_mm.utils.cli import device_name
+from sct_mm.utils.config import check_data, load_config, set_loader_defaults
+from sct_mm.utils.errors import UserError
 
 # Arm -> arguments of SCTLossHook; None trains without it.
 _HOOKS: Dict[str, Optional[dict]] = dict(

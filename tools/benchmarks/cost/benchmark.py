@@ -1,4 +1,5 @@
 """Cost of SCT beside plain training, and of SSBN beside BN, in one run."""
+import argparse
 import os
 import os.path as osp
 import statistics
@@ -7,17 +8,18 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.multiprocessing as mp
+from arms import ARMS, serve
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from sct_mm.utils.arguments import check_int
-from sct_mm.utils.checkpoint import check_outputs, dump
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import load_config
 from sct_mm.engine.sct.schedule import check_shares
 from sct_mm.models.size_selection import scales_of
-from arms import ARMS, serve
+from sct_mm.utils.arguments import check_int
+from sct_mm.utils.checkpoint import check_outputs, dump
+from sct_mm.utils.cli import cli
+from sct_mm.utils.config import load_config
+from sct_mm.utils.errors import UserError
 
 
 class Settings(NamedTuple):
@@ -253,3 +255,33 @@ def check_settings(settings: Settings) -> Sequence[int]:
     if 'partition' in settings.arms:
         check_shares(settings.batch_size, dict.fromkeys(scales, 1.0))
     return scales
+
+
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+DEFAULT = osp.join(ROOT, 'configs', 'sct_resnet50_8xb32_in1k.py')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', nargs='?', default=DEFAULT,
+                        help='any config with SSBN; default: ResNet-50. A '
+                        'classifier sees noise, a detector the pictures of '
+                        'its config')
+    parser.add_argument('--batch-size', type=int, default=16)
+    parser.add_argument('--rounds', type=int, default=5,
+                        help='turns of each arm, after one to warm up')
+    parser.add_argument('--calls', type=int,
+                        help='steps in a turn, of which the median counts; '
+                        'default: 1 on a CPU, 10 on a GPU')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS,
+                        metavar='ARM', help='of ' + ', '.join(ARMS)
+                        + '; those beside plain training')
+    parser.add_argument('--amp', choices=('float16', 'bfloat16'),
+                        help='mixed precision (on a GPU)')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--out', help='write the figures to this JSON file')
+    print_benchmark(benchmark(**vars(parser.parse_args())))
+
+
+if __name__ == '__main__':
+    cli(main)

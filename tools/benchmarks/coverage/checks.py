@@ -2,9 +2,13 @@
 that the host builds itself."""
 import copy
 import io
-from typing import Callable, Dict, List, Optional, Tuple
+import random
+import warnings
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
+from networks import Builder, Network, batch_norms, tensors_of
 from torch import Tensor, nn
 
 from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
@@ -12,9 +16,6 @@ from sct_mm.engine.hooks.sct_loss_hook import SCTLossHook
 from sct_mm.models.extract import extract_scale
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import ssbn_layers
-from networks import batch_norms, Builder, Network, tensors_of
-from sct_mm.evaluation.coverage_compare import difference, expect_equal, said, seed, takes_plain_dicts, told, Wrong
-from sct_mm.evaluation.coverage_deploy import deployments, Nothing
 
 CHECKS = ('builds', 'sct_step', 'saved', 'chooses', 'extracts', 'deploys')
 _BUFFERS = ('running_mean', 'running_var')
@@ -297,3 +298,109 @@ def outcome(trial: Trial) -> Dict[str, str]:
             if name == 'builds':
                 break
     return dict(row, note='; '.join(notes))
+
+
+class Wrong(Exception):
+    """A check has failed; the text says what."""
+
+
+def seed() -> None:
+    for each in (random.seed, np.random.seed, torch.manual_seed):
+        each(0)
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The norm of the difference of two lists of tensors over that of
+    ``theirs``; inf where they are not of the same shapes."""
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return float('inf')
+    apart = total = 0.0
+    for a, b in zip(ours, theirs):
+        a, b = a.detach().double(), b.detach().double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        apart += float(torch.where(same, 0, a - b).pow(2).sum())
+        total += float(torch.where(same & ~b.isfinite(), 0, b).pow(2).sum())
+    return (apart / max(total, 1e-30))**0.5
+
+
+def expect_equal(ours, theirs, tolerance: float, what: str) -> None:
+    found = difference(ours, theirs)
+    if not found <= tolerance:
+        raise Wrong(f'{what} differ by {found:.1e} of their norm')
+
+
+def told(run: Callable, *args):
+    """What ``run`` returns where no layer says that it cannot tell sizes
+    apart; a network says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*sees the same at several')
+        try:
+            return run(*args)
+        except UserWarning as error:
+            if 'sees the same at several' not in str(error):
+                raise
+            raise Wrong('unpinned it cannot tell sizes apart, and warns so: '
+                        'its first norm stands behind a pooling') from error
+
+
+def said(error: BaseException) -> str:
+    """An error in one line."""
+    text = ' '.join(str(error).split())
+    name = '' if isinstance(error, Wrong) else f'{type(error).__name__}: '
+    return name + (text if len(text) < 160 else text[:157] + '...')
+
+
+def takes_plain_dicts(model: nn.Module) -> bool:
+    """Whether the host's network loads its own weights without the metadata
+    of a state dict; torchvision's MNASNet does not."""
+    try:
+        copy.deepcopy(model).load_state_dict(dict(model.state_dict()))
+    except ValueError:
+        return False
+    return True
+
+
+class Nothing(Exception):
+    """There is nothing to check; the text, if any, says why."""
+
+
+def deployments(host: str) -> List[Tuple[str, Callable]]:
+    """The ways by which ``host`` makes a network faster for inference."""
+    if host in ('mmpretrain', 'mmdet'):
+        return [('switch_to_deploy', _switch_to_deploy),
+                ('fuse_conv_bn', _fuse_conv_bn)]
+    return [('fuse', _reparameterize), ('torch.fx', _fuse_by_fx)]
+
+
+def _switch_to_deploy(model: nn.Module) -> nn.Module:
+    parts = [m for m in model.modules() if hasattr(m, 'switch_to_deploy')]
+    if not parts:
+        raise Nothing
+    parts[0].switch_to_deploy()  # the outermost one sees to those within
+    return model
+
+
+def _fuse_conv_bn(model: nn.Module) -> nn.Module:
+    from mmcv.cnn import fuse_conv_bn
+    before = len(batch_norms(model))
+    model = fuse_conv_bn(model)
+    if len(batch_norms(model)) == before:
+        raise Nothing
+    return model
+
+
+def _reparameterize(model: nn.Module) -> nn.Module:
+    if not any(hasattr(m, name) for m in model.modules() for name in (
+            'fuse', 'reparameterize', 'switch_to_deploy')):
+        raise Nothing
+    from timm.utils.model import reparameterize_model
+    return reparameterize_model(model)
+
+
+def _fuse_by_fx(model: nn.Module) -> nn.Module:
+    from torch.fx.experimental.optimization import fuse
+    before = len(batch_norms(model))
+    model.net = fuse(model.net)
+    if len(batch_norms(model)) == before:
+        raise Nothing
+    return model

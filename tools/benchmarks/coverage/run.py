@@ -1,4 +1,5 @@
 """In which networks of which hosts SSBN and SCT work, as a table."""
+import argparse
 import json
 import logging
 import os
@@ -11,19 +12,26 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.multiprocessing as mp
+from checks import CHECKS, Nothing, Trial, outcome, said
 from mmengine.logging import MessageHub
+from networks import (
+    HOSTS,
+    KNOWN,
+    Builder,
+    Subject,
+    batch_norms,
+    host_versions,
+    may_have_batch_norm,
+    subjects,
+)
+from report import markdown, right
 from rich.progress import Progress
 from torch import nn
 
-from sct_mm.utils.checkpoint import AtomicLocalBackend, dump
-from sct_mm.utils.errors import UserError
 from sct_mm.models.size_selection import ssbn_layers
-from networks import batch_norms, Builder
-from checks import CHECKS, outcome, Trial
-from sct_mm.evaluation.coverage_compare import said
-from sct_mm.evaluation.coverage_deploy import Nothing
-from sct_mm.evaluation.coverage_hosts import host_versions, HOSTS, KNOWN, may_have_batch_norm, Subject, subjects
-from report import markdown
+from sct_mm.utils.checkpoint import AtomicLocalBackend, dump
+from sct_mm.utils.cli import cli
+from sct_mm.utils.errors import UserError
 
 # Base scale and a smaller one, in pixels: the first pair that the host takes.
 SIZES = dict.fromkeys(HOSTS, ((96, 64), (128, 96), (224, 160), (256, 192),
@@ -293,3 +301,37 @@ def known_rows(path: Path, versions: Dict[str, str]) -> Dict[str, dict]:
     if found['versions'] != versions:
         return {}
     return {f'{row["host"]}/{row["family"]}': row for row in found['rows']}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--hosts', nargs='+', default=HOSTS,
+                        help='of ' + ', '.join(HOSTS) + '; default: all')
+    parser.add_argument('--only', default='', metavar='REGEX',
+                        help='which host/family must contain')
+    parser.add_argument('--out', default='docs', metavar='DIR')
+    parser.add_argument('--jobs', type=int, default=1,
+                        help='processes at once, of one thread each')
+    parser.add_argument('--again', action='store_true',
+                        help='try also what the table has')
+    parser.add_argument('--limit', type=float, default=600, metavar='SECONDS',
+                        help='for one family')
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f'--jobs must be at least 1, but got {args.jobs}.')
+    return args
+
+
+def main() -> None:
+    # Before the processes start that import torch.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    rows = [row for row in coverage(**vars(parse_args())) if row['norms']
+            or row['note']]
+    exceptions = [row for row in rows if not right(row)]
+    for row in exceptions:
+        print(f'{row["host"]}/{row["family"]}: {row["note"]}')
+    print(f'{len(rows) - len(exceptions)} of {len(rows)} families are right.')
+
+
+if __name__ == '__main__':
+    cli(main)

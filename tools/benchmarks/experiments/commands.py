@@ -7,11 +7,12 @@ import sys
 from functools import lru_cache
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from sct_mm.utils.errors import UserError
-from sct_mm.utils.config import config_name, load_config
-from sct_mm.utils.package import is_installed, PREFIX, tool_command
+from experiments import Arm
+
 from sct_mm.engine.resume import find_checkpoint
-from sct_mm.evaluation.arms import Arm
+from sct_mm.utils.config import config_name, load_config
+from sct_mm.utils.errors import UserError
+from sct_mm.utils.package import PREFIX, is_installed, tool_command
 
 _NORM = 'model.backbone.norm_cfg.scales'  # of every network here
 _INIT = 'model.backbone.init_cfg'

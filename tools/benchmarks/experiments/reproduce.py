@@ -1,4 +1,5 @@
 """The arms of an experiment, trained and tested with several seeds."""
+import argparse
 import os
 import os.path as osp
 import shlex
@@ -6,16 +7,25 @@ import statistics
 import subprocess
 from typing import Dict, List, Sequence, Tuple, Union
 
+from commands import (
+    DONE,
+    RECIPE,
+    Step,
+    command_of,
+    folder_of,
+    rows_in,
+    shown,
+    steps_left,
+)
+from experiments import EXPERIMENTS, Arm, Each, Experiment
 from rich.table import Table
+from tables import cells_of, draw
 
 from sct_mm.utils.arguments import check_int
 from sct_mm.utils.checkpoint import dump
+from sct_mm.utils.cli import cli, console_for
 from sct_mm.utils.errors import UserError
-from sct_mm.engine.console import console_for
-from sct_mm.evaluation.arms import Arm, Each, Experiment
-from commands import command_of, DONE, folder_of, RECIPE, rows_in, shown, Step, steps_left
-from experiments import EXPERIMENTS
-from tables import cells_of, draw
+from sct_mm.utils.package import is_installed, shipped
 
 
 def run_step(step: Step, gpus: int = 1) -> None:
@@ -170,3 +180,20 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     draw(result, experiment, f'{path}.png')
     print(f'{path}.json and .png hold the same.')
     return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('experiment', choices=EXPERIMENTS)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--out', default=osp.join('work_dirs', 'reproduce'))
+    parser.add_argument('--dry-run', action='store_true',
+                        help='print the commands instead of running them')
+    args = parser.parse_args()
+    if not is_installed():
+        os.chdir(shipped())
+    reproduce(args.experiment, args.seeds, args.out, args.dry_run)
+
+
+if __name__ == '__main__':
+    cli(main)

@@ -1,4 +1,5 @@
 """Tables and figures of results, in README, in docs and on the screen."""
+import argparse
 import glob
 import json
 import math
@@ -6,10 +7,11 @@ import os.path as osp
 import re
 from typing import Dict, List, Optional, Sequence
 
+from experiments import EXPERIMENTS, Experiment
+
 from sct_mm.utils.checkpoint import AtomicLocalBackend, dump, save_plot
+from sct_mm.utils.cli import cli
 from sct_mm.utils.errors import UserError
-from sct_mm.evaluation.arms import Experiment
-from experiments import EXPERIMENTS
 
 # What stands between the two lines is made by tools/benchmarks/experiments/tables.py.
 _BLOCK = re.compile(r'(?P<start>^<!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
@@ -233,3 +235,19 @@ def write_tables(root: str) -> List[str]:
         written.append(osp.join(folder, f'{name}.png'))
         draw(result, EXPERIMENTS[name], written[-1])
     return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--root', default='.', metavar='FOLDER',
+                        help='of the repository (default: this one)')
+    parser.add_argument('--take', metavar='FOLDER',
+                        help='first take what tools/benchmarks/experiments/reproduce.py wrote there')
+    args = parser.parse_args()
+    taken = take_results(args.take, args.root) if args.take else []
+    for path in [*taken, *write_tables(args.root)]:
+        print(path)
+
+
+if __name__ == '__main__':
+    cli(main)
