@@ -62,7 +62,7 @@ NAMED = | sed -u 's/^/$(1): /'
 # mmcv-lite has no compiled operators, and may not stand beside mmcv.
 EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 
-# Pictures of 14 pixels keep one core busy, not two: the one runs beside the
+# Images of 14 pixels keep one core busy, not two: the one runs beside the
 # other.
 demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training for 28 pixels, then smaller sizes for it; beside it, training for any size"
@@ -83,7 +83,7 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Next, in this environment:"
 	echo "  source $(BIN)/activate"
 	echo "  python tools/pick.py $(WORK)/demo/scales.json --max-gflops 0.008"
-	echo "  python tools/visualizations/show_sizes.py configs/$(NAME).py $(RUN) 1734 --out picture.png"
+	echo "  python tools/visualizations/show_sizes.py configs/$(NAME).py $(RUN) 1734 --out image.png"
 
 demo-det: $(DET_DATA)/composed
 	echo "Training: 6 minutes on two cores. All that it logs is in $(DET_RUN)."

@@ -1,6 +1,6 @@
 # mmdet freezes the statistics of the stock backbone (norm_eval) and its first
-# stages, since 2 pictures a GPU are few. Frozen rows would stay the same for all
-# scales: here they train, over the pictures of all GPUs. 20 epochs cost what 12 at
+# stages, since 2 images a GPU are few. Frozen rows would stay the same for all
+# scales: here they train, over the images of all GPUs. 20 epochs cost what 12 at
 # 800 do.
 _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', './_base_/sct-det.py']
 model = dict(backbone=dict(

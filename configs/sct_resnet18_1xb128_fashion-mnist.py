@@ -1,4 +1,4 @@
-# Each batch is divided over the scales, unevenly: a picture of 14 pixels costs
+# Each batch is divided over the scales, unevenly: an image of 14 pixels costs
 # a quarter of one of 28. 8 epochs cost less than training the three networks
 # to compare with, one a scale, for 3 epochs each.
 _base_ = './_base_/fashion-mnist.py'

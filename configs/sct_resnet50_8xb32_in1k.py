@@ -3,8 +3,8 @@
 # sct-paper_resnet50_8xb32_in1k.py.
 _base_ = ['mmpretrain::resnet/resnet50_8xb32_in1k.py', './_base_/sct-in1k.py']
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(224, 192, 160, 128))))
-# 50,000 pictures at four scales cost 2.57 times the validation at 224 alone: 6 %
-# of an epoch, whose 1.28 million pictures run forward and backward.
+# 50,000 images at four scales cost 2.57 times the validation at 224 alone: 6 %
+# of an epoch, whose 1.28 million images run forward and backward.
 val_cfg = dict(type='ScalesValLoop')
 randomness = dict(seed=0)
 train_cfg = dict(max_epochs=171)

@@ -1,4 +1,5 @@
 """Scale Calibrated Training for OpenMMLab: train once, test at any scale."""
+import itertools
 import sys
 
 __version__ = '0.1.0'
@@ -11,7 +12,8 @@ __all__ = [
 ]
 
 # The doctor, of which Python runs this file first, works where these do not.
-if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
+if ('-m', 'sct_mm.doctor') not in itertools.pairwise(
+        sys.orig_argv):
     try:
         from .datasets.multi_scale_batch import MultiScaleBatch
         from .engine.hooks.channels_last_hook import ChannelsLastHook
@@ -31,6 +33,6 @@ if ('-m', 'sct_mm.doctor') not in zip(sys.orig_argv, sys.orig_argv[1:]):
     except ImportError as error:
         raise ImportError(
             f'sct_mm cannot be imported here ({error}). Run `python -m '
-            'sct_mm.doctor`: it names the command that mends it.') from error
+            'sct_mm.doctor`: it names the command that fixes it.') from error
     allow_checkpoint_types()
     introduce()

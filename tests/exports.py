@@ -1,4 +1,4 @@
-"""Networks of random weights that are exported, and pictures for them."""
+"""Networks of random weights that are exported, and images for them."""
 import os.path as osp
 
 import numpy as np
@@ -28,15 +28,15 @@ def built(model, scope='mmpretrain'):
 
 def fashion(root):
     """Config and checkpoint of a network of random weights at 28, 21 and 14
-    pixels, and options that name 12 pictures for it, all in ``root``."""
+    pixels, and options that name 12 images for it, all in ``root``."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 12)
-    pictures = rng.integers(0, 99, (12, 28, 28)) + labels[:, None, None]
+    images = rng.integers(0, 99, (12, 28, 28)) + labels[:, None, None]
     for split in ('train', 't10k'):  # the host asks for both
         write_idx(root / f'{split}-labels-idx1-ubyte', labels)
-        # No picture is in both.
+        # No image is in both.
         write_idx(root / f'{split}-images-idx3-ubyte',
-                  pictures + (split == 'train'))
+                  images + (split == 'train'))
     cfg = Config.fromfile(osp.join(ROOT, FASHION))
     model = built(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     torch.save(dict(state_dict=model.state_dict(), meta=dict(
@@ -46,7 +46,7 @@ def fashion(root):
 
 
 def clothes(root):
-    """A test set of 4 pictures for a detector's config, as its options."""
+    """A test set of 4 images for a detector's config, as its options."""
     make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(root), 1, 4)
     data = 'test_dataloader.dataset'
     return {f'{data}.data_root': str(root), f'{data}.ann_file': 'val.json',

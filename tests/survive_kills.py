@@ -54,14 +54,14 @@ default_hooks = dict(checkpoint=dict(
 '''
 
 
-def write_data(folder: Path, pictures: int = 64) -> None:
+def write_data(folder: Path, images: int = 64) -> None:
     """A data set in Fashion-MNIST's form, made here."""
     rng = np.random.default_rng(0)
     for split in ('train', 't10k'):
-        labels = rng.integers(0, 10, pictures)
-        images = rng.integers(0, 99, (pictures, 28, 28))
-        images += labels[:, None, None]
-        for name, array in (('images-idx3', images), ('labels-idx1', labels)):
+        labels = rng.integers(0, 10, images)
+        pixels = rng.integers(0, 99, (images, 28, 28))
+        pixels += labels[:, None, None]
+        for name, array in (('images-idx3', pixels), ('labels-idx1', labels)):
             header = bytes([0, 0, 8, array.ndim]) + np.array(
                 array.shape, '>i4').tobytes()
             (folder / f'{split}-{name}-ubyte').write_bytes(

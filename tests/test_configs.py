@@ -58,14 +58,14 @@ def test_config(path):
     assert (scales is None) == ('shared-bn' in file)
     sct[0].attach(with_trained_base(model), steps=2)
     assert size == (scales or sct[0].scales)[0]
-    pictures = 18 if sct[0].partition else 2
+    images = 18 if sct[0].partition else 2
     channels = cfg.model.get('model', cfg.model).backbone.get(
         'in_channels', 3)
     batch = model.data_preprocessor(dict(
-        inputs=torch.randint(0, 256, (pictures, channels, size, size),
+        inputs=torch.randint(0, 256, (images, channels, size, size),
                              dtype=torch.uint8),
         data_samples=[DataSample().set_gt_label(i % 8)
-                      for i in range(pictures)]), True)
+                      for i in range(images)]), True)
     loss = model(**batch, mode='loss')['loss']
     loss.backward()
     assert loss.isfinite()

@@ -141,7 +141,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('installed, told', CASES.values(), ids=CASES)
-def test_conflict_and_what_mends_it(tmp_path, installed, told):
+def test_conflict_and_what_fixes_it(tmp_path, installed, told):
     for one in installed:
         put(tmp_path, *one)
     code, output = run(tmp_path, '-m', 'sct_mm.doctor')

@@ -21,7 +21,7 @@ def rows_of(text):
         elif header is None:
             header = ['arm', *cells[1:]]
         elif not re.fullmatch('[-: ]+', ''.join(cells)):
-            rows.append(dict(zip(header, cells)))
+            rows.append(dict(zip(header, cells, strict=True)))
     return rows
 
 

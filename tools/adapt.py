@@ -33,7 +33,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--out', metavar='DIR', help='for config, checkpoint and logs; '
         'default: work_dirs/adapt_NAME_OF_CONFIG')
     parser.add_argument(
-        '--pictures', type=int, default=2048,
+        '--images', type=int, default=2048,
         help='of the training set, for statistics; default: 2048')
     parser.add_argument(
         '--lr', type=float, default=0.08,
@@ -52,7 +52,7 @@ def main() -> None:
     args = parse_args()
     done = adapt_checkpoint(
         args.config, args.checkpoint, args.scales, args.epochs, args.out,
-        args.pictures, args.lr, args.sizes, args.force, args.resume,
+        args.images, args.lr, args.sizes, args.force, args.resume,
         args.cfg_options, args.launcher, args.between)
     if is_main_process():
         command = shlex.join([*tool_command('test'), done['config'],

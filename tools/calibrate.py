@@ -16,7 +16,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='trained or not: numbers, ranges such as 128:224:16, or both; '
         'all: the trained scales')
     parser.add_argument(
-        '--pictures', type=int, default=2048,
+        '--images', type=int, default=2048,
         help='of the training set; default: 2048')
     parser.add_argument(
         '--out', required=True, metavar='FILE', help='checkpoint to write')
@@ -33,13 +33,13 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     done = calibrate_checkpoint(
-        args.config, args.checkpoint, args.sizes, args.out, args.pictures,
+        args.config, args.checkpoint, args.sizes, args.out, args.images,
         args.force, args.cfg_options, args.launcher)
     if not is_main_process():
         return
     settings = ' '.join(f'{name}={value}'.replace(', ', ',')
                         for name, value in done['settings'].items())
-    print(f'{done["out"]}: statistics of {done["pictures"]} pictures at each '
+    print(f'{done["out"]}: statistics of {done["images"]} images at each '
           f'size. Its config must name these scales: --cfg-options {settings}')
 
 

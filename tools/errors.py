@@ -1,11 +1,10 @@
-"""Write docs/errors.md, every error of this package with its mend, from the
+"""Write docs/errors.md, every error of this package with its fix, from the
 code that raises them."""
 import argparse
 import ast
 import glob
 import os.path as osp
 import re
-from typing import Dict, List, Tuple
 
 from sct_mm.utils.checkpoint import AtomicLocalBackend
 from sct_mm.utils.cli import cli
@@ -17,7 +16,7 @@ What this package refuses, by the part of the code that does, with what to do
 explained in [Troubleshoot](troubleshoot.md).
 '''
 PARTS = {'__init__': 'Installation', 'arguments': 'Arguments',
-         'cli': 'Commands', 'datasets': 'Pictures',
+         'cli': 'Commands', 'datasets': 'Images',
          'doctor': 'Installation', 'engine': 'Training and testing',
          'evaluation': 'Tools', 'export': 'Export', 'models': 'Layers',
          'tools': 'Commands'}
@@ -34,7 +33,7 @@ def text_of(node: ast.AST) -> str:
     return '…'
 
 
-def sentences_of(path: str) -> List[str]:
+def sentences_of(path: str) -> list[str]:
     """What the file raises with a sentence of its own."""
     with open(path, encoding='utf-8') as file:
         tree = ast.parse(file.read())
@@ -45,14 +44,14 @@ def sentences_of(path: str) -> List[str]:
     return [each for each in said if re.match(r'[A-Z`]|.*[.:] [A-Z`]', each)]
 
 
-def split(sentence: str) -> Tuple[str, str]:
+def split(sentence: str) -> tuple[str, str]:
     """What is wrong, and what to do: our errors end with it."""
     parts = re.fullmatch(r'(.*[.:]) (?=[A-Z`])(.*)', sentence)
     return parts.groups() if parts else (sentence, 'what it ends with')
 
 
 def page(root: str) -> str:
-    parts: Dict[str, List[str]] = {}
+    parts: dict[str, list[str]] = {}
     paths = [*sorted(glob.glob(osp.join(root, 'sct_mm', '**', '*.py'),
                                recursive=True)),
              *sorted(glob.glob(osp.join(root, 'tools', '*.py')))]

@@ -1,6 +1,5 @@
 """Write one scale of a trained network, or each, as an ordinary file."""
 import argparse
-from typing import Union
 
 from sct_mm.apis import export
 from sct_mm.export.formats import FORMATS
@@ -9,7 +8,7 @@ from sct_mm.export.report import report
 from sct_mm.utils.cli import add_cfg_options, cli
 
 
-def size_of(text: str) -> Union[int, str]:
+def size_of(text: str) -> int | str:
     return text if text == 'all' else int(text)
 
 
@@ -34,7 +33,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--part', choices=PARTS,
         help='of a graph: the network, or its features (backbone and neck); '
-        'default: the network where it runs on pictures alone')
+        'default: the network where it runs on images alone')
     parser.add_argument(
         '--no-fuse', action='store_true',
         help='keep the norms of a graph; default: fused into convolutions')
@@ -46,8 +45,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='weights of this module alone, by its own names: backbone, or '
         'as timm has them, backbone.timm_model')
     parser.add_argument(
-        '--pictures', type=int, default=8,
-        help='real pictures to compare outputs on (default: 8)')
+        '--images', type=int, default=8,
+        help='real images to compare outputs on (default: 8)')
     parser.add_argument(
         '--tolerance', type=float, default=1e-4,
         help="a graph's largest difference, as a share of the largest output "
@@ -66,7 +65,7 @@ def main() -> None:
     manifest = export(
         args.config, args.checkpoint, args.size, args.out, args.format,
         part=args.part, fuse=not args.no_fuse, softmax=args.softmax,
-        prefix=args.prefix, pictures=args.pictures, tolerance=args.tolerance,
+        prefix=args.prefix, images=args.images, tolerance=args.tolerance,
         result=args.result, force=args.force, cfg_options=args.cfg_options)
     report(manifest)
 

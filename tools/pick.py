@@ -21,7 +21,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('result', help='scales.json of tools/test.py')
     parser.add_argument(
         '--max-latency', type=milliseconds, metavar='5ms',
-        help='the best size within this latency of one picture')
+        help='the best size within this latency of one image')
     parser.add_argument(
         '--max-gflops', type=float, metavar='1.5',
         help='the best size within so many GFLOPs')
@@ -55,7 +55,7 @@ def main() -> None:
     values = ', '.join(f'{name} {value:.4g}'
                        for name, value in row['metrics'].items())
     print(f'{row["scale"]} pixels of {found["model"]["label"]}: {values}, '
-          f'{row["gflops"]:.4g} GFLOPs, {row["latency_ms"]:.2f} ms a picture '
+          f'{row["gflops"]:.4g} GFLOPs, {row["latency_ms"]:.2f} ms an image '
           f'({found["device"] or "an unknown device"}).')
     if row.get('latency_reliable') is False:
         print('Its latency varied much when it was measured: test it again '

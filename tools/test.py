@@ -20,13 +20,13 @@ def add_cascade(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--threshold', nargs='+', type=float, metavar='CONFIDENCE',
         help='above it a size decides; one, or one for each but the largest; '
-        'default: found on training pictures that `indices` leave out')
+        'default: found on training images that `indices` leave out')
     group.add_argument(
         '--target', type=float, metavar='POINTS',
         help='of top-1 that the threshold found may cost; default: 0')
     group.add_argument(
         '--held-out', type=int, metavar='N',
-        help='of the pictures left out, or, without `indices`, of those that '
+        help='of the images left out, or, without `indices`, of those that '
         'the network was trained on; default: all left out')
 
 

@@ -1,7 +1,8 @@
 """Smaller sizes for a trained network of any config, in one call."""
 import os
 import os.path as osp
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -35,7 +36,7 @@ from .calibrate import estimate, prepare_run, save_weights
 from .train import train
 
 _START = 'calibrated.pth'
-_PICTURES = 'sct_pictures'  # in its meta, how many gave the statistics
+_IMAGES = 'sct_images'  # in its meta, how many gave the statistics
 # Of its config what a run cannot change in the middle.
 _ITS_OWN = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
             'param_scheduler', 'custom_hooks')
@@ -58,7 +59,7 @@ def check_stock(cfg: Config) -> None:
 
 
 def check_sizes_more(sizes: Sizes, scales: Sequence[int]
-                     ) -> Tuple[int, ...]:
+                     ) -> tuple[int, ...]:
     """``sizes`` to give statistics beside ``scales``, the largest first.
 
     Raises:
@@ -91,7 +92,7 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     """The config that adapts the network of ``cfg`` to ``scales``, and with
     which it is tested, exported and loaded afterwards.
 
-    Model, pictures and test stay. There is no validation, and no average over
+    Model, images and test stay. There is no validation, and no average over
     the steps (EMA), which would lag behind in a training this short.
     """
     options = cfg.to_dict()
@@ -125,7 +126,7 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     return Config(options)
 
 
-def differing(ours: nn.Module, theirs: nn.Module) -> List[str]:
+def differing(ours: nn.Module, theirs: nn.Module) -> list[str]:
     """The tensors in which two state dicts are not equal to the bit."""
     ours, theirs = ours.state_dict(), theirs.state_dict()
     return [name for name in {**ours, **theirs} if name not in ours
@@ -150,7 +151,7 @@ def _check_output(out: str, force: bool, resume: bool) -> None:
 
 
 def _check_same(made: str, adapted: Config, sizes: Sequence[int],
-                stock: nn.Module, pictures: int) -> None:
+                stock: nn.Module, images: int) -> None:
     """Whether the run to go on with is that of ``adapted`` and ``stock``:
     mmengine takes the schedule of what it resumes, and rows by their rank.
 
@@ -169,8 +170,8 @@ def _check_same(made: str, adapted: Config, sizes: Sequence[int],
     differs = [name for name in _ITS_OWN if before.get(name) != adapted.get(
         name)]
     weights = check_checkpoint(start)
-    if meta_of(weights).get(_PICTURES, pictures) != pictures:
-        differs.append(f'number of pictures, {pictures},')
+    if meta_of(weights).get(_IMAGES, images) != images:
+        differs.append(f'number of images, {images},')
     if not differs and differing(
             extract_scale(loaded_model(adapted, weights, start), scales[0]),
             stock):
@@ -197,9 +198,9 @@ def _write(model: nn.Module, adapted: Config, made: str, path: str,
 
 
 def _add_sizes(model: nn.Module, adapted: Config, made: str,
-               sizes: Sequence[int], base: int, pictures: int) -> None:
+               sizes: Sequence[int], base: int, images: int) -> None:
     """Rows for ``sizes``, with statistics; the config names them."""
-    estimate(model, adapted, sizes, base, pictures)
+    estimate(model, adapted, sizes, base, images)
     adapted.model.scales = scales_of(model)
     if is_main_process():
         AtomicLocalBackend().put_text(adapted.pretty_text, made)
@@ -213,7 +214,7 @@ def _check_kept(model: nn.Module, stock: nn.Module, base: int) -> None:
                            '`custom_hooks` that does it.')
 
 
-def _check_scales(scales: Sizes) -> Tuple[int, ...]:
+def _check_scales(scales: Sizes) -> tuple[int, ...]:
     scales = check_scales(expand_sizes(scales, 'scales'))
     if len(scales) < 2:
         raise UserError("`scales` must be the network's own size and smaller "
@@ -224,18 +225,18 @@ def _check_scales(scales: Sizes) -> Tuple[int, ...]:
 
 @protected_loading()
 def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
-                     epochs: int = 2, out: Optional[str] = None,
-                     pictures: int = 2048, lr: float = 0.08,
+                     epochs: int = 2, out: str | None = None,
+                     images: int = 2048, lr: float = 0.08,
                      sizes: Sizes = (), force: bool = False,
                      resume: bool = False,
-                     cfg_options: Optional[dict] = None,
+                     cfg_options: dict | None = None,
                      launcher: str = 'none',
-                     between: float = 0.0) -> Dict[str, Any]:
+                     between: float = 0.0) -> dict[str, Any]:
     """Give a trained network smaller sizes, and leave what it answers at its
     own as it is, to the bit: what tools/adapt.py does.
 
     The norms get rows for each of ``scales``, whose statistics are estimated
-    from training pictures (:func:`~sct_mm.models.precise_bn.calibrate`); then
+    from training images (:func:`~sct_mm.models.precise_bn.calibrate`); then
     weight and bias of the smaller scales' rows train, see
     ``SCTLossHook(adapt=True)``. Between them two rows are mixed that were not
     trained to be, but for ``between``: give ``sizes`` statistics of their own,
@@ -249,7 +250,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and what a training leaves there.
-        pictures: of the training set, for statistics.
+        images: of the training set, for statistics.
         lr: of AdamW, the highest; our choice, see docs/adapt.md.
         sizes: more scales in the end: mixes with statistics of their own.
         force: overwrite an `adapted.pth`.
@@ -267,7 +268,7 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
     scales = _check_scales(scales)
     sizes = check_sizes_more(sizes, scales)
     epochs = check_int('epochs', epochs, 0, 'The default is 2.')
-    pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
+    images = check_int('images', images, 1, 'The default is 2048.')
     lr = check_number('lr', lr, 0, 'The default is 0.08.')
     between = SCTLossHook(adapt=True, between=between).between
     name = f'adapt_{config_name(config)}'
@@ -288,17 +289,17 @@ def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
         sizes_between(scales, padding_of(model).get('size_divisor', 1))
     made, path = osp.join(out, f'{name}.py'), osp.join(out, ADAPTED)
     if resume:
-        _check_same(made, adapted, sizes, stock, pictures)
+        _check_same(made, adapted, sizes, stock, images)
     make_folder(out, '--out')
-    estimate(model, adapted, scales[1:], scales[0], pictures)
+    estimate(model, adapted, scales[1:], scales[0], images)
     meta = meta_of(weights)
-    _write(model, adapted, made, path, {**meta, _PICTURES: pictures})
+    _write(model, adapted, made, path, {**meta, _IMAGES: images})
     if epochs:
         adapted = load_config(made)  # which tells a run its name
         model = train(adapted, 'auto' if resume else None).model
         model = model.module if is_model_wrapper(model) else model
     if sizes:
-        _add_sizes(model, adapted, made, sizes, scales[0], pictures)
+        _add_sizes(model, adapted, made, sizes, scales[0], images)
     _check_kept(model, stock, scales[0])
     save_weights(model, path, meta)
     return dict(config=made, checkpoint=path, scales=scales_of(model))

@@ -1,7 +1,8 @@
-"""A checkpoint whose statistics are re-estimated from training pictures."""
+"""A checkpoint whose statistics are re-estimated from training images."""
 import random
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from ..datasets.multi_scale_batch import padding_of
 from ..datasets.rescale_pipeline import train_sizes
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
-from ..engine.sct.checks import check_pictures
+from ..engine.sct.checks import check_images
 from ..models.precise_bn import add_scale, calibrate
 from ..models.size_selection import scales_of
 from ..utils.arguments import check_int
@@ -44,8 +45,8 @@ from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
 
 
-class SeededPictures(Dataset):
-    """``dataset`` with augmentations that depend on the picture's index
+class SeededImages(Dataset):
+    """``dataset`` with augmentations that depend on the image's index
     alone: whichever process or worker loads it, it is the same."""
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
@@ -72,7 +73,7 @@ class SeededPictures(Dataset):
 class _Chosen(Sampler):
     """A sampler of given indices, as the hosts' batch samplers take it."""
 
-    def __init__(self, dataset: Any, indices: List[int]) -> None:
+    def __init__(self, dataset: Any, indices: list[int]) -> None:
         self.dataset, self.indices = dataset, indices
 
     def __iter__(self) -> Iterator[int]:
@@ -82,16 +83,16 @@ class _Chosen(Sampler):
         return len(self.indices)
 
 
-def batches_of(config: dict, dataset: Any, pictures: int,
-               seed: int = 0) -> List[List[int]]:
-    """Indices of ``pictures`` drawn from ``dataset``, in the batches that the
+def batches_of(config: dict, dataset: Any, images: int,
+               seed: int = 0) -> list[list[int]]:
+    """Indices of ``images`` drawn from ``dataset``, in the batches that the
     data loader of ``config`` would make of them; all processes agree.
 
     Raises:
         UserError: if they are less than two batches.
     """
     generator = torch.Generator().manual_seed(seed)
-    indices = torch.randperm(len(dataset), generator=generator)[:pictures]
+    indices = torch.randperm(len(dataset), generator=generator)[:images]
     size, sampler = config.get('batch_size') or 1, config.get('batch_sampler')
     if sampler is None:
         batches = [part.tolist() for part in indices.split(size)]
@@ -101,19 +102,19 @@ def batches_of(config: dict, dataset: Any, pictures: int,
     batches = [batch for batch in batches if len(batch) > 1 or size == 1]
     if len(batches) < 2:
         raise UserError('Statistics need at least two batches, but '
-                        f'{len(indices)} of {len(dataset)} pictures make '
-                        f'{len(batches)} of {size}. Give --pictures '
+                        f'{len(indices)} of {len(dataset)} images make '
+                        f'{len(batches)} of {size}. Give --images '
                         f'{2 * size} or more, or set a smaller '
                         'train_dataloader.batch_size.')
     return batches
 
 
-def build_loader(config: dict, pictures: int) -> DataLoader:
+def build_loader(config: dict, images: int) -> DataLoader:
     """This process's share of the batches of :func:`batches_of`."""
-    dataset = SeededPictures(DATASETS.build(config['dataset']))
+    dataset = SeededImages(DATASETS.build(config['dataset']))
     if hasattr(dataset.dataset, 'full_init'):
         dataset.dataset.full_init()
-    batches = batches_of(config, dataset, pictures)
+    batches = batches_of(config, dataset, images)
     collate = dict(config.get('collate_fn') or dict(type='pseudo_collate'))
     kind = collate.pop('type')
     collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
@@ -124,12 +125,12 @@ def build_loader(config: dict, pictures: int) -> DataLoader:
 
 
 def check_sizes(sizes: Sizes, model: nn.Module,
-                base: int) -> Tuple[int, ...]:
+                base: int) -> tuple[int, ...]:
     """The sizes to calibrate, the largest first.
 
     Raises:
         UserError: for a model without SSBN, and for what is no size or is
-            larger than ``base``, the pictures of the training pipeline.
+            larger than ``base``, the images of the training pipeline.
     """
     scales = scales_of(model)
     if scales is None:
@@ -138,7 +139,7 @@ def check_sizes(sizes: Sizes, model: nn.Module,
                         'network for several sizes by tools/adapt.py.')
     sizes = scales if sizes == 'all' else expand_sizes(sizes)
     if sizes[0] > base:
-        raise UserError('`sizes` must be at most those of the pictures that '
+        raise UserError('`sizes` must be at most those of the images that '
                         f'the training pipeline makes, {base} pixels, but '
                         f'got {sizes[0]}. Leave it out, or enlarge the '
                         "pipeline's.")
@@ -150,26 +151,26 @@ def prepared(loader: DataLoader, model: nn.Module, size: int,
     """The batches of ``loader`` as the model takes them, at ``size``.
 
     Raises:
-        ValueError: for pictures of another size than ``base``.
+        ValueError: for images of another size than ``base``.
     """
     resize = TRANSFORMS.build({**padding_of(model), 'type': 'MultiScaleBatch',
                                'scale': size, 'base_scale': base})
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
             batch = model.data_preprocessor(batch, False)
-            check_pictures(batch, base)
+            check_images(batch, base)
             yield resize(batch)
 
 
 def prepare_run(cfg: Config) -> None:
-    """What comes before a network meets training pictures without a Runner.
+    """What comes before a network meets training images without a Runner.
 
     Raises:
-        UserError: for a config without training pictures.
+        UserError: for a config without training images.
     """
     if not cfg.get('train_dataloader'):
         raise UserError('The config must have a `train_dataloader`, whose '
-                        'pictures give the statistics, but got '
+                        'images give the statistics, but got '
                         f'{cfg.get("train_dataloader")!r}. Set it.')
     check_data(cfg.train_dataloader)
     set_loader_defaults(cfg.train_dataloader, cfg)
@@ -180,17 +181,17 @@ def prepare_run(cfg: Config) -> None:
 
 
 def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
-             pictures: int) -> int:
+             images: int) -> int:
     """Re-estimate the statistics of ``model`` at each of ``sizes``, which
     becomes a scale if it is none.
 
     Args:
-        base: pixels of the pictures that the training pipeline makes.
+        base: pixels of the images that the training pipeline makes.
 
     Returns:
-        int: pictures seen at each size.
+        int: images seen at each size.
     """
-    loader, seen = build_loader(cfg.train_dataloader, pictures), 0
+    loader, seen = build_loader(cfg.train_dataloader, images), 0
     for size in sizes:
         if size not in scales_of(model):
             add_scale(model, size)
@@ -211,13 +212,13 @@ def save_weights(model: nn.Module, path: str, meta: dict) -> None:
 @protected_loading()
 def calibrate_checkpoint(config: str, checkpoint: str,
                          sizes: Sizes, out: str,
-                         pictures: int = 2048, force: bool = False,
-                         cfg_options: Optional[dict] = None,
-                         launcher: str = 'none') -> Dict[str, Any]:
-    """Re-estimate the statistics of a checkpoint at ``sizes`` from pictures
+                         images: int = 2048, force: bool = False,
+                         cfg_options: dict | None = None,
+                         launcher: str = 'none') -> dict[str, Any]:
+    """Re-estimate the statistics of a checkpoint at ``sizes`` from images
     of the training set: what tools/calibrate.py does.
 
-    Each size's rows are estimated by themselves, from the same pictures, with
+    Each size's rows are estimated by themselves, from the same images, with
     the training pipeline's augmentation, resized as SCTLossHook resizes. A
     size that is no scale becomes one (:func:`add_scale`). Any number of
     processes makes the same file.
@@ -229,14 +230,14 @@ def calibrate_checkpoint(config: str, checkpoint: str,
         force: overwrite ``out``.
 
     Returns:
-        dict: ``out``, ``pictures`` seen at each size, ``scales`` of the
+        dict: ``out``, ``images`` seen at each size, ``scales`` of the
         checkpoint, and ``settings``, those of the config that must name them:
         ``{'model.backbone.norm_cfg.scales': [224, 176]}``.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.
     """
-    pictures = check_int('pictures', pictures, 1, 'The default is 2048.')
+    images = check_int('images', images, 1, 'The default is 2048.')
     sizes = sizes if sizes == 'all' else expand_sizes(sizes)
     check_outputs([out], force)
     if out.endswith('.safetensors'):
@@ -252,8 +253,8 @@ def calibrate_checkpoint(config: str, checkpoint: str,
     made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
     base = made[0] if made else (scales_of(model) or [0])[0]
     sizes = check_sizes(sizes, model, base)
-    seen = estimate(model, cfg, sizes, base, pictures)
+    seen = estimate(model, cfg, sizes, base, images)
     save_weights(model, out, meta_of(weights))
     scales = scales_of(model)
-    return dict(out=out, pictures=seen, scales=scales,
+    return dict(out=out, images=seen, scales=scales,
                 settings=scales_settings(cfg.model, scales))

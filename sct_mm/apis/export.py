@@ -1,7 +1,6 @@
 """One scale of a trained network, or each of them, as ordinary files."""
 import json
 import os.path as osp
-from typing import Dict, List, Optional, Tuple, Union
 
 from mmengine.config import Config
 from torch import nn
@@ -13,7 +12,7 @@ from ..evaluation.results_file import read_result, rows_of
 from ..export.files import MANIFEST, paths_of, told_of, write_all
 from ..export.formats import WEIGHTS, check_format
 from ..export.network import PARTS
-from ..export.real_pictures import RealPictures
+from ..export.real_images import RealImages
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Made, Request, make
 from ..utils.arguments import check_choice, check_int, check_number
@@ -47,42 +46,42 @@ def check_request(request: Request) -> None:
 
 
 def _meta(cfg: Config, size: int, checkpoint: dict,
-          pictures: RealPictures) -> dict:
+          images: RealImages) -> dict:
     """What a checkpoint says beside its weights: the hosts' inferencers need
     no more than it, nor this package."""
     meta = checkpoint.get('meta')
     told = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    told = told or getattr(pictures.loader.dataset, 'metainfo', {})
+    told = told or getattr(images.loader.dataset, 'metainfo', {})
     return dict(size=size, cfg=config_text(cfg, size),
                 dataset_meta=plain_data(told))
 
 
-def _made(cfg: Config, model: nn.Module, sizes: Tuple[int, ...],
+def _made(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
           request: Request, count: int, checkpoint: dict
-          ) -> Tuple[Dict[int, Made], int]:
+          ) -> tuple[dict[int, Made], int]:
     """A file a size, none of which is on the disk yet; and on how many
-    pictures they were compared."""
-    pictures = RealPictures(cfg, sizes, count)
+    images they were compared."""
+    images = RealImages(cfg, sizes, count)
     divisor = 0
-    if pictures.shapes_differ:
+    if images.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
-    return {size: make(model, size, pictures.batches(model, size), request,
-                       divisor, _meta(cfg, size, checkpoint, pictures))
-            for size in sizes}, len(pictures.indices)
+    return {size: make(model, size, images.batches(model, size), request,
+                       divisor, _meta(cfg, size, checkpoint, images))
+            for size in sizes}, len(images.indices)
 
 
 @protected_loading()
-def export(config: str, checkpoint: str, size: Union[int, str], out: str,
-           format: str = 'pth', *, part: Optional[str] = None,
+def export(config: str, checkpoint: str, size: int | str, out: str,
+           format: str = 'pth', *, part: str | None = None,
            fuse: bool = True, softmax: bool = False, prefix: str = '',
-           pictures: int = 8, tolerance: float = 1e-4,
-           result: Optional[str] = None, force: bool = False,
-           cfg_options: Optional[dict] = None) -> dict:
+           images: int = 8, tolerance: float = 1e-4,
+           result: str | None = None, force: bool = False,
+           cfg_options: dict | None = None) -> dict:
     """Write one size of a trained network as an ordinary file: what
     tools/export.py does, on the CPU.
 
     Each file is run by its own runtime and compared with the network, pinned
-    to the size, on real pictures, before it is written.
+    to the size, on real images, before it is written.
 
     Args:
         config: path of the config.
@@ -94,14 +93,14 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
         format: 'pth' or 'safetensors': weights that the stock network takes;
             'onnx', 'torchscript' or 'pt2': a graph whose batch is dynamic,
             and height and width where the test pipeline keeps the aspect of
-            pictures.
+            images.
         part: of a graph, 'network' or 'features' (backbone and neck); None:
-            the network where it runs on pictures alone.
+            the network where it runs on images alone.
         fuse: whether norms are fused into convolutions in a graph.
         softmax: whether a classifier's graph gives scores, not logits.
         prefix: of weights, the module that they are for: 'backbone' or, as
             timm names them, 'backbone.timm_model'.
-        pictures: how many the outputs are compared on.
+        images: how many the outputs are compared on.
         tolerance: the largest difference of a graph, as a share of the
             largest output. Weights must be equal to the bit.
         result: path of the scales.json of a test, whose metrics go into the
@@ -111,7 +110,7 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
 
     Returns:
         dict: the manifest: ``label``, ``config``, ``checkpoint``, ``format``
-        ``pictures``, how many were compared on, and ``files``, one a size
+        ``images``, how many were compared on, and ``files``, one a size
         from the largest down; and ``notes``.
 
     Raises:
@@ -120,7 +119,7 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
     """
     request = Request(format, part, fuse, softmax, prefix, tolerance)
     check_request(request)
-    check_int('pictures', pictures, 2, 'Give e.g. 8.')
+    check_int('images', images, 2, 'Give e.g. 8.')
     cfg = load_config(config, cfg_options)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
@@ -136,9 +135,9 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
     paths = paths_of(out, format, sizes, label, every)
     manifest = osp.join(out, MANIFEST)
     check_outputs([*paths.values(), *([manifest] if every else [])], force)
-    made, compared = _made(cfg, model, sizes, request, pictures, weights)
+    made, compared = _made(cfg, model, sizes, request, images, weights)
     told = dict(label=label, config=config, checkpoint=checkpoint,
-                format=format, pictures=compared,
+                format=format, images=compared,
                 files=_told_of_each(made, paths, rows))
     files = {paths[size]: each.data for size, each in made.items()}
     if every:
@@ -148,8 +147,8 @@ def export(config: str, checkpoint: str, size: Union[int, str], out: str,
                              for note in each.notes])
 
 
-def _told_of_each(made: Dict[int, Made], paths: Dict[int, str],
-                  rows: List[dict]) -> List[dict]:
+def _told_of_each(made: dict[int, Made], paths: dict[int, str],
+                  rows: list[dict]) -> list[dict]:
     """What the manifest says of each file."""
     tested = {row['scale']: row for row in rows}
     return [dict(size=size, **told_of(each.data, paths[size]), **each.entry,

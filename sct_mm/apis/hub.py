@@ -6,7 +6,7 @@ the folder needs no other config, and nothing in it is unpickled or run.
 import json
 import os.path as osp
 from importlib.util import find_spec
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -59,7 +59,7 @@ def unpacked(value: Any) -> Any:
     return {name: unpacked(child) for name, child in value.items()}
 
 
-def _network(told: dict, weights: Dict[str, Tensor], folder: str
+def _network(told: dict, weights: dict[str, Tensor], folder: str
              ) -> nn.Module:
     """The network of a folder's ``config.json`` with its weights."""
     cfg = Config(told['config'])
@@ -73,7 +73,7 @@ def _network(told: dict, weights: Dict[str, Tensor], folder: str
     return model
 
 
-def _check_state(state: Dict[str, Any]) -> None:
+def _check_state(state: dict[str, Any]) -> None:
     """Refuse what safetensors cannot hold."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -82,14 +82,14 @@ def _check_state(state: Dict[str, Any]) -> None:
                             'keep the checkpoint.')
 
 
-def _check_same(state: Dict[str, Tensor], model: nn.Module) -> None:
+def _check_same(state: dict[str, Tensor], model: nn.Module) -> None:
     """Whether a network that was read back is the one that was written.
 
     Raises:
         RuntimeError: if it is not.
     """
     read = model.state_dict()
-    wrong: List[str] = [name for name in {**state, **read} if not (
+    wrong: list[str] = [name for name in {**state, **read} if not (
         name in read and name in state
         and torch.equal(state[name], read[name]))]
     if wrong:
@@ -100,7 +100,7 @@ def _check_same(state: Dict[str, Tensor], model: nn.Module) -> None:
 
 @protected_loading()
 def save_pretrained(config: str, checkpoint: str, folder: str, *,
-                    force: bool = False, cfg_options: Optional[dict] = None
+                    force: bool = False, cfg_options: dict | None = None
                     ) -> dict:
     """Write a trained network, with all its scales, as a folder that
     :func:`from_pretrained` reads anywhere: what tools/hub.py does.
@@ -138,11 +138,11 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
     text = json.dumps(told, indent=2)
     _check_same(state, _network(_checked(json.loads(text), CONFIG), weights_in(
         'safetensors', data), folder))
-    write_all(dict(zip(paths, (data, text.encode()))))
+    write_all(dict(zip(paths, (data, text.encode()), strict=True)))
     return told
 
 
-def _fetched(source: str, revision: Optional[str]) -> str:
+def _fetched(source: str, revision: str | None) -> str:
     """The folder of ``source``, by huggingface_hub unless it is one."""
     if osp.isdir(source):
         return source
@@ -203,7 +203,7 @@ def _told(folder: str) -> dict:
 
 
 @protected_loading()
-def from_pretrained(source: str, revision: Optional[str] = None) -> nn.Module:
+def from_pretrained(source: str, revision: str | None = None) -> nn.Module:
     """The network in a folder of :func:`save_pretrained`, or on a hub.
 
     Nothing in it is unpickled or run, and its config builds only what a

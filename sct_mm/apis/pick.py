@@ -1,7 +1,7 @@
 """Which size to take, of one model or of several that were tested."""
 import os.path as osp
 import shlex
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from ..evaluation.pareto import draw
 from ..evaluation.results_file import metric_names, read_result
@@ -24,22 +24,22 @@ class Limits(NamedTuple):
     """What a size must keep to.
 
     Args:
-        latency: at most so many milliseconds for one picture; None: any.
+        latency: at most so many milliseconds for one image; None: any.
         gflops: at most so many multiply-adds, in 1e9; None: any.
         least: ``{metric: at least so much}``.
     """
-    latency: Optional[float] = None
-    gflops: Optional[float] = None
-    least: Dict[str, float] = {}
+    latency: float | None = None
+    gflops: float | None = None
+    least: dict[str, float] = {}
 
-    def misses(self, row: dict) -> List[str]:
+    def misses(self, row: dict) -> list[str]:
         """The names of what ``row`` does not keep to."""
         missed = [name for name, most in self.costs().items()
                   if row[name] > most]
         return missed + [name for name, value in self.least.items()
                          if quality_of(row, name) < value]
 
-    def costs(self) -> Dict[str, float]:
+    def costs(self) -> dict[str, float]:
         limits = dict(latency_ms=self.latency, gflops=self.gflops)
         return {name: most for name, most in limits.items()
                 if most is not None}
@@ -50,11 +50,11 @@ class Choice(NamedTuple):
     row: dict
 
 
-def rows_in(models: List[dict]) -> List[Choice]:
+def rows_in(models: list[dict]) -> list[Choice]:
     return [Choice(model, row) for model in models for row in model['rows']]
 
 
-def choose(models: List[dict], limits: Limits, metric: str) -> Choice:
+def choose(models: list[dict], limits: Limits, metric: str) -> Choice:
     """The row that keeps to ``limits``: of those under a most that it may
     cost, the best by ``metric``; where only a least is asked for, the one of
     fewest GFLOPs. Of equal ones, the cheaper, then the better.
@@ -76,7 +76,7 @@ def choose(models: List[dict], limits: Limits, metric: str) -> Choice:
     return min(fitting, key=rank)
 
 
-def _refusal(models: List[dict], limits: Limits, metric: str) -> str:
+def _refusal(models: list[dict], limits: Limits, metric: str) -> str:
     """Why no row that has the metric keeps to ``limits``."""
     each = [choice.row for choice in rows_in(models)]
     each = [row for row in each
@@ -93,7 +93,7 @@ def _refusal(models: List[dict], limits: Limits, metric: str) -> str:
             'other sizes.')
 
 
-def check_metrics(models: List[dict], names: List[str]) -> None:
+def check_metrics(models: list[dict], names: list[str]) -> None:
     """Refuse a metric that no row has, or that says nothing of a choice.
 
     Raises:
@@ -121,16 +121,16 @@ def export_command(choice: Choice) -> str:
 
 
 @protected_loading()
-def pick(result: str, max_latency: Optional[float] = None,
-         max_gflops: Optional[float] = None,
-         least: Optional[Dict[str, float]] = None,
-         metric: Optional[str] = None, out: Optional[str] = None) -> dict:
+def pick(result: str, max_latency: float | None = None,
+         max_gflops: float | None = None,
+         least: dict[str, float] | None = None,
+         metric: str | None = None, out: str | None = None) -> dict:
     """Name the size to take, and draw what there was to choose from: what
     tools/pick.py does.
 
     Args:
         result: path of the scales.json of tools/test.py.
-        max_latency: milliseconds for one picture.
+        max_latency: milliseconds for one image.
         max_gflops: multiply-adds, in 1e9.
         least: ``{metric: value}``; a higher metric is a better one.
         metric: what is best under a most; None: the first of the result.

@@ -3,7 +3,8 @@ import copy
 import os.path as osp
 import uuid
 import warnings
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -23,7 +24,7 @@ from ..engine.loops import check_sizes, refuse_views, scalar, unwrapped
 from ..engine.resume import find_checkpoint
 from ..evaluation.measure import (
     Workload,
-    first_pictures,
+    first_images,
     flops_of,
     kept_batch,
     measure_times,
@@ -130,14 +131,14 @@ def as_list(value: Any) -> Any:
 
 
 def test_at(runner: Runner, size: int, progress: ProgressHook,
-            limit: int) -> Tuple[dict, Workload]:
-    """Evaluate one size, whose pictures the data set makes: its row, and what
+            limit: int) -> tuple[dict, Workload]:
+    """Evaluate one size, whose images the data set makes: its row, and what
     its times are measured on, a batch of at most ``limit`` bytes."""
     model = unwrapped(runner.model)
     with use_scale(model, size):
         metrics = runner.test_loop.run()
         loader = runner.test_loop.dataloader
-        one = first_pictures(loader, 1)
+        one = first_images(loader, 1)
         model.eval()
         numbers = {name: scalar(value) for name, value in metrics.items()}
         fp16 = getattr(runner.test_loop, 'fp16', False)
@@ -156,8 +157,8 @@ def test_at(runner: Runner, size: int, progress: ProgressHook,
                              kept_batch(loader, batch, limit), fp16)
 
 
-def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
-                label: str) -> List[Tuple[dict, Workload]]:
+def test_runner(runner: Runner, dataset: dict, sizes: Sizes | None,
+                label: str) -> list[tuple[dict, Workload]]:
     """:func:`test_at` each size; ``dataset`` is the data set's config."""
     model = unwrapped(runner.model)
     if sizes is None and scales_of(model) is None:
@@ -166,7 +167,7 @@ def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
     loader = runner.test_loop.dataloader
     switch = SizeSwitch(loader.dataset, dataset, sizes)
     warn_untrained(model, sizes,
-                   first_pictures(loader, 1)['inputs'][0].shape[0])
+                   first_images(loader, 1)['inputs'][0].shape[0])
     progress = ProgressHook()
     runner.register_hook(progress)
     tested = []
@@ -179,9 +180,9 @@ def test_runner(runner: Runner, dataset: dict, sizes: Optional[Sizes],
     return tested
 
 
-def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
-             out: Optional[str], cfg_options: Optional[dict],
-             launcher: str) -> Tuple[dict, List[Workload]]:
+def test_one(config: str, checkpoint: str, sizes: Sizes | None,
+             out: str | None, cfg_options: dict | None,
+             launcher: str) -> tuple[dict, list[Workload]]:
     """One model of :func:`test_models`, its rows without times, and what
     these are measured on."""
     label = config_name(config)
@@ -201,25 +202,26 @@ def test_one(config: str, checkpoint: str, sizes: Optional[Sizes],
                 rows=[row for row, _ in tested]), [w for _, w in tested]
 
 
-def name_apart(results: List[dict]) -> None:
+def name_apart(results: list[dict]) -> None:
     """Label the results of one config by what their checkpoints' paths do not
     share, too."""
-    alike: Dict[str, List[dict]] = {}
+    alike: dict[str, list[dict]] = {}
     for result in results:
         alike.setdefault(result['label'], []).append(result)
     for label, several in alike.items():
         paths = [osp.abspath(result['checkpoint']) for result in several]
         shared = osp.commonpath(map(osp.dirname, paths))
-        for result, path in zip(several, paths) if len(several) > 1 else ():
+        for result, path in zip(several, paths,
+                                strict=True) if len(several) > 1 else ():
             result['label'] = f'{label} ({osp.relpath(path, shared)})'
 
 
 @protected_loading()
-def test_models(models: Sequence[Tuple[str, str]],
-                scales: Optional[Sizes] = None,
-                out: Optional[str] = None,
-                cfg_options: Optional[dict] = None,
-                launcher: str = 'none') -> List[dict]:
+def test_models(models: Sequence[tuple[str, str]],
+                scales: Sizes | None = None,
+                out: str | None = None,
+                cfg_options: dict | None = None,
+                launcher: str = 'none') -> list[dict]:
     """Test several checkpoints at the same sizes; see :func:`test_scales`.
 
     Times are measured when all metrics are there, models and sizes in turns
@@ -241,15 +243,15 @@ def test_models(models: Sequence[Tuple[str, str]],
     name_apart(results)
     measure_times(workloads)
     rows = [row for result in results for row in result['rows']]
-    for row, workload in zip(rows, workloads):
+    for row, workload in zip(rows, workloads, strict=True):
         row.update(workload.times())
     return results
 
 
 def test_scales(config: str, checkpoint: str,
-                scales: Optional[Sizes] = None,
-                out: Optional[str] = None,
-                cfg_options: Optional[dict] = None,
+                scales: Sizes | None = None,
+                out: str | None = None,
+                cfg_options: dict | None = None,
                 launcher: str = 'none') -> dict:
     """Test one checkpoint at several sizes: what tools/test.py prints.
 
@@ -274,9 +276,9 @@ def test_scales(config: str, checkpoint: str,
         largest down: ``scale``; ``served_by``, the scales whose rows serve
         it, two between them (None without SSBN); ``metrics``, and in
         ``arrays`` those that are no single number; ``gflops``
-        (:func:`flops_of`) of one picture; ``latency_ms`` of one picture and
-        ``pictures_per_s`` in batches, both with ``..._quartiles``;
-        ``latency_reliable`` and ``pictures_reliable``
+        (:func:`flops_of`) of one image; ``latency_ms`` of one image and
+        ``images_per_s`` in batches, both with ``..._quartiles``;
+        ``latency_reliable`` and ``images_reliable``
         (:func:`spread_of`). Times include the preprocessor and the
         post-processing, not the loading.
 
@@ -289,7 +291,7 @@ def test_scales(config: str, checkpoint: str,
     return result
 
 
-def trained_sizes(cfg: Config, model: nn.Module) -> Tuple[int, ...]:
+def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
     """The sizes that a network was trained at, as far as can be told: the
     scales of its SSBN, else of the config's SCTLossHook, else the sizes of its
     training pipeline."""
@@ -302,7 +304,7 @@ def trained_sizes(cfg: Config, model: nn.Module) -> Tuple[int, ...]:
         pipeline_of(cfg.get('train_dataloader') or {}) or []))
 
 
-def serving_scales(model: nn.Module, size: int) -> Optional[List[int]]:
+def serving_scales(model: nn.Module, size: int) -> list[int] | None:
     """The scales whose rows serve ``size``, two between them; None without
     SSBN."""
     scales = scales_of(model)
@@ -320,9 +322,9 @@ def warn_untrained(model: nn.Module, sizes: Sequence[int],
     accuracy.
 
     Args:
-        channels: of the pictures.
+        channels: of the images.
     """
-    groups: Dict[Tuple[int, ...], List[int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
     for size in sizes:
         rows = serving_scales(model, size)
         if rows not in (None, [size]):

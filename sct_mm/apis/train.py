@@ -1,6 +1,5 @@
 """A training as tools/train.py runs it."""
 import os.path as osp
-from typing import Optional
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -72,7 +71,7 @@ def check_same(model: nn.Module, path: str) -> None:
 
 
 @protected_loading()
-def train(cfg: Config, resume: Optional[str] = None) -> Runner:
+def train(cfg: Config, resume: str | None = None) -> Runner:
     """Train the config, which names its `work_dir`; returns its Runner.
 
     Args:

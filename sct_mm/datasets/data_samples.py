@@ -1,11 +1,12 @@
-"""Samples of OpenMMLab that follow their picture to another size.
+"""Samples of OpenMMLab that follow their image to another size.
 
-Shapes are (H, W) in pixels. A *content* is the part of a picture before its
+Shapes are (H, W) in pixels. A *content* is the part of an image before its
 padding at the right and the bottom.
 """
 import copy
 import math
-from typing import Any, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .pixel_fields import (
     resized_areas,
 )
 
-Shape = Tuple[int, int]
+Shape = tuple[int, int]
 _INSTANCES = ('gt_instances', 'ignored_instances')
 # mmdet packs a map as `sem_seg`, mmseg as `data`; depth is in no pixels.
 _MAPS = ('gt_sem_seg', 'gt_edge_map', 'gt_depth_map')
@@ -35,15 +36,15 @@ _METAINFO = ('img_shape', 'ori_shape', 'batch_input_shape', 'pad_shape',
 
 
 def is_padded(sample: Any) -> bool:
-    """Whether the data preprocessor pads pictures: such a one (detection)
-    writes ``batch_input_shape``. Without it a picture fills its batch, and
+    """Whether the data preprocessor pads images: such a one (detection)
+    writes ``batch_input_shape``. Without it an image fills its batch, and
     its ``img_shape`` may be older than the last crop."""
     return (isinstance(sample, BaseDataElement)
             and 'batch_input_shape' in sample.metainfo_keys())
 
 
 def content_shape(sample: BaseDataElement, padded: Sequence[int]) -> Shape:
-    """(H, W) of the picture of ``sample`` in a batch of ``padded`` (H, W)."""
+    """(H, W) of the image of ``sample`` in a batch of ``padded`` (H, W)."""
     shape = None
     if is_padded(sample):
         shape = sample.metainfo.get('img_shape')
@@ -53,8 +54,8 @@ def content_shape(sample: BaseDataElement, padded: Sequence[int]) -> Shape:
     if min(edges) < 1:
         raise ValueError('`img_shape` of a sample must be at least one pixel '
                          f'high and wide, but got {shape}. Remove such '
-                         'pictures from the data set.')
-    return tuple(min(int(a), b) for a, b in zip(edges, padded))
+                         'images from the data set.')
+    return tuple(min(int(a), b) for a, b in zip(edges, padded, strict=True))
 
 
 def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
@@ -63,16 +64,16 @@ def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
 
 
 class Geometry(NamedTuple):
-    """How one picture was resized; shapes are (H, W) in pixels."""
+    """How one image was resized; shapes are (H, W) in pixels."""
     old: Shape  # the content before
     new: Shape  # the content after
     batch: Shape  # the batch before, padding included
     padded: Shape  # the batch after
-    divisor: int = 1  # of the edges of a padded picture
+    divisor: int = 1  # of the edges of a padded image
     ignore: int = 255  # label of the padding of a semantic map
 
     @property
-    def factor(self) -> Tuple[float, float]:
+    def factor(self) -> tuple[float, float]:
         """(w, h) of the content after, in those before."""
         return self.new[1] / self.old[1], self.new[0] / self.old[0]
 
@@ -89,26 +90,26 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
         refuse(boxes, path)
     # By Python's numbers: a tensor of them would make a GPU wait.
     return torch.stack([edge * factor for edge, factor in zip(
-        boxes.unbind(-1), geometry.factor * 2)], -1)
+        boxes.unbind(-1), geometry.factor * 2, strict=True)], -1)
 
 
 def _holds(shape: Shape, geometry: Geometry) -> bool:
-    """Whether what has ``shape`` is a picture's content and its padding: some
-    batch augments pad pictures alone."""
+    """Whether what has ``shape`` is an image's content and its padding: some
+    batch augments pad images alone."""
     return all(low <= edge <= high for low, edge, high in zip(
-        geometry.old, shape, geometry.batch))
+        geometry.old, shape, geometry.batch, strict=True))
 
 
 def _resized_masks(masks: Any, geometry: Geometry, path: str) -> Any:
     """mmdet's bitmap or polygon masks; those of the batch's shape are padded
-    to it again, even if a picture filled it."""
+    to it again, even if an image filled it."""
     old, new, batch, padded, *_ = geometry
     shape = masks.height, masks.width
     was_padded = shape == batch
     if not _holds(shape, geometry):
-        raise ValueError(f'`{path}` must be as large as their picture, {old}, '
+        raise ValueError(f'`{path}` must be as large as their image, {old}, '
                          f'but got {shape}. Let each transform of the '
-                         'pipeline that changes pictures change masks, too.')
+                         'pipeline that changes images change masks, too.')
     content = masks.masks
     if isinstance(content, np.ndarray):
         content = content[:, :old[0], :old[1]]
@@ -122,7 +123,7 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     was_padded = tuple(labels.shape[-2:]) == batch
     if labels.dim() != 3 or not _holds(labels.shape[-2:], geometry):
         raise ValueError(f'`{path}` must have shape (C, H, W), as large as '
-                         f'its picture, {old}, but got shape '
+                         f'its image, {old}, but got shape '
                          f'{tuple(labels.shape)}. Remove SegRescale from the '
                          'pipeline.')
     content = labels[None, :, :old[0], :old[1]].double()
@@ -146,7 +147,7 @@ def _resized_metainfo(metainfo: dict, geometry: Geometry,
         if metainfo.get(name) is not None:
             lengths = (2, 4) if name == 'scale_factor' else (len(axes), )
             values = [v * dict(w=w, h=h)[axis] for v, axis in zip(
-                numbers(name, metainfo[name], lengths), axes)]
+                numbers(name, metainfo[name], lengths), axes, strict=True)]
             metainfo[name] = tuple(values if name == 'scale_factor'
                                    else map(round, values))
     if metainfo.get('homography_matrix') is not None:
@@ -189,7 +190,7 @@ def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
 
 def resized_sample(sample: BaseDataElement,
                    geometry: Geometry) -> BaseDataElement:
-    """The sample of a picture that was resized; ``sample`` is unchanged.
+    """The sample of an image that was resized; ``sample`` is unchanged.
 
     Labels and scores (mixup's and cutmix's too) are the same objects, not
     copies. Boxes, masks and the semantic map of mmdet's ``DetDataSample`` are
@@ -203,7 +204,7 @@ def resized_sample(sample: BaseDataElement,
             dimensions or its name, naming it, and for another sample than a
             ``BaseDataElement``.
         ValueError: for masks or a semantic map that are not as large as the
-            picture.
+            image.
     """
     if not isinstance(sample, BaseDataElement):
         raise TypeError('`data_samples` must be BaseDataElements of mmengine, '

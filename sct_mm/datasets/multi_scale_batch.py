@@ -1,5 +1,5 @@
 """The batch transform of Scale Calibrated Training."""
-from typing import Any, List
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +34,11 @@ class MultiScaleBatch(BaseTransform):
 
     Every scale sees the same crop and the same flip, resized on the device
     where the batch is. Antialiased bilinear interpolation is our choice: it
-    is what torchvision and PIL do to pictures at test time.
+    is what torchvision and PIL do to images at test time.
 
-    Padding is not resized: each picture is, and is then padded as the data
+    Padding is not resized: each image is, and is then padded as the data
     preprocessor would, so that the result is what the test pipeline makes of
-    a picture at that scale. Pictures without padding take one call together.
+    an image at that scale. Images without padding take one call together.
 
     Required keys: ``inputs`` (N, C, H, W), float; ``data_samples`` (a list of
     mmpretrain's ``DataSample`` or mmdet's ``DetDataSample``, or None; see
@@ -46,7 +46,7 @@ class MultiScaleBatch(BaseTransform):
     Nothing of the input is changed in place. At the base scale the result is
     the input itself.
 
-    Pictures of half precision are resized in single precision.
+    Images of half precision are resized in single precision.
 
     Args:
         scale: the scale of the result in pixels.
@@ -64,7 +64,7 @@ class MultiScaleBatch(BaseTransform):
             and for inputs that are no floating point tensor (N, C, H, W).
         ValueError: for arguments out of range, ``antialias`` with another
             interpolation, and a semantic map that is not as large as its
-            picture.
+            image.
     """
 
     def __init__(self,
@@ -104,18 +104,18 @@ class MultiScaleBatch(BaseTransform):
                for i in range(len(inputs))]
         new = [tuple(resized_edge(edge, self.scale, self.base_scale)
                      for edge in shape) for shape in old]
-        padded = padded_shape([max(edges) for edges in zip(*new)],
+        padded = padded_shape([max(edges) for edges in zip(*new, strict=True)],
                               self.size_divisor)
         if samples is not None:
             samples = [resized_sample(sample, Geometry(
                 *shapes, base_shape, padded, self.size_divisor,
                 self.seg_pad_value))
-                for sample, *shapes in zip(samples, old, new)]
+                for sample, *shapes in zip(samples, old, new, strict=True)]
         results = {**results, 'inputs': self._resize(inputs, old, new, padded)}
         return results if samples is None else {**results,
                                                 'data_samples': samples}
 
-    def _resize(self, inputs: Tensor, old: List[Shape], new: List[Shape],
+    def _resize(self, inputs: Tensor, old: list[Shape], new: list[Shape],
                 padded: Shape) -> Tensor:
         if len(set(old)) == 1:
             h, w = old[0]
@@ -130,13 +130,13 @@ class MultiScaleBatch(BaseTransform):
                          0, padded[0] - part.shape[-2]), value=self.pad_value)
             for part in parts])
 
-    def _interpolate(self, pictures: Tensor, shape: Shape) -> Tensor:
+    def _interpolate(self, images: Tensor, shape: Shape) -> Tensor:
         smooth = self.interpolation in ('bilinear', 'bicubic')
         # torch has no antialiased resize of half precision on a CPU.
-        exact = pictures.float() if pictures.element_size() < 4 else pictures
+        exact = images.float() if images.element_size() < 4 else images
         return F.interpolate(exact, shape, mode=self.interpolation,
                              align_corners=False if smooth else None,
-                             antialias=self.antialias).to(pictures.dtype)
+                             antialias=self.antialias).to(images.dtype)
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(scale={self.scale}, '
@@ -151,7 +151,7 @@ def check_batch(batch: dict) -> None:
 
     Raises:
         TypeError: for views in a list, samples in a dict and other keys.
-        ValueError: for a batch without pictures.
+        ValueError: for a batch without images.
     """
     fix = ('Use a model and a data preprocessor whose batches are one tensor '
            'and one list of samples.')
@@ -172,10 +172,10 @@ def check_batch(batch: dict) -> None:
     if not inputs.is_floating_point():
         raise TypeError('`inputs` must be floating point to be resized, but '
                         f'got {inputs.dtype}. Let the data preprocessor '
-                        'normalise the pictures.')
+                        'normalise the images.')
     if not inputs.numel():
         raise ValueError('`inputs` of a batch at several scales must hold '
-                         f'pictures, but got shape {tuple(inputs.shape)}. '
+                         f'images, but got shape {tuple(inputs.shape)}. '
                          'Leave empty batches out.')
     samples: Any = batch.get('data_samples')
     if samples is None:
@@ -184,8 +184,8 @@ def check_batch(batch: dict) -> None:
         raise TypeError('`data_samples` of a batch at several scales must be '
                         f'a list, but got a {type(samples).__name__}. {fix}')
     if len(samples) != len(inputs):
-        raise TypeError('`data_samples` must be one for each picture, but got '
-                        f'{len(samples)} for {len(inputs)} pictures. {fix}')
+        raise TypeError('`data_samples` must be one for each image, but got '
+                        f'{len(samples)} for {len(inputs)} images. {fix}')
 
 
 def padding_of(model: nn.Module) -> dict:

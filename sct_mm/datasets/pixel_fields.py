@@ -1,13 +1,14 @@
 """Which fields of a sample may carry pixels, by their values and names."""
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Sequence, Union
+from typing import Any
 
 import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-# How the hosts name coordinates and lengths of the input picture: mmdet's
+# How the hosts name coordinates and lengths of the input image: mmdet's
 # boxes, mmpose's centers and scales, mmdet3d's matrices, mmyolo's padding. The
 # last word tells: `bbox_scores` are none.
 _PIXELS = re.compile(
@@ -15,7 +16,7 @@ _PIXELS = re.compile(
     r'(area|border|cent(er|re)|coord(inate)?|corner|keypoint|landmark|offset|'
     r'point|polygon|proposal|rect|roi|scale|shape|size|xywh|xyxy)s?)'
     r'(_2d|_ignore)?$|2img$')
-# Of the picture before any resize, or no length at all.
+# Of the image before any resize, or no length at all.
 _OTHER = re.compile(r'(ori|orig|original|num|is|has|with)_')
 _AREAS = re.compile(r'(^|_)areas?$')
 
@@ -43,8 +44,7 @@ def is_area(name: str, value: Any) -> bool:
             and _is_row(value))
 
 
-def resized_areas(value: Any, factor: float) -> Union[list, Tensor,
-                                                      np.ndarray]:
+def resized_areas(value: Any, factor: float) -> list | Tensor | np.ndarray:
     if isinstance(value, (list, tuple)):
         return type(value)(v * factor for v in value)
     return value * factor

@@ -1,6 +1,6 @@
 """Rewriting a test pipeline for another size of the input."""
 import copy
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from ..utils.config_walk import type_name
 
@@ -15,9 +15,9 @@ _SIZES = {
     'torchvision/Resize': 'size',
     'torchvision/CenterCrop': 'size',
 }
-# Those that cut or pad, and change the size of nothing in the picture.
+# Those that cut or pad, and change the size of nothing in the image.
 _CUTS = ('CenterCrop', 'Pad', 'torchvision/CenterCrop')
-# What sets the size of the training pictures only.
+# What sets the size of the training images only.
 _TRAIN_SIZES = {
     **_SIZES,
     'RandomResize': 'scale',
@@ -29,15 +29,15 @@ _TRAIN_SIZES = {
 
 
 
-def _size_key(transform: dict, sizes: Dict[str, str] = _SIZES
-              ) -> Optional[str]:
+def _size_key(transform: dict, sizes: dict[str, str] = _SIZES
+              ) -> str | None:
     if not isinstance(transform, dict):
         return None
     key = sizes.get(type_name(transform))
     return key if key and transform.get(key) is not None else None
 
 
-def _edges(value: Any) -> List[int]:
+def _edges(value: Any) -> list[int]:
     """The edges in pixels that a size gives; -1 leaves one to the other.
 
     Raises:
@@ -54,7 +54,7 @@ def _edges(value: Any) -> List[int]:
 
 
 
-def nominal_size(pipeline: List[dict]) -> int:
+def nominal_size(pipeline: list[dict]) -> int:
     """The shorter edge in pixels of what ``pipeline`` feeds to the network:
     that of its last resize or crop.
 
@@ -71,9 +71,9 @@ def nominal_size(pipeline: List[dict]) -> int:
                      "Add e.g. dict(type='Resize', scale=224).")
 
 
-def keeps_ratio(pipeline: List[dict]) -> bool:
-    """Whether the pictures' aspect is kept, so that the shorter edge of a
-    long picture is less than the nominal size."""
+def keeps_ratio(pipeline: list[dict]) -> bool:
+    """Whether the images' aspect is kept, so that the shorter edge of a
+    long image is less than the nominal size."""
     for transform in reversed(pipeline):
         if _size_key(transform):
             return bool(transform.get('keep_ratio', False)
@@ -81,7 +81,7 @@ def keeps_ratio(pipeline: List[dict]) -> bool:
     return False
 
 
-def _random_sizes(transform: dict, value: Any) -> List[float]:
+def _random_sizes(transform: dict, value: Any) -> list[float]:
     """The ends of the sizes in pixels that one transform draws from."""
     pairs = (isinstance(value, (list, tuple)) and len(value) > 0
              and isinstance(value[0], (list, tuple)))
@@ -98,8 +98,8 @@ def _random_sizes(transform: dict, value: Any) -> List[float]:
     return [size]
 
 
-def train_sizes(pipeline: List[dict]) -> Tuple[int, ...]:
-    """The nominal sizes in pixels of the pictures that a training pipeline
+def train_sizes(pipeline: list[dict]) -> tuple[int, ...]:
+    """The nominal sizes in pixels of the images that a training pipeline
     makes, the largest first; empty if no transform tells.
 
     The last resize, crop or padding tells; the nominal size is the shorter
@@ -116,11 +116,11 @@ def train_sizes(pipeline: List[dict]) -> Tuple[int, ...]:
     return ()
 
 
-def rescale_pipeline(pipeline: List[dict], size: int) -> List[dict]:
-    """A copy of ``pipeline`` that feeds pictures of ``size`` pixels.
+def rescale_pipeline(pipeline: list[dict], size: int) -> list[dict]:
+    """A copy of ``pipeline`` that feeds images of ``size`` pixels.
 
     Every resize and crop changes by the same ratio, so that the same part of
-    a picture is seen at each size.
+    an image is seen at each size.
 
     Raises:
         ValueError: if no transform sets a size, or none resizes.

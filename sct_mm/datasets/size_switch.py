@@ -1,6 +1,7 @@
-"""One data set that makes pictures of several sizes, one size at a time."""
+"""One data set that makes images of several sizes, one size at a time."""
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def part_at(dataset: Any, path: tuple) -> Any:
 
 
 class SizeSwitch:
-    """Let ``dataset`` make pictures of any of ``sizes``.
+    """Let ``dataset`` make images of any of ``sizes``.
 
     The data set, its annotations and its workers stay one; its pipeline is
     replaced by one that can change its size. Outside of :meth:`at` it is the
@@ -70,7 +71,7 @@ class SizeSwitch:
 
     Raises:
         ValueError: if the data set is empty, or a pipeline cannot be
-            rewritten, or does not make pictures of the size; see
+            rewritten, or does not make images of the size; see
             :func:`rescale_pipeline`.
     """
 
@@ -88,40 +89,40 @@ class SizeSwitch:
             sized.append(SizedPipeline(
                 [part.pipeline, *(build(rescale_pipeline(pipeline, size))
                                   for size in self.sizes)], self.chosen))
-        for (part, _), pipeline in zip(self.parts, sized):
+        for (part, _), pipeline in zip(self.parts, sized, strict=True):
             part.pipeline = pipeline
-        self._check_pictures()
+        self._check_images()
 
     @contextmanager
     def at(self, size: int) -> Iterator[None]:
-        """Make pictures of ``size`` pixels within a ``with`` block."""
+        """Make images of ``size`` pixels within a ``with`` block."""
         self.chosen.fill_(1 + self.sizes.index(size))
         try:
             yield
         finally:
             self.chosen.zero_()
 
-    def _check_pictures(self) -> None:
+    def _check_images(self) -> None:
         for size in self.sizes:
             with self.at(size):
                 for part, pipeline in self.parts:
                     if len(part):
-                        check_picture(part[0], size, keeps_ratio(pipeline))
+                        check_image(part[0], size, keeps_ratio(pipeline))
 
 
-def check_picture(sample: Any, size: int, narrow: bool) -> None:
-    """Refuse a picture that has not ``size`` pixels.
+def check_image(sample: Any, size: int, narrow: bool) -> None:
+    """Refuse an image that has not ``size`` pixels.
 
     Args:
         sample: what the data set gives.
-        narrow: whether the short edge of a long picture may be less.
+        narrow: whether the short edge of a long image may be less.
     """
-    picture = sample.get('inputs') if isinstance(sample, dict) else None
-    if not isinstance(picture, Tensor):
+    image = sample.get('inputs') if isinstance(sample, dict) else None
+    if not isinstance(image, Tensor):
         return
-    edge = min(picture.shape[-2:])
+    edge = min(image.shape[-2:])
     if edge != size and not (narrow and edge < size):
-        raise ValueError(f'The test pipeline must make pictures of {size} '
+        raise ValueError(f'The test pipeline must make images of {size} '
                          f'pixels, but makes {edge}. A transform sets the '
                          'size that is not known here: use Resize, or '
                          'ResizeEdge and CenterCrop.')

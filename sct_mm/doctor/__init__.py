@@ -1,2 +1,2 @@
 """``python -m sct_mm.doctor``: what is installed, what conflicts, and the
-command that mends it. It needs the standard library alone."""
+command that fixes it. It needs the standard library alone."""

@@ -2,7 +2,6 @@
 import argparse
 import platform
 import sys
-from typing import List
 
 from .checks import Conflict, conflicts_of
 from .environment import OPERATORS, SHOWN, SIBLINGS, Environment, examine
@@ -23,7 +22,7 @@ def row(env: Environment, name: str) -> str:
     return f'  {name:<12}{env.version(name) or "-":<16}{source}{state}'
 
 
-def notes(env: Environment) -> List[str]:
+def notes(env: Environment) -> list[str]:
     """What is no conflict, but good to know."""
     if 'onedl-mmengine' in env.owners.get('mmengine', ()):
         return ['OneDL\'s mmengine runs the code in a checkpoint that torch '
@@ -35,7 +34,7 @@ def notes(env: Environment) -> List[str]:
     return []
 
 
-def report(env: Environment, conflicts: List[Conflict]) -> str:
+def report(env: Environment, conflicts: list[Conflict]) -> str:
     lines = [f'  {"Python":<12}{platform.python_version():<16}'
              f'{sys.executable}']
     lines += [row(env, name) for name in (*SHOWN, *SIBLINGS)
@@ -43,15 +42,15 @@ def report(env: Environment, conflicts: List[Conflict]) -> str:
     lines += [f'  {"GPU":<12}{env.gpu or "none that torch sees"}', '']
     lines += [f'Note: {note}' for note in notes(env)]
     for i, conflict in enumerate(conflicts, 1):
-        lines += [f'Conflict {i}: {conflict.what} Mend it by',
-                  *(f'    {line}' for line in conflict.mend)]
+        lines += [f'Conflict {i}: {conflict.what} Fix it by',
+                  *(f'    {line}' for line in conflict.fix)]
     return '\n'.join(lines + ([] if conflicts else ['Nothing conflicts.']))
 
 
 def main() -> int:
     argparse.ArgumentParser(
         'python -m sct_mm.doctor', description='Say what is installed, what '
-        'conflicts, and the commands that mend it; the exit code is 1 if '
+        'conflicts, and the commands that fix it; the exit code is 1 if '
         'something does.').parse_args()
     env = examine()
     conflicts = conflicts_of(env)

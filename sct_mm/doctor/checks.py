@@ -1,12 +1,13 @@
-"""What conflicts in an environment, and the commands that mend it."""
+"""What conflicts in an environment, and the commands that fix it."""
 import ast
 import os.path as osp
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib import metadata, util
 from importlib.machinery import PathFinder
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from .environment import NEEDED, OPERATORS, SHOWN, SIBLINGS, Environment
 
@@ -22,7 +23,7 @@ UNSAID = {'mmengine': 'pkg_resources', 'onedl-mmdetection': 'faster_coco_eval'}
 
 class Conflict(NamedTuple):
     what: str
-    mend: Tuple[str, ...]  # commands
+    fix: tuple[str, ...]  # commands
 
 
 def command(*words: str, module: str = 'pip') -> str:
@@ -43,7 +44,7 @@ def wanted(distribution: str) -> str:
 
 
 def build(distribution: str, version: str,
-          variables: str = 'MMCV_WITH_OPS=1 ') -> Tuple[str, ...]:
+          variables: str = 'MMCV_WITH_OPS=1 ') -> tuple[str, ...]:
     """The commands that install mmcv with its compiled operators."""
     return (command('install', 'setuptools>=77,<81', 'wheel', 'ninja'),
             variables + command(
@@ -52,7 +53,7 @@ def build(distribution: str, version: str,
                 distribution, distribution + version))
 
 
-def reinstall(distribution: str, version: str) -> Tuple[str, ...]:
+def reinstall(distribution: str, version: str) -> tuple[str, ...]:
     if distribution in ('mmcv', 'onedl-mmcv'):
         return build(distribution, f'=={version}')
     return (command('install', '--no-deps', '--force-reinstall',
@@ -107,7 +108,7 @@ def doubled(env: Environment) -> Iterator[Conflict]:
                          f'{owner}=={max(versions, key=numbers)}'), ))
 
 
-def numbers(version: str) -> Tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """The release of a version: '2.0.0rc4' and '2.0+cpu' are (2, 0)."""
     release = re.match(r'\d+(\.\d+)*', version)
     found = [int(n) for n in release.group().split('.')] if release else []
@@ -116,7 +117,7 @@ def numbers(version: str) -> Tuple[int, ...]:
     return tuple(found)
 
 
-def bounds_of(name: str) -> Dict[str, str]:
+def bounds_of(name: str) -> dict[str, str]:
     """What a host's ``__init__`` says of the versions of mmcv and mmengine
     that it accepts, without running it."""
     spec = util.find_spec(name)
@@ -148,7 +149,7 @@ def out_of_bounds(env: Environment) -> Iterator[Conflict]:
 
 
 def within(env: Environment, host: str, name: str,
-           spec: str) -> Tuple[str, ...]:
+           spec: str) -> tuple[str, ...]:
     """The commands that bring ``host`` and ``name`` together."""
     owner = to_keep(env, name) if env.owners.get(name) else name
     if owner.startswith('onedl'):  # the line where the host's fork is right
@@ -202,7 +203,7 @@ def unimportable(env: Environment) -> Iterator[Conflict]:
 
 
 def remedy(env: Environment, name: str, error: str,
-           lacks: Optional[str]) -> Tuple[str, ...]:
+           lacks: str | None) -> tuple[str, ...]:
     """The commands for ``name``, which cannot be imported."""
     owner = next(iter(env.owners.get(name, ())), name)
     if lacks:
@@ -230,12 +231,12 @@ def old_torch(env: Environment) -> Iterator[Conflict]:
             (command('install', '--upgrade', 'torch>=2.7', 'torchvision'), ))
 
 
-def conflicts_of(env: Environment) -> List[Conflict]:
+def conflicts_of(env: Environment) -> list[Conflict]:
     found = [conflict for check in (missing, doubled, out_of_bounds, operators,
                                     old_torch, unimportable)
              for conflict in check(env)]
     # As in a venv of uv; setuptools' own finder warns when it is asked.
     if found and not PathFinder.find_spec('pip'):
-        found.insert(0, Conflict('This Python has no pip, which mends what '
+        found.insert(0, Conflict('This Python has no pip, which fixes what '
                                  'follows.', (command(module='ensurepip'), )))
     return found

@@ -4,8 +4,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata, util
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import NamedTuple
 
 NEEDED = ('numpy', 'torch', 'mmengine', 'mmcv')
 SHOWN = ('numpy', 'cv2', 'torch', 'torchvision', 'mmengine', 'mmcv',
@@ -45,11 +46,11 @@ for name in sys.argv[2:]:
 
 
 class Environment(NamedTuple):
-    owners: Dict[str, Dict[str, str]]  # import -> distribution -> version
-    versions: Dict[str, Set[str]]  # distribution -> versions in its folder
-    errors: Dict[str, Optional[str]]  # import -> error; absent: not tried
-    imported: Dict[str, Optional[str]]  # import -> its __version__
-    gpu: Optional[str] = None
+    owners: dict[str, dict[str, str]]  # import -> distribution -> version
+    versions: dict[str, set[str]]  # distribution -> versions in its folder
+    errors: dict[str, str | None]  # import -> error; absent: not tried
+    imported: dict[str, str | None]  # import -> its __version__
+    gpu: str | None = None
     cpu_operators: bool = False  # mmcv's are compiled without CUDA
 
     def has(self, name: str) -> bool:
@@ -66,7 +67,7 @@ class Environment(NamedTuple):
         return sum(o.startswith('onedl') for o in hosts) * 2 > len(hosts)
 
 
-def modules_of(distribution: metadata.Distribution) -> Set[str]:
+def modules_of(distribution: metadata.Distribution) -> set[str]:
     """The top-level imports that a distribution owns. A package without an
     ``__init__`` may be shared, as NVIDIA's is."""
     declared = set((distribution.read_text('top_level.txt') or '').split())
@@ -80,7 +81,7 @@ def modules_of(distribution: metadata.Distribution) -> Set[str]:
             or len(p) == 1 and p[0].endswith(('.py', '.so', '.pyd'))}
 
 
-def read_records() -> Tuple[Dict[str, Dict[str, str]], Dict[str, Set[str]]]:
+def read_records() -> tuple[dict[str, dict[str, str]], dict[str, set[str]]]:
     """Who owns which import, and the versions that a folder records."""
     owners, versions, folders = {}, {}, {}
     for distribution in metadata.distributions():
@@ -100,7 +101,7 @@ def read_records() -> Tuple[Dict[str, Dict[str, str]], Dict[str, Set[str]]]:
     return owners, versions
 
 
-def try_imports(names: List[str]) -> Iterator[dict]:
+def try_imports(names: list[str]) -> Iterator[dict]:
     """Import ``names`` in one process after another, until each has been
     imported, or has failed, or has killed its process."""
     while names:

@@ -2,7 +2,8 @@
 import copy
 import warnings
 from collections import OrderedDict
-from typing import Any, Collection, Iterator, List, Optional, Tuple
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -43,7 +44,7 @@ def without_wrapper(state: dict) -> OrderedDict:
     return weights
 
 
-def _load(model: nn.Module, weights: dict) -> Tuple[List[str], Optional[str]]:
+def _load(model: nn.Module, weights: dict) -> tuple[list[str], str | None]:
     """Load ``weights``: the names that ``model`` has no place for, and why
     they are not all that it needs, if they are not.
 
@@ -69,7 +70,7 @@ def _load(model: nn.Module, weights: dict) -> Tuple[List[str], Optional[str]]:
 
 
 def _learnt(model: nn.Module, remove_duplicate: bool = True
-            ) -> Iterator[Tuple[str, Tensor]]:
+            ) -> Iterator[tuple[str, Tensor]]:
     """Parameters and statistics; other buffers may be computed."""
     yield from model.named_parameters(remove_duplicate=remove_duplicate)
     for path, layer in model.named_modules(remove_duplicate=remove_duplicate):
@@ -80,7 +81,7 @@ def _learnt(model: nn.Module, remove_duplicate: bool = True
 
 
 def _layers_in(model: nn.Module, weights: dict, name: str
-               ) -> Iterator[Tuple[ScaleSpecific, Tensor]]:
+               ) -> Iterator[tuple[ScaleSpecific, Tensor]]:
     """The layers with rows, and what ``weights`` calls their ``name``."""
     for path, layer in model.named_modules():
         value = weights.get(f'{path}.{name}'.lstrip('.'))
@@ -133,13 +134,13 @@ def _broken(name: str, value: Any, learnt: Collection[str]) -> str:
     return 'inf' if name in learnt and value.isinf().any() else ''
 
 
-def check_fits(model: nn.Module, state: dict, path: str) -> List[str]:
+def check_fits(model: nn.Module, state: dict, path: str) -> list[str]:
     """Load weights into ``model``, and refuse those that are missing or of
     other shapes, which mmengine would leave as they were initialised, and
     rows of other scales, which it would load by their rank.
 
     They are judged as they are loaded, since hosts convert some: a position
-    embedding for another picture size, names of an older version.
+    embedding for another image size, names of an older version.
 
     Returns:
         list: names of the weights that ``model`` has no place for: a deeper

@@ -1,5 +1,5 @@
 """The host's loops of validation and test, at several sizes of the input."""
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def scalar(value: Any) -> Optional[float]:
+def scalar(value: Any) -> float | None:
     """``value`` as a float; None for what is no single number."""
     if isinstance(value, (np.ndarray, torch.Tensor)):  # (1, ) too
         value = value.reshape(-1).tolist()
@@ -30,14 +30,14 @@ def scalar(value: Any) -> Optional[float]:
             else None)
 
 
-def join_metrics(results: Dict[int, dict]) -> dict:
+def join_metrics(results: dict[int, dict]) -> dict:
     """The metrics of each size under one roof, ``{size: {name: value}}`` ->
     ``{'size/name': value}``, and ``mean/name`` of those that are numbers.
 
     What a size lacks, as a detector's mAP where it found nothing, is NaN, and
     so is the mean then: no hook takes it for the best.
     """
-    numbers: Dict[str, Dict[int, float]] = {}
+    numbers: dict[str, dict[int, float]] = {}
     for size, metrics in results.items():
         for name, value in metrics.items():
             number = scalar(value)
@@ -70,8 +70,8 @@ def refuse_views(model: nn.Module) -> None:
 
 
 
-def check_sizes(sizes: Optional[Sizes], model: nn.Module,
-                name: str = 'sizes') -> Tuple[int, ...]:
+def check_sizes(sizes: Sizes | None, model: nn.Module,
+                name: str = 'sizes') -> tuple[int, ...]:
     """The sizes to test ``model`` at, the largest first; None: its scales.
 
     Raises:
@@ -88,7 +88,7 @@ def check_sizes(sizes: Optional[Sizes], model: nn.Module,
     return expand_sizes(sizes, name)
 
 
-def check_monitors(runner: Any, sizes: Tuple[int, ...]) -> None:
+def check_monitors(runner: Any, sizes: tuple[int, ...]) -> None:
     """Refuse a hook or a schedule that waits for a metric of no size.
 
     It would fail after the first validation, or never act.
@@ -116,7 +116,7 @@ class _ScalesLoop(BaseLoop):
     mode: str
 
     def __init__(self, runner, dataloader, *args,
-                 sizes: Optional[Sizes] = None, **kwargs) -> None:
+                 sizes: Sizes | None = None, **kwargs) -> None:
         self.sizes = check_sizes(sizes, unwrapped(runner.model))
         check_monitors(runner, self.sizes)
         if not (isinstance(dataloader, dict)

@@ -3,7 +3,8 @@ import copy
 import os
 import os.path as osp
 import re
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -46,7 +47,7 @@ def check_resumable(path: str) -> None:
             'its optimizer, or start from its weights by `load_from`.')
 
 
-def _places(cfg: Config) -> Iterator[Tuple[str, str]]:
+def _places(cfg: Config) -> Iterator[tuple[str, str]]:
     """The folder and the template of the names of each CheckpointHook."""
     hooks = [(cfg.get('default_hooks') or {}).get('checkpoint'),
              *(cfg.get('custom_hooks') or ())]
@@ -76,7 +77,7 @@ def _patterns(cfg: Config) -> dict:
     return patterns
 
 
-def _named_last(cfg: Config) -> Optional[str]:
+def _named_last(cfg: Config) -> str | None:
     """What ``last_checkpoint`` names, which may be nothing or no file."""
     path = osp.join(cfg.work_dir, 'last_checkpoint')
     if not osp.isfile(path):
@@ -85,7 +86,7 @@ def _named_last(cfg: Config) -> Optional[str]:
         return file.read().strip().strip('\0') or None
 
 
-def candidates(cfg: Config) -> List[Candidate]:
+def candidates(cfg: Config) -> list[Candidate]:
     """The checkpoints of the run in ``cfg.work_dir``, the newest first: those
     of its CheckpointHook, by the time that they were written, and the one
     that ``last_checkpoint`` names."""
@@ -118,7 +119,7 @@ RESUME = Use(check_resumable, 'The run goes on from', '--resume CHECKPOINT')
 TEST = Use(check_checkpoint, 'Tested is', 'CHECKPOINT')
 
 
-def _tell_last(last: str, chosen: Candidate, found: List[Candidate],
+def _tell_last(last: str, chosen: Candidate, found: list[Candidate],
                use: Use) -> None:
     """Say why ``last``, which last_checkpoint names, is not chosen."""
     if not osp.isfile(last):
@@ -131,7 +132,7 @@ def _tell_last(last: str, chosen: Candidate, found: List[Candidate],
               f'{use.option.replace("CHECKPOINT", last)}.', flush=True)
 
 
-def newest_whole(cfg: Config, use: Use = RESUME) -> Optional[str]:
+def newest_whole(cfg: Config, use: Use = RESUME) -> str | None:
     """The newest checkpoint of the run that will do, whatever
     ``last_checkpoint`` says; prints which it is, and what it passes over.
 
@@ -166,7 +167,7 @@ def newest_whole(cfg: Config, use: Use = RESUME) -> Optional[str]:
     return None
 
 
-def find_checkpoint(path: str, cfg: Optional[Config] = None) -> str:
+def find_checkpoint(path: str, cfg: Config | None = None) -> str:
     """The checkpoint to test at ``path``: of a work directory its newest
     whole one, of a folder of tools/adapt.py what it made in the end, else
     ``path``.
@@ -221,7 +222,7 @@ def on_main_process(function: Callable, *args):
     return answer[0]
 
 
-def _choose(cfg: Config, resume: Optional[str]) -> Tuple[bool, Optional[str]]:
+def _choose(cfg: Config, resume: str | None) -> tuple[bool, str | None]:
     """Whether to resume, and what to load."""
     start = cfg.get('load_from')
     if resume is None and cfg.get('resume'):
@@ -240,7 +241,7 @@ def _choose(cfg: Config, resume: Optional[str]) -> Tuple[bool, Optional[str]]:
     return False, start
 
 
-def choose_start(cfg: Config, resume: Optional[str] = None) -> None:
+def choose_start(cfg: Config, resume: str | None = None) -> None:
     """Set ``cfg.resume`` and ``cfg.load_from``, alike on every process.
 
     Args:

@@ -1,9 +1,10 @@
-"""What thresholds do to pictures whose confidence at each size is known.
+"""What thresholds do to images whose confidence at each size is known.
 
-Everything here is of S sizes, the smallest first, and N pictures:
-``confidences`` and ``right`` are (S, N), ``gflops`` (S,) of one picture.
+Everything here is of S sizes, the smallest first, and N images:
+``confidences`` and ``right`` are (S, N), ``gflops`` (S,) of one image.
 """
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ METRIC = 'accuracy/top1'
 
 
 def decided_at(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """(N,) index of the size that decides each picture: the first whose
+    """(N,) index of the size that decides each image: the first whose
     confidence is above its threshold, the last in any case."""
     sure = torch.ones_like(confidences, dtype=torch.bool)
     for row, threshold in enumerate(thresholds):
@@ -21,18 +22,18 @@ def decided_at(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
 
 
 def shares_of(decided: Tensor, count: int) -> Tensor:
-    """(S,) share of the pictures that each of ``count`` sizes decides."""
+    """(S,) share of the images that each of ``count`` sizes decides."""
     return torch.bincount(decided, minlength=count) / len(decided)
 
 
 def mean_gflops(shares: Tensor, gflops: Sequence[float]) -> float:
-    """Of one picture, the sizes that it passed before included."""
+    """Of one image, the sizes that it passed before included."""
     passed = torch.tensor(gflops, dtype=torch.double).cumsum(0)
     return float((shares.double() * passed).sum())
 
 
 def auroc(confidence: Tensor, right: Tensor) -> float:
-    """The chance that a picture that is classified right has more confidence
+    """The chance that an image that is classified right has more confidence
     than one that is not, ties counting half; NaN where all are alike.
 
     Args:
@@ -51,7 +52,7 @@ class Curve(NamedTuple):
     """What one threshold for all sizes does, for each that differs, from 0
     (the first) up; all (T,).
 
-    ``accuracy`` in %; ``gflops`` of one picture; ``error``, the standard error
+    ``accuracy`` in %; ``gflops`` of one image; ``error``, the standard error
     of the accuracy's difference to the largest size's.
     """
     thresholds: Tensor
@@ -64,7 +65,7 @@ def curve_of(confidences: Tensor, right: Tensor,
              gflops: Sequence[float]) -> Curve:
     """Every threshold that makes a difference, at the cost of one sort.
 
-    A picture leaves size s for the next where the threshold reaches the
+    An image leaves size s for the next where the threshold reaches the
     largest confidence up to s. Each such event changes sums.
     """
     count = confidences.shape[1]
@@ -95,7 +96,7 @@ def cheapest(curve: Curve, accuracy: float, target: float) -> int:
     error.
 
     Without the error the luckiest of many thresholds is taken. On halves of
-    20,000 held-out pictures of Fashion-MNIST, each threshold tried on the
+    20,000 held-out images of Fashion-MNIST, each threshold tried on the
     other half, a target of 0 lost -0.02 to 0.12 points without it, and gained
     0.01 to 0.03 with it. The largest size alone has no error, so that there
     is always one.

@@ -1,8 +1,8 @@
-"""Pictures of the training set that a network was not trained on."""
+"""Images of the training set that a network was not trained on."""
 import copy
 import hashlib
 import os.path as osp
-from typing import Any, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.config import Config
@@ -15,14 +15,14 @@ from ..utils.config import check_data
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 
-# Of a data set's config, what does not tell which pictures it has.
+# Of a data set's config, what does not tell which images it has.
 _VIEW = ('indices', 'pipeline', 'lazy_init', 'serialize_data', 'max_refetch')
 
 
 class HeldOut(NamedTuple):
-    """``pictures``, as the test pipeline makes them; whether the network was
+    """``images``, as the test pipeline makes them; whether the network was
     ``trained`` on them; ``source``, a sentence for the user."""
-    pictures: Dataset
+    images: Dataset
     trained: bool
     source: str
 
@@ -37,13 +37,13 @@ def innermost(dataset: dict) -> dict:
                                                    dict):
         dataset = dataset['dataset']
     if dataset.get('datasets') or 'type' not in dataset:
-        raise UserError('Held-out pictures are taken from one training set, '
+        raise UserError('Held-out images are taken from one training set, '
                         f'but got {dataset.get("type")!r}. Give --threshold.')
     return dataset
 
 
-def left_out(indices: Any, total: int) -> List[int]:
-    """The pictures of ``total`` that a data set with ``indices`` has not, as
+def left_out(indices: Any, total: int) -> list[int]:
+    """The images of ``total`` that a data set with ``indices`` has not, as
     mmengine's BaseDataset reads them: the first ones, the last ones
     (negative), or those of a list; None takes all."""
     used = (range(total) if indices is None
@@ -54,7 +54,7 @@ def left_out(indices: Any, total: int) -> List[int]:
     return sorted(set(range(total)) - set(used))
 
 
-def spread_over(indices: List[int], count: Optional[int]) -> List[int]:
+def spread_over(indices: list[int], count: int | None) -> list[int]:
     """``count`` of ``indices``, evenly; None or too many: all."""
     total = len(indices)
     if count is None or count >= total:
@@ -62,8 +62,8 @@ def spread_over(indices: List[int], count: Optional[int]) -> List[int]:
     return [indices[place * total // count] for place in range(count)]
 
 
-def identities(dataset: Any) -> List[Any]:
-    """What tells each picture of ``dataset`` from others: the path of its
+def identities(dataset: Any) -> list[Any]:
+    """What tells each image of ``dataset`` from others: the path of its
     file, or a digest of its pixels; empty for a data set that tells
     neither."""
     found = []
@@ -79,35 +79,35 @@ def identities(dataset: Any) -> List[Any]:
     return found
 
 
-def untested(chosen: List[int], dataset: Any, tested: Any) -> List[int]:
-    """Those of ``chosen`` that are not among the pictures of ``tested``.
+def untested(chosen: list[int], dataset: Any, tested: Any) -> list[int]:
+    """Those of ``chosen`` that are not among the images of ``tested``.
 
     Raises:
         UserError: if all are.
     """
-    known: Set[Any] = set(identities(tested))
+    known: set[Any] = set(identities(tested))
     own = identities(dataset) if known else []
     left = [i for i in chosen if not own or own[i] not in known]
     if chosen and not left:
-        raise UserError(f'The {len(chosen)} training pictures that a '
+        raise UserError(f'The {len(chosen)} training images that a '
                         'threshold could be found on are in the test set. '
                         'Give --threshold, or test on others.')
     return left
 
 
-def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
+def check_held_out(cfg: Config, count: int | None) -> tuple[dict, dict]:
     """The configs of the training set and of the test set, one of each.
 
     Raises:
-        UserError: if no picture can be held out: without a training set, or
-            where it is the test set, or is used to the last picture and no
+        UserError: if no image can be held out: without a training set, or
+            where it is the test set, or is used to the last image and no
             ``count`` asks for those.
     """
     if count is not None:
         check_int('held_out', count, 1, 'Leave it out for all that are left.')
     train = (cfg.get('train_dataloader') or {}).get('dataset')
     if not train:
-        raise UserError('A threshold is found on held-out training pictures, '
+        raise UserError('A threshold is found on held-out training images, '
                         'but the config has no `train_dataloader`. Set it, '
                         'or give --threshold.')
     train, test = innermost(train), cfg.test_dataloader.dataset
@@ -116,11 +116,11 @@ def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
     own, other = ({name: value for name, value in dataset.items()
                    if name not in _VIEW} for dataset in (train, test))
     if own == other:
-        raise UserError('A threshold is found on held-out training pictures, '
+        raise UserError('A threshold is found on held-out training images, '
                         'but the training set is the test set. Give '
                         '--threshold.')
     if train.get('indices') is None and count is None:
-        raise UserError('A threshold is found on training pictures that the '
+        raise UserError('A threshold is found on training images that the '
                         'network was not trained on, but the config has no '
                         '`indices` that leave some out. Give --held-out N '
                         'to take N that it was trained on, or --threshold.')
@@ -128,9 +128,9 @@ def check_held_out(cfg: Config, count: Optional[int]) -> Tuple[dict, dict]:
     return train, test
 
 
-def held_out(cfg: Config, size: int, count: Optional[int],
+def held_out(cfg: Config, size: int, count: int | None,
              tested: Any = None) -> HeldOut:
-    """Training pictures to find a threshold on, never those of the test.
+    """Training images to find a threshold on, never those of the test.
 
     Those that the training set's ``indices`` leave out; where there are none,
     ``count`` of those that the network was trained on. The test pipeline
@@ -138,7 +138,7 @@ def held_out(cfg: Config, size: int, count: Optional[int],
 
     Args:
         count: how many, spread evenly; None: all that are left out.
-        tested: the data set of the test, of whose pictures none is taken.
+        tested: the data set of the test, of whose images none is taken.
 
     Raises:
         UserError: as :func:`check_held_out`, and for an empty set.
@@ -158,11 +158,11 @@ def held_out(cfg: Config, size: int, count: Optional[int],
         chosen = untested(chosen, dataset, tested)
     chosen = spread_over(chosen, count)
     if not chosen:
-        raise UserError('A threshold is found on held-out training pictures, '
+        raise UserError('A threshold is found on held-out training images, '
                         f'but `indices` leave out none of {len(dataset)}. '
                         'Leave `indices` out and give --held-out N, to take '
                         'N that the network was trained on, or --threshold.')
-    source = (f'{len(chosen)} training pictures '
+    source = (f'{len(chosen)} training images '
               + ('on which the network was trained: it is over-confident on '
                  'them' if trained else 'that `indices` leave out'))
     return HeldOut(Subset(dataset, chosen), trained, source)

@@ -1,9 +1,10 @@
 """Cost of a network at one input size: FLOPs, latency, throughput, stride."""
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
@@ -16,7 +17,7 @@ from ..models.pinning import use_scale
 from ..models.size_selection import scales_of
 
 WORTHLESS = 0.25  # of a median, between its quartiles
-TURN = 0.02  # seconds of calls for one picture in a turn, one call at least
+TURN = 0.02  # seconds of calls for one image in a turn, one call at least
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -52,19 +53,19 @@ def spread_of(name: str, unit: str, values: Sequence[float]) -> dict:
             f'{name}_reliable': high - low <= WORTHLESS * middle}
 
 
-def first_pictures(loader: Any, count: int) -> dict:
-    """A collated batch of the first ``count`` pictures of ``loader``."""
+def first_images(loader: Any, count: int) -> dict:
+    """A collated batch of the first ``count`` images of ``loader``."""
     return loader.collate_fn([loader.dataset[i] for i in range(count)])
 
 
 def kept_batch(loader: Any, batch: dict, limit: int) -> dict:
     """``batch``, or of more than ``limit`` bytes as many of the first
-    pictures as go into them: those of all sizes are kept."""
+    images as go into them: those of all sizes are kept."""
     count = len(batch['inputs'])
-    size = sum(getattr(picture, 'nbytes', 0) for picture in batch['inputs'])
+    size = sum(getattr(image, 'nbytes', 0) for image in batch['inputs'])
     if size <= limit:
         return batch
-    return first_pictures(loader, max(1, count * limit // size))
+    return first_images(loader, max(1, count * limit // size))
 
 
 class Workload:
@@ -72,7 +73,7 @@ class Workload:
 
     Args:
         size: pixels, to which SSBN is pinned.
-        one: a collated batch of one picture, as the data loader gives it.
+        one: a collated batch of one image, as the data loader gives it.
         batch: a collated batch of the size to measure throughput with.
         fp16: whether the test's loop runs the model in reduced precision.
     """
@@ -81,12 +82,12 @@ class Workload:
                  batch: dict, fp16: bool = False) -> None:
         self.model, self.size, self.one, self.batch = model, size, one, batch
         self.fp16 = fp16
-        self.singles: List[float] = []  # seconds of a call
-        self.batches: List[float] = []
+        self.singles: list[float] = []  # seconds of a call
+        self.batches: list[float] = []
 
     @torch.no_grad()
     def turn(self) -> None:
-        """Time calls for one picture, and one for the batch."""
+        """Time calls for one image, and one for the batch."""
         with use_scale(self.model, self.size), autocast(enabled=self.fp16):
             # The others were in the caches, and rows mix at the first call.
             self.model.test_step(self.one)
@@ -99,12 +100,12 @@ class Workload:
                 lambda: self.model.test_step(self.batch)))
 
     def times(self) -> dict:
-        """Milliseconds for one picture and pictures per second in batches,
+        """Milliseconds for one image and images per second in batches,
         as :func:`spread_of` gives them."""
-        pictures = len(self.batch['inputs'])
+        images = len(self.batch['inputs'])
         return {**spread_of('latency', 'ms', [s * 1e3 for s in self.singles]),
-                **spread_of('pictures', 'per_s',
-                            [pictures / s for s in self.batches])}
+                **spread_of('images', 'per_s',
+                            [images / s for s in self.batches])}
 
 
 def take_turns(workloads: Sequence[Workload], seconds: float = 1.0,
@@ -148,7 +149,7 @@ def measure_times(workloads: Sequence[Workload]) -> None:
 
 @torch.no_grad()
 def network_stride(model: nn.Module, channels: int,
-                   size: int = 256) -> Optional[int]:
+                   size: int = 256) -> int | None:
     """Total stride of the network's convolutions, in pixels of the input;
     None where no pass can be made at ``size`` pixels, or it tells nothing.
 
@@ -158,14 +159,14 @@ def network_stride(model: nn.Module, channels: int,
     behind a pooling.
     """
     device = next(model.parameters()).device
-    picture = torch.zeros(1, channels, size, size, device=device)
+    image = torch.zeros(1, channels, size, size, device=device)
     modes = [(module, module.training) for module in model.modules()]
     base = (scales_of(model) or (None, ))[0]
     model.eval()
     try:
         for run in (getattr(model, 'extract_feat', None), model):
             with use_scale(model, base):  # which it is does not matter
-                edges = run and _edges_of(partial(run, picture), model)
+                edges = run and _edges_of(partial(run, image), model)
             if edges:
                 edge = min((e for e in edges if e > 1), default=size)
                 # Convolutions without padding, as Inception's, have no grid
@@ -178,10 +179,10 @@ def network_stride(model: nn.Module, channels: int,
 
 
 def _edges_of(run: Callable[[], object],
-              model: nn.Module) -> Optional[List[int]]:
+              model: nn.Module) -> list[int] | None:
     """The shorter edge of each convolution's map during ``run``; None if it
     fails, as a network does that takes one size, or samples, alone."""
-    edges: List[int] = []
+    edges: list[int] = []
 
     def note(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         edges.append(min(output.shape[2:]))
@@ -202,7 +203,7 @@ WARM_UP, LEAST = 3, 10  # rounds
 BUDGET = 2.0  # seconds, for all that is compared
 
 
-def quartiles(values: List[float]) -> List[float]:
+def quartiles(values: list[float]) -> list[float]:
     """The first quartile, the median and the third quartile."""
     return statistics.quantiles(values, n=4, method='inclusive')
 
@@ -219,7 +220,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def by_turns(runs: Dict[str, Callable[[], object]]) -> Dict[str, List[float]]:
+def by_turns(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Wall-clock milliseconds of single calls of each of ``runs``, which take
     turns: what slows the machine slows them alike.
 
@@ -228,7 +229,7 @@ def by_turns(runs: Dict[str, Callable[[], object]]) -> Dict[str, List[float]]:
     for run in runs.values():
         for _ in range(WARM_UP):
             run()
-    times: Dict[str, List[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
     while len(times[next(iter(runs))]) < LEAST or (
             time.perf_counter() - start < BUDGET):
@@ -245,7 +246,7 @@ def compared(file: Callable[[], object], stock: Callable[[], object]) -> dict:
     with one_thread():
         times = by_turns(dict(file=file, stock=stock))
     ratios = [one / other for one, other in zip(times['file'],
-                                                times['stock'])]
+                                                times['stock'], strict=True)]
     return dict(latency_ms=statistics.median(times['file']),
                 stock_latency_ms=statistics.median(times['stock']),
                 latency_ratio=quartiles(ratios))

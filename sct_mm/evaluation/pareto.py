@@ -1,20 +1,20 @@
 """Accuracy over cost: every size of every model, and which ones are best."""
 import itertools
 import math
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 from ..utils.checkpoint import save_plot
 
 _COSTS = dict(gflops='GFLOPs (multiply-adds)',
-              latency_ms='latency of one picture (ms)')
+              latency_ms='latency of one image (ms)')
 
 
-def front(points: Sequence[Tuple[float, float]]) -> List[int]:
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points (cost, quality) to which no other is at least as
     good in both and better in one, from the cheapest up."""
     order = sorted(range(len(points)),
                    key=lambda i: (points[i][0], -points[i][1]))
-    best: List[int] = []
+    best: list[int] = []
     for index in order:
         if not best or points[index][1] > points[best[-1]][1] or (
                 points[index] == points[best[-1]]):
@@ -22,8 +22,8 @@ def front(points: Sequence[Tuple[float, float]]) -> List[int]:
     return best
 
 
-def draw(models: List[dict], metric: str, chosen: dict,
-         limits: Dict[str, float], path: str) -> None:
+def draw(models: list[dict], metric: str, chosen: dict,
+         limits: dict[str, float], path: str) -> None:
     """Draw ``metric`` over GFLOPs and over latency into a PNG.
 
     Each model is a line of its sizes; the dashed line is the Pareto front of
@@ -39,7 +39,7 @@ def draw(models: List[dict], metric: str, chosen: dict,
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True,
                                 layout='constrained')
-    for axis, (cost, title) in zip(axes, _COSTS.items()):
+    for axis, (cost, title) in zip(axes, _COSTS.items(), strict=True):
         _draw_one(axis, models, metric, chosen, cost)
         if cost in limits:
             axis.axvline(limits[cost], color='0.5', linestyle=':')
@@ -54,7 +54,7 @@ def draw(models: List[dict], metric: str, chosen: dict,
     save_plot(figure, path)
 
 
-def _draw_one(axis, models: List[dict], metric: str, chosen: dict,
+def _draw_one(axis, models: list[dict], metric: str, chosen: dict,
               cost: str) -> None:
     """The lines of all models over one cost."""
     points = []
@@ -70,12 +70,13 @@ def _draw_one(axis, models: List[dict], metric: str, chosen: dict,
                           [point[1] for point in found], 'o-',
                           label=model['label'], markersize=4)
         points += found
-        for row, point in zip(rows, found):
+        for row, point in zip(rows, found, strict=True):
             axis.annotate(str(row['scale']), point, fontsize=8,
                           color=line.get_color(), xytext=(x, y),
                           textcoords='offset points')
     best = [points[index] for index in front(points)]
-    axis.plot(*zip(*best), '--', color='black', alpha=0.6, linewidth=1,
+    axis.plot(*zip(*best,
+                   strict=True), '--', color='black', alpha=0.6, linewidth=1,
               label='Pareto front')
     axis.plot(chosen[cost], chosen['metrics'][metric], 'o', markersize=14,
               color='black', fillstyle='none', linestyle='none',

@@ -1,7 +1,7 @@
 """The result of a test at several sizes, as a table, as JSON, as a plot."""
 import itertools
 import os.path as osp
-from typing import Collection, List
+from collections.abc import Collection
 
 from rich.table import Table
 
@@ -14,12 +14,12 @@ NOT_RELIABLE = ('? not reliable: quartiles more than '
                 f'{100 * WORTHLESS:.0f} % of the median apart')
 
 
-def metric_names(rows: List[dict]) -> List[str]:
+def metric_names(rows: list[dict]) -> list[str]:
     """Names of the metrics of ``rows``, in the order of the evaluators."""
     return list(dict.fromkeys(name for row in rows for name in row['metrics']))
 
 
-def formatted(value: float, rows: List[dict], name: str) -> str:
+def formatted(value: float, rows: list[dict], name: str) -> str:
     """``value`` with two decimals; three for a metric between -1 and 1, as
     mAP (-1 where there is no object to find)."""
     values = [row['metrics'].get(name, 0) for row in rows]
@@ -39,13 +39,13 @@ def spread(row: dict, quantity: str, unit: str) -> str:
     return f'{short(row[name])} ({low}-{high}){mark}'
 
 
-def make_table(title: str, rows: List[dict]) -> Table:
+def make_table(title: str, rows: list[dict]) -> Table:
     """One row a size, the largest first, as of :func:`test_scales`."""
     table = Table(title=title)
     table.add_column('scale', justify='right')
     table.add_column('served\nby', justify='right')
     names = metric_names(rows)
-    for name in (*names, 'GFLOPs', 'latency/ms', 'pictures/per s'):
+    for name in (*names, 'GFLOPs', 'latency/ms', 'images/per s'):
         table.add_column(name.replace('/', '\n'), justify='right')
     for row in rows:
         table.add_row(
@@ -55,14 +55,14 @@ def make_table(title: str, rows: List[dict]) -> Table:
             *(formatted(row['metrics'].get(name, float('nan')), rows, name)
               for name in names),
             f'{row["gflops"]:.4g}', spread(row, 'latency', 'ms'),
-            spread(row, 'pictures', 'per_s'))
-    if not all(row['latency_reliable'] and row['pictures_reliable']
+            spread(row, 'images', 'per_s'))
+    if not all(row['latency_reliable'] and row['images_reliable']
                for row in rows):
         table.caption = NOT_RELIABLE
     return table
 
 
-def make_comparison(models: List[dict]) -> Table:
+def make_comparison(models: list[dict]) -> Table:
     """The first metric of several models, one row a size, the largest first;
     '-' where a model was not tested."""
     name = metric_names([row for model in models for row in model['rows']])[0]
@@ -77,25 +77,25 @@ def make_comparison(models: List[dict]) -> Table:
         table.add_row(str(size), *(
             formatted(rows[0]['metrics'][name], model['rows'], name)
             + ('*' if size in model['trained'] else ' ') if rows else '- '
-            for rows, model in zip(found, models)))
+            for rows, model in zip(found, models, strict=True)))
     return table
 
 
 def tick_sizes(sizes: Collection[int], trained: Collection[int],
-               digits: int = 42) -> List[int]:
+               digits: int = 42) -> list[int]:
     """Those of ``sizes`` whose labels have room under an axis as long as
     ``digits`` digits, spaces included: the ``trained`` ones first, then the
     ends, then what lies apart from both."""
     gap = (max(sizes) - min(sizes)) * len(str(max(sizes))) / digits
     first = [size for size in sorted(sizes) if size in trained]
-    ticks: List[int] = []
+    ticks: list[int] = []
     for size in (*first, min(sizes), max(sizes), *sorted(sizes)):
         if size not in ticks and all(abs(size - t) >= gap for t in ticks):
             ticks.append(size)
     return sorted(ticks)
 
 
-def draw(models: List[dict], path: str) -> None:
+def draw(models: list[dict], path: str) -> None:
     """Draw the first metric of each model over the size into a PNG: a line
     through all sizes, large marks at those that were trained."""
     import matplotlib
@@ -123,7 +123,7 @@ def draw(models: List[dict], path: str) -> None:
     save_plot(figure, path)
 
 
-def report(models: List[dict], out: str) -> None:
+def report(models: list[dict], out: str) -> None:
     """Print a table a model and one of all, and write scales.json and
     scales.png to the folder ``out``; see :func:`test_scales` for what a model
     is."""
@@ -158,27 +158,27 @@ def make_cascade_table(model: dict) -> Table:
                   + ' -> '.join(map(str, cascade['sizes'])))
     for name in ('scale', METRIC.replace('/', '\n'), 'GFLOPs',
                  'GFLOPs\n/ largest', 'decided\n%', 'AUROC',
-                 'pictures\nper s'):
+                 'images\nper s'):
         table.add_column(name, justify='right')
     base = rows[0]['gflops']
 
-    def cells(name: str, row: dict, *more: str) -> List[str]:
+    def cells(name: str, row: dict, *more: str) -> list[str]:
         return [name, f'{row["metrics"][METRIC]:.2f}', f'{row["gflops"]:.4g}',
                 f'{row["gflops"] / base:.3f}', *more]
 
     for row in rows:
         table.add_row(*cells(
             str(row['scale']), row, f'{100 * row["share_decided"]:.1f}',
-            f'{row["auroc"]:.3f}', spread(row, 'pictures', 'per_s')))
+            f'{row["auroc"]:.3f}', spread(row, 'images', 'per_s')))
     table.add_row(*cells('cascade', cascade, '100', '-',
-                         spread(cascade, 'pictures', 'per_s')))
+                         spread(cascade, 'images', 'per_s')))
     table.add_row(*cells('random', cascade['random'], '100', '-', '-'))
-    if not all(row['pictures_reliable'] for row in (*rows, cascade)):
+    if not all(row['images_reliable'] for row in (*rows, cascade)):
         table.caption = NOT_RELIABLE
     return table
 
 
-def sentences(model: dict) -> List[str]:
+def sentences(model: dict) -> list[str]:
     """What the table does not say: where the threshold is from."""
     cascade = model['cascade']
     limits = ', '.join(map(shown, cascade['thresholds']))
@@ -189,13 +189,13 @@ def sentences(model: dict) -> List[str]:
             f'Threshold {limits}, found on {found["source"]}: '
             f'{found["accuracy"]:.2f} there, {found["base_accuracy"]:.2f} by '
             f'{cascade["sizes"][-1]} alone, target {found["target"]:g}. No '
-            'picture of the test was used.']
+            'image of the test was used.']
     if cascade['gflops_ratio'] >= 1:
         lines.append(f'It saves nothing: {cascade["sizes"][-1]} alone costs '
                      'less. Take a smaller first size, or a target above '
                      '0.')
     return [*lines, 'AUROC: the chance that a right answer has more '
-            'confidence than a wrong one, over all pictures. random: sizes '
+            'confidence than a wrong one, over all images. random: sizes '
             'drawn by chance, with the same shares.']
 
 
@@ -207,7 +207,7 @@ def draw_cascade(model: dict, path: str) -> None:
     import matplotlib.pyplot as plt
     cascade, rows = model['cascade'], model['rows']
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
-    _, accuracy, gflops = zip(*cascade['curve'])
+    _, accuracy, gflops = zip(*cascade['curve'], strict=True)
     axes.plot(gflops, accuracy, '-', color='C0',
               label='cascade, any threshold')
     axes.plot(cascade['gflops'], cascade['metrics'][METRIC], 'o', color='C0',
@@ -222,7 +222,7 @@ def draw_cascade(model: dict, path: str) -> None:
     random = cascade['random']
     axes.plot(random['gflops'], random['metrics'][METRIC], 'x', color='C3',
               markersize=9, label='random, with the same shares')
-    axes.set_xlabel('mean GFLOPs of a picture (multiply-adds)')
+    axes.set_xlabel('mean GFLOPs of an image (multiply-adds)')
     axes.set_ylabel(METRIC)
     axes.grid(alpha=0.3)
     axes.legend()

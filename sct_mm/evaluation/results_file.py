@@ -1,7 +1,7 @@
 """The result of a test at several sizes, read back: scales.json."""
 import json
 import os.path as osp
-from typing import Any, List, Optional
+from typing import Any
 
 from ..utils.errors import UserError
 
@@ -17,7 +17,7 @@ def _is_cost(value: Any) -> bool:
     return _is_number(value) and 0 <= value < float('inf')
 
 
-def _wrong(data: Any) -> Optional[str]:
+def _wrong(data: Any) -> str | None:
     """What of ``data`` is not as tools/test.py writes it; None if nothing."""
     models = data.get('models') if isinstance(data, dict) else None
     if not isinstance(models, list) or not models:
@@ -72,7 +72,7 @@ def read_result(path: str) -> dict:
     return data
 
 
-def rows_of(result: dict, checkpoint: str, path: str) -> List[dict]:
+def rows_of(result: dict, checkpoint: str, path: str) -> list[dict]:
     """The rows of the model in ``result`` that was tested from
     ``checkpoint``.
 
@@ -89,7 +89,7 @@ def rows_of(result: dict, checkpoint: str, path: str) -> List[dict]:
                     'out.')
 
 
-def metric_names(models: List[dict]) -> List[str]:
+def metric_names(models: list[dict]) -> list[str]:
     """Names of the metrics of all ``models`` that are better where they are
     higher, in the order of the rows: not the losses, by whose name mmengine's
     CheckpointHook knows them, too."""

@@ -1,7 +1,7 @@
 """Which operator, and which layer, an exporter could not export."""
 import re
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Iterator, Optional
 
 from torch import nn
 
@@ -10,7 +10,7 @@ _OPERATORS = (r"op='([^']+)'", r'torch\.ops\.([\w.:]+)',
               r"Python function call '(\w+)'", r'\b(\w+::\w+(?:\.\w+)?)')
 
 
-def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """``error`` and what caused it, the first cause last."""
     seen = set()
     while error is not None and id(error) not in seen:
@@ -19,7 +19,7 @@ def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _layer(trace: Optional[TracebackType], net: nn.Module) -> str:
+def _layer(trace: TracebackType | None, net: nn.Module) -> str:
     """The innermost module of ``net`` whose forward was running."""
     names = {id(module): name.removeprefix('model.')
              for name, module in net.named_modules()}

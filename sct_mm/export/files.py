@@ -3,7 +3,7 @@ import contextlib
 import hashlib
 import os
 import os.path as osp
-from typing import Dict, Sequence
+from collections.abc import Sequence
 
 from ..utils.checkpoint import AtomicLocalBackend
 from ..utils.errors import UserError
@@ -14,7 +14,7 @@ NEW = '.new'  # of a file that waits for the others
 
 
 def paths_of(out: str, kind: str, sizes: Sequence[int], label: str,
-             every: bool) -> Dict[int, str]:
+             every: bool) -> dict[int, str]:
     """Size -> path of its file: ``out`` itself, or, for ``every`` size, one a
     size in the folder ``out``.
 
@@ -45,7 +45,7 @@ def told_of(data: bytes, path: str) -> dict:
                 sha256=sha256_of(data))
 
 
-def write_all(files: Dict[str, bytes]) -> None:
+def write_all(files: dict[str, bytes]) -> None:
     """Write {path: data}, all or none: what stood there stays until all are
     on the disk.
 

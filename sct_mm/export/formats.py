@@ -2,9 +2,10 @@
 import io
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from ..utils.arguments import check_choice
 from ..utils.errors import UserError
 from .failure_cause import blame
 
-Run = Callable[[Tensor], List[Tensor]]
+Run = Callable[[Tensor], list[Tensor]]
 # Format -> the end of its files' names, and the packages that it needs.
-FORMATS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     'pth': ('.pth', ()),
     'safetensors': ('.safetensors', ('safetensors', )),
     'onnx': ('.onnx', ('onnx', 'onnxscript', 'onnxruntime')),
@@ -31,17 +32,17 @@ class Graph(NamedTuple):
     """What a graph is made from.
 
     Args:
-        net: pictures to a tuple of tensors.
+        net: images to a tuple of tensors.
         example: (N, C, H, W), N > 1.
         divisor: of the edges where they are dynamic, as well as N; 0 where
             they are not.
         names: of the outputs.
-        told: what the file says of its pictures.
+        told: what the file says of its images.
     """
     net: nn.Module
     example: Tensor
     divisor: int
-    names: List[str]
+    names: list[str]
     told: dict
 
     def dynamic(self) -> dict:
@@ -72,7 +73,7 @@ def check_format(kind: str) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without what torch's exporters say of themselves, and of what a trace
-    may have missed: the check on real pictures tells."""
+    may have missed: the check on real images tells."""
     with warnings.catch_warnings(), torch.no_grad():
         for kind in (FutureWarning, DeprecationWarning,
                      torch.jit.TracerWarning):
@@ -92,7 +93,7 @@ class _PoolOfOne(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         names = ('input', 'kernel_size', 'stride', 'padding')
-        given = dict(zip(names, args), **(kwargs or {}))
+        given = dict(zip(names, args, strict=True), **(kwargs or {}))
         step = given.get('stride')
         if (func is F.max_pool2d and given['kernel_size'] == 1
                 and isinstance(step, int) and not given.get('padding')):
@@ -177,13 +178,13 @@ def graph_run(kind: str, data: bytes) -> Run:
         run = _RUN[kind](data)
 
     @torch.no_grad()
-    def quiet(x: Tensor) -> List[Tensor]:
+    def quiet(x: Tensor) -> list[Tensor]:
         return run(x)
 
     return quiet
 
 
-def weight_bytes(kind: str, state: Dict[str, Tensor], meta: dict) -> bytes:
+def weight_bytes(kind: str, state: dict[str, Tensor], meta: dict) -> bytes:
     """The file of a state dict, in memory; ``meta`` is plain data."""
     state = {name: value.detach().clone(
         memory_format=torch.contiguous_format)
@@ -198,7 +199,7 @@ def weight_bytes(kind: str, state: Dict[str, Tensor], meta: dict) -> bytes:
     return buffer.getvalue()
 
 
-def weights_in(kind: str, data: bytes) -> Dict[str, Tensor]:
+def weights_in(kind: str, data: bytes) -> dict[str, Tensor]:
     """The state dict in a file."""
     if kind == 'safetensors':
         from safetensors.torch import load

@@ -1,6 +1,7 @@
 """Which part of a network is exported, and what its outputs are called."""
 import copy
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from .failure_cause import first_line
 PARTS = ('network', 'features')
 
 
-def flattened(value: Any, name: str) -> Iterator[Tuple[str, Tensor]]:
+def flattened(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in what a network returned, each with a name that says
     where it stood: 'output_0_2' is the third of the first list."""
     if isinstance(value, Tensor):
@@ -26,7 +27,7 @@ def flattened(value: Any, name: str) -> Iterator[Tuple[str, Tensor]]:
 
 
 class Part(nn.Module):
-    """What is exported of a model: pictures to tensors, by position alone.
+    """What is exported of a model: images to tensors, by position alone.
 
     ``'network'`` is the host's ``mode='tensor'``: a classifier's logits, or a
     detector's maps of classes and boxes, which are not decoded. ``'features'``
@@ -41,8 +42,8 @@ class Part(nn.Module):
         super().__init__()
         self.model, self.part, self.softmax = model, part, softmax
 
-    def named_outputs(self, x: Tensor) -> Dict[str, Tensor]:
-        """The outputs for preprocessed pictures (N, C, H, W), by name."""
+    def named_outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """The outputs for preprocessed images (N, C, H, W), by name."""
         if self.part == 'features':
             return dict(flattened(self.model.extract_feat(x), 'feature'))
         value = self.model(x, mode='tensor')
@@ -52,15 +53,15 @@ class Part(nn.Module):
             return dict(logits=value)
         return dict(flattened(value, 'output'))
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(x).values())
 
 
-def check_softmax(model: nn.Module, outputs: Dict[str, Tensor]) -> None:
+def check_softmax(model: nn.Module, outputs: dict[str, Tensor]) -> None:
     """Refuse scores of what has no classes that exclude each other.
 
     Raises:
-        UserError: for anything but a classifier of one label a picture.
+        UserError: for anything but a classifier of one label an image.
     """
     head = getattr(model, 'head', None)
     many = any(kind.__name__ == 'MultiLabelClsHead'
@@ -68,14 +69,14 @@ def check_softmax(model: nn.Module, outputs: Dict[str, Tensor]) -> None:
     if many or list(outputs) != ['scores']:
         what = type(head if many else model).__name__
         raise UserError('Scores by softmax need a classifier of one label a '
-                        f'picture, but got {what}. Leave softmax out.')
+                        f'image, but got {what}. Leave softmax out.')
 
 
-def choose_part(model: nn.Module, x: Tensor, part: Optional[str],
-                softmax: bool = False) -> Tuple[str, str]:
+def choose_part(model: nn.Module, x: Tensor, part: str | None,
+                softmax: bool = False) -> tuple[str, str]:
     """The part to export, and, where it is not all, why, in a sentence.
 
-    None takes the network, or its features where it does not run on pictures
+    None takes the network, or its features where it does not run on images
     alone, as mmdet's two-stage detectors, whose heads ask the samples for
     their shapes.
 
@@ -91,23 +92,23 @@ def choose_part(model: nn.Module, x: Tensor, part: Optional[str],
             if each == (part or PARTS[-1]) or softmax:
                 raise UserError(
                     f'The {each} of {name} cannot be exported: it does not '
-                    f'run on pictures alone ({cause}). Export another '
+                    f'run on images alone ({cause}). Export another '
                     'part.') from error
             continue
         if softmax:
             check_softmax(model, outputs)
         note = '' if each == PARTS[0] or part else (
-            f'{name} does not run on pictures alone ({cause}): its backbone '
+            f'{name} does not run on images alone ({cause}): its backbone '
             'and neck are exported.')
         return each, note
     raise AssertionError('one part runs, or is refused')
 
 
 def description(model: nn.Module, size: int, part: str) -> dict:
-    """What who runs the file has to know of its pictures: their size in
+    """What who runs the file has to know of its images: their size in
     pixels, and how they were normalized."""
     preprocessor = getattr(model, 'data_preprocessor', None)
-    told: Dict[str, Any] = dict(size=size, part=part)
+    told: dict[str, Any] = dict(size=size, part=part)
     for name in ('mean', 'std'):
         value = getattr(preprocessor, name, None)
         if isinstance(value, Tensor):
@@ -129,7 +130,7 @@ def relative_difference(got: Sequence[Tensor],
     if len(got) != len(want):
         return float('inf')
     largest = 0.0
-    for one, other in zip(got, want):
+    for one, other in zip(got, want, strict=True):
         if one.shape != other.shape:
             return float('inf')
         if not other.numel() or torch.equal(one, other):
@@ -161,7 +162,7 @@ def norms_in(model: nn.Module) -> int:
 
 @torch.no_grad()
 def fuse(net: nn.Module, x: Tensor, tolerance: float
-         ) -> Tuple[nn.Module, str]:
+         ) -> tuple[nn.Module, str]:
     """``net`` with its norms fused into the convolutions, by mmcv's
     ``fuse_conv_bn``; and, where they stay, a sentence that says so.
 
@@ -186,11 +187,11 @@ def fuse(net: nn.Module, x: Tensor, tolerance: float
 
 
 def deployed(net: nn.Module, x: Tensor, fuse_norms: bool = True,
-             tolerance: float = 1e-4) -> Tuple[nn.Module, str]:
+             tolerance: float = 1e-4) -> tuple[nn.Module, str]:
     """A copy of ``net`` for inference, and what there is to say of it.
 
     Args:
-        x: preprocessed pictures (N, C, H, W) that the result is tried on.
+        x: preprocessed images (N, C, H, W) that the result is tried on.
         fuse_norms: whether norms are fused, after the re-parameterisation.
         tolerance: see :func:`relative_difference`.
     """

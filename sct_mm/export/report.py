@@ -30,16 +30,16 @@ def make_table(manifest: dict) -> Table:
 
 def report(manifest: dict) -> None:
     """Print a manifest: see :func:`export`."""
-    table, pictures = make_table(manifest), manifest['pictures']
+    table, images = make_table(manifest), manifest['images']
     console = console_for(table)
     console.print(table)
     if manifest['format'] in WEIGHTS:
-        text = (f'Each file, read back, gives on {pictures} real pictures '
+        text = (f'Each file, read back, gives on {images} real images '
                 'what the trained network gives.')
     else:
-        text = (f'The difference is the largest on {pictures} real pictures, '
+        text = (f'The difference is the largest on {images} real images, '
                 'as one batch and alone, as a share of the largest output. '
-                'Latencies are of one picture on one CPU thread, by turns: '
+                'Latencies are of one image on one CPU thread, by turns: '
                 "the file's, and that of the network in torch with its "
                 'norms.')
     for line in (text, *dict.fromkeys(manifest['notes'])):

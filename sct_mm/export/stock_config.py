@@ -30,7 +30,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def plain_config(cfg: Config, size: int) -> Config:
-    """The part of ``cfg`` that tests a network, for pictures of ``size``
+    """The part of ``cfg`` that tests a network, for images of ``size``
     pixels, with the layers and the loop of the hosts alone."""
     kept = {name: copy.deepcopy(value) for name, value
             in cfg._cfg_dict.to_dict().items()

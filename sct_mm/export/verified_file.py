@@ -1,6 +1,6 @@
 """One size of a network as the bytes of a file that was run and compared."""
 import copy
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from .network import (
 class Request(NamedTuple):
     """How a file is made; see :func:`export`."""
     kind: str
-    part: Optional[str] = None
+    part: str | None = None
     fuse: bool = True
     softmax: bool = False
     prefix: str = ''
@@ -45,7 +45,7 @@ class Made(NamedTuple):
     says of it, and what there is to say beside, in sentences."""
     data: bytes
     entry: dict
-    notes: List[str]
+    notes: list[str]
 
 
 def extracted(model: nn.Module, size: int) -> nn.Module:
@@ -57,7 +57,7 @@ def extracted(model: nn.Module, size: int) -> nn.Module:
 
 @torch.no_grad()
 def answers(model: nn.Module, size: int, part: str, softmax: bool,
-            batches: List[Tensor]) -> List[Tuple[Tensor, ...]]:
+            batches: list[Tensor]) -> list[tuple[Tensor, ...]]:
     """What the trained network, pinned to ``size``, gives for each batch:
     what every file of it must give."""
     net = Part(model, part, softmax)
@@ -82,7 +82,7 @@ def _part_at(model: nn.Module, prefix: str) -> nn.Module:
 
 
 @torch.no_grad()
-def make_weights(model: nn.Module, size: int, batches: List[Tensor],
+def make_weights(model: nn.Module, size: int, batches: list[Tensor],
                  request: Request, meta: dict) -> Made:
     """Names and shapes of a network that never knew SSBN, read back into one
     whose own weights were wiped out: it must answer to the bit.
@@ -100,7 +100,7 @@ def make_weights(model: nn.Module, size: int, batches: List[Tensor],
     target.load_state_dict(weights_in(request.kind, data))
     net = Part(plain, part)
     difference = max(relative_difference(net(batch), one)
-                     for batch, one in zip(batches, want))
+                     for batch, one in zip(batches, want, strict=True))
     kept = _part_at(extracted(model, size), request.prefix).state_dict()
     read = target.state_dict()  # also of a head that did not run
     if difference > 0 or not all(torch.equal(kept[n], read[n]) for n in kept):
@@ -114,16 +114,16 @@ def make_weights(model: nn.Module, size: int, batches: List[Tensor],
                            norms=norms_in(target), difference=0.0), [])
 
 
-def largest_difference(kind: str, run: Run, batches: List[Tensor],
-                       want: List[Tuple[Tensor, ...]]) -> float:
+def largest_difference(kind: str, run: Run, batches: list[Tensor],
+                       want: list[tuple[Tensor, ...]]) -> float:
     """The largest :func:`relative_difference` of a file from ``want``.
 
     Raises:
-        RuntimeError: for pictures that the file cannot run, as those of
+        RuntimeError: for images that the file cannot run, as those of
             another shape than it was made from.
     """
     largest = 0.0
-    for batch, one in zip(batches, want):
+    for batch, one in zip(batches, want, strict=True):
         refusal = None
         try:
             largest = max(largest, relative_difference(run(batch), one))
@@ -131,7 +131,7 @@ def largest_difference(kind: str, run: Run, batches: List[Tensor],
             refusal = first_line(error)
         if refusal:
             raise RuntimeError(
-                f'The {kind} file cannot run pictures of shape '
+                f'The {kind} file cannot run images of shape '
                 f'{tuple(batch.shape)} ({refusal}). No file was written: '
                 'take another format or part.')
     return largest
@@ -147,18 +147,18 @@ def check_parity(size: int, kind: str, difference: float,
     if not difference <= tolerance:
         raise RuntimeError(
             f'The {kind} file of size {size} differs from the network by '
-            f'{difference:.1e} of the largest output on real pictures, more '
+            f'{difference:.1e} of the largest output on real images, more '
             f'than the tolerance {tolerance:.1e}. No file was written: leave '
             'the norms unfused, or take another format or part.')
 
 
 @torch.no_grad()
-def make_graph(model: nn.Module, size: int, batches: List[Tensor],
+def make_graph(model: nn.Module, size: int, batches: list[Tensor],
                request: Request, divisor: int) -> Made:
     """A graph of one size, for a deployment without Python's classes.
 
     Args:
-        batches: the first has more than one picture; a graph is made from
+        batches: the first has more than one image; a graph is made from
             its first two, and compared on all.
         divisor: see :class:`Graph`.
 
@@ -186,7 +186,7 @@ def make_graph(model: nn.Module, size: int, batches: List[Tensor],
     return Made(data, entry, [each for each in (note, note2) if each])
 
 
-def make(model: nn.Module, size: int, batches: List[Tensor],
+def make(model: nn.Module, size: int, batches: list[Tensor],
          request: Request, divisor: int, meta: dict) -> Made:
     """The file of ``request`` for one size; see the functions above."""
     if request.kind in WEIGHTS:

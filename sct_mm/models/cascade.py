@@ -1,15 +1,9 @@
 """Early exit over sizes: small first, larger only where it is unsure."""
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import (
     Any,
-    Iterable,
-    Iterator,
-    List,
     NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
 )
 
 import torch
@@ -24,7 +18,7 @@ from .pinning import use_scale
 
 
 class Decided(NamedTuple):
-    """What a cascade says of N pictures.
+    """What a cascade says of N images.
 
     ``scores`` (N, classes): probabilities, at the size that decided; their
     logarithms are logits. ``labels`` (N,). ``sizes`` (N,): pixels at which
@@ -36,10 +30,10 @@ class Decided(NamedTuple):
 
 
 def confidence(scores: Tensor) -> Tensor:
-    """How sure a network is of each picture, from its probabilities
+    """How sure a network is of each image, from its probabilities
     (..., classes): the largest, from 0 to 1.
 
-    Compared on 20,000 training pictures of Fashion-MNIST that the network was
+    Compared on 20,000 training images of Fashion-MNIST that the network was
     not trained on, at 14 pixels: AUROC (right above wrong), and the accuracy
     with the fifth of least confidence sent to 28, which has 92.44 for all:
 
@@ -48,7 +42,7 @@ def confidence(scores: Tensor) -> Tensor:
     - entropy: 0.9028, 92.22; energy of the logits: 0.8622, 91.64
     - temperatures of 0.5 and 2: 0.9043, 92.28 and 0.9023, 92.16
     - a tenth of the logits of 14 mixed into those of 28: 92.27
-    - a network on the logits, trained on one half of the pictures to tell
+    - a network on the logits, trained on one half of the images to tell
       wrong from right, tried on the other, and turned round: 0.9065, 92.27,
       where the largest probability has 0.9063, 92.28
 
@@ -57,7 +51,7 @@ def confidence(scores: Tensor) -> Tensor:
     return scores.amax(-1)
 
 
-def check_cascade_sizes(sizes: Sequence[int]) -> Tuple[int, ...]:
+def check_cascade_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     """``sizes`` as a tuple, at least two, the smallest first.
 
     Raises:
@@ -74,8 +68,8 @@ def check_cascade_sizes(sizes: Sequence[int]) -> Tuple[int, ...]:
     return sizes
 
 
-def check_thresholds(thresholds: Union[float, Sequence[float]],
-                     sizes: Sequence[int]) -> Tuple[float, ...]:
+def check_thresholds(thresholds: float | Sequence[float],
+                     sizes: Sequence[int]) -> tuple[float, ...]:
     """One threshold for each of ``sizes`` but the largest; a single one is
     that of all.
 
@@ -139,7 +133,7 @@ def check_scores(scores: Tensor) -> None:
         UserError: for sums that are not 1.
     """
     if not _are_scores(scores, 0.05) and bool(scores.isfinite().all()):
-        raise UserError('A cascade serves classifiers of one label a picture, '
+        raise UserError('A cascade serves classifiers of one label an image, '
                         'whose scores sum to 1, but got a sum of '
                         f'{float(scores[0].float().sum()):.3g}. Test another '
                         'network by --scales.')
@@ -148,9 +142,9 @@ def check_scores(scores: Tensor) -> None:
 class Cascade(BaseModel):
     """Predict at the smallest size, and at the next where it is unsure.
 
-    A picture is decided at the first of ``sizes`` at which its
+    An image is decided at the first of ``sizes`` at which its
     :func:`confidence` is above the threshold, at the largest in any case. The
-    undecided pictures of a batch go on together. A smaller size's pictures
+    undecided images of a batch go on together. A smaller size's images
     are those of the largest, resized on the device as in training
     (:class:`MultiScaleBatch`); the network is pinned to it (:func:`use_scale`,
     so that a size between two scales is served by both). Without private rows
@@ -159,7 +153,7 @@ class Cascade(BaseModel):
     In mmpretrain's inferencer, whose pipeline makes the largest size::
 
         cascade = Cascade(get_model(config, checkpoint), (14, 28), 0.9)
-        ImageClassificationInferencer(cascade)(pictures, batch_size=64)
+        ImageClassificationInferencer(cascade)(images, batch_size=64)
 
     Args:
         model: a classifier: one of mmengine, which predicts samples with a
@@ -176,7 +170,7 @@ class Cascade(BaseModel):
     """
 
     def __init__(self, model: nn.Module, sizes: Sequence[int],
-                 thresholds: Union[float, Sequence[float]]) -> None:
+                 thresholds: float | Sequence[float]) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError('`model` must be an nn.Module, but got '
                             f'{type(model).__name__}. Build it first.')
@@ -193,15 +187,15 @@ class Cascade(BaseModel):
         self.eval()
 
     @torch.no_grad()
-    def forward(self, inputs: Tensor, data_samples: Optional[list] = None,
-                mode: str = 'tensor') -> Union[Decided, List[Any]]:
+    def forward(self, inputs: Tensor, data_samples: list | None = None,
+                mode: str = 'tensor') -> Decided | list[Any]:
         """Decide a batch.
 
         Args:
             inputs: (N, C, H, W), normalised, whose shorter edge is the
                 largest size. :meth:`test_step` takes what a data loader
                 gives.
-            data_samples: the host's, one a picture, to write into.
+            data_samples: the host's, one an image, to write into.
             mode: 'tensor', or 'predict' as mmengine's evaluators call it.
 
         Returns:
@@ -209,11 +203,11 @@ class Cascade(BaseModel):
             ``decided_at``, its size in pixels.
 
         Raises:
-            UserError: for pictures of another size, another mode, and a
+            UserError: for images of another size, another mode, and a
                 network that is no classifier.
         """
         self._check(inputs, mode)
-        samples: List[Any] = [None] * len(inputs)
+        samples: list[Any] = [None] * len(inputs)
         sizes = torch.zeros(len(inputs), dtype=torch.long,
                             device=inputs.device)
         scores = None
@@ -222,16 +216,17 @@ class Cascade(BaseModel):
                 scores = found.new_zeros(len(inputs), found.shape[1])
             sizes[chosen], scores[chosen] = size, found
             if mode == 'predict':
-                for index, sample in zip(chosen.tolist(), outputs):
+                for index, sample in zip(chosen.tolist(), outputs,
+                                         strict=True):
                     if isinstance(sample, BaseDataElement):
                         sample.set_metainfo(dict(decided_at=size))
                     samples[index] = sample
         return samples if mode == 'predict' else Decided(
             scores, scores.argmax(1), sizes)
 
-    def decide(self, inputs: Tensor, data_samples: Optional[list] = None
-               ) -> Iterator[Tuple[int, Tensor, List[Any], Tensor]]:
-        """From the smallest size up, the M pictures that it decides: the
+    def decide(self, inputs: Tensor, data_samples: list | None = None
+               ) -> Iterator[tuple[int, Tensor, list[Any], Tensor]]:
+        """From the smallest size up, the M images that it decides: the
         size, their indices (M,), what the network gives for each, and their
         probabilities (M, classes)."""
         left = torch.arange(len(inputs), device=inputs.device)
@@ -247,8 +242,8 @@ class Cascade(BaseModel):
             if not len(left):
                 return
 
-    def at(self, index: int, inputs: Tensor, data_samples: Optional[list],
-           chosen: Tensor) -> Tuple[Any, Tensor]:
+    def at(self, index: int, inputs: Tensor, data_samples: list | None,
+           chosen: Tensor) -> tuple[Any, Tensor]:
         """What the network gives for the M ``chosen`` of ``inputs`` at
         ``sizes[index]``, and its probabilities (M, classes)."""
         if len(chosen) < len(inputs):
@@ -268,7 +263,7 @@ class Cascade(BaseModel):
     def _check(self, inputs: Tensor, mode: str) -> None:
         edge = min(inputs.shape[-2:])
         if edge != self.sizes[-1]:
-            raise UserError('A cascade must get pictures of its largest size, '
+            raise UserError('A cascade must get images of its largest size, '
                             f'{self.sizes[-1]} pixels, but got {edge}. Resize '
                             'them, or name that size.')
         if mode not in ('tensor', 'predict'):

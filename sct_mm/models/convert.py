@@ -1,7 +1,8 @@
 """Any torch model's batch normalization replaced by SSBN."""
 import warnings
 from collections import Counter
-from typing import Any, Dict, Optional, Sequence, Type, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -55,14 +56,14 @@ def _reduce(layer: RowwiseNorm) -> tuple:
     return _blank, (layer.plain_type, ), layer.__getstate__()
 
 
-def _blank(plain: Type[_BatchNorm]) -> RowwiseNorm:
+def _blank(plain: type[_BatchNorm]) -> RowwiseNorm:
     """A layer that stands in for ``plain``, with nothing in it yet."""
     form = _form_of(plain)
     return form.__new__(form)
 
 
 # The norm that a layer stands in for -> the layer's class.
-_FORMS: Dict[type, Type[RowwiseNorm]] = {
+_FORMS: dict[type, type[RowwiseNorm]] = {
     nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
     nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
                            dict(plain_type=nn.SyncBatchNorm,
@@ -74,7 +75,7 @@ _FORMS: Dict[type, Type[RowwiseNorm]] = {
 _PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d', SyncSSBN='BN')
 
 
-def _form_of(plain: Type[_BatchNorm]) -> Type[RowwiseNorm]:
+def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
     """The class that stands in for ``plain``: a subclass of it, but of no
     ``nn.SyncBatchNorm`` (see :class:`SyncSSBN`).
 
@@ -174,9 +175,9 @@ def convert_to_ssbn(model: nn.Module,
 
 
 @MODELS.register_module()
-def WithSSBN(model: Union[dict, nn.Module],
+def WithSSBN(model: dict | nn.Module,
              scales: Sequence[int] = DEFAULT_SCALES,
-             data_preprocessor: Optional[Any] = None) -> nn.Module:
+             data_preprocessor: Any | None = None) -> nn.Module:
     """Build the model of another config and convert its norms to SSBN: for
     norms that no ``norm_cfg`` reaches (timm, torchvision), or with options
     that a ``norm_cfg`` of one's own would drop. No wrapper stays.

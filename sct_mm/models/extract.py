@@ -1,6 +1,6 @@
 """One scale of a network as an independent, plain network."""
 import copy
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -39,7 +39,7 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     for layer in layers:
         check_own(layer)
 
-    def swap(layer: nn.Module) -> Optional[nn.Module]:
+    def swap(layer: nn.Module) -> nn.Module | None:
         return (_own(layer.plain(size), layer)
                 if isinstance(layer, RowwiseNorm) else None)
 
@@ -68,7 +68,8 @@ def _plain_config(value: Any) -> Any:
     they fuse. The same object, if it holds none."""
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         new = type(value)(map(_plain_config, value))
-        return new if any(a is not b for a, b in zip(new, value)) else value
+        return new if any(a is not b for a, b in zip(new, value,
+                                                     strict=True)) else value
     if not isinstance(value, dict):
         return value
     kind = value.get('type')

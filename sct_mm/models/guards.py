@@ -1,7 +1,7 @@
 """What takes a layer's rows for one, and would serve one scale: refused."""
 import sys
 import warnings
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ class _Eps:
     def __set__(self, layer: nn.Module, eps: float) -> None:
         layer.__dict__.update(eps=eps, _eps=eps)
 
-    def __get__(self, layer: Optional[nn.Module], owner: type) -> Any:
+    def __get__(self, layer: nn.Module | None, owner: type) -> Any:
         if layer is None:
             return self
         name = sys._getframe(1).f_code.co_name
@@ -49,7 +49,7 @@ class OneScaleAlone:
     """What a layer with rows refuses, since only one extracted scale can be
     fused, scripted and exported."""
 
-    scales: Tuple[int, ...]
+    scales: tuple[int, ...]
     eps = _Eps()
 
     def check_export(self) -> None:

@@ -2,8 +2,8 @@
 next."""
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Iterator, Optional, Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from .size_selection import Pin, preceding, ssbn_layers
 _pinning = threading.Lock()
 
 
-def _this_thread() -> Optional[int]:
+def _this_thread() -> int | None:
     # torch.compile cannot trace it.
     return None if torch.compiler.is_compiling() else threading.get_ident()
 
@@ -58,9 +58,9 @@ def check_size(layers: Sequence[nn.Module], size: int) -> int:
 
 
 def set_scale(model: nn.Module,
-              size: Optional[int],
+              size: int | None,
               record: bool = False,
-              edge: Optional[int] = None) -> None:
+              edge: int | None = None) -> None:
     """Pin every SSBN layer of ``model`` to ``size`` pixels; None unpins.
 
     A scale is served by its rows, a size between two scales by the linear mix
@@ -72,8 +72,8 @@ def set_scale(model: nn.Module,
 
     Args:
         edge: shorter edge of the model's input in pixels, where it is not
-            ``size``, as with a detector's pictures of all shapes. Recorded
-            is the extent that a picture of ``size`` pixels has.
+            ``size``, as with a detector's images of all shapes. Recorded
+            is the extent that an image of ``size`` pixels has.
 
     Raises:
         TypeError, ValueError: for what is no size; nothing is pinned then.
@@ -83,8 +83,8 @@ def set_scale(model: nn.Module,
     _set_pin(layers, size, record, edge)
 
 
-def _set_pin(layers: Sequence[nn.Module], size: Optional[int], record: bool,
-             edge: Optional[int], thread: Optional[int] = None) -> None:
+def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
+             edge: int | None, thread: int | None = None) -> None:
     check_flag('record', record)
     _check_thread(layers)
     if size is not None:
@@ -101,9 +101,9 @@ def _set_pin(layers: Sequence[nn.Module], size: Optional[int], record: bool,
 
 @contextmanager
 def use_scale(model: nn.Module,
-              size: Optional[int],
+              size: int | None,
               record: bool = False,
-              edge: Optional[int] = None) -> Iterator[nn.Module]:
+              edge: int | None = None) -> Iterator[nn.Module]:
     """Pin ``model`` to ``size`` pixels within a ``with`` block; they nest.
 
     On leaving, also by an error, every layer gets back the pin it had. See
@@ -116,6 +116,6 @@ def use_scale(model: nn.Module,
     try:
         yield model
     finally:
-        for layer, pin in zip(layers, before):
+        for layer, pin in zip(layers, before, strict=True):
             layer.pin = pin
         preceding.size = None  # of a pass that has ended

@@ -1,7 +1,8 @@
-"""Rows for one more size, and statistics re-estimated from pictures."""
+"""Rows for one more size, and statistics re-estimated from images."""
 import copy
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,8 +65,8 @@ def _insert(layer: RowwiseNorm, size: int) -> None:
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
-    """Re-estimate the statistics of the rows of ``size`` from pictures of
-    that size: the mean over all pictures of their batches' mean and variance
+    """Re-estimate the statistics of the rows of ``size`` from images of
+    that size: the mean over all images of their batches' mean and variance
     (cumulative; fvcore's PreciseBN, US-Nets 1903.05134). Nothing else
     changes.
 
@@ -80,7 +81,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
             ``data_preprocessor``.
 
     Returns:
-        int: pictures that were seen, by all processes.
+        int: images that were seen, by all processes.
 
     Raises:
         TypeError: for a batch of another form.
@@ -99,28 +100,28 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     rows = [[layer.row(size)[name] for name in _STATISTICS]
             for layer in layers]
     old = [torch.stack(row) for row in rows]
-    sums, pictures, seen = [0] * len(rows), 0, 0
+    sums, images, seen = [0] * len(rows), 0, 0
     with _keeping_records(layers):
         try:
             with _estimating(model, layers):
                 for batch in batches:
                     count = _forward(model, batch, size)
                     sums = [total + count * torch.stack(row).double()
-                            for total, row in zip(sums, rows)]
-                    pictures, seen = pictures + count, seen + 1
+                            for total, row in zip(sums, rows, strict=True)]
+                    images, seen = images + count, seen + 1
         finally:
             _put(rows, old)
-        sums, pictures, seen = _over_processes(sums, old, pictures, seen)
+        sums, images, seen = _over_processes(sums, old, images, seen)
         if seen < 2:
             raise ValueError('Statistics need at least two batches, but got '
-                             f'{seen}. Give more pictures, or smaller '
+                             f'{seen}. Give more images, or smaller '
                              'batches.')
         if not all(total.isfinite().all() for total in sums):
             raise ValueError(f'Statistics at {size} pixels must be finite, '
-                             'but a layer sees NaN or inf. Mend the pictures '
+                             'but a layer sees NaN or inf. Fix the images '
                              'or the weights.')
-    _put(rows, [total / pictures for total in sums])
-    return pictures
+    _put(rows, [total / images for total in sums])
+    return images
 
 
 @contextmanager
@@ -130,14 +131,14 @@ def _keeping_records(layers: Sequence[nn.Module]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for layer, extents in zip(layers, before):
+        for layer, extents in zip(layers, before, strict=True):
             layer.extents = extents
         raise
 
 
-def _put(rows: List[List[Tensor]], values: Sequence[Tensor]) -> None:
-    for row, value in zip(rows, values):
-        for tensor, new in zip(row, value):
+def _put(rows: list[list[Tensor]], values: Sequence[Tensor]) -> None:
+    for row, value in zip(rows, values, strict=True):
+        for tensor, new in zip(row, value, strict=True):
             tensor.copy_(new)
 
 
@@ -163,42 +164,42 @@ def _estimating(model: nn.Module,
 
 
 def _forward(model: nn.Module, batch: Any, size: int) -> int:
-    """Run ``model`` on a batch; how many pictures it has."""
-    pictures = batch
+    """Run ``model`` on a batch; how many images it has."""
+    images = batch
     if isinstance(batch, dict):
-        pictures = batch.get('inputs')
+        images = batch.get('inputs')
     elif isinstance(batch, (list, tuple)) and batch:
-        pictures = batch[0]
-    if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
+        images = batch[0]
+    if not isinstance(images, Tensor) or not images.is_floating_point():
         raise TypeError(
             '`batches` must be floating point tensors (N, C, H, W), or dicts '
             'with such `inputs`, but got a '
-            f'{getattr(pictures, "dtype", type(pictures).__name__)}. Take '
+            f'{getattr(images, "dtype", type(images).__name__)}. Take '
             'what model.data_preprocessor() makes of a host\'s batch.')
-    edge = min(pictures.shape[-2:]) if pictures.dim() > 3 else size
+    edge = min(images.shape[-2:]) if images.dim() > 3 else size
     if edge != size and not isinstance(batch, dict):
-        raise ValueError(f'`batches` must be pictures of {size} pixels, whose '
+        raise ValueError(f'`batches` must be images of {size} pixels, whose '
                          f'rows they are for, but got shape '
-                         f'{tuple(pictures.shape)}. Resize them first.')
+                         f'{tuple(images.shape)}. Resize them first.')
     # A detector's are padded, and long ones narrower.
     with use_scale(model, size, edge=edge):
         if isinstance(batch, dict):
             model(**batch)
         else:
-            model(pictures)
-    return len(pictures)
+            model(images)
+    return len(images)
 
 
-def _over_processes(sums: list, like: List[Tensor], pictures: int,
-                    seen: int) -> Tuple[list, int, int]:
+def _over_processes(sums: list, like: list[Tensor], images: int,
+                    seen: int) -> tuple[list, int, int]:
     """The sums of all processes; one without a batch of its own adds 0."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return sums, pictures, seen
+        return sums, images, seen
     device = like[0].device if like else 'cpu'
-    counts = torch.tensor([pictures, seen], device=device)
+    counts = torch.tensor([images, seen], device=device)
     dist.all_reduce(counts)
     sums = [value.new_zeros(value.shape, dtype=torch.double) + total
-            for value, total in zip(like, sums)]
+            for value, total in zip(like, sums, strict=True)]
     for total in sums:
         dist.all_reduce(total)
     return sums, *counts.tolist()

@@ -1,17 +1,18 @@
 """Layers replaced wherever a model holds them; what they shared stays so."""
+from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 from torch import Tensor, nn
 
-Pair = Tuple[nn.Module, nn.Module]  # a layer, and what replaces it
+Pair = tuple[nn.Module, nn.Module]  # a layer, and what replaces it
 # What torch keeps in each module: tensors, hooks and registered modules.
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def replace_modules(
         model: nn.Module,
-        swap: Callable[[nn.Module], Optional[nn.Module]]) -> nn.Module:
+        swap: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """``model`` with every module m for which swap(m) is not None replaced by
     it, under each name, and in lists, tuples and dicts of any depth; methods
     of it that a module keeps, too.
@@ -29,7 +30,7 @@ def replace_modules(
     _share(model, pairs)
     # By id, with the object itself: an id that is free is given again.
     known = {id(old): (old, new) for old, new in pairs}
-    found: List[nn.Module] = []
+    found: list[nn.Module] = []
     root = _replaced(model, known, found)
     found += [new for _, new in pairs]
     for module in found:  # it grows
@@ -41,8 +42,8 @@ def replace_modules(
     return root
 
 
-def _replaced(value: Any, known: Dict[int, Tuple[Any, Any]],
-              found: List[nn.Module]) -> Any:
+def _replaced(value: Any, known: dict[int, tuple[Any, Any]],
+              found: list[nn.Module]) -> Any:
     """What stands in the place of ``value``; a module that was not ``known``
     is ``found``."""
     if id(value) in known:
@@ -61,7 +62,7 @@ def _replaced(value: Any, known: Dict[int, Tuple[Any, Any]],
         found.append(value)
     elif isinstance(value, tuple):
         new = [_replaced(item, known, found) for item in value]
-        if any(a is not b for a, b in zip(new, value)):
+        if any(a is not b for a, b in zip(new, value, strict=True)):
             make = getattr(value, '_make', type(value))  # of a namedtuple
             known[id(value)] = value, make(new)
     else:
@@ -74,7 +75,7 @@ def _replaced(value: Any, known: Dict[int, Tuple[Any, Any]],
     return known[id(value)][1]
 
 
-def _slots(pair: Pair) -> Iterator[Tuple[str, Tensor, Tensor, dict]]:
+def _slots(pair: Pair) -> Iterator[tuple[str, Tensor, Tensor, dict]]:
     """(name, tensor before, tensor after, the dict it is in after) of a
     layer's own."""
     old, new = pair
@@ -85,9 +86,9 @@ def _slots(pair: Pair) -> Iterator[Tuple[str, Tensor, Tensor, dict]]:
                 yield name, before[name], tensor, after
 
 
-def _share(model: nn.Module, pairs: List[Pair]) -> None:
+def _share(model: nn.Module, pairs: list[Pair]) -> None:
     """Let the new layers of ``pairs`` share what the old ones do."""
-    changed: Dict[int, Tensor] = {}  # id of a tensor before -> after
+    changed: dict[int, Tensor] = {}  # id of a tensor before -> after
     for pair in pairs:
         for name, before, tensor, after in list(_slots(pair)):
             if tensor is not before:

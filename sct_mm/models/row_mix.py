@@ -7,14 +7,13 @@ knot of a function of the size.
 Mixed linearly are the variances. Mixing standard deviations, logarithms or
 inverse deviations gave the same accuracy: 79.27, 79.23, 79.23, 79.29 % over
 eight sizes between 28, 21 and 14 where the demo's network was trained at these
-alone, and 85.60, 85.59, 85.60, 85.60 % where also between (4,000 pictures).
+alone, and 85.60, 85.59, 85.60, 85.60 % where also between (4,000 images).
 """
-from typing import Dict, Optional
 
 import torch
 from torch import Tensor, nn
 
-Row = Dict[str, Optional[Tensor]]
+Row = dict[str, Tensor | None]
 _STATISTICS = ('running_mean', 'running_var')
 _COUNTER = 'num_batches_tracked'
 
@@ -73,7 +72,7 @@ def spread(before: Row, after: Row, larger: Row, smaller: Row,
             row[_COUNTER].add_(steps)
 
 
-def fingerprint(layer: nn.Module, size: float) -> Optional[tuple]:
+def fingerprint(layer: nn.Module, size: float) -> tuple | None:
     """What changes when a tensor of ``layer`` does, or the size; None where
     torch does not tell. Writing to ``tensor.data`` leaves it as it is, if no
     network has trained before."""

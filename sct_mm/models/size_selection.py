@@ -5,19 +5,15 @@ that has rows of its own. The *extent* of a layer's input is the shorter of its
 spatial edges, in elements of that map; two layers of one network see different
 extents at one size.
 """
+import itertools
 import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Callable, Sequence
 from typing import (
     Any,
-    Callable,
-    Dict,
-    List,
     NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
 )
 
 import torch
@@ -27,7 +23,7 @@ DEFAULT_SCALES = (224, 192, 160, 128)
 _LARGEST = 2**20
 
 
-def check_scales(scales: Sequence[int]) -> Tuple[int, ...]:
+def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     """Return ``scales`` as a tuple of ints from the largest (the base) down.
 
     Raises:
@@ -47,7 +43,7 @@ def check_scales(scales: Sequence[int]) -> Tuple[int, ...]:
 
 
 def rows_serving(scales: Sequence[int],
-                 size: float) -> Tuple[Tuple[int, float], ...]:
+                 size: float) -> tuple[tuple[int, float], ...]:
     """The rows that serve an input of ``size`` pixels, as pairs of a scale
     and its share of the mix: the scale itself, the two next to it with the
     weights of a linear interpolation, or the end ("interpolated" of SAN, see
@@ -58,7 +54,7 @@ def rows_serving(scales: Sequence[int],
     """
     if size >= scales[0] or size <= scales[-1]:
         return ((scales[0 if size >= scales[0] else -1], 1.0), )
-    for larger, smaller in zip(scales, scales[1:]):
+    for larger, smaller in itertools.pairwise(scales):
         if size == smaller:
             return ((smaller, 1.0), )
         if size > smaller:
@@ -70,8 +66,8 @@ def rows_serving(scales: Sequence[int],
 class Pin(NamedTuple):
     """What set_scale() gives a layer: one write for each, since a step
     pins every layer once a scale."""
-    size: Optional[int] = None
-    thread: Optional[int] = None  # the one within use_scale()
+    size: int | None = None
+    thread: int | None = None  # the one within use_scale()
     record: bool = False
     ratio: float = 1.0  # of what is recorded
 
@@ -82,7 +78,7 @@ class _Pass(threading.local):
     Only the layer that starts a pass leaves it unread; every layer writes it.
     Threads do not meet.
     """
-    size: Optional[float] = None
+    size: float | None = None
 
 
 preceding = _Pass()
@@ -104,11 +100,11 @@ class ScaleSpecific:
         self.scales = check_scales(scales)
         self.pin = Pin()
         self.extents = ExtentRecord()
-        self._strange: Optional[int] = None  # the last extent that told none
-        self._served: Optional[tuple] = None  # the row of the last inference
+        self._strange: int | None = None  # the last extent that told none
+        self._served: tuple | None = None  # the row of the last inference
 
     @property
-    def pinned_size(self) -> Optional[int]:
+    def pinned_size(self) -> int | None:
         return self.pin.size
 
     def choose_size(self, x: Tensor) -> float:
@@ -143,15 +139,15 @@ class ScaleSpecific:
                 None, self.scales[0]):
             return
         _warned.add(model)
-        reason, mend = (
+        reason, fix = (
             ('its first SSBN layer sees the same at several of them, as '
              'behind a pooling', 'Pin a size') if self.extents.known() else
             ('it has no record of what its layers see at each scale',
              'Train it with SCTLossHook, load a checkpoint with its '
              '`_extra_state` keys, or pin a size'))
         warnings.warn(
-            f'{type(model).__name__} serves pictures of {edge} pixels by the '
-            f'rows of its base scale {self.scales[0]}: {reason}. {mend} by '
+            f'{type(model).__name__} serves images of {edge} pixels by the '
+            f'rows of its base scale {self.scales[0]}: {reason}. {fix} by '
             'use_scale().', stacklevel=2)
 
     def get_extra_state(self) -> Tensor:
@@ -182,7 +178,7 @@ class ScaleSpecific:
             self.extents.take(rows)
 
 
-def ssbn_layers(model: nn.Module) -> List[nn.Module]:
+def ssbn_layers(model: nn.Module) -> list[nn.Module]:
     """All SSBN layers of ``model``, in the order of its modules.
 
     Raises:
@@ -194,7 +190,7 @@ def ssbn_layers(model: nn.Module) -> List[nn.Module]:
     return [m for m in model.modules() if isinstance(m, ScaleSpecific)]
 
 
-def scales_of(model: nn.Module) -> Optional[Tuple[int, ...]]:
+def scales_of(model: nn.Module) -> tuple[int, ...] | None:
     """The scales of the model's SSBN layers; None if it has no such layer.
 
     Raises:
@@ -213,7 +209,7 @@ def serving_scale(scales: Sequence[int], size: float) -> int:
     return min(sorted(scales, reverse=True), key=lambda s: abs(s - size))
 
 
-class ExtentRecord(Dict[int, List[int]]):
+class ExtentRecord(dict[int, list[int]]):
     """``{scale: [smallest, largest extent seen]}`` of one layer.
 
     A deep copy made before anything was seen learns from its source until it
@@ -228,8 +224,8 @@ class ExtentRecord(Dict[int, List[int]]):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.leads = False
-        self._source: Optional[ExtentRecord] = None
-        self._answers: Dict[tuple, Any] = {}
+        self._source: ExtentRecord | None = None
+        self._answers: dict[tuple, Any] = {}
 
     def __deepcopy__(self, memo: dict) -> 'ExtentRecord':
         new = ExtentRecord({scale: [*seen] for scale, seen in self.items()})
@@ -250,14 +246,14 @@ class ExtentRecord(Dict[int, List[int]]):
         return record
 
     def serving(self, extent: int,
-                pass_size: Optional[float]) -> Optional[float]:
+                pass_size: float | None) -> float | None:
         """The size in pixels that serves an input of ``extent``; None if
         nothing tells.
 
         Args:
             pass_size: of the layer that ran before in the same thread. What
                 does not start a pass follows it where its own input may be of
-                that size: the first layers see more of the picture.
+                that size: the first layers see more of the image.
         """
         known = self.known()
         if not len(known):  # torch.compile takes an empty one for true
@@ -289,7 +285,7 @@ class ExtentRecord(Dict[int, List[int]]):
         else:
             seen = sorted(self.values())
             self.leads = len(seen) > 1 and all(
-                a[1] < b[0] for a, b in zip(seen, seen[1:]))
+                a[1] < b[0] for a, b in itertools.pairwise(seen))
         self._answers = {}
 
     def add(self, scale: int, extent: int, leads: bool = False) -> None:
@@ -309,7 +305,7 @@ def _record_of(ranges: dict, leads: bool) -> ExtentRecord:
 
 
 def fitting_size(extent: int,
-                 record: Dict[int, List[int]]) -> Optional[float]:
+                 record: dict[int, list[int]]) -> float | None:
     """The size in pixels at which a layer's input has ``extent``.
 
     It is a recorded scale within the range seen there; between two ranges it
@@ -338,7 +334,7 @@ def fitting_size(extent: int,
     return below[0] + (above[0] - below[0]) * share
 
 
-def admits(extent: int, size: float, record: Dict[int, List[int]]) -> bool:
+def admits(extent: int, size: float, record: dict[int, list[int]]) -> bool:
     """Whether a layer's input may have ``extent`` at ``size`` pixels, by what
     was recorded at the scales around it; one element is left to rounding."""
     scales = sorted(record)
@@ -346,13 +342,13 @@ def admits(extent: int, size: float, record: Dict[int, List[int]]) -> bool:
     smaller = next((s for s in reversed(scales) if s <= size), scales[0])
     share = (size - smaller) / (larger - smaller) if larger > smaller else 0
     low, high = (a + (b - a) * share
-                 for a, b in zip(record[smaller], record[larger]))
+                 for a, b in zip(record[smaller], record[larger], strict=True))
     return low - 1 <= extent <= high + 1
 
 
-def outermost_call() -> Tuple[Optional[nn.Module], Optional[int]]:
+def outermost_call() -> tuple[nn.Module | None, int | None]:
     """The outermost module that runs in this thread, and the shorter edge in
-    pixels of the pictures it was called with; read off the call stack."""
+    pixels of the images it was called with; read off the call stack."""
     model, edge = None, None
     frame: Any = sys._getframe(1)
     while frame is not None:
@@ -369,8 +365,8 @@ def outermost_call() -> Tuple[Optional[nn.Module], Optional[int]]:
 
 
 def rows_of_checkpoint(state_dict: dict, prefix: str,
-                       own: Dict[str, Optional[Tensor]],
-                       scales: Tuple[int, ...]) -> Dict[str, Tensor]:
+                       own: dict[str, Tensor | None],
+                       scales: tuple[int, ...]) -> dict[str, Tensor]:
     """The tensors of a checkpoint that are a layer's, in its shapes: those
     of plain BN, (C,), fill every row.
 

@@ -1,6 +1,6 @@
 """Scale-Specific Batch Normalization: the layer, in each of its forms."""
 import warnings
-from typing import Optional, Sequence, Tuple, Type
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -29,13 +29,13 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
     """What every form of SSBN does; see :class:`SSBN`. It stands before the
     class of the norm that the rows are rows of."""
 
-    plain_type: Type[_BatchNorm]  # of one row
-    dims: Tuple[int, ...]  # that an input may have
+    plain_type: type[_BatchNorm]  # of one row
+    dims: tuple[int, ...]  # that an input may have
 
     def __init__(self, num_features: int,
                  scales: Sequence[int] = DEFAULT_SCALES,
                  eps: float = 1e-5,
-                 momentum: Optional[float] = 0.1,
+                 momentum: float | None = 0.1,
                  affine: bool = True,
                  track_running_stats: bool = True,
                  device=None,
@@ -186,7 +186,7 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
             dims = ' or '.join(map(str, self.dims))
             raise ValueError(f'{type(self).__name__} takes an input of {dims} '
                              f'dimensions, but got shape {tuple(shape)}. '
-                             'Use SSBN for pictures, SSBN1d for vectors and '
+                             'Use SSBN for images, SSBN1d for vectors and '
                              'SSBN3d for volumes.')
         raise ValueError(f'{type(self).__name__} was built for '
                          f'{self.num_features} channels, but got shape '
@@ -207,7 +207,7 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
         if self.pinned_size is None and len(self.scales) > 1:
             warnings.warn(
                 'reset_running_stats() resets the statistics of the base '
-                f'scale {self.scales[0]} alone, for pictures of that size. '
+                f'scale {self.scales[0]} alone, for images of that size. '
                 'Call it, or update_bn(), within use_scale() for each scale, '
                 'or use sct_mm.calibrate().', stacklevel=2)
         self._reset_statistics(self._own_scale('reset_running_stats()'))
@@ -236,7 +236,7 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
         pinned = self.pinned_size and self._own_scale('reset_parameters()')
         for scale in self.scales if pinned is None else (pinned, ):
             self._reset_statistics(scale)
-            for name, value in zip(_AFFINE, (1, 0)):
+            for name, value in zip(_AFFINE, (1, 0), strict=True):
                 rows = self.row(scale)[name]
                 if rows is not None:
                     rows.fill_(value)
@@ -305,7 +305,7 @@ class SSBN(RowwiseNorm, nn.BatchNorm2d, _BatchNorm):
     The size is the pinned one (:func:`use_scale`, :func:`set_scale`), else
     the input tells. In training, a layer that is pinned to a scale records
     the extent of its input; later, the layer with which a pass starts reads
-    off its extent which size the picture has, and those behind it serve that
+    off its extent which size the image has, and those behind it serve that
     size, too. A network that was never pinned in training runs at the base
     scale. The record is kept with the checkpoint, under the key
     ``_extra_state``. How the size is chosen is our choice: the paper's text

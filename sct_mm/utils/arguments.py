@@ -4,8 +4,9 @@ Each check returns the value as Python's own type, so that what computes with
 it meets no numpy scalar that overflows and no Fraction.
 """
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Sequence
+from typing import Any
 
 INFINITY = math.inf
 

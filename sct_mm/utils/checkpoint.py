@@ -5,8 +5,9 @@ import io
 import os
 import os.path as osp
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, Sequence, Set, Union
+from typing import Any
 
 import mmengine
 import torch
@@ -120,9 +121,9 @@ class AtomicLocalBackend(LocalBackend):
     """
 
     # Of the process: the hook removes by one instance, and saves by another.
-    _to_remove: Dict[str, Set[str]] = {}
+    _to_remove: dict[str, set[str]] = {}
 
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         path = osp.abspath(filepath)
         folder = osp.dirname(path)
         try:
@@ -138,11 +139,11 @@ class AtomicLocalBackend(LocalBackend):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(old)
 
-    def put_text(self, obj: str, filepath: Union[str, Path],
+    def put_text(self, obj: str, filepath: str | Path,
                  encoding: str = 'utf-8') -> None:
         self.put(obj.encode(encoding), filepath)
 
-    def remove(self, filepath: Union[str, Path]) -> None:
+    def remove(self, filepath: str | Path) -> None:
         """Remove a file once the next one is written into its folder.
 
         Raises:
@@ -157,7 +158,7 @@ class AtomicLocalBackend(LocalBackend):
         self._to_remove.setdefault(osp.dirname(path), set()).add(path)
 
 
-def _damage(path: str) -> Union[str, None]:
+def _damage(path: str) -> str | None:
     """The first record of the archive at ``path`` whose checksum is wrong.
 
     torch does not compare them: a page that the disk lost is read as zeros.

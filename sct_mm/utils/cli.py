@@ -9,7 +9,8 @@ import re
 import sys
 import traceback
 import warnings
-from typing import Callable, Iterator, Optional, Sequence, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 from urllib.error import URLError
 
 import torch
@@ -28,7 +29,7 @@ if osp.basename(osp.dirname(osp.abspath(sys.argv[0]))) == 'tools':
                    != osp.dirname(osp.abspath(sys.argv[0]))]
 
 PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__))) + osp.sep
-# Of the hosts' code, which no user of a tool can mend.
+# Of the hosts' code, which no user of a tool can fix.
 HOSTS_OWN = (
     'The given NumPy array is not writable',  # mmpretrain's reader of MNIST
     'torch.utils.checkpoint: ',  # mmpretrain's with_cp
@@ -52,7 +53,7 @@ HOSTS_PRINT = re.compile('|'.join((
 # What each launcher sets, without which mmengine cannot join processes.
 _SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
                mpi='OMPI_COMM_WORLD_LOCAL_RANK')
-# Where torch and the hosts make a batch of pictures.
+# Where torch and the hosts make a batch of images.
 _STACKS = ('collate.py', 'data_preprocessor.py')
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -91,7 +92,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_launched(parser: argparse.ArgumentParser,
-                   argv: Optional[Sequence[str]]) -> argparse.Namespace:
+                   argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse ``argv``; mmengine finds the rank where it looks for it."""
     args = parser.parse_args(argv)
     variable = _SET_BY.get(args.launcher)
@@ -193,7 +194,7 @@ def _refused_part(error: Exception) -> str:
     return re.split(r'[.] [A-Z]|\n', str(error.args[0]))[0].rstrip('.')
 
 
-def sentence_of(error: Exception) -> Optional[str]:
+def sentence_of(error: Exception) -> str | None:
     """What to tell the user of ``error``; None for one that wants its
     traceback."""
     if is_refusal(error):
@@ -208,13 +209,13 @@ def sentence_of(error: Exception) -> Optional[str]:
                 'or put the files where the config names them.')
     if isinstance(error, OSError) and error.filename is not None:
         return (f'{str(error.filename)!r} cannot be used ({error.strerror}). '
-                'Name another in the command or the config, or mend it.')
+                'Name another in the command or the config, or fix it.')
     # mmengine joins the annotations of a data set, be there none.
     if _raised_at(error).name == '_serialize_data':
         return EMPTY
     cause = _refused_part(error)
     if cause:
-        return (f'A part of the config cannot be built ({cause}). Mend it '
+        return (f'A part of the config cannot be built ({cause}). Fix it '
                 'there, or name the package that registers it in its '
                 '`custom_imports`.')
     shapes = re.search('stack expects each tensor to be equal size.*',
@@ -223,7 +224,7 @@ def sentence_of(error: Exception) -> Optional[str]:
     if isinstance(error, RuntimeError) and shapes and (
             'DataLoader worker' in str(error) or osp.basename(
                 _raised_at(error).filename) in _STACKS):
-        return ('The pictures of a batch must have one shape, but '
+        return ('The images of a batch must have one shape, but '
                 f'{shapes[0]}. Crop or pad them in the pipeline.')
     return None
 

@@ -4,7 +4,8 @@ import os
 import os.path as osp
 import traceback
 import warnings
-from typing import Any, Dict, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -22,7 +23,7 @@ def config_name(path: str) -> str:
     return osp.splitext(osp.basename(path.rpartition('::')[2]))[0]
 
 
-def load_config(path: str, options: Optional[dict] = None) -> Config:
+def load_config(path: str, options: dict | None = None) -> Config:
     """Read the config file and merge ``options`` into it; ``sct_mm::NAME.py``
     is one of this package, ``mmpretrain::FOLDER/NAME.py`` of another."""
     file = config_path(path)
@@ -39,7 +40,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
             traceback.clear_frames(error.__traceback__)
         text = str(error).strip() or 'nothing more is known'
         raise UserError(f'The config {path!r} cannot be read '
-                        f'({type(error).__name__}: {text}). Mend it there.'
+                        f'({type(error).__name__}: {text}). Fix it there.'
                         ) from error
     try:
         cfg.merge_from_dict(options or {})
@@ -108,7 +109,7 @@ def _check_gpus(launcher: str) -> None:
             'them all (export CUDA_VISIBLE_DEVICES=).')
 
 
-def set_loader_defaults(loader: Optional[Config], cfg: Config,
+def set_loader_defaults(loader: Config | None, cfg: Config,
                         pin_memory: bool = True) -> None:
     """What the tools of mmpretrain set where its configs are silent; other
     projects' configs are complete, and their samples differ in shape."""
@@ -145,10 +146,10 @@ def check_data(loader: Config) -> None:
 
 
 def scales_settings(model: Any, scales: Sequence[int],
-                    path: str = 'model') -> Dict[str, list]:
+                    path: str = 'model') -> dict[str, list]:
     """What a config must name for a checkpoint with ``scales``: each place in
     the config ``model`` where SSBN has its own, ``{'a.b.scales': [224]}``."""
-    found: Dict[str, list] = {}
+    found: dict[str, list] = {}
     if isinstance(model, dict):
         if type_name(model).endswith(('SSBN', 'SSBN1d', 'SSBN3d')):
             found[f'{path}.scales'] = list(scales)

@@ -1,5 +1,6 @@
 """Looking into configs: names of types, pipelines, and where they stand."""
-from typing import Any, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 
 def type_name(config: dict) -> str:
@@ -10,7 +11,7 @@ def type_name(config: dict) -> str:
     return name.rpartition('.')[2]
 
 
-def pipeline_of(loader: dict) -> Optional[list]:
+def pipeline_of(loader: dict) -> list | None:
     """The pipeline of a data loader's config, inside of the wrappers of its
     data set (``RepeatDataset``, ``MultiImageMixDataset``): the outermost.
     None where it is built already, or there is none."""
@@ -23,7 +24,7 @@ def pipeline_of(loader: dict) -> Optional[list]:
 
 
 def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
-        Tuple[tuple, List[dict]]]:
+        tuple[tuple, list[dict]]]:
     """Each pipeline of a data set's config, also within wrappers, and the
     path of attributes and indices to its data set.
 

@@ -2,9 +2,10 @@
 import importlib.util
 import os.path as osp
 import sys
+from collections.abc import Callable
 from functools import wraps
 from importlib.abc import MetaPathFinder
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any
 
 from mmengine.config import Config
 
@@ -32,7 +33,7 @@ def shipped(*parts: str) -> str:
                     osp.dirname(_PACKAGE), *parts)
 
 
-def tool_command(tool: str, python: str = 'python') -> List[str]:
+def tool_command(tool: str, python: str = 'python') -> list[str]:
     """How a user runs a tool: in the repository, or from anywhere."""
     if is_installed():
         return [python, '-m', f'{NAME}.tools.{tool}']
@@ -62,7 +63,7 @@ def _knows_us(host: Callable) -> Callable:
 
     @wraps(host)
     def get_cfg_path(cfg_path: str, filename: str
-                     ) -> Tuple[str, Optional[str]]:
+                     ) -> tuple[str, str | None]:
         if not cfg_path.startswith(PREFIX):
             return host(cfg_path, filename)
         path = config_path(cfg_path)

@@ -4,9 +4,10 @@ import pickle
 import re
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, Iterator, Optional
+from typing import Any
 
 import mmengine.registry.registry as host_registry
 import mmengine.runner.checkpoint as host
@@ -51,7 +52,7 @@ def _function_of(owner: Any, name: str) -> Callable:
 
 
 def _load(file: Any, map_location: Any = None,
-          weights_only: Optional[bool] = None) -> Any:
+          weights_only: bool | None = None) -> Any:
     return torch.load(file, map_location=map_location, weights_only=True)
 
 

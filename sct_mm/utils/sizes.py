@@ -1,12 +1,13 @@
 """The sizes that a user types: ints, and ranges such as 128:224:16."""
 import re
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Sequence, Tuple, Union
+from typing import Any
 
 from .errors import UserError
 
 # What a user may name as sizes; see expand_sizes().
-Sizes = Union[str, Sequence[Union[int, str]]]
+Sizes = str | Sequence[int | str]
 
 
 _RANGE = re.compile('([0-9]+)(?::([0-9]+)(?::([0-9]+))?)?')
@@ -15,7 +16,7 @@ _RANGE = re.compile('([0-9]+)(?::([0-9]+)(?::([0-9]+))?)?')
 _MOST = 1000  # sizes of one range: more are a slip of the pen
 
 
-def expand_sizes(sizes: Sizes, name: str = 'sizes') -> Tuple[int, ...]:
+def expand_sizes(sizes: Sizes, name: str = 'sizes') -> tuple[int, ...]:
     """Sizes in pixels, the largest first, of ints and of ranges as text.
 
     ``'128:224:16'`` is 128, 144, ..., 224: from the first number to the

@@ -143,9 +143,9 @@ def test_arguments_that_are_refused(stock, options, message):
 
 
 @pytest.mark.parametrize('base', [32, 20])
-def test_pictures_that_are_not_of_the_base(stock, base):
+def test_images_that_are_not_of_the_base(stock, base):
     """Where no transform tells, but the data set's own size."""
-    with pytest.raises(ValueError, match=f'scale {base} and pictures of 28'):
+    with pytest.raises(ValueError, match=f'scale {base} and images of 28'):
         adapt(stock, 0, (base, 14))
     assert not os.listdir(stock[2])
 
@@ -184,12 +184,12 @@ def test_it_goes_on_with_its_own_run_alone(stock):
             (stock, (28, 24, 16), {}, 'model'),
             (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
             (stock, SCALES, dict(epochs=1), 'train_cfg'),
-            (stock, SCALES, dict(pictures=33), 'number of pictures, 33,'),
+            (stock, SCALES, dict(images=33), 'number of images, 33,'),
             (other, SCALES, {}, 'checkpoint')):
         with pytest.raises(UserError, match=f'but its {name} is another'):
             adapt_checkpoint(CONFIG, run[0], scales, out=run[2],
                              cfg_options=FEW, resume=True, **{
-                                 'epochs': 0, 'sizes': [18], 'pictures': 32,
+                                 'epochs': 0, 'sizes': [18], 'images': 32,
                                  **options})
 
 

@@ -1,4 +1,4 @@
-"""calibrate_checkpoint: real pictures, any number of processes, refusals."""
+"""calibrate_checkpoint: real images, any number of processes, refusals."""
 import os
 import os.path as osp
 
@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import Dataset
 
 from sct_mm.apis import calibrate_checkpoint
-from sct_mm.apis.calibrate import SeededPictures, batches_of
+from sct_mm.apis.calibrate import SeededImages, batches_of
 from sct_mm.utils.config import scales_settings
 from sct_mm.utils.errors import UserError
 
@@ -40,7 +40,7 @@ def test_each_row_by_itself_and_a_size_more(checkpoint):
     path, out = checkpoint
     done = calibrate_checkpoint(FASHION, path, [21, 24], out, 48,
                                 cfg_options=FEW)
-    assert done['scales'] == (28, 24, 21, 14) and done['pictures'] == 48
+    assert done['scales'] == (28, 24, 21, 14) and done['images'] == 48
     assert done['settings'] == {
         'model.backbone.norm_cfg.scales': [28, 24, 21, 14]}
     old, new = rows(path), rows(out)
@@ -86,17 +86,17 @@ class Noise(Dataset):
         return index, np.random.rand(), torch.rand(())
 
 
-def test_augmentations_depend_on_the_picture_alone():
-    pictures = SeededPictures(Noise())
+def test_augmentations_depend_on_the_image_alone():
+    images = SeededImages(Noise())
     np.random.seed(5)
     state = np.random.get_state()[1].copy(), torch.get_rng_state()
-    first = pictures[3], pictures[4]
-    assert pictures[3] == first[0] and first[0][1:] != first[1][1:]
+    first = images[3], images[4]
+    assert images[3] == first[0] and first[0][1:] != first[1][1:]
     assert (np.random.get_state()[1] == state[0]).all()
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
-def test_pictures_are_drawn_alike_and_short_batches_left_out():
+def test_images_are_drawn_alike_and_short_batches_left_out():
     first = batches_of(dict(batch_size=3), Noise(), 7)
     assert first == batches_of(dict(batch_size=3), Noise(), 7)
     assert [len(batch) for batch in first] == [3, 3]
@@ -105,16 +105,16 @@ def test_pictures_are_drawn_alike_and_short_batches_left_out():
         2, 4, 4]
 
 
-@pytest.mark.parametrize('sizes, pictures, match', [
+@pytest.mark.parametrize('sizes, images, match', [
     ([36], 48, 'at most those of .* 28 pixels, but got 36'),
     ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
     ('some', 48, "ranges FROM:TO:STEP of them, but got 'some'"),
     ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
-     '--pictures 32')])
-def test_what_is_refused(sizes, pictures, match, checkpoint):
+     '--images 32')])
+def test_what_is_refused(sizes, images, match, checkpoint):
     path, out = checkpoint
     with pytest.raises((UserError, ValueError), match=match):
-        calibrate_checkpoint(FASHION, path, sizes, out, pictures,
+        calibrate_checkpoint(FASHION, path, sizes, out, images,
                              cfg_options=FEW)
     assert not osp.exists(out)
 
@@ -161,7 +161,7 @@ def test_a_network_without_ssbn_is_refused(checkpoint):
 def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool):
     path, out = checkpoint
     code, text = run_tool(
-        'calibrate.py', FASHION, path, '--sizes', '21:24:3', '--pictures', 32,
+        'calibrate.py', FASHION, path, '--sizes', '21:24:3', '--images', 32,
         '--out', out, '--cfg-options', 'train_dataloader.batch_size=16')
     assert code == 0 and '[28,24,21,14]' in text, text
     code, text = run_tool('calibrate.py', FASHION, path, '--sizes', 'x',

@@ -168,9 +168,9 @@ def test_a_failed_check_leaves_no_file(format, made, tmp_path, monkeypatch):
     (dict(softmax=True), UserError, '`softmax` is for a graph'),
     (dict(format='pt2', prefix='head'), UserError, '`prefix` is for weights'),
     (dict(tolerance=-1), ValueError, '`tolerance` must be a finite number'),
-    (dict(pictures=1), ValueError, '`pictures` must be an int from 2'),
+    (dict(images=1), ValueError, '`images` must be an int from 2'),
     (dict(cfg_options={'test_dataloader.dataset.indices': 1}), UserError,
-     'must have at least 2 pictures .* but has 1'),
+     'must have at least 2 images .* but has 1'),
     (dict(cfg_options={'test_dataloader': None}), UserError,
      'must have a `test_dataloader`')])
 def test_what_cannot_be_exported(arguments, kind, match, made, tmp_path):
@@ -265,7 +265,7 @@ def test_the_tool(run_tool, demo, tmp_path):
                  tmp_path / 'a.onnx', '--format', 'onnx', '--softmax')
     code, output = run_tool('export.py', *arguments, '--cfg-options', option)
     assert code == 0, output
-    assert 'a.onnx' in output and 'of one picture on one CPU thread' in output
+    assert 'a.onnx' in output and 'of one image on one CPU thread' in output
     assert 'arning' not in output and 'Traceback' not in output
     assert (tmp_path / 'a.onnx').stat().st_size > 1e6
     code, output = run_tool(

@@ -49,18 +49,18 @@ def test_a_folder_is_the_network_without_its_config(
     assert got.cfg.to_dict() == want_cfg.to_dict()
     assert list(got.dataset_meta['classes']) == list('abcdefghij')
     for size in (28, 21, 14):
-        pictures = torch.randn(2, 1, size, size)
+        images = torch.randn(2, 1, size, size)
         with torch.no_grad(), use_scale(want, size):
-            logits = want(pictures)
+            logits = want(images)
         with torch.no_grad(), use_scale(got, size):
-            assert torch.equal(got(pictures), logits)
+            assert torch.equal(got(images), logits)
 
 
 def test_the_inferencer_of_mmpretrain_takes_it(saved):
     from mmpretrain import ImageClassificationInferencer
     infer = ImageClassificationInferencer(from_pretrained(str(saved[0])))
-    picture = np.zeros((28, 28), np.uint8)
-    said, = infer(picture)
+    image = np.zeros((28, 28), np.uint8)
+    said, = infer(image)
     assert said['pred_class'] in 'abcdefghij'
 
 
@@ -70,9 +70,9 @@ def test_a_detector(tmp_path, monkeypatch):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'd.pth')
     save_pretrained(config, str(tmp_path / 'd.pth'), str(tmp_path / 'd'))
     got = from_pretrained(str(tmp_path / 'd'))
-    pictures = torch.randn(1, 1, 96, 96)
+    images = torch.randn(1, 1, 96, 96)
     with torch.no_grad(), use_scale(got, 96), use_scale(model, 96):
-        for mine, theirs in zip(got(pictures), model(pictures)):
+        for mine, theirs in zip(got(images), model(images), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 

@@ -169,7 +169,7 @@ def test_the_tool(run_tool, result, tmp_path):
                             '--min', 'accuracy/top1', 88, '--out',
                             tmp_path / 'p.png')
     assert code == 0, output
-    assert ('28 pixels of ours: accuracy/top1 92, 4 GFLOPs, 8.00 ms a picture'
+    assert ('28 pixels of ours: accuracy/top1 92, 4 GFLOPs, 8.00 ms an image'
             in output)
     assert 'Its latency varied' in output
     assert 'tools/export.py configs/ours.py' in output

@@ -8,10 +8,10 @@ import pytest
 import torch
 from arms import Worker
 from conftest import ROOT
+from images import COUNT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from pictures import COUNT
 
 from sct_mm import apis as evaluation
 from sct_mm import extract_scale, use_scale
@@ -145,10 +145,10 @@ def test_times_come_with_quartiles(fashion, tmp_path):
     result = evaluation.test_scales(FASHION, fashion, (28, ), str(tmp_path),
                                     FEW)
     row, = json.loads(json.dumps(result['rows']))
-    for name in ('latency_ms', 'pictures_per_s'):
+    for name in ('latency_ms', 'images_per_s'):
         low, high = row[f'{name}_quartiles']
         assert 0 < low <= row[name] <= high
-    assert {type(row['latency_reliable']), type(row['pictures_reliable'])} == {
+    assert {type(row['latency_reliable']), type(row['images_reliable'])} == {
         bool}
 
 
@@ -295,7 +295,7 @@ def test_each_view_of_mmpretrains_tta_is_served_at_its_own_scale(
         with use_scale(model, scale):
             want.append([s.pred_score for s in model.test_step(
                 {name: value[i] for name, value in batch.items()})])
-    for got, large, small in zip(free, *want):
+    for got, large, small in zip(free, *want, strict=True):
         torch.testing.assert_close(got, (large + small) / 2)
         assert not torch.allclose(large, small)
     assert np.isfinite(runner.test()['accuracy/top1'])

@@ -1,4 +1,4 @@
-"""test_cascade: against a loop over pictures; what sets the threshold."""
+"""test_cascade: against a loop over images; what sets the threshold."""
 import json
 import os.path as osp
 
@@ -23,7 +23,7 @@ FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 @pytest.fixture
 def demo(tmp_path):
     """A checkpoint of the demo's network with rows far apart, and options
-    that name 12 pictures to test and to train, of which 5 were used."""
+    that name 12 images to test and to train, of which 5 were used."""
     init_default_scope('mmpretrain')
     _, checkpoint, options = exports.fashion(tmp_path)
     return checkpoint, {**options, 'test_dataloader.batch_size': 5,
@@ -31,36 +31,37 @@ def demo(tmp_path):
                         'train_dataloader.dataset.indices': 5}
 
 
-def pictures_of(options, part, indices=None):
+def images_of(options, part, indices=None):
     cfg = Config.fromfile(FASHION)
     cfg.merge_from_dict(options)
     return DATASETS.build(dict(cfg[f'{part}_dataloader'].dataset,
                                indices=indices))
 
 
-def answers(checkpoint, pictures):
-    """Probabilities of ``pictures``, samples of the host, at 28 and, resized,
+def answers(checkpoint, images):
+    """Probabilities of ``images``, samples of the host, at 28 and, resized,
     at 14; their classes."""
     cfg = Config.fromfile(FASHION)
     model = MODELS.build(dict(cfg.model,
                               data_preprocessor=cfg.data_preprocessor))
     model.load_state_dict(torch.load(checkpoint)['state_dict'])
     batch = model.data_preprocessor(dict(
-        inputs=[p['inputs'] for p in pictures]))['inputs']
+        inputs=[p['inputs'] for p in images]))['inputs']
     scores = [Cascade(model, (14, 28), limit)(batch).scores
               for limit in (0.0, 1.0)]
     return *scores, torch.tensor([int(p['data_samples'].gt_label)
-                                  for p in pictures])
+                                  for p in images])
 
 
 def test_a_given_threshold_against_a_loop(demo, tmp_path):
-    small, large, labels = answers(demo[0], pictures_of(demo[1], 'test'))
+    small, large, labels = answers(demo[0], images_of(demo[1], 'test'))
     threshold = float(small.amax(1).median())
     result = evaluation.test_cascade(FASHION, demo[0], [14, 28], threshold,
                                      out=str(tmp_path), cfg_options=demo[1])
     stays = [float(row.max()) > threshold for row in small]
     hits = [int((a if stay else b).argmax()) == int(label)
-            for a, b, label, stay in zip(small, large, labels, stays)]
+            for a, b, label, stay in zip(small, large, labels, stays,
+                                         strict=True)]
     cascade, rows = result['cascade'], result['rows']
     assert cascade['held_out'] is None and 0 < sum(stays) < 12
     assert cascade['metrics'] == {'accuracy/top1': pytest.approx(
@@ -78,13 +79,13 @@ def test_a_given_threshold_against_a_loop(demo, tmp_path):
         for scores in (large, small)])
     assert cascade['random']['metrics']['accuracy/top1'] == pytest.approx(
         (1 - share) * tops[0] + share * tops[1])
-    low, high = cascade['pictures_per_s_quartiles']
-    assert 0 < low <= cascade['pictures_per_s'] <= high
+    low, high = cascade['images_per_s_quartiles']
+    assert 0 < low <= cascade['images_per_s'] <= high
 
 
-def test_a_threshold_is_found_on_the_pictures_left_out(demo, tmp_path):
+def test_a_threshold_is_found_on_the_images_left_out(demo, tmp_path):
     """A target of 100 points wants none of 28, one of 0 what 28 has."""
-    train = pictures_of(demo[1], 'train')
+    train = images_of(demo[1], 'train')
     small, large, labels = answers(demo[0], [train[i] for i in range(5, 12)])
     right = torch.stack([small.argmax(1) == labels,
                          large.argmax(1) == labels]).float()
@@ -93,9 +94,9 @@ def test_a_threshold_is_found_on_the_pictures_left_out(demo, tmp_path):
             FASHION, demo[0], [14, 28], target=target, out=str(tmp_path),
             cfg_options=demo[1])
         found = result['cascade']['held_out']
-        assert found['pictures'] == 7 and not found['trained_on']
+        assert found['images'] == 7 and not found['trained_on']
         assert found['source'] == (
-            '7 training pictures that `indices` leave out')
+            '7 training images that `indices` leave out')
         threshold, = result['cascade']['thresholds']
         hits = torch.where(small.amax(1) > threshold + 1e-6, *right)
         assert found['accuracy'] == pytest.approx(100 * float(hits.mean()))
@@ -112,7 +113,7 @@ def test_the_tool_writes_what_pick_reads(demo, tmp_path, run_tool):
         'test.py', FASHION, demo[0], '--cascade', 14, 18, 28, '--out',
         tmp_path / 'out', '--cfg-options', *options)
     assert code == 0, text
-    assert 'found on 7 training pictures that `indices` leave out' in text
+    assert 'found on 7 training images that `indices` leave out' in text
     assert '18 pixels lie between the scales 21 and 14' in text
     assert osp.getsize(tmp_path / 'out' / 'cascade.png') > 5000
     data = read_result(str(tmp_path / 'out' / 'cascade.json'))
@@ -126,7 +127,7 @@ def test_the_tool_writes_what_pick_reads(demo, tmp_path, run_tool):
     ([28, 14], {}, 'must ascend'), ([28], {}, 'at least two sizes'),
     ([14, 28], dict(thresholds=2.0), 'from 0 to 1, but got 2.0'),
     ([14, 28], dict(thresholds=0.5, target=0.0),
-     'given or found on held-out pictures for a target, but got both'),
+     'given or found on held-out images for a target, but got both'),
     ([14, 28], dict(thresholds=0.5, count=9), 'but got both'),
     ([14, 28], dict(target=-1.0), '`target` must be a finite number from')])
 def test_bad_arguments_are_refused_before_a_file_is_read(sizes, options,
@@ -175,7 +176,7 @@ def test_what_indices_leave_out_is_what_the_host_does_not_take(indices, left):
 
 @pytest.fixture
 def config(demo):
-    """A config of 12 pictures, after changes of its training set."""
+    """A config of 12 images, after changes of its training set."""
     def make(**changes):
         cfg = Config.fromfile(FASHION)
         cfg.merge_from_dict(demo[1])
@@ -184,27 +185,27 @@ def config(demo):
     return make
 
 
-def test_the_pictures_are_those_of_the_training_set_as_tested(config, demo):
+def test_the_images_are_those_of_the_training_set_as_tested(config, demo):
     found = held_out(config(indices=-3), 14, 4)
-    whole = pictures_of(demo[1], 'train')
-    assert not found.trained and len(found.pictures) == 4
+    whole = images_of(demo[1], 'train')
+    assert not found.trained and len(found.images) == 4
     for place, index in enumerate((0, 2, 4, 6)):
-        item = found.pictures[place]
+        item = found.images[place]
         assert item['inputs'].shape[-2:] == (14, 14)
         assert int(item['data_samples'].gt_label) == (
             whole.get_data_info(index)['gt_label'])
 
 
-def test_pictures_that_it_was_trained_on_are_called_so(config):
+def test_images_that_it_was_trained_on_are_called_so(config):
     found = held_out(config(indices=None), 28, 6)
-    assert found.trained and len(found.pictures) == 6
+    assert found.trained and len(found.images) == 6
     assert 'was trained: it is over-confident' in found.source
     with pytest.raises(UserError, match='no `indices` that leave some out. '
                        'Give --held-out N to take N'):
         held_out(config(indices=None), 28, None)
 
 
-def test_no_held_out_pictures_are_refused(config):
+def test_no_held_out_images_are_refused(config):
     with pytest.raises(UserError, match='leave out none of 12'):
         held_out(config(indices=12), 28, None)
     cfg = config()
@@ -224,13 +225,13 @@ def test_no_held_out_pictures_are_refused(config):
         check_held_out(cfg, None)
 
 
-def test_no_picture_of_the_test_is_held_out(config, demo):
+def test_no_image_of_the_test_is_held_out(config, demo):
     """Also where another config names it, as of a split by `indices`."""
-    tested = pictures_of(demo[1], 'test', indices=-6)
+    tested = images_of(demo[1], 'test', indices=-6)
     same = dict(split='test', test_mode=True, download=False)
     left = held_out(config(indices=3, **same), 28, None, tested)
-    assert list(left.pictures.indices) == [3, 4, 5]
-    with pytest.raises(UserError, match='The 6 training pictures .* test set'):
+    assert list(left.images.indices) == [3, 4, 5]
+    with pytest.raises(UserError, match='The 6 training images .* test set'):
         held_out(config(indices=6, **same), 28, None, tested)
     cfg = config(indices=None)
     one = dict(cfg.train_dataloader.dataset)
@@ -244,9 +245,9 @@ def test_no_picture_of_the_test_is_held_out(config, demo):
 def result(**cascade):
     row = dict(metrics={'accuracy/top1': 90.0}, gflops=1.0, auroc=0.9,
                gflops_ratio=0.6,
-               share_decided=0.5, pictures_per_s=100.0,
-               pictures_per_s_quartiles=[99.0, 101.0],
-               pictures_reliable=True)
+               share_decided=0.5, images_per_s=100.0,
+               images_per_s_quartiles=[99.0, 101.0],
+               images_reliable=True)
     return dict(label='net', rows=[dict(row, scale=28), dict(row, scale=14)],
                 cascade={**row, 'sizes': (14, 28), 'thresholds': (0.98765, ),
                          'held_out': None, 'random': row,
@@ -256,11 +257,11 @@ def result(**cascade):
 
 def test_what_is_said(tmp_path):
     assert sentences(result())[0] == 'Threshold 0.9877, as given.'
-    found = dict(source='9 pictures', accuracy=91.0, base_accuracy=92.0,
+    found = dict(source='9 images', accuracy=91.0, base_accuracy=92.0,
                  target=0.5)
     assert sentences(result(held_out=found))[0] == (
-        'Threshold 0.9877, found on 9 pictures: 91.00 there, 92.00 by 28 '
-        'alone, target 0.5. No picture of the test was used.')
+        'Threshold 0.9877, found on 9 images: 91.00 there, 92.00 by 28 '
+        'alone, target 0.5. No image of the test was used.')
     assert not any('saves nothing' in each for each in sentences(result()))
     assert 'It saves nothing: 28 alone costs less' in sentences(
         result(gflops_ratio=1.05))[1]

@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 
 
 def test_a_data_set_that_is_built_already():
-    """It is not asked for what it holds: that may be a million pictures."""
+    """It is not asked for what it holds: that may be a million images."""
     class Built:
         def __getitem__(self, index):
             raise AssertionError(index)

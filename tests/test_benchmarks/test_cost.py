@@ -82,7 +82,7 @@ def test_the_tool_prints_time_flops_and_memory(run_tool, tmp_path):
     assert 'peak MB' in output
 
 
-def test_partition_needs_two_pictures_a_scale(run_tool):
+def test_partition_needs_two_images_a_scale(run_tool):
     code, output = run_tool('benchmark.py', CONFIG, '--batch-size', 5)
     assert code == 2 and 'Set batch_size to 6 or more' in output
 

@@ -40,7 +40,7 @@ class Small:
             net.append(nn.Linear(self.size - 4, 2))
         return self.ssbn(Network(net), scales) if scales else Network(net)
 
-    def pictures(self, base):
+    def images(self, base):
         generator = torch.Generator().manual_seed(0)
         return dict(inputs=torch.randn(2, 3, base, base, generator=generator),
                     data_samples=None)
@@ -98,7 +98,7 @@ def test_a_step_with_other_weights_is_found(monkeypatch):
 def test_a_record_that_is_lost_is_found(monkeypatch):
     monkeypatch.setattr(ScaleSpecific, 'set_extra_state',
                         lambda self, state: None)
-    with pytest.warns(UserWarning, match='serves pictures'):
+    with pytest.warns(UserWarning, match='serves images'):
         row = found()
     assert row['saved'] == 'no' and 'torch.save' in row['note']
     assert row['chooses'] == 'yes'
@@ -115,7 +115,7 @@ def test_a_choice_that_is_wrong_is_found(monkeypatch):
     assert row['chooses'] == 'no' and '16 pixels' in row['note']
 
 
-@pytest.mark.filterwarnings('ignore:Network serves pictures')
+@pytest.mark.filterwarnings('ignore:Network serves images')
 def test_a_network_whose_norms_stand_behind_a_pooling():
     class Pooled(Small):
         def __call__(self, *args, **options):

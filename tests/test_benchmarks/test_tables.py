@@ -127,7 +127,7 @@ def test_schedules_are_drawn_over_compute_where_they_trained(
     figures = []
     monkeypatch.setattr(pyplot, 'close', figures.append)
     experiment = EXPERIMENTS['compute']
-    draw(dict(compute=dict(zip(experiment.arms, range(99))), **{
+    draw(dict(compute=dict(zip(experiment.arms, range(99), strict=True)), **{
         'accuracy/top1': {arm: {str(size): [size + i / 8, 0.1]
                                 for size in experiment.sizes}
                           for i, arm in enumerate(experiment.arms)}}),

@@ -67,7 +67,7 @@ def labelled(inputs):
         for i in range(len(inputs))])
 
 
-def pictures(n=8, size=16):
+def images(n=8, size=16):
     return torch.randn(n, 3, size, size).to(DEVICE)
 
 
@@ -76,5 +76,5 @@ def trained():
     net = small_net()
     for scale in SCALES:
         with use_scale(net, scale):
-            net(pictures(size=scale) * scale)
+            net(images(size=scale) * scale)
     return net

@@ -10,9 +10,9 @@ from gpu import (  # noqa: F401
     DEVICE,
     GPU,
     exact,
+    images,
     needs_gpu,
     no_synchronisation,
-    pictures,
     pytestmark,
     trained,
 )
@@ -40,7 +40,7 @@ def test_ssbn_is_separate_batch_norms(dtype, layout, channels):
     for training in (True, True, False):
         for scale, norm in norms.items():
             layer.zero_grad(), norm.zero_grad()
-            x = pictures(4, scale).to(memory_format=layout)
+            x = images(4, scale).to(memory_format=layout)
             results = []
             for module in (layer, norm):
                 own = x.clone().requires_grad_()
@@ -74,7 +74,7 @@ def test_a_synchronisation_is_seen():
 def test_forward_does_not_synchronise(training, pinned):
     net = trained().train(training)
     for scale in SCALES:
-        x = pictures(size=scale)
+        x = images(size=scale)
         with use_scale(net, scale if pinned else None):
             net(x)  # what a GPU does once
             with no_synchronisation():
@@ -87,7 +87,7 @@ def test_boxes_are_resized_without_synchronisation():
         batch_input_shape=(16, 16), img_shape=(16, 12)))
     sample.gt_instances = InstanceData(
         bboxes=torch.tensor([[2., 4, 10, 12]], device=DEVICE))
-    data = dict(inputs=pictures(1), data_samples=[sample])
+    data = dict(inputs=images(1), data_samples=[sample])
     transform = MultiScaleBatch(8, 16)
     transform.transform(data)
     with no_synchronisation():
@@ -164,7 +164,7 @@ def test_compiled_is_eager():
     compiled = torch.compile(net, dynamic=False,
                              backend='inductor' if GPU else 'aot_eager')
     for scale in SCALES:
-        x = pictures(size=scale)
+        x = images(size=scale)
         results = []
         for module, own in ((eager, eager), (compiled, net)):
             own.train().zero_grad()
@@ -176,7 +176,7 @@ def test_compiled_is_eager():
     assert_close(net.state_dict(), eager.state_dict(), rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         for scale in SCALES:
-            x = pictures(size=scale)
+            x = images(size=scale)
             assert_close(compiled.eval()(x), eager.eval()(x), rtol=1e-4,
                          atol=1e-4)
     torch._dynamo.reset()

@@ -10,10 +10,10 @@ from gpu import (  # noqa: F401
     GPU,
     classifier,
     exact,
+    images,
     labelled,
     needs_gpu,
     no_synchronisation,
-    pictures,
     pytestmark,
 )
 from helpers import ScaledOptimWrapper
@@ -32,8 +32,8 @@ from sct_mm import SCTLossHook
 def test_a_step_does_not_synchronise_and_nan_is_told_later(options):
     model, hook = classifier(), SCTLossHook(**options)
     hook.attach(model)
-    data = labelled(pictures())
-    bad = labelled(pictures() * float('nan'))
+    data = labelled(images())
+    bad = labelled(images() * float('nan'))
     for step in range(2):  # the first does what a GPU does once
         hook.step = step
         model.zero_grad()
@@ -78,7 +78,7 @@ def trained_by_both(dtype, batches, **options):
 def test_a_step_per_scale_is_a_joint_one_under_amp(dtype):
     """joint adds up the scales' gradients in half precision, per_scale in
     single: a step apart, rounding grows from step to step."""
-    joint, per_scale, start = trained_by_both(dtype, [labelled(pictures())])
+    joint, per_scale, start = trained_by_both(dtype, [labelled(images())])
     assert_close(per_scale[0], joint[0])
     moved = total = 0
     for name, value in joint[1].items():
@@ -93,7 +93,7 @@ def test_a_step_per_scale_is_a_joint_one_under_amp(dtype):
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_per_scale_is_joint_under_amp(dtype):
     joint, per_scale, start = trained_by_both(
-        dtype, [labelled(pictures()) for _ in range(4)],
+        dtype, [labelled(images()) for _ in range(4)],
         clip_grad=dict(max_norm=1.0), accumulative_counts=2)
     rough = dict(rtol=2e-2, atol=5e-3)
     assert_close(per_scale[0], joint[0], **rough)
@@ -102,7 +102,7 @@ def test_per_scale_is_joint_under_amp(dtype):
                            joint[1]['head.fc.weight'])
 
 
-FIXED = range(8 if GPU else 2)  # the pictures of the one batch
+FIXED = range(8 if GPU else 2)  # the images of the one batch
 
 
 def resnet50(norm=True):

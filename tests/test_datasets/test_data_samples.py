@@ -1,4 +1,4 @@
-"""Detection samples follow their picture as mmdet's own Resize makes them."""
+"""Detection samples follow their image as mmdet's own Resize makes them."""
 import copy
 
 import numpy as np
@@ -25,23 +25,24 @@ def scope():
 
 
 def annotated(shape, masks='bitmap', n=3):
-    """The results of mmdet's loading transforms for a random picture."""
+    """The results of mmdet's loading transforms for a random image."""
     rng = np.random.default_rng(sum(shape))
     h, w = shape
     left_top = rng.uniform(0, 0.5, (n, 2)) * (w, h)
     boxes = np.concatenate(
         [left_top, left_top + rng.uniform(0.1, 0.5, (n, 2)) * (w, h)], 1)
-    # A smooth picture: interpolation kernels agree on it.
+    # A smooth image: interpolation kernels agree on it.
     y, x = np.mgrid[:h, :w]
-    picture = np.stack([100 + 50 * np.sin(x / 19), 100 + 40 * np.cos(y / 17),
+    image = np.stack([100 + 50 * np.sin(x / 19), 100 + 40 * np.cos(y / 17),
                         90 + x * 0.3 + y * 0.2], -1)
     bitmaps = np.zeros((n, h, w), np.uint8)
-    for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.astype(int)):
+    for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.astype(int),
+                                        strict=True):
         bitmap[y1:y2, x1:x2] = 1
     polygons = [[np.array([x1, y1, x2, y1, x2, y2])]
                 for x1, y1, x2, y2 in boxes]
     return dict(
-        img=picture.astype(np.float32), img_shape=shape, ori_shape=shape,
+        img=image.astype(np.float32), img_shape=shape, ori_shape=shape,
         gt_bboxes=HorizontalBoxes(boxes.astype(np.float32)),
         gt_bboxes_labels=np.arange(n), gt_ignore_flags=np.arange(n) == 1,
         gt_masks=(BitmapMasks(bitmaps, h, w) if masks == 'bitmap'
@@ -79,9 +80,10 @@ def test_it_is_mmdets_own_resize(masks, pad, boxes_to_tensor):
     options = dict(masks=masks, pad=pad, boxes_to_tensor=boxes_to_tensor)
     small, want = resized(at(BASE, **options)), at(SCALE, **options)
     assert small['inputs'].shape == want['inputs'].shape
-    # mmdet's resize does not antialias: on a smooth picture both agree.
+    # mmdet's resize does not antialias: on a smooth image both agree.
     assert_close(small['inputs'], want['inputs'], atol=0.02, rtol=0)
-    for ours, theirs in zip(small['data_samples'], want['data_samples']):
+    for ours, theirs in zip(small['data_samples'], want['data_samples'],
+                            strict=True):
         for key in ('img_shape', 'pad_shape', 'batch_input_shape'):
             assert ours.metainfo[key] == theirs.metainfo[key]
         assert_close(ours.scale_factor, theirs.scale_factor)
@@ -99,13 +101,14 @@ def test_it_is_mmdets_own_resize(masks, pad, boxes_to_tensor):
             if masks == 'bitmap':
                 assert np.array_equal(mine.masks.masks, other.masks.masks)
             else:
-                for a, b in zip(mine.masks.masks, other.masks.masks):
+                for a, b in zip(mine.masks.masks, other.masks.masks,
+                                strict=True):
                     assert_close(a[0], b[0])
         assert torch.equal(ours.gt_sem_seg.sem_seg, theirs.gt_sem_seg.sem_seg)
 
 
 @pytest.mark.parametrize('masks', ['bitmap', 'polygon'])
-def test_a_picture_that_fills_the_batch_is_padded_at_the_smaller_scale(masks):
+def test_an_image_that_fills_the_batch_is_padded_at_the_smaller_scale(masks):
     small = resized(at(BASE, [(64, 96)], masks=masks))
     want = at(SCALE, [(64, 96)], masks=masks)
     ours, theirs = (b['data_samples'][0] for b in (small, want))
@@ -115,11 +118,12 @@ def test_a_picture_that_fills_the_batch_is_padded_at_the_smaller_scale(masks):
     assert (mine.height, mine.width) == (other.height, other.width)
 
 
-def test_there_and_back_gives_the_boxes_and_pictures():
+def test_there_and_back_gives_the_boxes_and_images():
     shapes = [(64, 96), (64, 80)]
     batch = at(BASE, shapes)
     back = resized(resized(batch, 32), 64, 32)
-    for ours, old in zip(back['data_samples'], batch['data_samples']):
+    for ours, old in zip(back['data_samples'], batch['data_samples'],
+                         strict=True):
         assert_close(ours.gt_instances.bboxes, old.gt_instances.bboxes,
                      atol=1e-3, rtol=0)
         assert ours.metainfo['img_shape'] == old.metainfo['img_shape']
@@ -133,7 +137,8 @@ def test_nothing_of_the_input_is_changed():
     before = copy.deepcopy(batch)
     resized(batch)
     assert torch.equal(batch['inputs'], before['inputs'])
-    for old, new in zip(before['data_samples'], batch['data_samples']):
+    for old, new in zip(before['data_samples'], batch['data_samples'],
+                        strict=True):
         assert_close(old.metainfo, new.metainfo)
         assert torch.equal(old.gt_instances.bboxes, new.gt_instances.bboxes)
         assert np.array_equal(old.gt_instances.masks.masks,
@@ -147,11 +152,11 @@ def test_masks_of_another_size_are_refused(masks, shape):
     instances = batch['data_samples'][0].gt_instances
     instances.masks = instances.masks.resize(shape)
     with pytest.raises(ValueError, match=r'gt_instances.masks` must be as '
-                       rf'large as their picture, \(64, 96\), .*{shape[0]}'):
+                       rf'large as their image, \(64, 96\), .*{shape[0]}'):
         resized(batch)
 
 
-def test_a_picture_that_is_padded_further_than_its_masks():
+def test_an_image_that_is_padded_further_than_its_masks():
     batch = at(BASE, shapes=SHAPES[:1])
     want = resized(batch)['data_samples'][0]
     batch['inputs'] = F.pad(batch['inputs'], (0, 32, 0, 32))
@@ -162,7 +167,7 @@ def test_a_picture_that_is_padded_further_than_its_masks():
     assert_close(got.gt_sem_seg.sem_seg, want.gt_sem_seg.sem_seg[:, :h, :w])
 
 
-def test_a_picture_without_objects():
+def test_an_image_without_objects():
     small = resized(at(BASE, n=0))
     for sample in small['data_samples']:
         assert sample.gt_instances.bboxes.shape == (0, 4)

@@ -36,7 +36,8 @@ def test_it_is_torchvisions_antialiased_resize():
 def test_samples_follow_share_their_labels_and_keep_their_class():
     data = batch()
     small = MultiScaleBatch(scale=12, base_scale=16)(data)
-    for old, new in zip(data['data_samples'], small['data_samples']):
+    for old, new in zip(data['data_samples'], small['data_samples'],
+                        strict=True):
         assert type(new) is DataSample
         assert new.gt_label is old.gt_label and new.gt_score is old.gt_score
         assert new.img_shape == (12, 12) and new.img_path == 'a'
@@ -48,7 +49,8 @@ def test_nothing_of_the_input_is_changed():
     before = copy.deepcopy(data)
     MultiScaleBatch(scale=8, base_scale=16)(data)
     assert_close(data['inputs'], before['inputs'])
-    for old, new in zip(before['data_samples'], data['data_samples']):
+    for old, new in zip(before['data_samples'], data['data_samples'],
+                        strict=True):
         assert old.metainfo == new.metainfo
 
 
@@ -138,7 +140,7 @@ def test_inputs_must_be_stacked():
     (dict(inputs=torch.rand(1, 3, 16, 16), data_samples=dict(sup=[])),
      '`data_samples` .* must be a list, but got a dict'),
     (dict(inputs=torch.rand(2, 3, 16, 16), data_samples=[None]),
-     'but got 1 for 2 pictures'),
+     'but got 1 for 2 images'),
     (dict(images=torch.rand(1, 3, 16, 16)), r"\['images'\]")])
 def test_batches_of_another_form(batch, match):
     with pytest.raises(TypeError, match=match):
@@ -169,7 +171,7 @@ def test_half_precision_is_resized_in_single(dtype):
 @pytest.mark.parametrize('name, dtype', [
     ('gt_sem_seg', torch.long), ('gt_edge_map', torch.uint8),
     ('gt_depth_map', torch.float32)])
-def test_maps_of_mmseg_follow_their_picture(name, dtype):
+def test_maps_of_mmseg_follow_their_image(name, dtype):
     data = batch()
     labels = torch.randint(0, 200, (1, 16, 16)).to(dtype)
     sample = data['data_samples'][0]

@@ -38,7 +38,7 @@ COORDINATES = [
 
 
 def resized(shape=(16, 32), padded=None, **fields):
-    """A sample of a picture of ``shape`` at half of its size."""
+    """A sample of an image of ``shape`` at half of its size."""
     metainfo = dict(fields.pop('metainfo', {}))
     if padded:
         metainfo.update(batch_input_shape=padded, img_shape=shape)

@@ -121,7 +121,7 @@ def test_padding_and_its_resize_change_together():
       dict(type='RandomCrop', crop_size=(1024, 1024),
            crop_type='absolute_range')], ()),
     ([dict(type='RandomFlip')], ())])
-def test_nominal_sizes_of_training_pictures(transforms, want):
+def test_nominal_sizes_of_training_images(transforms, want):
     pipeline = [dict(type='LoadImageFromFile'), *transforms]
     assert train_sizes(pipeline) == want
 

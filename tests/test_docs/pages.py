@@ -1,8 +1,9 @@
 """README and docs/ as their tests read them: blocks, prose, tables, links."""
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, NamedTuple
+from typing import NamedTuple
 
 from conftest import ROOT
 
@@ -33,7 +34,7 @@ def prose_of(path: Path) -> str:
     return FENCE.sub('', text_of(path))
 
 
-def blocks() -> List[Block]:
+def blocks() -> list[Block]:
     """All blocks of code, those that four spaces indent as `bash`."""
     found = []
     for path in PAGES:
@@ -52,10 +53,10 @@ def spans() -> Iterator[tuple]:
             yield name_of(path), ' '.join(code.split())
 
 
-def tables_of(text: str) -> List[List[List[str]]]:
+def tables_of(text: str) -> list[list[list[str]]]:
     """The tables of a page: their rows without the line below the head, each
     a list of cells."""
-    found: List[List[List[str]]] = [[]]
+    found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if not line.startswith('|'):
             found.append([])

@@ -4,7 +4,7 @@ import os.path as osp
 import re
 import shlex
 import sys
-from functools import lru_cache
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
@@ -26,7 +26,7 @@ class Parsed(Exception):
     """Ends a tool when it has parsed what it got."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def tool(script):
     path = REPOSITORY / script
     spec = spec_from_file_location(f'docs_{path.stem}', path)

@@ -29,7 +29,7 @@ WITHIN = ('configs/', 'docs/', 'sct_mm/', 'tests/', 'tools/')
 
 
 def paragraphs_of(text):
-    """Lines of prose in a row: no head, table, list or picture."""
+    """Lines of prose in a row: no head, table, list or image."""
     for part in re.split(r'\n\s*\n', text):
         lines = part.strip('\n').split('\n')
         if not re.match(r'[#|!<]|- |    ', part.strip('\n')):
@@ -110,16 +110,16 @@ def hooks_told():
 
 @pytest.mark.parametrize('options, told', hooks_told())
 def test_a_step_pays_what_is_told(options, told):
-    scales, pictures, steps = (224, 192, 160, 128), 256, 4000
+    scales, images, steps = (224, 192, 160, 128), 256, 4000
     hook, paid = SCTLossHook(**options), 0.0
     schedule = Schedule(
         dict.fromkeys(scales, 1 / 4), hook.scales_per_step or 4, hook.seed,
         hook.partition, hook.between, base_trains=not hook.adapt,
         progressive=hook.progressive, steps=steps)
     for step in range(steps):
-        for each in schedule.passes(pictures, step):
-            part = each.share or slice(0, pictures)
-            paid += ((part.stop - part.start) / pictures / steps
+        for each in schedule.passes(images, step):
+            part = each.share or slice(0, images)
+            paid += ((part.stop - part.start) / images / steps
                      * (each.size / scales[0])**2)
     if hook.adapt:  # without gradients of the other weights; the base runs
         paid = (1 + 2 * paid) / 3
@@ -129,14 +129,14 @@ def test_a_step_pays_what_is_told(options, told):
 ERRORS = tool('tools/errors.py')
 
 
-def test_every_error_is_told_with_its_mend():
+def test_every_error_is_told_with_its_fix():
     text = text_of(REPOSITORY / 'docs/errors.md')
     assert text == ERRORS.page(str(REPOSITORY)), 'run tools/errors.py'
     rows = [row for table in tables_of(text) for row in table[1:]]
     assert len(rows) > 200
     assert ['The checkpoint must be a file, but got ….',
             'Train first, or name another.'] in rows
-    assert sum(mend == 'what it ends with' for _, mend in rows) < 20
+    assert sum(fix == 'what it ends with' for _, fix in rows) < 20
 
 
 def test_every_sentence_of_troubleshoot_stands_in_the_code():
@@ -150,8 +150,8 @@ def test_every_sentence_of_troubleshoot_stands_in_the_code():
     rows = [row for table in tables_of(text_of(
         REPOSITORY / 'docs/troubleshoot.md')) for row in table[1:]]
     assert len(rows) > 50
-    for sentence, mend in rows:
-        assert mend and any(sentence in each for each in said), sentence
+    for sentence, fix in rows:
+        assert fix and any(sentence in each for each in said), sentence
 
 
 def test_the_map_has_every_file():

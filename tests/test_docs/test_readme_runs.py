@@ -18,7 +18,7 @@ from sct_mm.evaluation import measure
 from sct_mm.evaluation import measure as latency
 from sct_mm.models.size_selection import scales_of
 
-# A network in production, of two classes of pictures, seen by ImageNet's
+# A network in production, of two classes of images, seen by ImageNet's
 # pipelines.
 STOCK = '''
 _base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py']

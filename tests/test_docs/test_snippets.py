@@ -92,7 +92,7 @@ def folder(tmp_path_factory):
 def names_for(page):
     """What a script of ``page`` takes as given."""
     small = torch.randint(0, 255, (3, 1, 14, 14)).float()
-    picture = np.arange(784, dtype=np.uint8).reshape(28, 28)
+    image = np.arange(784, dtype=np.uint8).reshape(28, 28)
     return {
         'docs/adapt.md': dict(
             model=convert_to_ssbn(nn.Sequential(*plain_net()[:2]),
@@ -102,9 +102,9 @@ def names_for(page):
             criterion=nn.CrossEntropyLoss(), labels=torch.tensor([1, 2]),
             images_160=torch.rand(2, 3, 160, 160)),
         'docs/early-exit.md': dict(
-            CONFIG='config.py', CHECKPOINT='a.pth', pictures=[picture] * 3,
+            CONFIG='config.py', CHECKPOINT='a.pth', images=[image] * 3,
             images_28=torch.rand(3, 1, 28, 28)),
-        'docs/export.md': dict(pictures=small.numpy(), picture=picture),
+        'docs/export.md': dict(images=small.numpy(), image=image),
         'docs/test.md': dict(config='config.py', checkpoint='a.pth'),
     }[page]
 
@@ -124,7 +124,7 @@ def test_a_script_runs(block, folder, monkeypatch):
     assert all(check[name]() for name in check if name in names)
     if 'logits' in names:
         run = torch.jit.load('net.torchscript')
-        want, = run((torch.from_numpy(names['pictures']) - 72.94) / 90.02)
+        want, = run((torch.from_numpy(names['images']) - 72.94) / 90.02)
         torch.testing.assert_close(torch.from_numpy(names['logits']), want)
     assert not osp.exists('plain.pth') or torch.load('plain.pth')[
         'bn1.weight'].shape == (64, )

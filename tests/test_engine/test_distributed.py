@@ -86,11 +86,11 @@ def by_one_process(start, options, accumulate):
     statistics as a process does; one optimizer on the mean gradient."""
     models = [ssbn_model() for _ in range(2)]
     hooks = [SCTLossHook(**{'backward': 'joint', **options}) for _ in models]
-    for model, hook in zip(models, hooks):
+    for model, hook in zip(models, hooks, strict=True):
         model.load_state_dict(start)
         hook.attach(model)
     for step in range(STEPS):
-        for rank, (model, hook) in enumerate(zip(models, hooks)):
+        for rank, (model, hook) in enumerate(zip(models, hooks, strict=True)):
             hook.step = step
             loss = model(**half(step, rank), mode='loss')['loss']
             (loss / 2 / accumulate).backward()
@@ -99,7 +99,7 @@ def by_one_process(start, options, accumulate):
             for hook in hooks:
                 hook._points[scale] = mean
         if (step + 1) % accumulate == 0:
-            for a, b in zip(*(m.parameters() for m in models)):
+            for a, b in zip(*(m.parameters() for m in models), strict=True):
                 if not a.requires_grad:
                     continue
                 update = 0.1 * (a.grad + b.grad)

@@ -34,7 +34,7 @@ def built(name, size):
 @pytest.mark.parametrize('name, size', [
     ('VisionTransformer', 48), ('SwinTransformer', 64)])
 def test_what_the_host_resizes_on_loading_fits(name, size):
-    """As the position embeddings of a network for another picture size."""
+    """As the position embeddings of a network for another image size."""
     state = built(name, 32).state_dict()
     model = built(name, size)
     assert any(value.shape != state[key].shape

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import SCALES, TinyModel
+from images import COUNT, Images, loader, model, runner, trained
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import METRICS
-from pictures import COUNT, Pictures, loader, model, runner, trained
 
 from sct_mm import SSBN, SCTLossHook, extract_scale, set_scale
 from sct_mm.engine.loops import join_metrics
@@ -18,7 +18,7 @@ from sct_mm.utils.sizes import expand_sizes
 
 @METRICS.register_module(force=True)
 class OnlyLarge(BaseMetric):
-    """Finds something in pictures of 16 pixels alone, as a bad detector."""
+    """Finds something in images of 16 pixels alone, as a bad detector."""
 
     def process(self, data_batch, data_samples):
         self.results.append(data_batch['inputs'][0].shape[-1])
@@ -54,7 +54,7 @@ def test_ranges_of_sizes(sizes, want):
 def test_each_size_is_what_the_stock_loop_gives(workers, tmp_path):
     run = trained(tmp_path / 'a')
     state = run.model.state_dict()
-    Pictures.loaded = 0
+    Images.loaded = 0
     ours = runner(tmp_path / 'b', dict(type='ScalesValLoop',
                                        sizes=('12:16:2', 8)),
                   val_dataloader=dict(loader(), **workers))
@@ -65,7 +65,7 @@ def test_each_size_is_what_the_stock_loop_gives(workers, tmp_path):
             *(f'{s}/accuracy/top1' for s in (16, 14, 12, 8)),
             'mean/accuracy/top1']
         assert 'mean/logits' not in got
-    assert Pictures.loaded == 1
+    assert Images.loaded == 1
     top1 = []
     for size in (16, 14, 12, 8):
         want = stock(tmp_path / f'{size}', size, state)
@@ -85,7 +85,7 @@ def test_each_size_is_what_the_stock_loop_gives(workers, tmp_path):
                    datasets=[copy.deepcopy(d), copy.deepcopy(d)])],
     ids=['repeat', 'balanced', 'concat'])
 def test_wrappers_of_the_data_set(wrap, tmp_path, monkeypatch):
-    monkeypatch.setattr(Pictures, 'get_cat_ids',
+    monkeypatch.setattr(Images, 'get_cat_ids',
                         lambda self, i: [i % 5], raising=False)
     plain = runner(tmp_path / 'a')
     got = runner(tmp_path / 'b', val_dataloader=loader(wrap))

@@ -2,9 +2,9 @@
 import pytest
 import torch
 from conftest import TinyModel
+from images import loader, model, runner
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
-from pictures import loader, model, runner
 
 from sct_mm.utils.errors import UserError
 from sct_mm.utils.sizes import expand_sizes
@@ -63,11 +63,11 @@ def test_what_is_no_size_and_no_range(sizes, match):
                      dict(type='mmpretrain.RandomCrop', crop_size=16,
                           pad_if_needed=True),
                      dict(type='mmpretrain.PackInputs')]))),
-     'pictures of 12 pixels, but makes 16'),
-    (dict(val_dataloader=loader(lambda d: dict(type='Pictures'))),
-     'with a `pipeline`, or wrap such ones, but got Pictures'),
+     'images of 12 pixels, but makes 16'),
+    (dict(val_dataloader=loader(lambda d: dict(type='Images'))),
+     'with a `pipeline`, or wrap such ones, but got Images'),
     (dict(val_dataloader=loader(lambda d: dict(d, pipeline=None))),
-     'with a `pipeline`, or wrap such ones, but got Pictures'),
+     'with a `pipeline`, or wrap such ones, but got Images'),
     (dict(val_dataloader=loader(lambda d: dict(
         d, indices=0, serialize_data=False))), 'makes an empty one. Look at'),
 ])

@@ -51,8 +51,8 @@ def test_models_and_sizes_take_turns(monkeypatch):
         assert len(each.singles) == len(each.batches) == 3
         assert each.times() == dict(
             latency_ms=25.0, latency_ms_quartiles=[25.0, 25.0],
-            latency_reliable=True, pictures_per_s=40.0,
-            pictures_per_s_quartiles=[40.0, 40.0], pictures_reliable=True)
+            latency_reliable=True, images_per_s=40.0,
+            images_per_s_quartiles=[40.0, 40.0], images_reliable=True)
 
 
 def test_rounds_go_on_until_the_time_is_spent_for_all(monkeypatch):
@@ -86,16 +86,16 @@ def test_a_spread_that_makes_a_median_worthless(values, reliable):
 
 
 def test_of_a_large_batch_a_part_is_kept():
-    pictures = [torch.full((3, 8, 8), i, dtype=torch.uint8)
+    images = [torch.full((3, 8, 8), i, dtype=torch.uint8)
                 for i in range(10)]
-    loader = SimpleNamespace(dataset=[dict(inputs=p) for p in pictures],
+    loader = SimpleNamespace(dataset=[dict(inputs=p) for p in images],
                              collate_fn=lambda items: dict(
                                  inputs=[i['inputs'] for i in items]))
-    batch = dict(inputs=pictures)
+    batch = dict(inputs=images)
     assert kept_batch(loader, batch, 10 * 192) is batch
-    assert kept_batch(loader, batch, 4 * 192 + 1)['inputs'] == pictures[:4]
-    assert kept_batch(loader, batch, 5)['inputs'] == pictures[:1]
-    stacked = dict(inputs=torch.stack(pictures))
+    assert kept_batch(loader, batch, 4 * 192 + 1)['inputs'] == images[:4]
+    assert kept_batch(loader, batch, 5)['inputs'] == images[:1]
+    stacked = dict(inputs=torch.stack(images))
     assert kept_batch(loader, stacked, 10 * 192) is stacked
 
 

@@ -1,4 +1,6 @@
 """The table and the plot of a test at several sizes."""
+import itertools
+
 import matplotlib.figure
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,14 +15,14 @@ from sct_mm.evaluation.report import (
 
 
 def row(size, served_by, top1=90.0, latency=(11.9, 12.34, 13.1),
-        pictures=(1410.0, 1502.0, 1530.0), reliable=True):
+        images=(1410.0, 1502.0, 1530.0), reliable=True):
     return dict(
         scale=size, served_by=served_by, metrics={'accuracy/top1': top1},
         gflops=1.5, latency_ms=latency[1],
         latency_ms_quartiles=[latency[0], latency[2]],
-        latency_reliable=reliable, pictures_per_s=pictures[1],
-        pictures_per_s_quartiles=[pictures[0], pictures[2]],
-        pictures_reliable=True)
+        latency_reliable=reliable, images_per_s=images[1],
+        images_per_s_quartiles=[images[0], images[2]],
+        images_reliable=True)
 
 
 def model(label, sizes, trained):
@@ -97,7 +99,7 @@ def test_labels_of_the_sizes_do_not_meet(sizes, trained, least, drawn):
     boxes = [label.get_window_extent(canvas.get_renderer())
              for label in axes.get_xticklabels()]
     assert len(boxes) >= least
-    for left, right in zip(boxes, boxes[1:]):
+    for left, right in itertools.pairwise(boxes):
         assert left.x1 + 3 < right.x0
     assert {int(t) for t in axes.get_xticks()} >= set(trained) & set(sizes)
 

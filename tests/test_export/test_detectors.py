@@ -1,4 +1,4 @@
-"""Detectors: pictures of all shapes, and how much of them leaves."""
+"""Detectors: images of all shapes, and how much of them leaves."""
 import os.path as osp
 
 import pytest
@@ -25,7 +25,7 @@ def in_no_time(monkeypatch):
     monkeypatch.setattr(latency, 'BUDGET', 0.0)
 
 
-def pictures(channels, factor=1):
+def images(channels, factor=1):
     torch.manual_seed(1)
     return [torch.randn(n, channels, height * factor, width * factor)
             for n, height, width in SHAPES]
@@ -52,20 +52,20 @@ def check(model, size, made, kind, x, part):
 @pytest.mark.parametrize('kind', ['onnx', 'pt2', 'torchscript'])
 def test_the_maps_of_a_one_stage_detector(kind):
     model = built(Config.fromfile(ONE_STAGE).model, 'mmdet')
-    made = make_graph(model, 64, pictures(1), Request(kind), 16)
+    made = make_graph(model, 64, images(1), Request(kind), 16)
     assert made.entry['outputs'] == [
         f'output_{what}_{level}' for what in (0, 1) for level in range(3)]
     assert not made.notes
-    for x in pictures(1)[1:] + [torch.randn(4, 1, 128, 64)]:
+    for x in images(1)[1:] + [torch.randn(4, 1, 128, 64)]:
         check(model, 64, made, kind, x, 'network')
 
 
 @pytest.mark.parametrize('kind', ['onnx', 'pt2', 'torchscript'])
 def test_the_features_of_a_two_stage_detector(kind):
     model = two_stage()
-    batches = pictures(3, 2)
+    batches = images(3, 2)
     made = make_graph(model, 128, batches, Request(kind), 32)
-    assert made.notes[0].startswith('FasterRCNN does not run on pictures ')
+    assert made.notes[0].startswith('FasterRCNN does not run on images ')
     assert made.notes[0].endswith('its backbone and neck are exported.')
     assert made.entry['outputs'] == [f'feature_{i}' for i in range(5)]
     for x in batches[1:]:
@@ -74,12 +74,12 @@ def test_the_features_of_a_two_stage_detector(kind):
 
 def test_a_two_stage_detector_that_is_asked_for_as_a_whole():
     with pytest.raises(UserError, match='The network of FasterRCNN cannot be '
-                       'exported: it does not run on pictures alone'):
-        make_graph(two_stage(), 128, pictures(3, 2), Request(
+                       'exported: it does not run on images alone'):
+        make_graph(two_stage(), 128, images(3, 2), Request(
             'onnx', part='network'), 32)
 
 
-def test_real_pictures_of_all_shapes(tmp_path):
+def test_real_images_of_all_shapes(tmp_path):
     model = built(Config.fromfile(ONE_STAGE).model, 'mmdet')
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
     told = export(ONE_STAGE, str(tmp_path / 'a.pth'), 64,

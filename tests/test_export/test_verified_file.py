@@ -1,4 +1,4 @@
-"""Graphs: what they compute, on how many pictures, and what is refused."""
+"""Graphs: what they compute, on how many images, and what is refused."""
 import json
 
 import pytest
@@ -20,7 +20,7 @@ from sct_mm.utils.errors import UserError
 GRAPHS = [kind for kind in FORMATS if kind not in WEIGHTS]
 
 
-def pictures(size=12, channels=3, shapes=None):
+def images(size=12, channels=3, shapes=None):
     torch.manual_seed(1)
     return [torch.randn(n, channels, *shape) for n, shape in (
         shapes or ((3, (size, size)), (1, (size, size))))]
@@ -40,7 +40,7 @@ def tiny():
 @pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'norms'])
 @pytest.mark.parametrize('kind', GRAPHS)
 def test_a_graph_computes_its_scale(kind, fuse, tiny):
-    made = make_graph(tiny, 12, pictures(), Request(kind, fuse=fuse), 0)
+    made = make_graph(tiny, 12, images(), Request(kind, fuse=fuse), 0)
     run = graph_run(kind, made.data)
     for n in (1, 2, 5):  # the batch is dynamic
         x = torch.randn(n, 3, 12, 12)
@@ -61,7 +61,7 @@ def test_a_graph_computes_its_scale(kind, fuse, tiny):
 @pytest.mark.parametrize('fuse', [True, False], ids=['fused', 'norms'])
 def test_the_norms_of_onnx(fuse, tiny):
     import onnx
-    made = make_graph(tiny, 12, pictures(), Request('onnx', fuse=fuse), 0)
+    made = make_graph(tiny, 12, images(), Request('onnx', fuse=fuse), 0)
     graph = onnx.load_from_string(made.data)
     kinds = [node.op_type for node in graph.graph.node]
     assert kinds.count('BatchNormalization') == (1 if fuse else 3)
@@ -74,7 +74,7 @@ def test_the_norms_of_onnx(fuse, tiny):
 
 @pytest.mark.parametrize('kind', GRAPHS)
 def test_scores_are_the_softmax_of_the_logits(kind, tiny):
-    made = make_graph(tiny, 8, pictures(8), Request(kind, softmax=True), 0)
+    made = make_graph(tiny, 8, images(8), Request(kind, softmax=True), 0)
     x = torch.randn(4, 3, 8, 8)
     with use_scale(tiny, 8), torch.no_grad():
         want = tiny(x).softmax(1)
@@ -82,7 +82,7 @@ def test_scores_are_the_softmax_of_the_logits(kind, tiny):
     assert made.entry['outputs'] == ['scores']
 
 
-def test_a_file_says_how_its_pictures_are_normalized():
+def test_a_file_says_how_its_images_are_normalized():
     import io
     model = built(dict(
         type='ImageClassifier', backbone=dict(
@@ -91,13 +91,13 @@ def test_a_file_says_how_its_pictures_are_normalized():
         neck=dict(type='GlobalAveragePooling'),
         head=dict(type='LinearClsHead', num_classes=3, in_channels=32),
         data_preprocessor=dict(mean=[5.], std=[2.], to_rgb=False)))
-    made = make_graph(model, 8, pictures(8, 1), Request('torchscript'), 0)
+    made = make_graph(model, 8, images(8, 1), Request('torchscript'), 0)
     told = {'sct_mm.json': ''}
     torch.jit.load(io.BytesIO(made.data), _extra_files=told)
     assert json.loads(told['sct_mm.json']) == dict(
         size=8, part='network', mean=[5.0], std=[2.0], bgr_to_rgb=False,
         outputs=['logits'])
-    made = make_graph(model, 8, pictures(8, 1), Request(
+    made = make_graph(model, 8, images(8, 1), Request(
         'torchscript', part='features'), 0)
     assert made.entry['outputs'] == ['feature_0']
     x = torch.randn(2, 1, 8, 8)
@@ -111,7 +111,7 @@ def test_hosts_join_their_branches():
         type='ImageClassifier', backbone=dict(
             type='RepVGG', arch='A0',
             norm_cfg=dict(type='SSBN', scales=(64, 32)))))
-    made = make_graph(model, 32, pictures(32), Request(
+    made = make_graph(model, 32, images(32), Request(
         'torchscript', fuse=False, tolerance=1e-3), 0)
     assert made.entry['norms'] == 0
     assert any(hasattr(m, 'branch_norm') for m in model.modules())
@@ -135,7 +135,7 @@ class Behind(TinyModel):
 def test_a_norm_that_no_convolution_feeds_stays():
     model = randomised(Behind()).eval()
     model.net[2].row(8)['running_mean'].fill_(0.5)
-    made = make_graph(model, 8, pictures(8), Request('torchscript'), 0)
+    made = make_graph(model, 8, images(8), Request('torchscript'), 0)
     assert made.entry['norms'] == 1 and made.entry['difference'] < 1e-5
     assert 'Its 1 norms are not fused: what mmcv makes of them does not ' in (
         made.notes[0])
@@ -144,7 +144,7 @@ def test_a_norm_that_no_convolution_feeds_stays():
 def test_fusing_leaves_the_network_as_it_is(tiny):
     plain = extract_scale(tiny, 12)
     before = {k: v.clone() for k, v in plain.state_dict().items()}
-    deployed(plain, pictures()[0])
+    deployed(plain, images()[0])
     assert list(plain.state_dict()) == list(before)
     for name, value in plain.state_dict().items():
         assert torch.equal(value, before[name])
@@ -173,7 +173,7 @@ def test_a_trace_that_missed_a_branch_is_no_file():
     with pytest.raises(RuntimeError, match='torchscript file of size 12 '
                        'differs from the network by 5.0e-01 of the largest '
                        'output .* No file was written'):
-        make_graph(model, 12, pictures(), Request('torchscript'), 0)
+        make_graph(model, 12, images(), Request('torchscript'), 0)
 
 
 class Twice(torch.autograd.Function):
@@ -210,7 +210,7 @@ def test_an_operator_that_cannot_be_exported_is_named(kind, match):
     model.net.insert(0, Doubling(kind))
     with pytest.raises(UserError, match='cannot be exported as '
                        f'{kind}: {match}.* Take another format'):
-        make_graph(model, 12, pictures(), Request(kind), 0)
+        make_graph(model, 12, images(), Request(kind), 0)
 
 
 def test_an_operator_that_onnx_does_not_have_is_named(tiny):
@@ -223,14 +223,14 @@ def test_an_operator_that_onnx_does_not_have_is_named(tiny):
 
     model = Determinant(lambda c: SSBN(c, SCALES)).eval()
     with pytest.raises(UserError, match='the operator .*bessel_j0.* stands'):
-        make_graph(model, 12, pictures(), Request('onnx'), 0)
+        make_graph(model, 12, images(), Request('onnx'), 0)
 
 
-def test_pictures_of_a_shape_that_a_file_cannot_run(tiny):
+def test_images_of_a_shape_that_a_file_cannot_run(tiny):
     """The graph is for 12 pixels, and is asked for 8."""
-    batches = pictures(shapes=((3, (12, 12)), (1, (8, 8))))
+    batches = images(shapes=((3, (12, 12)), (1, (8, 8))))
     with pytest.raises(RuntimeError, match=r'The onnx file '
-                       r'cannot run pictures of shape \(1, 3, 8, 8\)'):
+                       r'cannot run images of shape \(1, 3, 8, 8\)'):
         make_graph(tiny, 12, batches, Request('onnx'), 0)
 
 
@@ -240,12 +240,12 @@ def test_scores_of_what_has_no_classes():
             type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
             norm_cfg=dict(type='SSBN', scales=(16, 8)))))
     with pytest.raises(UserError, match='need a classifier of one label a '
-                       'picture, but got ImageClassifier'):
-        make_graph(model, 8, pictures(8), Request('onnx', softmax=True), 0)
+                       'image, but got ImageClassifier'):
+        make_graph(model, 8, images(8), Request('onnx', softmax=True), 0)
 
 
 def test_a_prefix_that_is_no_part(tiny):
     with pytest.raises(UserError, match="must name a part .* got 'head'.* "
                        'Name one of .*net'):
-        module.make_weights(tiny, 12, pictures(), Request(
+        module.make_weights(tiny, 12, images(), Request(
             'pth', prefix='head'), {})

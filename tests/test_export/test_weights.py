@@ -84,7 +84,7 @@ def test_stock_mmpretrain(elsewhere, tmp_path):
     cfg = Config.fromfile(config)
     model = built(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     told = export(config, saved(model, tmp_path / 'a.pth'), 160,
-                  str(tmp_path / 'b.pth'), pictures=2,
+                  str(tmp_path / 'b.pth'), images=2,
                   cfg_options=photographs(tmp_path))
     assert told['files'][0]['difference'] == 0
     x = torch.randn(2, 3, 160, 160)
@@ -103,7 +103,7 @@ def test_mmpretrains_inferencer_needs_the_file_alone(elsewhere, tmp_path):
            cfg_options=options)
     cfg = Config.fromfile(config)
     model = built(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
-    picture = np.random.default_rng(0).integers(0, 99, (28, 28)).astype(
+    image = np.random.default_rng(0).integers(0, 99, (28, 28)).astype(
         np.uint8)
     y = elsewhere('''
         from mmengine.config import Config
@@ -112,8 +112,8 @@ def test_mmpretrains_inferencer_needs_the_file_alone(elsewhere, tmp_path):
         run = ImageClassificationInferencer(cfg, pretrained='b.pth')
         result = run(x.numpy())[0]
         y = [torch.from_numpy(result['pred_scores']), result['pred_class']]
-    ''', torch.from_numpy(picture))
-    small = np.asarray(Image.fromarray(picture).resize(
+    ''', torch.from_numpy(image))
+    small = np.asarray(Image.fromarray(image).resize(
         (14, 14), Image.BILINEAR)).copy()
     x = (torch.from_numpy(small)[None, None].float() - 72.94) / 90.02
     want = answer(model, 14, x).softmax(1)[0]
@@ -172,7 +172,7 @@ def test_stock_mmdet(elsewhere, tmp_path):
     cfg.merge_from_dict(options)
     model = built(cfg.model, 'mmdet')
     export(config, saved(model, tmp_path / 'a.pth'), 96,
-           str(tmp_path / 'b.pth'), pictures=2, cfg_options=options)
+           str(tmp_path / 'b.pth'), images=2, cfg_options=options)
     x = torch.randn(2, 3, 96, 128)
     y = elsewhere('''
         from mmdet.apis import init_detector
@@ -183,8 +183,8 @@ def test_stock_mmdet(elsewhere, tmp_path):
             y = net(x, mode='tensor')
     ''', x)
     want = answer(model, 96, x)
-    assert all(torch.equal(a, b) for one, other in zip(y, want)
-               for a, b in zip(one, other))
+    assert all(torch.equal(a, b) for one, other in zip(y, want, strict=True)
+               for a, b in zip(one, other, strict=True))
 
 
 def test_mmdets_inferencer_needs_the_file_alone(elsewhere, tmp_path):
@@ -196,15 +196,15 @@ def test_mmdets_inferencer_needs_the_file_alone(elsewhere, tmp_path):
     options = dict(clothes(tmp_path), **{'model.test_cfg.score_thr': 0.0})
     export(config, saved(model, tmp_path / 'a.pth'), 64,
            str(tmp_path / 'b.pth'), cfg_options=options)
-    picture = torch.randint(0, 255, (64, 64), dtype=torch.uint8)
+    image = torch.randint(0, 255, (64, 64), dtype=torch.uint8)
     y = elsewhere('''
         from mmdet.apis import DetInferencer
         run = DetInferencer(weights='b.pth', device='cpu',
                             show_progress=False)
         found = run(x.numpy(), no_save_vis=True)['predictions'][0]
         y = torch.tensor(found['scores'])
-    ''', picture)
-    x = (picture[None, None].float() - 72.94) / 90.02
+    ''', image)
+    x = (image[None, None].float() - 72.94) / 90.02
     from mmdet.structures import DetDataSample
     sample = DetDataSample(metainfo=dict(
         img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64),

@@ -61,7 +61,7 @@ def test_a_batch_is_resized_or_refused(options, batch):
     if kind == 'boxes' and samples and len(samples) == n:
         old, new = (s[-1].gt_instances.bboxes for s in (
             made['data_samples'], samples))
-        by = [w / v for w, v in zip(shape[::-1], size[::-1])] * 2
+        by = [w / v for w, v in zip(shape[::-1], size[::-1], strict=True)] * 2
         torch.testing.assert_close(
             new.double(), old.double() * torch.tensor(by).double(),
             rtol=1e-3, atol=1e-3)
@@ -121,7 +121,8 @@ def run_step(model, plain, batch, weights, at_scales):
     ran = check_step(model, before, losses, at_scales)
     if weights and batch['odd'][0] == 'plain' and ran == set(SCALES):
         plain.zero_grad()
-        by_hand(plain, made, dict(zip(SCALES, map(float, weights))))
+        by_hand(plain, made, dict(zip(SCALES, map(float, weights),
+                                      strict=True)))
         torch.testing.assert_close(grads(model), grads(plain))
 
 

@@ -1,4 +1,4 @@
-"""Cascade: the batched one against one picture by picture, by hand."""
+"""Cascade: the batched one against one image by image, by hand."""
 import contextlib
 import copy
 import os.path as osp
@@ -38,11 +38,11 @@ def plain_net():
         nn.Flatten(), nn.Linear(4, 5)))
 
 
-def by_hand(net, picture, sizes, thresholds):
-    """One picture (1, C, H, W): its probabilities, and the size."""
+def by_hand(net, image, sizes, thresholds):
+    """One image (1, C, H, W): its probabilities, and the size."""
     net.eval()
-    for size, threshold in zip(sizes, (*thresholds, -1)):
-        resized = MultiScaleBatch(size, sizes[-1])(dict(inputs=picture))
+    for size, threshold in zip(sizes, (*thresholds, -1), strict=True):
+        resized = MultiScaleBatch(size, sizes[-1])(dict(inputs=image))
         with use_scale(net, size), torch.no_grad():
             logits = net(resized['inputs'])
         scores = logits.softmax(1)
@@ -53,7 +53,7 @@ def by_hand(net, picture, sizes, thresholds):
 
 @pytest.mark.parametrize('sizes', [(8, 16), (8, 10, 16), (6, 12, 14, 16)])
 @pytest.mark.parametrize('build', [plain_net, ssbn_model])
-def test_the_batched_one_is_the_one_picture_by_picture(build, sizes):
+def test_the_batched_one_is_the_one_image_by_image(build, sizes):
     """At trained sizes, between them, and below."""
     net = randomised(build())
     inputs = torch.randn(24, 3, 16, 16) * 3
@@ -65,8 +65,8 @@ def test_the_batched_one_is_the_one_picture_by_picture(build, sizes):
     with pytest.warns(UserWarning) if sizes[0] == 6 else (
             contextlib.nullcontext()):
         found = Cascade(net, sizes, middle)(inputs)
-        want = [by_hand(net, picture[None], sizes, thresholds)
-                for picture in inputs]
+        want = [by_hand(net, image[None], sizes, thresholds)
+                for image in inputs]
     assert found.sizes.tolist() == [size for _, size in want]
     assert len(set(found.sizes.tolist())) > 1
     torch.testing.assert_close(found.scores, torch.cat([s for s, _ in want]))
@@ -130,12 +130,12 @@ def test_the_hosts_samples_are_those_of_the_size_that_decides(fashion):
 
 def test_mmpretrains_inferencer_takes_it(fashion):
     from mmpretrain import ImageClassificationInferencer
-    pictures = list(np.random.default_rng(0).integers(
+    images = list(np.random.default_rng(0).integers(
         0, 255, (7, 28, 28)).astype(np.uint8))
     cascade = Cascade(fashion, (14, 21, 28), 0.2)
-    results = ImageClassificationInferencer(cascade)(pictures, batch_size=3)
+    results = ImageClassificationInferencer(cascade)(images, batch_size=3)
     inputs = fashion.data_preprocessor(dict(inputs=[
-        torch.from_numpy(picture)[None] for picture in pictures]))['inputs']
+        torch.from_numpy(image)[None] for image in images]))['inputs']
     want = cascade(inputs)
     assert [r['pred_label'] for r in results] == want.labels.tolist()
     np.testing.assert_allclose([r['pred_scores'] for r in results],

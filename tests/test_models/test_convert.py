@@ -279,14 +279,14 @@ def test_hosts_initialise_and_spare_it_as_batchnorm():
 
 def test_statistics_are_reset_and_calibrated_one_row_at_a_time():
     net = convert_to_ssbn(plain_net()[:2], (16, 8))
-    pictures = {s: [torch.randn(4, 3, s, s) + s for _ in range(3)]
+    images = {s: [torch.randn(4, 3, s, s) + s for _ in range(3)]
                 for s in (16, 8)}
     for scale in (8, 16):
         with use_scale(net, scale):
-            update_bn(pictures[scale], net)
+            update_bn(images[scale], net)
     for scale in (16, 8):
         plain = extract_scale(net, scale)
-        update_bn(pictures[scale], plain)
+        update_bn(images[scale], plain)
         for name in ('running_mean', 'running_var', 'num_batches_tracked'):
             assert_close(net[1].row(scale)[name], getattr(plain[1], name),
                          rtol=0, atol=0)

@@ -106,7 +106,7 @@ def test_activation_checkpointing_within_a_pin(reentrant):
             y.pow(2).sum().backward()
         return [p.grad for p in model.parameters()]
 
-    for ours, want in zip(grads(True), grads(False)):
+    for ours, want in zip(grads(True), grads(False), strict=True):
         assert_close(ours, want)
 
 

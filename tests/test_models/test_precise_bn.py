@@ -88,7 +88,7 @@ def batches(size, count=3):
             for n in range(count)]
 
 
-def test_statistics_are_the_mean_over_the_pictures():
+def test_statistics_are_the_mean_over_the_images():
     model = trained()
     state = copy.deepcopy(model.state_dict())
     seen = batches(12)
@@ -133,24 +133,24 @@ def test_batches_of_the_hosts():
     calibrate(other, given, 8)
     calibrate(labelled, [(x, torch.zeros(len(x))) for x in batches(8)], 8)
     for ours, *others in zip(*(m.buffers() for m in (model, other,
-                                                     labelled))):
+                                                     labelled)), strict=True):
         assert all(torch.equal(ours, want) for want in others)
 
 
 @pytest.mark.parametrize('batch, error, match', [
-    ('picture', TypeError, 'but got a str'),
+    ('image', TypeError, 'but got a str'),
     (dict(inputs=[torch.rand(3, 8, 8)] * 2), TypeError,
      'but got a list. Take what model.data_preprocessor'),
     (torch.zeros(2, 3, 8, 8).byte(), TypeError, 'but got a torch.uint8'),
     (torch.rand(2, 3, 16, 16), ValueError,
-     r'pictures of 8 pixels, .* but got shape \(2, 3, 16, 16\)')])
+     r'images of 8 pixels, .* but got shape \(2, 3, 16, 16\)')])
 def test_batches_that_are_refused(batch, error, match):
     with pytest.raises(error, match=match):
         calibrate(trained(), [batch] * 2, 8)
 
 
 @pytest.mark.parametrize('count', [0, 1])
-def test_too_few_pictures_change_nothing(count):
+def test_too_few_images_change_nothing(count):
     model = trained()
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match='at least two batches, but got '
@@ -160,7 +160,7 @@ def test_too_few_pictures_change_nothing(count):
         assert torch.equal(value, state[name])
 
 
-def test_pictures_of_a_detector_are_recorded_at_their_nominal_size():
+def test_images_of_a_detector_are_recorded_at_their_nominal_size():
     """Long ones are narrower, and a batch is padded to a multiple."""
     model = trained()
     first = ssbn_layers(model)[0]  # deeper ones round extents of a few

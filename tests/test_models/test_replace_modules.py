@@ -226,7 +226,7 @@ def test_a_tensor_shared_with_another_layer_is_refused(share):
         convert_to_ssbn(net, SCALES)
     assert list(map(type, net.modules())) == kinds
     assert all(a is b or a.equal(b) for a, b in zip(
-        before.values(), net.state_dict().values()))
+        before.values(), net.state_dict().values(), strict=True))
 
 
 def test_a_row_shared_with_another_layer_is_not_extracted():

@@ -89,7 +89,7 @@ def test_second_forward_of_activation_checkpointing(reentrant):
         total.backward()
         return [p.grad for p in model.parameters()]
 
-    for ours, want in zip(grads(True), grads(False)):
+    for ours, want in zip(grads(True), grads(False), strict=True):
         assert_close(ours, want)
 
 
@@ -133,7 +133,8 @@ def test_two_threads_do_not_meet():
                 wrong.append(scale)
 
     threads = [threading.Thread(target=work, args=(m, s))
-               for m, s in zip(models, ([8, 16, 12], [12, 8, 16]))]
+               for m, s in zip(models, ([8, 16, 12], [12, 8, 16]),
+                               strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -31,7 +31,7 @@ CLOTHES = Config.fromfile(THREE_SCALES).clothes
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A small data set."""
     folder = tmp_path_factory.mktemp('fashion-det')
     make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(folder), 8, 4)
@@ -48,22 +48,22 @@ def walk(node, change):
             walk(child, change)
 
 
-def load_clothes(cfg, pictures):
-    """Let the config's data loaders read 4 pictures."""
+def load_clothes(cfg, images):
+    """Let the config's data loaders read 4 images."""
     for name, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
         loader = cfg[f'{name}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=2,
                       pin_memory=False)
         loader.dataset.update(
-            data_root=str(pictures), ann_file=f'{split}.json', indices=4,
+            data_root=str(images), ann_file=f'{split}.json', indices=4,
             data_prefix=dict(img=f'{split}/'),
             metainfo=dict(classes=CLOTHES))
         if name != 'train':
-            cfg[f'{name}_evaluator'].ann_file = str(pictures / 'val.json')
+            cfg[f'{name}_evaluator'].ann_file = str(images / 'val.json')
 
 
-def small(path, pictures, work_dir, smallest=32, apart=64):
-    """The config at ``path`` at a few pixels, on 4 pictures of clothes. Its
+def small(path, images, work_dir, smallest=32, apart=64):
+    """The config at ``path`` at a few pixels, on 4 images of clothes. Its
     two steps are at two scales, or at sizes between the first and the last
     two of three."""
     cfg = Config.fromfile(path)
@@ -101,7 +101,7 @@ def small(path, pictures, work_dir, smallest=32, apart=64):
             node['init_cfg'] = None
 
     walk(cfg._cfg_dict, change)
-    load_clothes(cfg, pictures)
+    load_clothes(cfg, images)
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
     cfg.work_dir, cfg.log_level = str(work_dir), 'WARNING'
     cfg.experiment_name = f'experiment-{next(COUNT)}'  # one a Runner
@@ -111,11 +111,11 @@ def small(path, pictures, work_dir, smallest=32, apart=64):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=osp.basename)
-def test_config_trains_two_steps_and_evaluates(path, pictures, tmp_path):
+def test_config_trains_two_steps_and_evaluates(path, images, tmp_path):
     path, name = osp.join(ROOT, path), osp.basename(path)
     with open(path) as f:
         assert len(f.readlines()) <= 25
-    cfg = small(path, pictures, tmp_path)
+    cfg = small(path, images, tmp_path)
     runner = Runner.from_cfg(cfg)
     model = runner.model
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -166,8 +166,8 @@ def gradients(cfg, backward, **options):
 
 @pytest.mark.parametrize('options', [{}, dict(partition=True)],
                          ids=['all', 'partition'])
-def test_per_scale_and_joint_are_equal(options, pictures, tmp_path):
-    cfg = small(THREE_SCALES, pictures, tmp_path)
+def test_per_scale_and_joint_are_equal(options, images, tmp_path):
+    cfg = small(THREE_SCALES, images, tmp_path)
     cfg.custom_hooks = []
     cfg.train_dataloader.batch_size = 6
     cfg.train_dataloader.dataset.indices = 8
@@ -178,10 +178,10 @@ def test_per_scale_and_joint_are_equal(options, pictures, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def trained(pictures, tmp_path_factory):
+def trained(images, tmp_path_factory):
     """Config file and checkpoint of a detector trained for four steps."""
     folder = tmp_path_factory.mktemp('det')
-    cfg = small(THREE_SCALES, pictures, folder, smallest=64, apart=32)
+    cfg = small(THREE_SCALES, images, folder, smallest=64, apart=32)
     cfg.train_cfg.max_epochs = 2
     cfg.dump(str(folder / 'config.py'))
     runner = Runner.from_cfg(cfg)
@@ -199,12 +199,12 @@ def resized(cfg, scale):
 
 @pytest.mark.parametrize('scale', [128, 96, 64])
 def test_inferencer_and_init_detector_choose_the_scale(
-        scale, trained, pictures):
+        scale, trained, images):
     """mmdet's own, with no code of ours but the config's import."""
     from mmdet.apis import DetInferencer, inference_detector, init_detector
     config, checkpoint = map(str, trained)
     cfg = resized(Config.fromfile(config), scale)
-    path = str(pictures / 'val' / '000000.png')
+    path = str(images / 'val' / '000000.png')
     inferencer = DetInferencer(cfg, checkpoint, device='cpu',
                                show_progress=False)
 
@@ -226,7 +226,7 @@ def test_each_view_of_mmdets_tta_is_served_at_its_own_scale(
     """Unpinned, in the host's TestLoop; refused where a size is pinned."""
     cfg = Config.fromfile(str(trained[0]))
     cfg.work_dir = str(tmp_path)
-    cfg.test_dataloader.batch_size = 1  # pictures of two shapes are padded
+    cfg.test_dataloader.batch_size = 1  # images of two shapes are padded
     load, resize, annotate, pack = cfg.test_dataloader.dataset.pipeline
     cfg.test_dataloader.dataset.pipeline = [load, dict(
         type='TestTimeAug', transforms=[
@@ -259,7 +259,7 @@ def test_each_view_of_mmdets_tta_is_served_at_its_own_scale(
         ScalesTestLoop(runner, cfg.test_dataloader, cfg.test_evaluator)
 
 
-def test_tools_serve_a_detector(trained, pictures, run_tool, tmp_path):
+def test_tools_serve_a_detector(trained, images, run_tool, tmp_path):
     config, checkpoint = trained
     code, output = run_tool('test.py', config, checkpoint, '--out', tmp_path,
                             '--scales', 128, 100, 64)

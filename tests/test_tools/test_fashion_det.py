@@ -1,4 +1,4 @@
-"""The detection demo's pictures: seeded, resumed, boxes that fit."""
+"""The detection demo's images: seeded, resumed, boxes that fit."""
 import json
 import os.path as osp
 
@@ -9,31 +9,31 @@ from fashion_det import make_fashion_det
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A small data set."""
     folder = tmp_path_factory.mktemp('fashion-det')
     make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(folder), 8, 4)
     return folder
 
 
-def test_the_composed_pictures_are_a_function_of_the_seed(
-        pictures, run_tool, tmp_path):
+def test_the_composed_images_are_a_function_of_the_seed(
+        images, run_tool, tmp_path):
     code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
                             tmp_path, '--train', 2, '--val', 4)
     assert code == 0, output
     for name in ('val.json', 'val/000003.png', 'train/000001.png'):
-        assert (tmp_path / name).read_bytes() == (pictures / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (images / name).read_bytes()
     code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
                             tmp_path, '--train', 2, '--val', 4)
-    assert '4 pictures are there' in output
+    assert '4 images are there' in output
     code, output = run_tool('make_fashion_det.py', 'nowhere', tmp_path)
     assert code == 2 and "must be in 'nowhere'" in output
     assert 'Traceback' not in output
 
 
-def test_boxes_and_masks_of_the_composed_pictures_agree(pictures):
+def test_boxes_and_masks_of_the_composed_images_agree(images):
     from pycocotools import mask as coco_mask
-    data = json.loads((pictures / 'train.json').read_text())
+    data = json.loads((images / 'train.json').read_text())
     assert len(data['images']) == 8 and data['annotations']
     for annotation in data['annotations']:
         mask = coco_mask.decode(annotation['segmentation'])

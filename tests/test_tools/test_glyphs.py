@@ -50,7 +50,7 @@ def groups():
     return families(read_fonts(PATHS)[0])
 
 
-def test_the_pictures_are_a_function_of_fonts_and_seed(
+def test_the_images_are_a_function_of_fonts_and_seed(
         drawn, run_tool, tmp_path):
     fonts, target = tmp_path / 'of' / 'mine', tmp_path / 'glyphs'
     shutil.copytree(FONTS, fonts)  # with files that are no fonts
@@ -89,9 +89,9 @@ def test_the_host_reads_them(drawn):
     for dataset, count in ((train, 40), (val, 8), (test, 12)):
         assert [int(dataset[i]['gt_label']) for i in range(count)] == [
             i % 36 for i in range(count)]
-        pictures = np.stack([dataset[i]['img'] for i in range(count)])
-        assert pictures.shape == (count, 96, 96)
-        assert pictures.std((1, 2)).min() > 3
+        images = np.stack([dataset[i]['img'] for i in range(count)])
+        assert images.shape == (count, 96, 96)
+        assert images.std((1, 2)).min() > 3
     with pytest.raises(UserError, match="must be at 'nowhere'"):
         check_data(Config(dict(dataset=dict(
             cfg.test_dataloader.dataset, data_root='nowhere'))))
@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on(drawn, tmp_path, monkeypatch):
     (dict(Q='space'), 'blank'), (dict(Q=None), 'missing'),
     (dict(Q='O'), 'look the same'), (dict(zip(CHARACTERS, (
         *CHARACTERS[1:26], 'A', 'one', 'two', 'three', 'four', 'five', 'six',
-        'seven', 'eight', 'nine', 'zero'))), 'hard to read')])
+        'seven', 'eight', 'nine', 'zero'), strict=True)), 'hard to read')])
 def test_a_font_that_cannot_be_read_is_refused(tmp_path, change, reason):
     font = TTFont(osp.join(FONTS, 'cmr10.ttf'))
     for table in font['cmap'].tables:

@@ -1,4 +1,4 @@
-"""One picture at several sizes: what is drawn is what the network gets."""
+"""One image at several sizes: what is drawn is what the network gets."""
 import os.path as osp
 
 import cv2
@@ -20,15 +20,15 @@ DETECTOR = osp.join(ROOT, 'configs',
 
 @pytest.fixture
 def demo(tmp_path):
-    """show_sizes(picture, ...) of a network of random weights."""
+    """show_sizes(image, ...) of a network of random weights."""
     config, checkpoint, options = exports.fashion(tmp_path)
 
-    def show(picture, **more):
-        return show_sizes(config, checkpoint, picture, cfg_options=options,
+    def show(image, **more):
+        return show_sizes(config, checkpoint, image, cfg_options=options,
                           **{'out': str(tmp_path / 'a.png'), 'force': True,
                              **more})
     show.config, show.checkpoint = config, checkpoint
-    show.pictures = np.frombuffer((tmp_path / 't10k-images-idx3-ubyte')
+    show.images = np.frombuffer((tmp_path / 't10k-images-idx3-ubyte')
                                   .read_bytes()[16:], np.uint8).reshape(
                                       -1, 28, 28)
     return show
@@ -40,8 +40,8 @@ def test_a_classifiers_views_are_a_cascades(demo, tmp_path):
     model = MODELS.build(dict(cfg.model,
                               data_preprocessor=cfg.data_preprocessor))
     model.load_state_dict(torch.load(demo.checkpoint)['state_dict'])
-    picture = torch.from_numpy(demo.pictures[3].copy())[None]
-    inputs = model.data_preprocessor(dict(inputs=[picture]))['inputs']
+    image = torch.from_numpy(demo.images[3].copy())[None]
+    inputs = model.data_preprocessor(dict(inputs=[image]))['inputs']
     found = demo(3, thresholds=0.0)
     assert [view.size for view in found['views']] == [14, 21, 28]
     assert found['stop'] == 0 and found['classes'] == tuple('abcdefghij')
@@ -50,7 +50,7 @@ def test_a_classifiers_views_are_a_cascades(demo, tmp_path):
         want = Cascade(model, (14, 21, 28), limits)(inputs)
         assert int(want.sizes) == view.size
         torch.testing.assert_close(view.scores, want.scores[0])
-    np.testing.assert_allclose(found['views'][-1].pixels, demo.pictures[3],
+    np.testing.assert_allclose(found['views'][-1].pixels, demo.images[3],
                                atol=1e-3)
     confidences = [float(v.scores.max()) for v in found['views']]
     assert demo(3, thresholds=1.0)['stop'] == 2
@@ -59,12 +59,12 @@ def test_a_classifiers_views_are_a_cascades(demo, tmp_path):
     assert osp.getsize(tmp_path / 'a.png') > 3000
 
 
-def test_a_file_is_the_picture_of_the_test_set(demo, tmp_path):
+def test_a_file_is_the_image_of_the_test_set(demo, tmp_path):
     path = str(tmp_path / 'bag.png')
-    cv2.imwrite(path, demo.pictures[5])
+    cv2.imwrite(path, demo.images[5])
     found, want = demo(path, sizes='14:28:7'), demo(5)
     assert found['truth'] is None and want['truth'] is not None
-    for got, view in zip(found['views'], want['views']):
+    for got, view in zip(found['views'], want['views'], strict=True):
         torch.testing.assert_close(got.scores, view.scores)
         np.testing.assert_array_equal(got.pixels, view.pixels)
 
@@ -104,7 +104,7 @@ def test_pixels():
 
 @pytest.mark.parametrize('to_rgb', [True, False])
 def test_pixels_are_those_before_the_preprocessor(to_rgb):
-    """Of a picture that OpenCV read: blue comes first."""
+    """Of an image that OpenCV read: blue comes first."""
     from mmpretrain.models import ClsDataPreprocessor
     preprocessor = ClsDataPreprocessor(mean=[10, 20, 30], std=[2, 3, 4],
                                        to_rgb=to_rgb)
@@ -115,7 +115,7 @@ def test_pixels_are_those_before_the_preprocessor(to_rgb):
                                atol=1e-3)
 
 
-@pytest.mark.parametrize('picture, options, match', [
+@pytest.mark.parametrize('image, options, match', [
     (12, {}, 'one of 12 of the test set, but got 12'),
     ('no.png', {}, "must be a file, but got 'no.png'"),
     (__file__, {}, 'a file that OpenCV reads'),
@@ -125,9 +125,9 @@ def test_pixels_are_those_before_the_preprocessor(to_rgb):
     (1, dict(out='a.jpg'), "must be a .png, but got 'a.jpg'"),
     (1, dict(out=__file__ + '.png', thresholds=[0.1] * 3),
      'but got 3 for 3 sizes')])
-def test_what_is_refused(demo, picture, options, match):
+def test_what_is_refused(demo, image, options, match):
     with pytest.raises(ValueError, match=match):
-        demo(picture, **options)
+        demo(image, **options)
     assert not osp.exists(__file__ + '.png')
 
 
@@ -156,7 +156,7 @@ def test_the_tool(demo, tmp_path, run_tool):
             f'test_dataloader.dataset.data_root={tmp_path}')
     code, text = run_tool(*args)
     assert code == 0 and text.endswith(
-        'the picture at 14, 21, 28 pixels; the cascade stops at 28.\n'), text
+        'the image at 14, 21, 28 pixels; the cascade stops at 28.\n'), text
     before = out.read_bytes()
     code, text = run_tool(*args)
     assert code == 2 and 'exists already.' in text

@@ -1,4 +1,4 @@
-"""The tools as a user runs them, on pictures made here."""
+"""The tools as a user runs them, on images made here."""
 import json
 import os.path as osp
 import re
@@ -20,13 +20,13 @@ def write_idx(path, array):
 
 @pytest.fixture(scope='module')
 def options(tmp_path_factory):
-    """--cfg-options for a data set of 24 pictures in Fashion-MNIST's form."""
+    """--cfg-options for a data set of 24 images in Fashion-MNIST's form."""
     root = tmp_path_factory.mktemp('data')
     rng = np.random.default_rng(0)
     for split in ('train', 't10k'):
         labels = rng.integers(0, 10, 24)
-        pictures = rng.integers(0, 99, (24, 28, 28)) + labels[:, None, None]
-        write_idx(root / f'{split}-images-idx3-ubyte', pictures)
+        images = rng.integers(0, 99, (24, 28, 28)) + labels[:, None, None]
+        write_idx(root / f'{split}-images-idx3-ubyte', images)
         write_idx(root / f'{split}-labels-idx1-ubyte', labels)
     loaders = [f'{name}_dataloader' for name in ('train', 'val', 'test')]
     return ['--cfg-options', 'train_cfg.max_epochs=2',
@@ -64,7 +64,7 @@ def test_test_prints_one_table_and_writes_json_and_a_plot(
     assert [r['served_by'] for r in plain['rows']] == [None] * 3
     for row in ours['rows'] + plain['rows']:
         assert set(row['metrics']) == {'accuracy/top1', 'accuracy/top5'}
-        assert row['latency_ms'] > 0 and row['pictures_per_s'] > 0
+        assert row['latency_ms'] > 0 and row['images_per_s'] > 0
     gflops = [r['gflops'] for r in ours['rows']]
     assert gflops[0] > 3 * gflops[2] > 0
     assert (ours['trained'], plain['trained']) == ([28, 21, 14], [21])
@@ -147,17 +147,17 @@ def test_inferencer_chooses_the_scale(trained, options, tmp_path):
     from sct_mm import use_scale
     from sct_mm.datasets.rescale_pipeline import rescale_pipeline
     cfg = Config.fromfile(osp.join(ROOT, SCT))
-    picture = np.random.default_rng(1).integers(0, 255, (28, 28), np.uint8)
+    image = np.random.default_rng(1).integers(0, 255, (28, 28), np.uint8)
     for scale in (14, 28):
         loader = cfg.test_dataloader.dataset
         loader.pipeline = rescale_pipeline(loader.pipeline, scale)
         inferencer = ImageClassificationInferencer(
             cfg, str(trained[SCT] / 'epoch_2.pth'), device='cpu')
-        scores = inferencer(picture)[0]['pred_scores']
+        scores = inferencer(image)[0]['pred_scores']
         with use_scale(inferencer.model, scale):
-            want = inferencer(picture)[0]['pred_scores']
+            want = inferencer(image)[0]['pred_scores']
         with use_scale(inferencer.model, 21):
-            other = inferencer(picture)[0]['pred_scores']
+            other = inferencer(image)[0]['pred_scores']
         torch.testing.assert_close(torch.tensor(scores), torch.tensor(want))
         assert not np.allclose(scores, other)
 
@@ -233,7 +233,7 @@ def test_a_transform_that_sets_another_size(
     code, output = run_tool(
         'test.py', config, trained[SCT] / 'epoch_2.pth', '--scales', 14,
         '--out', tmp_path, *options)
-    assert code == 2 and 'pictures of 14 pixels, but makes 28' in output
+    assert code == 2 and 'images of 14 pixels, but makes 28' in output
 
 
 def test_empty_checkpoint_file(run_tool, tmp_path):
@@ -243,12 +243,12 @@ def test_empty_checkpoint_file(run_tool, tmp_path):
     assert 'Traceback' not in output
 
 
-def test_scales_larger_than_the_pictures(options, run_tool, tmp_path):
+def test_scales_larger_than_the_images(options, run_tool, tmp_path):
     code, output = run_tool(
         'train.py', SCT, '--work-dir', tmp_path, *options,
         'model.backbone.norm_cfg.scales=(32, 14)',
         'custom_hooks.2.loss_weights=None')
-    assert code == 2 and 'scale 32 and pictures of 28 pixels' in output
+    assert code == 2 and 'scale 32 and images of 28 pixels' in output
     assert 'Traceback' not in output
 
 
@@ -297,4 +297,4 @@ def test_what_a_host_refuses_to_build_is_one_sentence(options, run_tool,
     code, output = run_tool('train.py', SCT, '--work-dir', tmp_path, *options,
                             'optim_wrapper.optimizer.lr=-1')
     assert code == 2 and 'Traceback' not in output
-    assert 'cannot be built (Invalid learning rate: -1). Mend it' in output
+    assert 'cannot be built (Invalid learning rate: -1). Fix it' in output

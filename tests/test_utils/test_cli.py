@@ -93,8 +93,8 @@ def test_a_network_that_stacks_other_shapes_keeps_its_traceback():
      'A file cannot be read (it holds print, which no checkpoint needs)'),
     (_no_network, 'A download failed (no route)'),
     (lambda: BaseDataset(lazy_init=True)._serialize_data(),
-     'A data set must hold pictures, but the config makes an empty one.')])
-def test_what_a_user_can_mend_is_one_sentence(fail, said, capsys):
+     'A data set must hold images, but the config makes an empty one.')])
+def test_what_a_user_can_fix_is_one_sentence(fail, said, capsys):
     with pytest.raises(SystemExit):
         cli(fail)
     assert said in capsys.readouterr().err
@@ -140,7 +140,7 @@ class Missing:
 def test_a_slip_in_a_config_is_one_sentence(part, said, capsys):
     with pytest.raises(SystemExit):
         cli(lambda: MODELS.build(part))
-    assert re.search(rf'cannot be built \(.*{said}.*\). Mend it there',
+    assert re.search(rf'cannot be built \(.*{said}.*\). Fix it there',
                      capsys.readouterr().err)
 
 

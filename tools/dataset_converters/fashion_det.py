@@ -1,13 +1,12 @@
 """A detection data set in COCO's format, composed of Fashion-MNIST.
 
-Each picture is a cluttered canvas with 2 to 5 photos of clothes, 14 to 64
+Each image is a cluttered canvas with 2 to 5 photos of clothes, 14 to 64
 pixels large, in front of fragments of other photos.
 """
 import argparse
 import json
 import os
 import os.path as osp
-from typing import List, Tuple
 
 import cv2
 import mmengine
@@ -29,7 +28,7 @@ def canvas(rng: np.random.Generator, photos: np.ndarray) -> np.ndarray:
     shape = [SHORT, int(rng.integers(SHORT, LONG + 1))]
     rng.shuffle(shape)
     coarse = rng.uniform(20, 120, (5, 5)).astype(np.float32)
-    picture = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
     for _ in range(rng.integers(6, 14)):
         # A fragment has at most 10 of 28 pixels: no garment is recognised.
         h, w = rng.integers(4, 11, 2)
@@ -42,12 +41,12 @@ def canvas(rng: np.random.Generator, photos: np.ndarray) -> np.ndarray:
         h, w = piece.shape
         y = rng.integers(0, shape[0] - h + 1)
         x = rng.integers(0, shape[1] - w + 1)
-        picture[y:y + h, x:x + w] = np.maximum(picture[y:y + h, x:x + w],
+        image[y:y + h, x:x + w] = np.maximum(image[y:y + h, x:x + w],
                                                piece)
-    return picture + rng.normal(0, 8, shape).astype(np.float32)
+    return image + rng.normal(0, 8, shape).astype(np.float32)
 
 
-def overlap(box: Tuple[int, ...], others: List[Tuple[int, ...]]) -> float:
+def overlap(box: tuple[int, ...], others: list[tuple[int, ...]]) -> float:
     """The largest share of a box of ``others`` that ``box`` covers; boxes
     are (x, y, w, h)."""
     x, y, w, h = box
@@ -60,10 +59,10 @@ def overlap(box: Tuple[int, ...], others: List[Tuple[int, ...]]) -> float:
 
 
 def compose(rng: np.random.Generator, photos: np.ndarray,
-            labels: np.ndarray) -> Tuple[np.ndarray, List[dict]]:
-    """A picture (H, W), uint8, and its annotations."""
-    picture = canvas(rng, photos)
-    boxes: List[tuple] = []
+            labels: np.ndarray) -> tuple[np.ndarray, list[dict]]:
+    """An image (H, W), uint8, and its annotations."""
+    image = canvas(rng, photos)
+    boxes: list[tuple] = []
     annotations = []
     for _ in range(rng.integers(2, 6)):
         index = rng.integers(len(photos))
@@ -80,28 +79,28 @@ def compose(rng: np.random.Generator, photos: np.ndarray,
         photo, mask = photo[crop], mask[crop]
         h, w = photo.shape
         for _ in range(20):
-            x = int(rng.integers(0, picture.shape[1] - w + 1))
-            y = int(rng.integers(0, picture.shape[0] - h + 1))
+            x = int(rng.integers(0, image.shape[1] - w + 1))
+            y = int(rng.integers(0, image.shape[0] - h + 1))
             if overlap((x, y, w, h), boxes) < 0.1:
                 break
         else:
             continue  # no room is left
         boxes.append((x, y, w, h))
-        part = picture[y:y + h, x:x + w]
+        part = image[y:y + h, x:x + w]
         part[mask] = photo[mask] * rng.uniform(0.6, 1)
-        whole = np.zeros(picture.shape, np.uint8, order='F')
+        whole = np.zeros(image.shape, np.uint8, order='F')
         whole[y:y + h, x:x + w] = mask
         code = coco_mask.encode(whole)
         annotations.append(dict(
             category_id=int(labels[index]), bbox=[x, y, w, h], iscrowd=0,
             area=int(mask.sum()), segmentation=dict(
                 size=code['size'], counts=code['counts'].decode())))
-    return np.clip(picture, 0, 255).astype(np.uint8), annotations
+    return np.clip(image, 0, 255).astype(np.uint8), annotations
 
 
 def write_split(source: str, target: str, split: str, count: int,
                 seed: int) -> None:
-    """Write ``count`` pictures to target/split and target/split.json."""
+    """Write ``count`` images to target/split and target/split.json."""
     dataset = FashionMNIST(data_root=source, test_mode=split == 'val',
                            split='test' if split == 'val' else 'train',
                            pipeline=[])
@@ -110,21 +109,21 @@ def write_split(source: str, target: str, split: str, count: int,
     photos = np.stack([info['img'] for info in infos]).reshape(-1, 28, 28)
     labels = np.array([int(info['gt_label']) for info in infos])
     os.makedirs(osp.join(target, split), exist_ok=True)
-    images: List[dict] = []
-    annotations: List[dict] = []
-    for i in track(range(count), f'{split}: composing {count} pictures'):
+    entries: list[dict] = []
+    annotations: list[dict] = []
+    for i in track(range(count), f'{split}: composing {count} images'):
         rng = np.random.default_rng((seed, split == 'val', i))
-        picture, found = compose(rng, photos, labels)
+        image, found = compose(rng, photos, labels)
         name = f'{i:06d}.png'
-        cv2.imwrite(osp.join(target, split, name), picture)
-        images.append(dict(id=i, file_name=name, height=picture.shape[0],
-                           width=picture.shape[1]))
+        cv2.imwrite(osp.join(target, split, name), image)
+        entries.append(dict(id=i, file_name=name, height=image.shape[0],
+                           width=image.shape[1]))
         annotations += [dict(a, id=len(annotations) + k, image_id=i)
                         for k, a in enumerate(found, 1)]
     categories = [dict(id=i, name=name)
                   for i, name in enumerate(dataset.CLASSES)]
     text = mmengine.dump(
-        dict(info=dict(seed=seed, count=count), images=images,
+        dict(info=dict(seed=seed, count=count), images=entries,
              annotations=annotations, categories=categories),
         file_format='json', indent=2)
     # Written last, and whole: it says that the split is complete.
@@ -144,14 +143,14 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
                      val: int = 500, seed: int = 0) -> None:
     """Compose the data set in the folder ``target``.
 
-    Picture i of a split is a function of (seed, i) alone. The training
-    pictures take photos of Fashion-MNIST's training set, the others those of
+    Image i of a split is a function of (seed, i) alone. The training
+    images take photos of Fashion-MNIST's training set, the others those of
     its test set. A split that is complete is not written again.
 
     Args:
         source: folder of Fashion-MNIST's files, unpacked.
-        train: number of pictures to train on.
-        val: number of pictures to test on.
+        train: number of images to train on.
+        val: number of images to test on.
 
     Raises:
         TypeError, ValueError: for a count below 1 or a seed below 0, and if
@@ -166,7 +165,7 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
                          'not there. Run tools/dataset_converters/fashion_mnist.py first.')
     for split, count in dict(train=train, val=val).items():
         if is_complete(target, split, count, seed):
-            print(f'{target}/{split}: {count} pictures are there.')
+            print(f'{target}/{split}: {count} images are there.')
         else:
             write_split(source, target, split, count, seed)
 
@@ -176,9 +175,9 @@ def main() -> None:
     parser.add_argument('source', help='folder of Fashion-MNIST')
     parser.add_argument('target', help='where the data set goes')
     parser.add_argument('--train', type=int, default=3000,
-                        help='number of pictures to train on')
+                        help='number of images to train on')
     parser.add_argument('--val', type=int, default=500,
-                        help='number of pictures to test on')
+                        help='number of images to test on')
     parser.add_argument('--seed', type=int, default=0)
     make_fashion_det(**vars(parser.parse_args()))
 

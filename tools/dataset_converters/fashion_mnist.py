@@ -1,4 +1,4 @@
-"""Put Fashion-MNIST (70,000 pictures, MIT licence, 31 MB) into a folder.
+"""Put Fashion-MNIST (70,000 images, MIT licence, 31 MB) into a folder.
 
 Tries the files of Debian's package dataset-fashion-mnist, then the package
 itself, then the download of mmpretrain.
@@ -8,8 +8,8 @@ import gzip
 import os.path as osp
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 from sct_mm.utils.checkpoint import AtomicLocalBackend
 from sct_mm.utils.cli import cli
@@ -25,7 +25,7 @@ def unpack(source: str, target: str) -> bool:
     archives = [osp.join(source, f'{name}.gz') for name in FILES]
     if not all(osp.isfile(archive) for archive in archives):
         return False
-    for name, archive in zip(FILES, archives):
+    for name, archive in zip(FILES, archives, strict=True):
         with gzip.open(archive) as f:
             AtomicLocalBackend().put(f.read(), osp.join(target, name))
     return True
@@ -75,7 +75,7 @@ def main() -> None:
 DOWNLOAD = ('apt-get', '-o', 'APT::Sandbox::User=root', 'download')
 
 
-def run(*command: str, folder: str) -> Optional[str]:
+def run(*command: str, folder: str) -> str | None:
     """What a command says; None if it failed, or did not end in time."""
     try:
         done = subprocess.run(command, cwd=folder, timeout=600, text=True,

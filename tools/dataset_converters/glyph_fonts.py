@@ -7,7 +7,8 @@ import os.path as osp
 import re
 import string
 from collections import Counter
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -47,7 +48,7 @@ def first_word(family: str) -> str:
     return ''.join(re.findall(r'[^\W_]+', family.lower())[:1])
 
 
-def shape_of(size: Tuple[int, int], pixels: bytes) -> np.ndarray:
+def shape_of(size: tuple[int, int], pixels: bytes) -> np.ndarray:
     """The map (256,) of a glyph whose ``pixels`` are grey levels."""
     glyph = Image.frombytes('L', size, pixels)
     glyph = glyph.crop(glyph.getbbox()).resize((GRID, GRID), Image.BOX)
@@ -56,7 +57,7 @@ def shape_of(size: Tuple[int, int], pixels: bytes) -> np.ndarray:
     return levels / max(float(np.linalg.norm(levels)), 1e-6)
 
 
-def glyphs_of(font: ImageFont.FreeTypeFont) -> List[tuple]:
+def glyphs_of(font: ImageFont.FreeTypeFont) -> list[tuple]:
     """Size and pixels of each character.
 
     Raises:
@@ -113,7 +114,7 @@ def read_font(path: str) -> Font:
     return Font(osp.basename(path), family, style or '', data, shapes)
 
 
-def read_fonts(paths: Sequence[str]) -> Tuple[List[Font], Dict[str, int]]:
+def read_fonts(paths: Sequence[str]) -> tuple[list[Font], dict[str, int]]:
     """The fonts that can be read, in an order that does not depend on where
     they lie, and how many were refused, by the reason."""
     fonts, refused = [], Counter()
@@ -127,7 +128,7 @@ def read_fonts(paths: Sequence[str]) -> Tuple[List[Font], Dict[str, int]]:
     return fonts, dict(sorted(refused.items()))
 
 
-def families(fonts: Sequence[Font]) -> List[List[Font]]:
+def families(fonts: Sequence[Font]) -> list[list[Font]]:
     """Fonts of one design together: those whose families begin with the same
     word (Liberation Sans, Liberation Mono), and those that look alike,
     whatever they are called."""
@@ -147,8 +148,8 @@ def families(fonts: Sequence[Font]) -> List[List[Font]]:
             for start in np.unique(first)]
 
 
-def divide(groups: Sequence[List[Font]], shares: Dict[str, float],
-           seed: int) -> Dict[str, List[List[Font]]]:
+def divide(groups: Sequence[list[Font]], shares: dict[str, float],
+           seed: int) -> dict[str, list[list[Font]]]:
     """Give each split its share of the families, at least one; the rest goes
     to 'train'. A family's place in the order is a function of its name and
     ``seed``: one font more moves few.
@@ -161,7 +162,7 @@ def divide(groups: Sequence[List[Font]], shares: Dict[str, float],
             f'Fonts of at least {len(shares) + 1} families are needed, but '
             f'got {len(groups)} that can be read. Give more fonts.')
 
-    def place(group: List[Font]) -> bytes:
+    def place(group: list[Font]) -> bytes:
         return hashlib.sha256(f'{seed} {group[0].family}'.encode()).digest()
 
     order = sorted(groups, key=place)

@@ -1,4 +1,4 @@
-"""Letters and digits of many fonts on cluttered pictures: a data set of which
+"""Letters and digits of many fonts on cluttered images: a data set of which
 small print can be read at 96 pixels and not at 36.
 
 It lies in the files of MNIST, which mmpretrain's ``MNIST`` reads.
@@ -11,7 +11,7 @@ import os.path as osp
 import shutil
 import struct
 import tempfile
-from typing import Dict, Iterable, List, Sequence, Tuple
+from collections.abc import Iterable, Sequence
 
 import cv2
 import mmengine
@@ -29,7 +29,7 @@ VERSION = 1  # of what a seed draws
 EDGE = 96  # pixels
 SMALL, LARGE = 20, 80  # the longer edge of a character, in pixels
 FINE = 2  # drawn so much larger, then averaged
-PART = 1000  # pictures that an interruption loses at most
+PART = 1000  # images that an interruption loses at most
 SHARES = dict(test=0.2, val=0.1)  # of the families; the others train
 SPLITS = ('train', 'val', 'test')
 FILES = {'train': ('train', 'val'), 't10k': ('test', )}  # of MNIST
@@ -93,28 +93,28 @@ def background(rng: np.random.Generator, groups: Families,
 
 def draw(rng: np.random.Generator, groups: Families,
          character: str) -> np.ndarray:
-    """A picture (EDGE, EDGE), uint8, with ``character``, of more contrast
+    """An image (EDGE, EDGE), uint8, with ``character``, of more contrast
     than all else on it, at any place."""
     # Uniform in the logarithm: as many small ones as large ones.
     pixels = FINE * np.exp(rng.uniform(np.log(SMALL), np.log(LARGE)))
     mask = mask_of(rng, groups, character, pixels)
     contrast = rng.uniform(50, 180)
-    picture = background(rng, groups, contrast / 3)
+    image = background(rng, groups, contrast / 3)
     h, w = mask.shape
-    y = rng.integers(0, picture.shape[0] - h + 1)
-    x = rng.integers(0, picture.shape[1] - w + 1)
-    place = picture[y:y + h, x:x + w]
+    y = rng.integers(0, image.shape[0] - h + 1)
+    x = rng.integers(0, image.shape[1] - w + 1)
+    place = image[y:y + h, x:x + w]
     place += mask * (contrast - place)
-    picture = cv2.resize(picture, (EDGE, EDGE), interpolation=cv2.INTER_AREA)
-    picture *= rng.choice([-1, 1])
+    image = cv2.resize(image, (EDGE, EDGE), interpolation=cv2.INTER_AREA)
+    image *= rng.choice([-1, 1])
     room = max(255 - contrast, 0) / 2
-    picture += 128 - picture.mean() + rng.uniform(-room, room)
-    picture += rng.normal(0, rng.uniform(0, 10), picture.shape)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image += 128 - image.mean() + rng.uniform(-room, room)
+    image += rng.normal(0, rng.uniform(0, 10), image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def labels_of(count: int) -> bytes:
-    """The classes of ``count`` pictures, all equally often."""
+    """The classes of ``count`` images, all equally often."""
     return bytes(i % len(CHARACTERS) for i in range(count))
 
 
@@ -125,7 +125,7 @@ def write(data: bytes, path: str) -> None:
 
 def part(path: str, split: str, groups: Families, indices: range,
          seed: int) -> bytes:
-    """Pictures ``indices`` of a split: those in the file at ``path``, where
+    """Images ``indices`` of a split: those in the file at ``path``, where
     they are kept if they are not there."""
     if osp.isfile(path):
         with open(path, 'rb') as file:
@@ -143,7 +143,7 @@ def idx_of(parts: Iterable[bytes], *shape: int) -> bytes:
     return b''.join([header, *parts])
 
 
-def describe(divided: Dict[str, Families]) -> Dict[str, List[str]]:
+def describe(divided: dict[str, Families]) -> dict[str, list[str]]:
     return {split: [f'{font.family}, {font.style} ({font.file}, sha256 '
                     f'{hashlib.sha256(font.data).hexdigest()[:16]})'
                     for group in groups for font in group]
@@ -162,7 +162,7 @@ def is_complete(target: str, **settings: int) -> bool:
             and _has_files(target, settings))
 
 
-def _has_files(target: str, counts: Dict[str, int]) -> bool:
+def _has_files(target: str, counts: dict[str, int]) -> bool:
     """Whether the four files are there, as large as they should be."""
     for name, splits in FILES.items():
         count = sum(counts[split] for split in splits)
@@ -175,7 +175,7 @@ def _has_files(target: str, counts: Dict[str, int]) -> bool:
 
 
 def divide_fonts(paths: Sequence[str], seed: int
-                 ) -> Tuple[Dict[str, Families], Dict[str, int]]:
+                 ) -> tuple[dict[str, Families], dict[str, int]]:
     """The families of each split, and how many fonts were left out, by the
     reason."""
     fonts, refused = read_fonts(paths)
@@ -188,26 +188,26 @@ def divide_fonts(paths: Sequence[str], seed: int
     return divided, refused
 
 
-def draw_splits(folder: str, divided: Dict[str, Families],
-                counts: Dict[str, int], seed: int) -> Dict[str, List[bytes]]:
-    """The pictures of each split, PART by PART, (n, EDGE, EDGE) each; they
+def draw_splits(folder: str, divided: dict[str, Families],
+                counts: dict[str, int], seed: int) -> dict[str, list[bytes]]:
+    """The images of each split, PART by PART, (n, EDGE, EDGE) each; they
     are kept in ``folder``, where an interrupted run goes on."""
     tasks = [(split, range(start, min(start + PART, counts[split])))
              for split in SPLITS for start in range(0, counts[split], PART)]
-    parts: Dict[str, List[bytes]] = {split: [] for split in SPLITS}
+    parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     total = sum(counts.values())
-    for split, indices in track(tasks, f'drawing {total} pictures'):
+    for split, indices in track(tasks, f'drawing {total} images'):
         path = osp.join(folder, f'{split}-{indices.start}')
         parts[split].append(part(path, split, divided[split], indices, seed))
     return parts
 
 
-def write_files(target: str, pictures: Dict[str, List[bytes]]) -> None:
+def write_files(target: str, images: dict[str, list[bytes]]) -> None:
     """Write the four files of MNIST into the folder ``target``."""
     for name, splits in FILES.items():
-        counts = [sum(map(len, pictures[split])) // EDGE**2
+        counts = [sum(map(len, images[split])) // EDGE**2
                   for split in splits]
-        write(idx_of([data for split in splits for data in pictures[split]],
+        write(idx_of([data for split in splits for data in images[split]],
                      sum(counts), EDGE, EDGE),
               osp.join(target, f'{name}-images-idx3-ubyte'))
         write(idx_of(map(labels_of, counts), sum(counts)),
@@ -218,9 +218,9 @@ def make_glyphs(paths: Sequence[str], target: str, train: int = 24000,
                 val: int = 3000, test: int = 4000, seed: int = 0) -> None:
     """Draw the data set into the folder ``target``.
 
-    Picture i of a split is a function of the fonts and (seed, i) alone. The
+    Image i of a split is a function of the fonts and (seed, i) alone. The
     splits share no family of fonts. MNIST's training file has the ``train``
-    pictures first, then those of ``val``: ``indices`` of a data set tell them
+    images first, then those of ``val``: ``indices`` of a data set tell them
     apart. What was interrupted goes on.
 
     Args:
@@ -243,9 +243,9 @@ def make_glyphs(paths: Sequence[str], target: str, train: int = 24000,
     if osp.exists(summary):
         with open(summary, 'rb') as file:
             if file.read() == text and _has_files(target, counts):
-                print(f'The pictures are in {target}.')
+                print(f'The images are in {target}.')
                 return
-        os.remove(summary)  # of other pictures
+        os.remove(summary)  # of other images
     folder = osp.join(target, f'parts-{hashlib.sha256(text).hexdigest()[:8]}')
     write_files(target, draw_splits(folder, divided, counts, seed))
     write(text, summary)  # it says that all else is there
@@ -275,12 +275,12 @@ GIVE = ('Give a folder of fonts (.ttf, .otf) or of such packages (.deb) by '
         '--fonts.')
 
 
-def files_in(folder: str, suffixes: tuple) -> List[str]:
+def files_in(folder: str, suffixes: tuple) -> list[str]:
     return sorted(osp.join(where, name) for where, _, names in os.walk(folder)
                   for name in names if name.lower().endswith(suffixes))
 
 
-def unpack_all(packages: List[str], folder: str) -> None:
+def unpack_all(packages: list[str], folder: str) -> None:
     for package in packages:
         if not unpack_package(package, folder):
             raise UserError(f'The package {package!r} cannot be unpacked by '
@@ -296,16 +296,16 @@ def main() -> None:
                         help='fonts or packages to draw with, in place of '
                         "Debian's")
     parser.add_argument('--train', type=int, default=24000,
-                        help='number of pictures to train on')
+                        help='number of images to train on')
     parser.add_argument('--val', type=int, default=3000,
-                        help='number of pictures to choose settings by')
+                        help='number of images to choose settings by')
     parser.add_argument('--test', type=int, default=4000,
-                        help='number of pictures to test on')
+                        help='number of images to test on')
     parser.add_argument('--seed', type=int, default=0)
     args = vars(parser.parse_args())
     target, fonts = args.pop('target'), args.pop('fonts')
     if not fonts and is_complete(target, **args):
-        print(f'The pictures are in {target}.')
+        print(f'The images are in {target}.')
         return
     if fonts and not osp.isdir(fonts):
         raise UserError(f'--fonts must be a folder, but got {fonts!r}. {GIVE}')

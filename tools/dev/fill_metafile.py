@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import os.path as osp
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -26,10 +26,10 @@ from sct_mm.utils.errors import UserError
 from sct_mm.utils.package import CARDS
 
 # {config: {size in pixels: {metric: value}}}
-Results = Dict[str, Dict[int, Dict[str, float]]]
+Results = dict[str, dict[int, dict[str, float]]]
 
 HEADER = ('# By tools/dev/fill_metafile.py. FLOPs are multiply-adds of one square '
-          'picture at the\n# first of the scales, parameters those of all '
+          'image at the\n# first of the scales, parameters those of all '
           'scales. Results are those of\n# docs/results, in %, means over '
           'the seeds; a metric without a size is at the\n# first of the '
           'scales.\n')
@@ -77,7 +77,7 @@ def of_experiment(name: str, found: dict) -> Results:
     return results
 
 
-def of_test(models: List[dict]) -> Results:
+def of_test(models: list[dict]) -> Results:
     """The models that tools/test.py tested, by the names of their configs."""
     results: Results = {}
     for model in models:
@@ -103,7 +103,7 @@ def results_in(folder: str) -> Results:
     Raises:
         UserError: for a file that cannot be read as one of either tool.
     """
-    several: List[Tuple[int, Results]] = []
+    several: list[tuple[int, Results]] = []
     single: Results = {}
     for path in sorted(glob.glob(osp.join(folder, '*.json'))):
         name = osp.splitext(osp.basename(path))[0]
@@ -127,28 +127,28 @@ def results_in(folder: str) -> Results:
 
 @torch.no_grad()
 def cost_of(model: nn.Module, size: int) -> dict:
-    """Parameters, and multiply-adds of a square picture of ``size`` pixels
-    where the network runs on pictures alone; no number is computed."""
+    """Parameters, and multiply-adds of a square image of ``size`` pixels
+    where the network runs on images alone; no number is computed."""
     cost = dict(Parameters=sum(p.numel() for p in model.parameters()))
     model = model.to('meta').eval()
     channels = next(p for p in model.parameters() if p.dim() == 4).shape[1]
-    picture = torch.zeros(1, channels, size, size, device='meta')
+    image = torch.zeros(1, channels, size, size, device='meta')
     try:
         with use_scale(model, size if scales_of(model) else None):
             cost['FLOPs'] = int(flops_of(
-                lambda: model(picture, mode='tensor')))
+                lambda: model(image, mode='tensor')))
     except Exception:  # of a head that asks the samples, each in its way
         pass
     return cost
 
 
-def sct_of(cfg: Config) -> Optional[dict]:
+def sct_of(cfg: Config) -> dict | None:
     """The SCTLossHook of a config; None of a stock network."""
     return next((hook for hook in cfg.get('custom_hooks', ())
                  if type_name(hook) == 'SCTLossHook'), None)
 
 
-def scales_in(cfg: Config, model: nn.Module, size: int) -> List[int]:
+def scales_in(cfg: Config, model: nn.Module, size: int) -> list[int]:
     """What a network is trained at: its rows, what the hook is told, or
     what the pipeline makes; ``size`` where it resizes nothing."""
     told = (sct_of(cfg) or {}).get('scales')
@@ -157,7 +157,7 @@ def scales_in(cfg: Config, model: nn.Module, size: int) -> List[int]:
                 or (size, ))
 
 
-def metrics_of(rows: Dict[int, Dict[str, float]], base: int) -> dict:
+def metrics_of(rows: dict[int, dict[str, float]], base: int) -> dict:
     """{name: %} from the largest size down, the base scale's first."""
     metrics = {}
     for size in sorted(rows, key=lambda each: (each != base, -each)):
@@ -202,12 +202,12 @@ def collection(cards: str) -> dict:
                       'Normalization'}}
 
 
-def make_cards(root: str, results: Optional[Results] = None
-               ) -> Dict[str, str]:
+def make_cards(root: str, results: Results | None = None
+               ) -> dict[str, str]:
     """{path below ``root``: text} of the cards of all configs in it."""
     paths = sorted(glob.glob(osp.join(root, 'configs', '**', '*.py'),
                              recursive=True))
-    made: Dict[str, Tuple[dict, list]] = {}
+    made: dict[str, tuple[dict, list]] = {}
     for path in paths:
         config = osp.relpath(path, root).replace(os.sep, '/')
         if '/_base_/' in config:
@@ -220,7 +220,7 @@ def make_cards(root: str, results: Optional[Results] = None
         sort_keys=False, width=79) for cards, models in made.items()}
 
 
-def write_cards(root: str) -> List[str]:
+def write_cards(root: str) -> list[str]:
     """Write the cards of the repository at ``root`` from its configs and
     docs/results: what tools/dev/fill_metafile.py does.
 

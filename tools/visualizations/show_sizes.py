@@ -1,8 +1,9 @@
-"""One picture at several sizes: what a network sees, and what it says."""
+"""One image at several sizes: what a network sees, and what it says."""
 import argparse
 import copy
 import os.path as osp
-from typing import Any, List, NamedTuple, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import mmcv
 import numpy as np
@@ -36,67 +37,67 @@ from sct_mm.utils.sizes import Sizes, expand_sizes
 
 
 class View(NamedTuple):
-    """A picture at ``size`` pixels. ``pixels`` (H, W) or (H, W, 3), 0 to 255;
+    """An image at ``size`` pixels. ``pixels`` (H, W) or (H, W, 3), 0 to 255;
     ``scores`` (classes,) of a classifier, else ``boxes``, mmdet's instances,
-    and ``shape``, height and width of the picture that they are of."""
+    and ``shape``, height and width of the image that they are of."""
     size: int
     pixels: np.ndarray
-    scores: Optional[torch.Tensor] = None
+    scores: torch.Tensor | None = None
     boxes: Any = None
-    shape: Optional[tuple] = None
+    shape: tuple | None = None
 
 
-def samples_of(cfg: Config, picture: Union[int, str], sizes: Sequence[int],
-               channels: int) -> List[dict]:
-    """The picture as the test pipeline makes it, at each of ``sizes``.
+def samples_of(cfg: Config, image: int | str, sizes: Sequence[int],
+               channels: int) -> list[dict]:
+    """The image as the test pipeline makes it, at each of ``sizes``.
 
     Args:
-        picture: its index in the test set, or the path of a file, which has
+        image: its index in the test set, or the path of a file, which has
             no annotations.
-        channels: 1 for a grey picture.
+        channels: 1 for a grey image.
 
     Raises:
         UserError: for an index or a file that is not there.
     """
-    if isinstance(picture, int):
+    if isinstance(image, int):
         check_test_data(cfg)
         config = cfg.test_dataloader.dataset
         dataset = DATASETS.build(config)
-        if not 0 <= picture < len(dataset):
-            raise UserError(f'The picture must be one of {len(dataset)} of '
-                            f'the test set, but got {picture}. Name one from '
+        if not 0 <= image < len(dataset):
+            raise UserError(f'The image must be one of {len(dataset)} of '
+                            f'the test set, but got {image}. Name one from '
                             f'0 to {len(dataset) - 1}, or a file.')
         switch, samples = SizeSwitch(dataset, config, sizes), []
         for size in sizes:
             with switch.at(size):
-                samples.append(dataset[picture])
+                samples.append(dataset[image])
         return samples
-    if not osp.isfile(picture):
-        raise UserError(f'The picture must be a file, but got {picture!r}. '
+    if not osp.isfile(image):
+        raise UserError(f'The image must be a file, but got {image!r}. '
                         'Name one, or the index of one of the test set.')
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
     return [Compose(_of_a_file(rescale_pipeline(pipeline, size)))(
-        _read(picture, channels)) for size in sizes]
+        _read(image, channels)) for size in sizes]
 
 
 def _read(path: str, channels: int) -> dict:
-    """What a pipeline gets of a picture in a file.
+    """What a pipeline gets of an image in a file.
 
     Raises:
         UserError: for a file that is none.
     """
     try:
-        image = mmcv.imread(path, 'grayscale' if channels == 1 else 'color')
+        pixels = mmcv.imread(path, 'grayscale' if channels == 1 else 'color')
     except Exception:  # of OpenCV, for an empty file
-        image = None
-    if image is None:
-        raise UserError(f'The picture must be a file that OpenCV reads, but '
+        pixels = None
+    if pixels is None:
+        raise UserError(f'The image must be a file that OpenCV reads, but '
                         f'got {path!r}. Convert it, e.g. to PNG.')
-    return dict(img=image, img_shape=image.shape[:2], img_id=0,
-                ori_shape=image.shape[:2], img_path=path)
+    return dict(img=pixels, img_shape=pixels.shape[:2], img_id=0,
+                ori_shape=pixels.shape[:2], img_path=path)
 
 
-def _of_a_file(pipeline: List[dict]) -> List[dict]:
+def _of_a_file(pipeline: list[dict]) -> list[dict]:
     """``pipeline`` without annotations; its own reading, which may ask for
     grey or for floats, is of a local file."""
     for transform in pipeline:
@@ -107,25 +108,25 @@ def _of_a_file(pipeline: List[dict]) -> List[dict]:
             if type_name(transform) != 'LoadAnnotations']
 
 
-def as_pixels(picture: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
+def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
     """(C, H, W) as (H, W) or (H, W, 3), 0 to 255; with ``preprocessor``,
     without its normalization."""
-    picture = picture.float().cpu()
+    image = image.float().cpu()
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None:
-        picture = picture * preprocessor.std.cpu() + mean.cpu()
+        image = image * preprocessor.std.cpu() + mean.cpu()
     elif preprocessor is not None:
-        low, high = picture.min(), picture.max()
-        picture = 255 * (picture - low) / (high - low).clamp(min=1e-12)
+        low, high = image.min(), image.max()
+        image = 255 * (image - low) / (high - low).clamp(min=1e-12)
     if not getattr(preprocessor, 'to_rgb', True):  # hosts read BGR
-        picture = picture.flip(0)
-    pixels = picture.clamp(0, 255).numpy()
+        image = image.flip(0)
+    pixels = image.clamp(0, 255).numpy()
     return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
 
 
 @torch.no_grad()
 def classified(model: nn.Module, sample: dict,
-               sizes: Sequence[int]) -> List[View]:
+               sizes: Sequence[int]) -> list[View]:
     """A view a size, the smallest first: ``sample``, which is of the largest,
     as SCT and :class:`Cascade` resize it."""
     preprocessor, views = model.data_preprocessor, []
@@ -142,7 +143,7 @@ def classified(model: nn.Module, sample: dict,
 
 @torch.no_grad()
 def detected(model: nn.Module, samples: Sequence[dict],
-             sizes: Sequence[int], least: float) -> List[View]:
+             sizes: Sequence[int], least: float) -> list[View]:
     """A view a size, each of ``samples`` at its size, with the boxes of a
     score of at least ``least``.
 
@@ -150,7 +151,7 @@ def detected(model: nn.Module, samples: Sequence[dict],
         UserError: for a network that finds no boxes.
     """
     views = []
-    for size, sample in zip(sizes, samples):
+    for size, sample in zip(sizes, samples, strict=True):
         with use_scale(model, size):
             found = model.test_step(dict(
                 inputs=[sample['inputs']],
@@ -169,7 +170,7 @@ def detected(model: nn.Module, samples: Sequence[dict],
 def stop_of(views: Sequence[View], thresholds: Sequence[float]) -> int:
     """Index of the view at which a cascade stops."""
     return next((index for index, (view, threshold) in enumerate(
-        zip(views, thresholds)) if view.scores.max() > threshold),
+        zip(views, thresholds, strict=True)) if view.scores.max() > threshold),
         len(views) - 1)
 
 
@@ -187,7 +188,7 @@ def classes_of(cfg: Config, checkpoint: dict) -> Sequence[str]:
             or (getattr(kind, 'METAINFO', None) or {}).get('classes') or ())
 
 
-def _parts(dataset: dict) -> List[dict]:
+def _parts(dataset: dict) -> list[dict]:
     """The configs of the data sets within ``dataset``."""
     inner = dataset.get('datasets') or [dataset['dataset']
                                         ] if 'pipeline' not in dataset else []
@@ -195,19 +196,19 @@ def _parts(dataset: dict) -> List[dict]:
 
 
 @protected_loading()
-def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
-               out: str, sizes: Optional[Sizes] = None,
-               thresholds: Union[float, Sequence[float], None] = None,
+def show_sizes(config: str, checkpoint: str, image: int | str,
+               out: str, sizes: Sizes | None = None,
+               thresholds: float | Sequence[float] | None = None,
                least: float = 0.3, force: bool = False,
-               cfg_options: Optional[dict] = None) -> dict:
-    """Draw one picture at several sizes into a PNG: what tools/visualizations/show_sizes.py does.
+               cfg_options: dict | None = None) -> dict:
+    """Draw one image at several sizes into a PNG: what tools/visualizations/show_sizes.py does.
 
     Of a classifier: what it sees, class and confidence, and, with
-    ``thresholds``, where a :class:`Cascade` stops, which resizes the picture.
+    ``thresholds``, where a :class:`Cascade` stops, which resizes the image.
     Of a detector: its boxes; the test pipeline resizes.
 
     Args:
-        picture: its index in the test set, or the path of a file.
+        image: its index in the test set, or the path of a file.
         out: path of the PNG.
         sizes: pixels, also as ranges (:func:`expand_sizes`); None: the
             trained ones, else the config's.
@@ -220,7 +221,7 @@ def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
     Returns:
         dict: ``views``, a :class:`View` a size, the smallest first;
         ``stop``, the index of the one that a cascade stops at, or None;
-        ``classes``; ``truth``, the class of the picture, or None.
+        ``classes``; ``truth``, the class of the image, or None.
 
     Raises:
         UserError, TypeError, ValueError: for what is missing, does not fit,
@@ -238,16 +239,16 @@ def show_sizes(config: str, checkpoint: str, picture: Union[int, str],
         if wanted is None and scales_of(model) is None:
             wanted = [nominal_size(next(pipelines_in(
                 cfg.test_dataloader.dataset))[1])]
-        found = view(model, cfg, picture,
+        found = view(model, cfg, image,
                      check_sizes(wanted, model)[::-1], thresholds, least)
         found['classes'] = classes_of(cfg, weights)
-    draw(found, str(picture), out)
+    draw(found, str(image), out)
     return found
 
 
-def view(model: nn.Module, cfg: Config, picture: Union[int, str],
+def view(model: nn.Module, cfg: Config, image: int | str,
          sizes: Sequence[int],
-         thresholds: Union[float, Sequence[float], None],
+         thresholds: float | Sequence[float] | None,
          least: float) -> dict:
     """What :func:`show_sizes` returns, but the classes; ``sizes`` are from
     the smallest up."""
@@ -257,7 +258,7 @@ def view(model: nn.Module, cfg: Config, picture: Union[int, str],
     first = next((p for p in model.parameters() if p.dim() == 4), None)
     channels = len(mean) if mean is not None else (
         3 if first is None else first.shape[1])
-    samples = samples_of(cfg, picture, sizes, channels)
+    samples = samples_of(cfg, image, sizes, channels)
     sample = samples[-1].get('data_samples')
     if not hasattr(sample, 'gt_instances'):  # mmdet's have them in any case
         views = classified(model, samples[-1], sizes)
@@ -274,7 +275,7 @@ def view(model: nn.Module, cfg: Config, picture: Union[int, str],
                 stop=None if limits is None else stop_of(views, limits))
 
 
-PANEL = 2.6  # inches, of a picture's width
+PANEL = 2.6  # inches, of an image's width
 
 
 def named(label: int, classes: Sequence[str]) -> str:
@@ -284,7 +285,7 @@ def named(label: int, classes: Sequence[str]) -> str:
 
 def draw(found: dict, title: str, path: str) -> None:
     """Draw what :func:`show_sizes` returns into a PNG, the smallest size on
-    the left; every picture as large, so that its pixels are seen."""
+    the left; every image as large, so that its pixels are seen."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -293,7 +294,7 @@ def draw(found: dict, title: str, path: str) -> None:
     figure, axes = plt.subplots(
         1, len(views), squeeze=False, layout='constrained',
         figsize=(PANEL * len(views), PANEL * height / width + 0.9))
-    for index, (view, axis) in enumerate(zip(views, axes[0])):
+    for index, (view, axis) in enumerate(zip(views, axes[0], strict=True)):
         if view.scores is not None:
             axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,
                         interpolation='nearest')
@@ -309,12 +310,12 @@ def draw(found: dict, title: str, path: str) -> None:
             _mark(axis, index, stop)
     if found['truth'] is not None:
         title += f': {named(found["truth"], found["classes"])}'
-    figure.suptitle(f'picture {title}', fontsize=10)
+    figure.suptitle(f'image {title}', fontsize=10)
     save_plot(figure, path, 100)
 
 
 def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:
-    """The picture and its boxes; returns how many there are."""
+    """The image and its boxes; returns how many there are."""
     from matplotlib.patches import Rectangle
     height, width = view.shape[:2]
     # mmdet's boxes are in pixels of the original.
@@ -323,7 +324,7 @@ def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:
     boxes = view.boxes
     for box, label, score in zip(boxes.bboxes.tolist(),
                                  boxes.labels.tolist(),
-                                 boxes.scores.tolist()):
+                                 boxes.scores.tolist(), strict=True):
         color = f'C{label % 10}'
         axis.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1],
                                  fill=False, color=color, linewidth=1.5))
@@ -349,7 +350,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
                         'work directory: its newest whole one')
-    parser.add_argument('picture', help='index in the test set, or a file')
+    parser.add_argument('image', help='index in the test set, or a file')
     parser.add_argument(
         '--sizes', nargs='+', metavar='PIXELS',
         help='numbers, ranges such as 128:224:16, or both; default: the '
@@ -367,20 +368,20 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--force', action='store_true', help='overwrite --out')
     add_cfg_options(parser)
     args = parser.parse_args(argv)
-    if args.picture.isdecimal():
-        args.picture = int(args.picture)
+    if args.image.isdecimal():
+        args.image = int(args.image)
     return args
 
 
 def main() -> None:
     args = parse_args()
-    found = show_sizes(args.config, args.checkpoint, args.picture, args.out,
+    found = show_sizes(args.config, args.checkpoint, args.image, args.out,
                        args.sizes, args.cascade, args.least, args.force,
                        args.cfg_options)
     sizes = ', '.join(str(view.size) for view in found['views'])
     stop = ('' if found['stop'] is None else '; the cascade stops at '
             f'{found["views"][found["stop"]].size}')
-    print(f'{args.out}: the picture at {sizes} pixels{stop}.')
+    print(f'{args.out}: the image at {sizes} pixels{stop}.')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import copy
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Optional, Sequence, Union
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
@@ -69,10 +69,10 @@ class SCTLossHook(Hook):
             of which zeros for the rows that were not drawn are a part.
             Defaults to all scales.
         partition: divide each batch over the scales of the step, in
-            proportion to lambda_s, so that a picture is seen at one of them,
-            and each picture of a batch counts the same: the cost is the mean
+            proportion to lambda_s, so that an image is seen at one of them,
+            and each image of a batch counts the same: the cost is the mean
             over the scales. Batch statistics then come from a share of the
-            batch. Each share must have two pictures, and a step two scales.
+            batch. Each share must have two images, and a step two scales.
         between: in this share of the steps, 0 to 1, each smaller scale of the
             step gives its pass to a size between it and the next larger one,
             for a network that is tested at any size; see
@@ -83,7 +83,7 @@ class SCTLossHook(Hook):
             larger ``size_divisor``.
         progressive: in this share of the steps, 0 to 1, the first ones, small
             scales get more of the compute, see
-            :func:`~sct_mm.engine.sct.schedule.smallest_first`: more pictures are
+            :func:`~sct_mm.engine.sct.schedule.smallest_first`: more images are
             seen for the same compute (progressive learning of EfficientNetV2,
             arXiv 2104.00298). With ``partition`` or ``scales_per_step=1``.
         size_divisor: the sizes between are multiples of it, and of the data
@@ -112,7 +112,7 @@ class SCTLossHook(Hook):
             (N, C, H, W) tensor and list of samples.
         ValueError: for arguments that do not fit each other or the model, two
             scales without a size `between`, a batch too small for
-            `partition`, or one whose pictures have not the base scale.
+            `partition`, or one whose images have not the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
             a loss that is not finite; for a ``train_step`` that does not call
@@ -122,20 +122,20 @@ class SCTLossHook(Hook):
     priority = 'BELOW_NORMAL'  # behind EMAHook, see AdaptPasses.restore()
 
     def __init__(self,
-                 scales: Optional[Sequence[int]] = None,
-                 loss_weights: Optional[Sequence[float]] = None,
+                 scales: Sequence[int] | None = None,
+                 loss_weights: Sequence[float] | None = None,
                  backward: str = 'per_scale',
-                 scales_per_step: Optional[int] = None,
+                 scales_per_step: int | None = None,
                  partition: bool = False,
                  between: float = 0.0,
                  progressive: float = 0.0,
                  size_divisor: int = 1,
-                 adapt: Union[bool, str] = False,
-                 distill: Union[bool, str] = False,
+                 adapt: bool | str = False,
+                 distill: bool | str = False,
                  distill_weight: float = 1.0,
                  temperature: float = 1.0,
                  seed: int = 0,
-                 batch_transform: Optional[dict] = None,
+                 batch_transform: dict | None = None,
                  check_finite: bool = True) -> None:
         check_choice('backward', backward, ('per_scale', 'joint'))
         loss_weights, seed, scales_per_step = check_arguments(
@@ -162,7 +162,7 @@ class SCTLossHook(Hook):
         self.step = 0
         self._told = False  # the step, by a Runner
         self._handles: list = []
-        self._passes: Optional[Passes] = None  # of the model attached to
+        self._passes: Passes | None = None  # of the model attached to
         self._finite = FiniteLosses()
         self._points: dict = {}  # what the ensemble has learned, by scale
 
@@ -254,7 +254,8 @@ class SCTLossHook(Hook):
         if self.progressive and not steps:
             raise ValueError('`progressive` is a share of the training, whose '
                              'steps attach() was not told. Give it `steps`.')
-        schedule = Schedule(dict(zip(scales, weights)), count, self.seed,
+        schedule = Schedule(dict(zip(scales, weights,
+                                     strict=True)), count, self.seed,
                             self.partition, self.between, divisor,
                             not self.adapt, self.progressive, steps)
         kind = Passes
@@ -281,7 +282,7 @@ class SCTLossHook(Hook):
         self._passes, self._points, self._told = None, {}, False
 
     @property
-    def model(self) -> Optional[nn.Module]:
+    def model(self) -> nn.Module | None:
         """The model that it is attached to."""
         return None if self._passes is None else self._passes.model
 
@@ -294,13 +295,13 @@ class SCTLossHook(Hook):
         return copy.copy(self)
 
     def _before_pass(self, model: nn.Module, args: tuple,
-                     kwargs: dict) -> Optional[tuple]:
+                     kwargs: dict) -> tuple | None:
         if model is not self.model:
             return None
         return self._passes.before(args, kwargs, self.step)
 
     def _after_pass(self, model: nn.Module, args: tuple, kwargs: dict,
-                    losses: Optional[dict]) -> Optional[dict]:
+                    losses: dict | None) -> dict | None:
         if model is not self.model:
             return None
         losses = self._passes.after(kwargs, losses)

@@ -1,8 +1,9 @@
 """Smaller scales for a trained network, whose answers at the base stay."""
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -20,7 +21,7 @@ from .step import Passes
 ADAPT = (False, True, 'logits', 'labels', 'both')
 
 
-def check_adapt(adapt: Union[bool, str]) -> Union[bool, str]:
+def check_adapt(adapt: bool | str) -> bool | str:
     """``adapt``, if it is one of ``ADAPT``.
 
     Raises:
@@ -81,7 +82,7 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
                          'trained network.')
 
 
-def freeze(model: nn.Module) -> List[nn.Parameter]:
+def freeze(model: nn.Module) -> list[nn.Parameter]:
     """Stop the training of all but the weight and bias of SSBN; the
     parameters that trained before."""
     rows = {id(p) for layer in ssbn_layers(model)
@@ -104,8 +105,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def kept_tensors(model: nn.Module) -> Tuple[Dict[str, Tensor],
-                                            Dict[str, Tensor]]:
+def kept_tensors(model: nn.Module) -> tuple[dict[str, Tensor],
+                                            dict[str, Tensor]]:
     """What stays as it is while ``model`` adapts, by name: tensors that are
     written to all the same (rows of the base scale, buffers of other layers),
     and the parameters that are not."""
@@ -141,11 +142,11 @@ class AdaptPasses(Passes):
     """
 
     def __init__(self, model: nn.Module, *args,
-                 adapt: Union[bool, str] = True, **kwargs) -> None:
+                 adapt: bool | str = True, **kwargs) -> None:
         makers = makers_of_logits(model)
         if adapt == 'both' and makers and '' not in makers:
             raise ValueError(
-                "adapt='both' compares the logits of all pictures, but "
+                "adapt='both' compares the logits of all images, but "
                 f'{type(model.head).__name__} has tasks, whose losses see '
                 "those with a label. Set adapt='logits'.")
         super().__init__(model, *args, **kwargs)
@@ -154,7 +155,7 @@ class AdaptPasses(Passes):
         self._frozen = freeze(model)
         self._kept = {name: value.detach().clone()
                       for name, value in kept_tensors(model)[0].items()}
-        self._teacher: Dict[int, Logits] = {}  # {scale: of its share}
+        self._teacher: dict[int, Logits] = {}  # {scale: of its share}
         self._head = HeadLogits(model, "adapt='both'")
 
     @torch.no_grad()
@@ -173,7 +174,7 @@ class AdaptPasses(Passes):
                 value.copy_(kept)
         for model in copies:
             for ours, theirs in zip((written, parameters),
-                                    kept_tensors(model)):
+                                    kept_tensors(model), strict=True):
                 for name, value in theirs.items():
                     value.copy_(ours[name])
 
@@ -263,7 +264,7 @@ class AdaptPasses(Passes):
                 stack.enter_context(self._head.catching())
             yield
 
-    def _take(self, backward, output: Any, p: Pass) -> Tuple[float, dict]:
+    def _take(self, backward, output: Any, p: Pass) -> tuple[float, dict]:
         if self._adapt == 'logits':
             output = dict(loss=self._head.divergence(
                 self._teacher[p.scale], self._head.of(output)))

@@ -1,6 +1,6 @@
 """How the losses of several scales become gradients."""
-from contextlib import ExitStack
-from typing import Callable, ContextManager, List, Optional, Tuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ...models.size_selection import preceding
 
-OpenPin = Callable[[], ContextManager]  # opens use_scale() of a pass
+OpenPin = Callable[[], AbstractContextManager]  # opens use_scale() of a pass
 
 
 class _RecallSize(torch.autograd.Function):
@@ -25,7 +25,7 @@ class _RecallSize(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         ctx.pins.hold(ctx.pin)
         return grad, None, None
 
@@ -60,7 +60,7 @@ class _HandOver(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, loss: Tensor, unit: Tensor, gradients: List[Tensor],
+    def forward(ctx, loss: Tensor, unit: Tensor, gradients: list[Tensor],
                 *parameters: Tensor) -> Tensor:
         ctx.unit, ctx.gradients = unit, gradients
         return loss.clone()
@@ -82,7 +82,7 @@ class JointBackward:
     pass, and the memory is that of all scales together."""
 
     def __init__(self, model: nn.Module, scaler=None) -> None:
-        self._losses: List[Tensor] = []
+        self._losses: list[Tensor] = []
         self._pins = Pins()
 
     def __enter__(self) -> 'JointBackward':
@@ -124,7 +124,7 @@ class PerScaleBackward:
     def __init__(self, model: nn.Module, scaler=None) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._scaler = scaler
-        self._unit: Optional[Tensor] = None
+        self._unit: Tensor | None = None
 
     def __enter__(self) -> 'PerScaleBackward':
         self._set_aside = [p.grad for p in self._parameters]
@@ -133,7 +133,8 @@ class PerScaleBackward:
         return self
 
     def __exit__(self, *error) -> None:
-        for parameter, grad in zip(self._parameters, self._set_aside):
+        for parameter, grad in zip(self._parameters, self._set_aside,
+                                   strict=True):
             parameter.grad = grad
 
     def add(self, loss: Tensor, pin: OpenPin) -> None:

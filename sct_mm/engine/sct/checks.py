@@ -1,8 +1,9 @@
-"""What SCTLossHook compares before it trains: scales, model and pictures."""
+"""What SCTLossHook compares before it trains: scales, model and images."""
 import inspect
 import itertools
 import logging
-from typing import Any, Dict, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
@@ -25,9 +26,9 @@ from ...utils.config_walk import pipeline_of
 from ..hooks.shared_affine_hook import SharedAffineHook
 
 
-def check_loss_weights(weights: Optional[Sequence[float]],
+def check_loss_weights(weights: Sequence[float] | None,
                        scales: Sequence[int],
-                       partition: bool = False) -> Tuple[float, ...]:
+                       partition: bool = False) -> tuple[float, ...]:
     """lambda_s for each of ``scales``; 1/S each by default.
 
     Raises:
@@ -88,7 +89,7 @@ def check_arguments(loss_weights, batch_transform, seed, scales_per_step,
 
 
 def check_progressive(share: float, partition: bool,
-                      scales_per_step: Optional[int], adapt: Any) -> float:
+                      scales_per_step: int | None, adapt: Any) -> float:
     """``progressive`` of SCTLossHook as a float.
 
     Raises:
@@ -108,7 +109,7 @@ def check_progressive(share: float, partition: bool,
 
 
 def resolve_scales(model: nn.Module,
-                   wanted: Optional[Sequence[int]]) -> Tuple[int, ...]:
+                   wanted: Sequence[int] | None) -> tuple[int, ...]:
     """The scales to train ``model`` at: those of its SSBN layers, or
     ``wanted`` for a model without SSBN.
 
@@ -136,21 +137,21 @@ def resolve_scales(model: nn.Module,
     return built or wanted
 
 
-def check_pipeline(loader: Optional[dict], base: int) -> None:
+def check_pipeline(loader: dict | None, base: int) -> None:
     """Compare the base scale with the training pipeline, as far as it tells.
 
     Raises:
-        ValueError: if the pipeline makes pictures of another nominal size.
+        ValueError: if the pipeline makes images of another nominal size.
     """
     pipeline = pipeline_of(loader or {})
     sizes = train_sizes(pipeline) if pipeline else ()
     if sizes and sizes[0] != base:
         raise ValueError('The base scale must be the nominal size of the '
-                         f'pictures of the training pipeline, {sizes[0]} '
+                         f'images of the training pipeline, {sizes[0]} '
                          f'pixels, but got scale {base}. Change `scales`, or '
                          'the resize or crop of the pipeline.')
     if len(sizes) > 1:
-        print_log('SCTLossHook: the training pipeline makes pictures of '
+        print_log('SCTLossHook: the training pipeline makes images of '
                   f'{len(sizes)} sizes, {sizes[0]} to {sizes[-1]} pixels. '
                   f'The nominal scale of all is {base}; smaller scales '
                   'shrink them by the same ratio.', 'current')
@@ -183,14 +184,14 @@ def check_run(runner: Any, hook: Any) -> None:
                   logging.WARNING)
 
 
-def check_pictures(batch: dict, base: int) -> None:
+def check_images(batch: dict, base: int) -> None:
     """Compare a batch with what MultiScaleBatch takes, and the base scale
-    with its pictures.
+    with its images.
 
     Raises:
         TypeError: as :func:`check_batch`.
-        ValueError: if the shorter edge of the pictures is not ``base``
-            pixels. Of padded pictures (detection) none may be larger; long
+        ValueError: if the shorter edge of the images is not ``base``
+            pixels. Of padded images (detection) none may be larger; long
             ones are narrower than the nominal scale.
     """
     check_batch(batch)
@@ -202,14 +203,14 @@ def check_pictures(batch: dict, base: int) -> None:
         edge = max(min(content_shape(sample, inputs.shape[-2:]))
                    for sample in samples)
     if edge != base and not (padded and edge < base):
-        raise ValueError('The base scale must be the size of the pictures '
+        raise ValueError('The base scale must be the size of the images '
                          f'that the training pipeline makes, but got scale '
-                         f'{base} and pictures of {edge} pixels. Change '
+                         f'{base} and images of {edge} pixels. Change '
                          '`scales`, or the crop or resize of the pipeline.')
 
 
-def batch_size_of(loader: Any) -> Optional[int]:
-    """Pictures in a batch of a ``DataLoader``; None if its sampler does not
+def batch_size_of(loader: Any) -> int | None:
+    """Images in a batch of a ``DataLoader``; None if its sampler does not
     tell. Behind a batch sampler ``batch_size`` is None."""
     sampler = getattr(loader, 'batch_sampler', None)
     for size in (getattr(loader, 'batch_size', None),
@@ -225,11 +226,11 @@ def check_gradients(batch: dict) -> None:
     """Whether a batch may be differentiated once a scale.
 
     Raises:
-        ValueError: if the pictures themselves require gradients.
+        ValueError: if the images themselves require gradients.
     """
     if batch['inputs'].requires_grad:
         raise ValueError("`backward='per_scale'` differentiates once a scale, "
-                         'but got pictures that require gradients. Set '
+                         'but got images that require gradients. Set '
                          "backward='joint'.")
 
 
@@ -265,7 +266,7 @@ _ARGUMENTS = ('scales', 'loss_weights', 'scales_per_step', 'partition',
               'seed', 'batch_transform')
 
 
-def schedule_of(hook: Any, runner: Any) -> Dict[str, str]:
+def schedule_of(hook: Any, runner: Any) -> dict[str, str]:
     """The arguments of SCTLossHook that say what each step trains, as text,
     which any checkpoint may hold."""
     told = {name: repr(getattr(hook, name)) for name in _ARGUMENTS}

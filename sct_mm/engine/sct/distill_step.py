@@ -1,7 +1,8 @@
 """Scales that teach each other while they train, as in RS-Nets."""
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce
@@ -26,11 +27,11 @@ class Distill(NamedTuple):
     temperature: float = 1.0
 
 
-def check_distill(distill: Union[bool, str], weight: float,
-                  temperature: float, adapt: Union[bool, str] = False,
+def check_distill(distill: bool | str, weight: float,
+                  temperature: float, adapt: bool | str = False,
                   partition: bool = False,
-                  scales_per_step: Optional[int] = None
-                  ) -> Optional[Distill]:
+                  scales_per_step: int | None = None
+                  ) -> Distill | None:
     """The arguments of ``SCTLossHook`` that distill; None if none does.
 
     Raises:
@@ -58,13 +59,13 @@ def check_distill(distill: Union[bool, str], weight: float,
     if partition or scales_per_step == 1:
         other = 'partition=True' if partition else 'scales_per_step=1'
         raise ValueError('`distill` compares the logits of two scales on the '
-                         f'same pictures, but {other} shows each picture at '
+                         f'same images, but {other} shows each image at '
                          'one. Leave one of them out.')
     return Distill('larger' if distill is True else distill, weight,
                    temperature)
 
 
-def check_distillable(model: nn.Module, weights: Dict[int, float],
+def check_distillable(model: nn.Module, weights: dict[int, float],
                       count: int, teachers: str) -> None:
     """Whether ``model`` has logits, and each step scales to compare.
 
@@ -87,7 +88,7 @@ def check_distillable(model: nn.Module, weights: Dict[int, float],
                          f'of {name} is of numbers. Leave it out.')
     if teachers == 'ensemble' and '' not in makers:
         raise ValueError("distill='ensemble' weighs the scales by one target "
-                         f'a picture, but {type(model.head).__name__} has '
+                         f'an image, but {type(model.head).__name__} has '
                          "tasks. Set distill='larger'.")
     smaller = sum(w > 0 for s, w in weights.items() if s != max(weights))
     if (weights[max(weights)] > 0) + min(smaller, count - 1) < 2:
@@ -96,12 +97,12 @@ def check_distillable(model: nn.Module, weights: Dict[int, float],
                          'it out.')
 
 
-def targets_of(batch: dict, several: bool) -> List[Tensor]:
+def targets_of(batch: dict, several: bool) -> list[Tensor]:
     """What a cross-entropy compares the logits of ``batch`` with: for each
-    picture its scores (C,), as mixup and cutmix make them, or labels (1,).
+    image its scores (C,), as mixup and cutmix make them, or labels (1,).
 
     Args:
-        several: a picture may have any number of labels.
+        several: an image may have any number of labels.
 
     Raises:
         ValueError: if not each sample has one.
@@ -118,12 +119,12 @@ def targets_of(batch: dict, several: bool) -> List[Tensor]:
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
         pass
     raise ValueError("distill='ensemble' weighs the scales by one label or "
-                     'score a picture, but got samples without. Load them in '
+                     'score an image, but got samples without. Load them in '
                      "the pipeline, or set distill='larger'.")
 
 
 def check_scores(batch: dict) -> None:
-    """Whether the scores of each picture add up to 1, as those of a softmax.
+    """Whether the scores of each image add up to 1, as those of a softmax.
 
     Raises:
         ValueError: if not.
@@ -154,7 +155,7 @@ class DistillPasses(Passes):
 
     with T the temperature, S the scales of the step and the softmax of each
     teacher t detached; of the sigmoid of each class, summed, where the head's
-    loss takes that (several labels a picture, use_sigmoid=True). Of a head
+    loss takes that (several labels an image, use_sigmoid=True). Of a head
     with several answers (Conformer's two, MultiTaskHead's tasks) it is the
     sum, of one with a margin (ArcFace) that of its logits without.
     loss_weights apply to it as a whole: with
@@ -186,7 +187,7 @@ class DistillPasses(Passes):
             place.
     """
 
-    def __init__(self, distill: Distill, points: Dict[int, Tensor],
+    def __init__(self, distill: Distill, points: dict[int, Tensor],
                  model: nn.Module, schedule: Schedule, *args) -> None:
         check_distillable(model, schedule.weights, schedule.count,
                           distill.teachers)
@@ -194,8 +195,8 @@ class DistillPasses(Passes):
         self._distill, self._points = distill, points
         self._mixes = distill.teachers == 'ensemble'
         self._head = HeadLogits(model, '`distill`')
-        self._logits: Dict[int, Logits] = {}  # {scale: of this step}
-        self._targets: List[Tensor] = []
+        self._logits: dict[int, Logits] = {}  # {scale: of this step}
+        self._targets: list[Tensor] = []
 
     def close(self) -> None:
         super().close()
@@ -229,7 +230,7 @@ class DistillPasses(Passes):
                 return loss + lesson, dict(log_vars, distill=lesson)
         return loss, log_vars
 
-    def _lesson(self, p: Pass) -> Optional[Tensor]:
+    def _lesson(self, p: Pass) -> Tensor | None:
         """What the scales that have run teach that of ``p``."""
         teachers = [detached(logits) for scale, logits in
                     self._logits.items() if scale > p.scale]
@@ -243,7 +244,7 @@ class DistillPasses(Passes):
                                   self._distill.temperature)
             for teacher in teachers)
 
-    def _conclude(self, backward) -> List[tuple]:
+    def _conclude(self, backward) -> list[tuple]:
         logs = super()._conclude(backward)
         for p in self._passes:
             if self._by_scale or p.weight == 0:
@@ -268,10 +269,10 @@ class DistillPasses(Passes):
         several = list(self._logits.values())
         return {part: sum(
             alpha * logits[part].detach().float()
-            for alpha, logits in zip(vector.softmax(0), several))
+            for alpha, logits in zip(vector.softmax(0), several, strict=True))
             for part in several[0]}
 
-    def _learn(self) -> List[tuple]:
+    def _learn(self) -> list[tuple]:
         """One step of the vector; alpha before it, for the log."""
         vector = self._vector().requires_grad_()
         gradient, = torch.autograd.grad(self._head.cross_entropy(
@@ -279,6 +280,6 @@ class DistillPasses(Passes):
         all_reduce(gradient, 'mean')
         # AMP skips a step that overflows.
         after = vector.detach() - _RATE * gradient.nan_to_num(0, 0, 0)
-        self._points.update(zip(self._logits, after))
+        self._points.update(zip(self._logits, after, strict=True))
         return [(1.0, logged(scale, dict(alpha=alpha))) for scale, alpha in
-                zip(self._logits, vector.softmax(0))]
+                zip(self._logits, vector.softmax(0), strict=True)]

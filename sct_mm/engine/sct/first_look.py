@@ -1,6 +1,6 @@
 """What a network's layers see at scales that a first step does not train."""
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator, List, Sequence
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-def leaves(model: nn.Module) -> List[nn.Module]:
+def leaves(model: nn.Module) -> list[nn.Module]:
     """The layers of ``model`` that hold no others, and every norm: where
     statistics move and elements drop. What a model returns, its containers
     choose by their mode."""
@@ -48,7 +48,7 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def unrecorded(norms: Iterable[nn.Module],
-               scales: Sequence[int]) -> List[int]:
+               scales: Sequence[int]) -> list[int]:
     """Those of ``scales`` at which no layer of ``norms`` has seen an input."""
     norms = list(norms)
     return [scale for scale in scales if norms and not any(

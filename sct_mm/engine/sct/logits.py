@@ -1,15 +1,16 @@
 """The logits of a classifier, and how those of one pass teach another."""
 import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Logits = Dict[str, Tensor]  # {part: (N, C)}: one, but for heads of several
+Logits = dict[str, Tensor]  # {part: (N, C)}: one, but for heads of several
 
 # Losses that have no `use_sigmoid` to tell, and those of numbers.
 _SIGMOIDS = ('FocalLoss', 'BCEWithLogitsLoss', 'BinaryCrossEntropy',
@@ -21,7 +22,7 @@ def distillation_loss(teacher: Tensor, student: Tensor,
                       temperature: float = 1.0,
                       sigmoid: bool = False) -> Tensor:
     """KL(teacher || student) of logits (N, C), in nats, the mean over the
-    pictures: of their softmax, as RS-Nets (arXiv 2007.09558), or, where each
+    images: of their softmax, as RS-Nets (arXiv 2007.09558), or, where each
     class has an answer of its own, of their sigmoid, the sum over the classes
     (our choice, as the hosts' losses add them up).
 
@@ -44,7 +45,7 @@ def distillation_loss(teacher: Tensor, student: Tensor,
     return temperature**2 * each.sum(dim=1).mean()
 
 
-def makers_of_logits(model: nn.Module) -> Dict[str, nn.Module]:
+def makers_of_logits(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of ``model`` that return its logits: mmpretrain's ``head``,
     the heads of each task in it, or what its classifiers without one wrap
     (``TimmClassifier``); {} if there is none."""
@@ -64,7 +65,7 @@ def gives_numbers(model: nn.Module) -> bool:
     return bool(losses) and all(_is_named(part, _NUMBERS) for part in losses)
 
 
-def _losses_of(owner: Optional[nn.Module]) -> List[nn.Module]:
+def _losses_of(owner: nn.Module | None) -> list[nn.Module]:
     loss = getattr(owner, 'loss_module', None)
     return list(loss.modules()) if isinstance(loss, nn.Module) else []
 
@@ -73,7 +74,7 @@ def _is_named(part: nn.Module, names: Sequence[str]) -> bool:
     return any(c.__name__ in names for c in type(part).__mro__)
 
 
-def _tasks_of(head: nn.Module, name: str) -> Dict[str, nn.Module]:
+def _tasks_of(head: nn.Module, name: str) -> dict[str, nn.Module]:
     tasks = getattr(head, 'task_heads', None)
     if not isinstance(tasks, nn.ModuleDict):
         return {name: head}
@@ -81,12 +82,12 @@ def _tasks_of(head: nn.Module, name: str) -> Dict[str, nn.Module]:
             for path, maker in _tasks_of(each, f'{name}.{task}').items()}
 
 
-def names_labels(maker: Optional[nn.Module]) -> bool:
-    """Whether a picture has any number of labels for ``maker``."""
+def names_labels(maker: nn.Module | None) -> bool:
+    """Whether an image has any number of labels for ``maker``."""
     return any('MultiLabel' in c.__name__ for c in type(maker).__mro__)
 
 
-def is_sigmoid(model: nn.Module, maker: Optional[nn.Module] = None) -> bool:
+def is_sigmoid(model: nn.Module, maker: nn.Module | None = None) -> bool:
     """Whether each logit of ``maker`` in ``model`` is trained to answer for
     its class alone."""
     return names_labels(maker) or any(
@@ -102,7 +103,7 @@ class HeadLogits:
 
     Attributes:
         numbers: whether they are none, see :func:`gives_numbers`.
-        several: whether a picture may have any number of labels.
+        several: whether an image may have any number of labels.
     """
 
     def __init__(self, model: nn.Module, argument: str) -> None:
@@ -112,7 +113,7 @@ class HeadLogits:
                          in self._makers.items()} or {'': is_sigmoid(model)}
         self.several = any(self._sigmoid.values())
         self.numbers = gives_numbers(model)
-        self._outputs: Dict[str, Any] = {}
+        self._outputs: dict[str, Any] = {}
 
     @contextmanager
     def catching(self) -> Iterator[None]:
@@ -191,11 +192,11 @@ class HeadLogits:
             teacher[part], student[part], temperature,
             self._sigmoid[part.rpartition('/')[0]]) for part in student)
 
-    def cross_entropy(self, logits: Logits, targets: List[Tensor]) -> Tensor:
+    def cross_entropy(self, logits: Logits, targets: list[Tensor]) -> Tensor:
         """The sum over the parts, of their softmax or sigmoid.
 
         Args:
-            targets: of each picture, its labels (L,), of which a softmax has
+            targets: of each image, its labels (L,), of which a softmax has
                 one, or scores (C,).
         """
         total = 0.
@@ -212,12 +213,12 @@ class HeadLogits:
             scores = torch.stack([
                 target.to(row.dtype) if soft or binary else
                 torch.zeros_like(row).index_fill(0, target[target >= 0], 1)
-                for target, row in zip(each, values)])
+                for target, row in zip(each, values, strict=True)])
             total = total + F.binary_cross_entropy_with_logits(
                 values, scores, reduction='sum') / len(values)
         return total
 
-    def _checked(self, outputs: Dict[str, Any]) -> Logits:
+    def _checked(self, outputs: dict[str, Any]) -> Logits:
         """{maker/number: logits}, of a head that returns several (Conformer)
         each; {} if one is something else."""
         logits: Logits = {}

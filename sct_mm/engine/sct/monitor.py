@@ -1,7 +1,7 @@
 """Losses that are NaN or inf, and passes that raise, name their scale."""
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Tuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class FiniteLosses:
     """
 
     def __init__(self) -> None:
-        self._first: Dict[str, Tensor] = {}  # scale -> its first bad step
+        self._first: dict[str, Tensor] = {}  # scale -> its first bad step
 
     def watch(self, loss: Tensor, where: str, step: int) -> None:
         """Look at the ``loss`` of one pass, which ``where`` names.
@@ -48,7 +48,7 @@ class FiniteLosses:
         names = list(self._first)
         steps = torch.stack([self._first[name] for name in names]).tolist()
         self._first = {}
-        step, where = min(zip(steps, names))
+        step, where = min(zip(steps, names, strict=True))
         if step < _NEVER:
             self._stop(where, step)
 
@@ -98,27 +98,27 @@ def log_name(scale: int, name: str) -> str:
     return f's{scale}/{name or "total"}'
 
 
-def logged(scale: int, log_vars: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def logged(scale: int, log_vars: dict[str, Tensor]) -> dict[str, Tensor]:
     """The losses and metrics of one pass, under the names of ``scale``."""
     return {log_name(scale, name): value.detach()
             for name, value in log_vars.items()}
 
 
-def joined(passes: List[Tuple[float, Dict[str, Tensor]]]) -> Dict[str, Tensor]:
+def joined(passes: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
     """The values of several passes by name; of passes that log under one
     name, as at sizes nearest to one scale, the mean by their weights.
 
     Args:
         passes: weight of the loss, and values, of each.
     """
-    found: Dict[str, list] = {}
+    found: dict[str, list] = {}
     for weight, values in passes:
         for name, value in values.items():
             found.setdefault(name, []).append((weight, value))
     return {name: _mean(values) for name, values in found.items()}
 
 
-def _mean(values: List[Tuple[float, Tensor]]) -> Tensor:
+def _mean(values: list[tuple[float, Tensor]]) -> Tensor:
     if len(values) == 1:
         return values[0][1]
     total = sum(weight for weight, _ in values)

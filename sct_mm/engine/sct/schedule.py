@@ -1,12 +1,14 @@
-"""Which passes one training step runs, and on which of its pictures: pure
+"""Which passes one training step runs, and on which of its images: pure
 functions of (seed, step), as those of draw.py are."""
+import itertools
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 
-def check_scales_per_step(count: Optional[int],
+def check_scales_per_step(count: int | None,
                           scales: Sequence[int]) -> int:
     """How many of ``scales`` a step trains; None means all of them.
 
@@ -23,30 +25,30 @@ def check_scales_per_step(count: Optional[int],
     return count
 
 
-def check_shares(pictures: int, weights: Dict[int, float]) -> None:
-    """Whether each scale gets its share of a batch of ``pictures``.
+def check_shares(images: int, weights: dict[int, float]) -> None:
+    """Whether each scale gets its share of a batch of ``images``.
 
     Raises:
-        ValueError: if that of one is less than two pictures: batches would
+        ValueError: if that of one is less than two images: batches would
             leave it out.
     """
     smallest = min(weights, key=weights.get)
     part = max(weights[smallest] / sum(weights.values()), 1e-9)
-    if pictures * part < 2 - 1e-6:
+    if images * part < 2 - 1e-6:
         raise ValueError(f'partition=True gives scale {smallest} a share of '
-                         f'{part:.2f} of the {pictures} pictures of a batch, '
+                         f'{part:.2f} of the {images} images of a batch, '
                          'but batch statistics need two. Set batch_size to '
                          f'{math.ceil(2 / part - 1e-6)} or more, or train '
                          'without partition.')
 
 
-def shares_of_step(pictures: int, weights: Dict[int, float],
-                   step: int) -> Dict[int, slice]:
-    """Divide a batch over the scales of ``weights``: {scale: its pictures}.
+def shares_of_step(images: int, weights: dict[int, float],
+                   step: int) -> dict[int, slice]:
+    """Divide a batch over the scales of ``weights``: {scale: its images}.
 
     Shares are proportional to the weights; how they are rounded changes with
     ``step`` and evens out over the steps. A scale with less than two
-    pictures, which batch statistics need, leaves them to the next larger one;
+    images, which batch statistics need, leaves them to the next larger one;
     a base with less takes all. Only a short last batch is that small, see
     :func:`check_shares`.
     """
@@ -55,15 +57,15 @@ def shares_of_step(pictures: int, weights: Dict[int, float],
     sizes, end, reached = {}, 0, 0.0
     for scale in sorted(weights):  # the base is the last: it takes the rest
         reached += weights[scale] / total
-        sizes[scale] = int(pictures * reached + phase) - end
+        sizes[scale] = int(images * reached + phase) - end
         if sizes[scale] < 2:
             sizes[scale] = 0
         end += sizes[scale]
     base = max(weights)
-    sizes[base] += pictures - end
+    sizes[base] += images - end
     if sizes[base] < 2:
-        sizes = {base: pictures}
-    shares, end = {}, pictures
+        sizes = {base: images}
+    shares, end = {}, images
     for scale, size in sizes.items():
         if size:
             shares[scale] = slice(end - size, end)
@@ -71,17 +73,17 @@ def shares_of_step(pictures: int, weights: Dict[int, float],
     return {scale: shares[scale] for scale in weights if scale in shares}
 
 
-def weights_of_shares(shares: Dict[int, slice],
-                      total: float) -> Dict[int, float]:
-    """lambda_s that make each picture of a divided batch count the same, also
+def weights_of_shares(shares: dict[int, slice],
+                      total: float) -> dict[int, float]:
+    """lambda_s that make each image of a divided batch count the same, also
     where a short batch leaves scales out; they sum up to ``total``."""
     sizes = {scale: share.stop - share.start
              for scale, share in shares.items()}
-    pictures = sum(sizes.values())
-    return {scale: total * size / pictures for scale, size in sizes.items()}
+    images = sum(sizes.values())
+    return {scale: total * size / images for scale, size in sizes.items()}
 
 
-def sizes_between(scales: Sequence[int], divisor: int) -> Dict[int, range]:
+def sizes_between(scales: Sequence[int], divisor: int) -> dict[int, range]:
     """The sizes that may stand in for each smaller scale: the multiples of
     ``divisor`` between it and the next larger one.
 
@@ -92,8 +94,8 @@ def sizes_between(scales: Sequence[int], divisor: int) -> Dict[int, range]:
         raise ValueError('`between` needs two scales to train between, but '
                          f'got {tuple(scales)}. Leave it out.')
     sizes = {scale: range((scale // divisor + 1) * divisor, larger, divisor)
-             for larger, scale in zip(scales, scales[1:])}
-    for larger, scale in zip(scales, scales[1:]):
+             for larger, scale in itertools.pairwise(scales)}
+    for larger, scale in itertools.pairwise(scales):
         if not sizes[scale]:
             raise ValueError(f'`between` needs a multiple of {divisor} '
                              f'between {larger} and {scale}, but there is '
@@ -103,7 +105,7 @@ def sizes_between(scales: Sequence[int], divisor: int) -> Dict[int, range]:
 
 
 def sizes_of_step(scales: Sequence[int], between: float, divisor: int,
-                  seed: int, step: int) -> Dict[int, int]:
+                  seed: int, step: int) -> dict[int, int]:
     """{scale: size of its pass in pixels}.
 
     In a share ``between`` of the steps, spread evenly, each smaller scale
@@ -113,11 +115,11 @@ def sizes_of_step(scales: Sequence[int], between: float, divisor: int,
 
     Sizes in the middle of a gap, far from both rows, are drawn more often
     than those next to a row (triangularly). Our choice, on 10,000 training
-    pictures of Fashion-MNIST held out, one seed, scales 28/21/14: top-1 at 25
+    images of Fashion-MNIST held out, one seed, scales 28/21/14: top-1 at 25
     and 17 is 90.4 and 89.1 with a share of 0.4, where a uniform draw gives
     90.0 and 87.6 with 0.3, 89.6 and 88.1 with 0.5; the scales differ by 0.3.
     """
-    sizes = dict(zip(scales, scales))
+    sizes = dict(zip(scales, scales, strict=True))
     if evenly(seed, step, BETWEEN) >= between:
         return sizes
     points = [evenly(seed, step, stride) for stride in SIZE]
@@ -134,7 +136,7 @@ class Pass(NamedTuple):
     scale: int
     size: int  # pixels that it runs at: the scale, or some above it
     weight: float  # of its loss
-    share: Optional[slice]  # of the batch; None for all of it
+    share: slice | None  # of the batch; None for all of it
 
     @property
     def where(self) -> str:
@@ -151,7 +153,7 @@ class Schedule(NamedTuple):
     False. ``steps``: of the training, where ``progressive`` needs them. The
     others are arguments of ``SCTLossHook``.
     """
-    weights: Dict[int, float]
+    weights: dict[int, float]
     count: int
     seed: int = 0
     partition: bool = False
@@ -161,35 +163,35 @@ class Schedule(NamedTuple):
     progressive: float = 0.0
     steps: int = 0
 
-    def weights_at(self, step: int) -> Dict[int, float]:
+    def weights_at(self, step: int) -> dict[int, float]:
         """lambda_s that the scales of ``step`` are drawn by."""
         if step < self.progressive * self.steps:
             return smallest_first(self.weights)
         return self.weights
 
-    def _trained(self, weights: Dict[int, float]) -> Dict[int, float]:
+    def _trained(self, weights: dict[int, float]) -> dict[int, float]:
         base = max(self.weights)
         return {scale: weight for scale, weight in weights.items()
                 if self.base_trains or scale != base}
 
-    def check_batch(self, pictures: int) -> None:
-        """As :func:`check_shares`, of a batch of ``pictures``."""
+    def check_batch(self, images: int) -> None:
+        """As :func:`check_shares`, of a batch of ``images``."""
         # Those of the first step and of the last.
         for step in (0, self.steps) if self.partition else ():
-            check_shares(pictures, self._trained(
+            check_shares(images, self._trained(
                 weights_of_step(self.weights_at(step), self.count)))
 
-    def passes(self, pictures: int, step: int) -> List[Pass]:
-        """The passes of a step on a batch of ``pictures``, from the largest
+    def passes(self, images: int, step: int) -> list[Pass]:
+        """The passes of a step on a batch of ``images``, from the largest
         scale down."""
         drawn_by = self.weights_at(step)
         of_scale = weights_of_step(drawn_by, self.count)
         weights = self._trained({
             scale: of_scale[scale] for scale in scales_of_step(
                 drawn_by, self.count, self.seed, step)})
-        shares: Dict[int, Optional[slice]] = dict.fromkeys(weights)
+        shares: dict[int, slice | None] = dict.fromkeys(weights)
         if self.partition:
-            shares = shares_of_step(pictures, weights, step)
+            shares = shares_of_step(images, weights, step)
             weights = weights_of_shares(shares, sum(weights.values()))
         sizes = sizes_of_step(tuple(self.weights), self.between, self.divisor,
                               self.seed, step)
@@ -203,12 +205,12 @@ SCALE, BETWEEN, *SIZE = (int(stride % 1 * _ONE) for stride in (
     GOLDEN, 2**0.5, 3**0.5, 7**0.5))
 
 
-def _chances(weights: Dict[int, float], count: int) -> Dict[int, float]:
+def _chances(weights: dict[int, float], count: int) -> dict[int, float]:
     """How likely each of the smaller scales is in a step of ``count``: in
     proportion to its weight, at most 1; they sum up to ``count - 1``."""
     base, others = max(weights), dict(weights)
     others.pop(base)
-    chances: Dict[int, float] = {}
+    chances: dict[int, float] = {}
     left = count - 1
     while left > 0 and sum(others.values()) > 0:
         total = sum(others.values())
@@ -234,7 +236,7 @@ def evenly(seed: int, step: int, stride: int) -> float:
     return (step + seed * 1_000_003) * stride % _ONE / _ONE
 
 
-def _one_scale(weights: Dict[int, float], point: float) -> int:
+def _one_scale(weights: dict[int, float], point: float) -> int:
     """The scale at ``point`` of [0, 1), of which each has its share."""
     drawn = [scale for scale, weight in weights.items() if weight > 0]
     reached, total = 0.0, sum(weights.values())
@@ -245,8 +247,8 @@ def _one_scale(weights: Dict[int, float], point: float) -> int:
     return drawn[-1]  # the sum is 1 but for rounding
 
 
-def scales_of_step(weights: Dict[int, float], count: int, seed: int,
-                   step: int) -> Tuple[int, ...]:
+def scales_of_step(weights: dict[int, float], count: int, seed: int,
+                   step: int) -> tuple[int, ...]:
     """The scales that a step trains, from the largest down.
 
     Of several, the base and ``count - 1`` of the others, drawn by their
@@ -275,7 +277,7 @@ def scales_of_step(weights: Dict[int, float], count: int, seed: int,
     return tuple(sorted(drawn, reverse=True))
 
 
-def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
+def weights_of_step(weights: dict[int, float], count: int) -> dict[int, float]:
     """lambda_s of a step in which scale s is drawn: such that the mean over
     the steps is the loss of all scales, and each step weighs the same."""
     base = max(weights)
@@ -289,12 +291,12 @@ def weights_of_step(weights: Dict[int, float], count: int) -> Dict[int, float]:
                for s, chance in _chances(weights, count).items()}}
 
 
-def smallest_first(weights: Dict[int, float]) -> Dict[int, float]:
-    """lambda_s of the steps that learn from small pictures first: of each
+def smallest_first(weights: dict[int, float]) -> dict[int, float]:
+    """lambda_s of the steps that learn from small images first: of each
     scale that ``weights`` train in proportion to (base / s)**4, the square of
     what a pass at the base costs more. Their sum is that of ``weights``.
 
-    Our choice. That it helps was seen on 10,000 training pictures of
+    Our choice. That it helps was seen on 10,000 training images of
     Fashion-MNIST held out (docs/results.md); other powers were not compared.
     """
     base = max(weights)

@@ -1,15 +1,9 @@
 """The forward passes of a training step, each pinned to its scale."""
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import (
     Any,
-    Callable,
-    Dict,
-    Iterable,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
 )
 
 import torch
@@ -20,7 +14,7 @@ from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
 from ...models.size_selection import serving_scale, ssbn_layers
 from .backward import BACKWARDS, OpenPin
-from .checks import check_gradients, check_pictures, warn_if_frozen
+from .checks import check_gradients, check_images, warn_if_frozen
 from .first_look import record, unrecorded
 from .monitor import FiniteLosses, joined, logged, name_pass, named
 from .schedule import Pass, Schedule
@@ -52,8 +46,8 @@ class Passes:
 
     def __init__(self, model: nn.Module, schedule: Schedule,
                  resize: Callable[[int, dict], dict],
-                 backward: str = 'per_scale', scaler: Optional[Any] = None,
-                 finite: Optional[FiniteLosses] = None) -> None:
+                 backward: str = 'per_scale', scaler: Any | None = None,
+                 finite: FiniteLosses | None = None) -> None:
         self.model = model
         self.schedule = schedule
         self.taken = False  # whether there was a pass to act on
@@ -64,11 +58,11 @@ class Passes:
         self._by_scale = backward == 'per_scale'
         self._scaler, self._finite = scaler, finite
         self._norms = nn.ModuleList(ssbn_layers(model))
-        self._passes: List[Pass] = []  # of this step
-        self._parts: Dict[int, dict] = {}  # {scale: batch} of each
+        self._passes: list[Pass] = []  # of this step
+        self._parts: dict[int, dict] = {}  # {scale: batch} of each
         self._mode = 'loss'  # that the passes run in
         self._pin = None  # the open use_scale() of the model's own pass
-        self._last_pin: Optional[OpenPin] = None  # of the pass that ran last
+        self._last_pin: OpenPin | None = None  # of the pass that ran last
         self._busy = False  # within a pass that is started here
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
@@ -76,13 +70,13 @@ class Passes:
         for name in ('_take', '_start', '_conclude', 'close'):
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
-    def before(self, args: tuple, kwargs: dict, step: int) -> Optional[tuple]:
+    def before(self, args: tuple, kwargs: dict, step: int) -> tuple | None:
         """What the pass that starts runs on; None leaves it as it is.
 
         Raises:
             TypeError, ValueError: for a batch that cannot be trained on.
         """
-        batch = {**dict(zip(_ARGUMENTS, args)), **kwargs}
+        batch = {**dict(zip(_ARGUMENTS, args, strict=True)), **kwargs}
         if self._pin is not None and not self._busy and (
                 not runs_within_itself(self.model)):
             self.close()  # of a pass that Ctrl-C ended
@@ -93,7 +87,7 @@ class Passes:
                             f'got {len(args)} arguments. Leave others out.')
         return (), self._start(batch, step)
 
-    def after(self, kwargs: dict, output: Any) -> Optional[dict]:
+    def after(self, kwargs: dict, output: Any) -> dict | None:
         """The losses that the pass returns instead of its own output.
 
         Args:
@@ -149,15 +143,15 @@ class Passes:
 
     def _divide(self, batch: dict, step: int) -> None:
         """Check the batch, and make each scale's part of it."""
-        check_pictures(batch, self._base)
+        check_images(batch, self._base)
         if self._by_scale:
             check_gradients(batch)
-        pictures = len(batch['inputs'])
+        images = len(batch['inputs'])
         if not self.shares_fit:  # no sampler told: the first batch does
-            self.schedule.check_batch(pictures)
+            self.schedule.check_batch(images)
             self.shares_fit = True
         self._step = step
-        self._passes = self.schedule.passes(pictures, step)
+        self._passes = self.schedule.passes(images, step)
         self._parts = parts_of_batch(batch, self._passes, self._resize)
 
     def _look(self, batch: dict) -> None:
@@ -199,14 +193,14 @@ class Passes:
             logs += self._conclude(backward)
             return dict(joined(logs), loss=backward.total())
 
-    def _take(self, backward, losses: dict, p: Pass) -> Tuple[float, dict]:
+    def _take(self, backward, losses: dict, p: Pass) -> tuple[float, dict]:
         """Hand the weighted loss of a pass to ``backward``; its weight, and
         its values for the log."""
         loss, log_vars = self._loss_of(losses, p)
         self._add(backward, loss, p)
         return self._logged(log_vars, p)
 
-    def _loss_of(self, losses: dict, p: Pass) -> Tuple[Tensor, dict]:
+    def _loss_of(self, losses: dict, p: Pass) -> tuple[Tensor, dict]:
         """The loss of a pass, and its values for the log.
 
         Raises:
@@ -233,17 +227,17 @@ class Passes:
             self._finite.watch(loss, p.where, self._step)
         backward.add(p.weight * loss, self._last_pin)
 
-    def _logged(self, log_vars: dict, p: Pass) -> Tuple[float, dict]:
+    def _logged(self, log_vars: dict, p: Pass) -> tuple[float, dict]:
         nearest = serving_scale(tuple(self.schedule.weights), p.size)
         return p.weight, logged(nearest, log_vars)
 
-    def _conclude(self, backward) -> List[Tuple[float, dict]]:
+    def _conclude(self, backward) -> list[tuple[float, dict]]:
         """What comes after the last pass of the step; more for the log."""
         return []
 
 
-def divided(batch: dict, passes: Sequence[Pass]) -> Dict[int, dict]:
-    """The pictures and samples of each pass' share, one batch a scale."""
+def divided(batch: dict, passes: Sequence[Pass]) -> dict[int, dict]:
+    """The images and samples of each pass' share, one batch a scale."""
     def at(share: slice) -> dict:
         if share is None:
             return batch
@@ -266,7 +260,7 @@ class Resize:
 
     def __init__(self, config: dict, base: int) -> None:
         self._config, self._base = config, base
-        self._transforms: Dict[int, Callable[[dict], dict]] = {}
+        self._transforms: dict[int, Callable[[dict], dict]] = {}
         try:
             self.at(base)  # a bad config is told before the training
         except (KeyError, TypeError) as error:
@@ -290,7 +284,7 @@ class Resize:
 
 
 def parts_of_batch(batch: dict, passes: Sequence[Pass],
-                   transform: Callable[[int, dict], dict]) -> Dict[int, dict]:
+                   transform: Callable[[int, dict], dict]) -> dict[int, dict]:
     """One batch for each of ``passes``, by its scale, in their order.
 
     All are made before the first is used: what one scale's pass writes into

@@ -27,7 +27,8 @@ def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
     want = whole.state_dict()
     for name, value in resumed.model.state_dict().items():
         assert_close(value, want[name], rtol=0, atol=0)
-    for ours, theirs in zip(ssbn_layers(resumed.model), ssbn_layers(whole)):
+    for ours, theirs in zip(ssbn_layers(resumed.model), ssbn_layers(whole),
+                            strict=True):
         assert ours.extents == theirs.extents
     ema = [torch.load(tmp_path / d / 'epoch_2.pth', weights_only=True)
            ['state_dict'] for d in ('whole', 'parts')]

@@ -28,7 +28,7 @@ def test_loss_and_gradients_are_those_of_a_loop(weights):
 
     total = 0
     target = torch.tensor([s.gt_label for s in data['data_samples']])
-    for scale, weight in zip(SCALES, weights or (1 / 3, ) * 3):
+    for scale, weight in zip(SCALES, weights or (1 / 3, ) * 3, strict=True):
         set_scale(by_hand, scale)
         x = tv.resize(data['inputs'], [scale, scale], antialias=True)
         logits = by_hand.net(x)

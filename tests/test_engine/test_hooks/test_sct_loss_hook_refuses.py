@@ -59,10 +59,10 @@ def test_a_sync_norm_that_is_none_of_torchs_is_refused():
         SCTLossHook().attach(TinyModel(lambda c: Synced(SSBN(c, SCALES))))
 
 
-def test_pictures_of_another_size():
+def test_images_of_another_size():
     model = ssbn_model()
     SCTLossHook().attach(model)
-    with pytest.raises(ValueError, match='scale 16 and pictures of 14'):
+    with pytest.raises(ValueError, match='scale 16 and images of 14'):
         model(**batch(size=14), mode='loss')
     assert all(layer.pinned_size is None for layer in ssbn_layers(model))
 
@@ -270,7 +270,7 @@ def test_a_second_hook_is_refused():
     SCTLossHook().attach(model)
 
 
-def test_pictures_that_require_gradients():
+def test_images_that_require_gradients():
     model = ssbn_model()
     data = batch()
     data['inputs'].requires_grad_()

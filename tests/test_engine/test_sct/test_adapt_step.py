@@ -72,7 +72,8 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
             assert (grad is not None) == trains
             if trains:
                 assert_close(grad, dict(by_hand.named_parameters())[name].grad)
-        for ours, theirs in zip(ssbn_layers(model), ssbn_layers(by_hand)):
+        for ours, theirs in zip(ssbn_layers(model), ssbn_layers(by_hand),
+                                strict=True):
             assert_close(ours.running_mean[1:], theirs.running_mean[1:])
             assert_close(ours.running_var[1:], theirs.running_var[1:])
             # The base's own do not move the reference's teacher either.

@@ -140,7 +140,7 @@ def test_in_half_precision_they_differ_by_the_rounding_of_a_sum(dtype):
 def test_gradients_at_hand_are_added_to_and_survive_an_error():
     model = TinyModel(lambda c: SSBN(c, SCALES))
     before = [torch.randn_like(p) for p in model.parameters()]
-    for p, grad in zip(model.parameters(), before):
+    for p, grad in zip(model.parameters(), before, strict=True):
         p.grad = grad.clone()
     SCTLossHook().attach(model)
     data = batch()

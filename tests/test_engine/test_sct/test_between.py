@@ -62,7 +62,8 @@ def test_the_share_of_the_steps_is_even():
 def test_what_is_drawn_does_not_depend_on_the_scales_drawn(options):
     """Of the passes of each smaller scale the same share is between, and
     its sizes are drawn as :func:`chance` says."""
-    schedule = Schedule(dict(zip(SCALES, (0.2, 0.3, 0.5))), seed=1,
+    schedule = Schedule(dict(zip(SCALES, (0.2, 0.3, 0.5),
+                                 strict=True)), seed=1,
                         between=0.4, **options)
     seen = {scale: Counter() for scale in SCALES}
     for step in range(12000):
@@ -115,7 +116,7 @@ def test_the_log_names_the_nearest_scale_and_loses_no_size():
     model = TinyModel(nn.BatchNorm2d)
     hook = SCTLossHook(scales=SCALES, between=1.0, loss_weights=(3., 1., 1.))
     hook.attach(model)
-    wanted = dict(zip(SCALES, (16, 15, 9)))
+    wanted = dict(zip(SCALES, (16, 15, 9), strict=True))
     hook.step = next(step for step in range(999) if sizes_of_step(
         SCALES, 1.0, 1, 0, step) == wanted)
     data = batch()
@@ -184,7 +185,7 @@ def test_messages_name_the_size():
             model(**batch(), mode='loss')
 
 
-def test_boxes_follow_their_picture_to_a_size_between():
+def test_boxes_follow_their_image_to_a_size_between():
     class Detector(TinyModel):
         def forward(self, inputs, data_samples=None, mode='tensor'):
             self.seen += [(min(sample.img_shape), float(
@@ -197,7 +198,7 @@ def test_boxes_follow_their_picture_to_a_size_between():
     sample = DetDataSample(metainfo=dict(
         img_shape=(48, 64), batch_input_shape=(64, 64), scale_factor=(1, 1),
         ori_shape=(48, 64)))
-    model.net[7] = nn.Identity()  # one picture
+    model.net[7] = nn.Identity()  # one image
     sample.gt_instances = InstanceData(
         bboxes=torch.tensor([[4., 4., 20., 32.]]), labels=torch.tensor([1]))
     hook = SCTLossHook(between=1.0, size_divisor=16, scales_per_step=2)
@@ -210,7 +211,7 @@ def test_boxes_follow_their_picture_to_a_size_between():
 def test_it_leaves_the_trained_scales_alone_where_it_is_off():
     models = [ssbn_model() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    for model, options in zip(models, ({}, dict(between=0.0))):
+    for model, options in zip(models, ({}, dict(between=0.0)), strict=True):
         SCTLossHook(**options).attach(model)
         model(**batch(), mode='loss')['loss'].backward()
     assert_close(*map(grads, models), rtol=0, atol=0)

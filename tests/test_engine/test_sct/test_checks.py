@@ -15,7 +15,7 @@ from sct_mm import (
     use_scale,
 )
 from sct_mm.engine.sct.checks import (
-    check_pictures,
+    check_images,
     check_pipeline,
     warn_if_frozen,
     warn_of_shared_norms,
@@ -61,23 +61,23 @@ def padded(*shapes):
         img_shape=shape, batch_input_shape=(96, 96))) for shape in shapes]
 
 
-def test_long_pictures_are_narrower_than_the_scale():
+def test_long_images_are_narrower_than_the_scale():
     batch = dict(inputs=torch.zeros(2, 3, 96, 96),
                  data_samples=padded((50, 90), (64, 80)))
-    check_pictures(batch, 64)
+    check_images(batch, 64)
     batch['data_samples'] = padded((50, 90), (70, 80))
-    with pytest.raises(ValueError, match='scale 64 and pictures of 70 pixel'):
-        check_pictures(batch, 64)
+    with pytest.raises(ValueError, match='scale 64 and images of 70 pixel'):
+        check_images(batch, 64)
 
 
-def test_pictures_that_fill_their_batch_have_the_scale():
-    check_pictures(dict(inputs=torch.zeros(2, 3, 64, 80)), 64)
+def test_images_that_fill_their_batch_have_the_scale():
+    check_images(dict(inputs=torch.zeros(2, 3, 64, 80)), 64)
     # A shape from before the crop does not count.
     stale = [BaseDataElement(metainfo=dict(img_shape=(300, 400)))]
-    check_pictures(dict(inputs=torch.zeros(1, 3, 64, 64),
+    check_images(dict(inputs=torch.zeros(1, 3, 64, 64),
                         data_samples=stale), 64)
-    with pytest.raises(ValueError, match='scale 80 and pictures of 64 pixel'):
-        check_pictures(dict(inputs=torch.zeros(2, 3, 64, 80)), 80)
+    with pytest.raises(ValueError, match='scale 80 and images of 64 pixel'):
+        check_images(dict(inputs=torch.zeros(2, 3, 64, 80)), 80)
 
 
 def frozen(model):
@@ -103,7 +103,7 @@ def test_frozen_equal_statistics_are_worth_a_warning(log):
     assert not log.text
 
 
-def test_the_extent_of_a_picture_of_the_scale_is_recorded():
+def test_the_extent_of_an_image_of_the_scale_is_recorded():
     """A detector's batch of 64 is 96 high: its maps stand for 64."""
     layer = SSBN(3, (64, 32))
     for scale, edge in ((64, 96), (64, 64), (32, 48)):

@@ -89,7 +89,7 @@ def test_a_lesson_is_of_what_the_head_answers(kind, backward):
     total = 0
     for i, scale in enumerate(SCALES):
         lesson = sum(2 / 4 * kl(p.detach(), q) for teacher in logits[:i]
-                     for p, q in zip(teacher, logits[i]))
+                     for p, q in zip(teacher, logits[i], strict=True))
         total = total + lesson / 3
         if i:
             assert lesson > 1e-5
@@ -118,8 +118,8 @@ def test_the_ensemble_learns_by_the_targets_of_the_head(kind):
         else torch.zeros(5).index_fill(0, s.gt_label, 1)
         for s in data['data_samples']])
     total = 0
-    for part in zip(*logits):
-        mix = sum(a * z for a, z in zip(vector.softmax(0), part))
+    for part in zip(*logits, strict=True):
+        mix = sum(a * z for a, z in zip(vector.softmax(0), part, strict=True))
         each = (target * mix.log_softmax(1) if kl is softmax_kl else
                 target * mix.sigmoid().log()
                 + (1 - target) * (-mix).sigmoid().log())
@@ -142,7 +142,7 @@ def tasks():
 
 
 def of_tasks(n=8):
-    """The second task has labels in every other picture."""
+    """The second task has labels in every other image."""
     from mmpretrain.structures import DataSample, MultiTaskDataSample
     samples = []
     for i in range(n):
@@ -156,7 +156,7 @@ def of_tasks(n=8):
     return dict(batch(n=n), data_samples=samples)
 
 
-def test_each_task_is_taught_on_the_pictures_that_have_it():
+def test_each_task_is_taught_on_the_images_that_have_it():
     model, data = tasks(), of_tasks()
     hand = copy.deepcopy(model)
     SCTLossHook(distill='larger').attach(model)
@@ -197,7 +197,7 @@ def test_an_adapted_network_is_taught_likewise(kind):
     for scale in SCALES[1:]:
         student = logits_by_hand(hand, data, scale)
         assert_close(losses[f's{scale}/total'], sum(
-            kl(p, q) for p, q in zip(teacher, student)).detach())
+            kl(p, q) for p, q in zip(teacher, student, strict=True)).detach())
 
 
 def test_tasks_adapt_by_their_logits():

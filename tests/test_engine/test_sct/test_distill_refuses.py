@@ -50,7 +50,7 @@ def test_heads_that_are_refused(make, match):
     (dict(distill=True, adapt=True), ValueError, '`adapt` has a teacher of'),
     (dict(distill=True, partition=True), ValueError, 'but partition=True sh'),
     (dict(distill='larger', scales_per_step=1), ValueError,
-     'but scales_per_step=1 shows each picture at one'),
+     'but scales_per_step=1 shows each image at one'),
     (dict(distill_weight=-1), ValueError, '`distill_weight` .* got -1'),
     (dict(temperature=0), ValueError, '`temperature` .* got 0'),
     (dict(temperature=4.), ValueError, '4.0 without it. Set distill=True'),

@@ -38,7 +38,7 @@ def mixed(seed=0):
 
 
 def kl(p, q, temperature):
-    """sum_c p_c log(p_c / q_c), the mean over the pictures."""
+    """sum_c p_c log(p_c / q_c), the mean over the images."""
     p, q = (torch.exp(z / temperature) for z in (p, q))
     p, q = (e / e.sum(1, keepdim=True) for e in (p, q))
     return (p * (p / q).log()).sum(1).mean()
@@ -63,7 +63,8 @@ def by_hand(model, data, vector, teachers, everyone, weights, scale_of_kl=1.,
 
     def mix(count):
         e = torch.exp(vector[:count])
-        return sum(a * z for a, z in zip(e / e.sum(), fixed[:count]))
+        return sum(a * z for a, z in zip(e / e.sum(), fixed[:count],
+                                         strict=True))
 
     total, lessons = 0, []
     for i, z in enumerate(logits):
@@ -90,7 +91,7 @@ def test_loss_and_gradients_are_those_of_a_loop(backward, teachers, make):
         weights, options = (2., 1., .5), dict(scale_of_kl=.7, temperature=2.5)
         ours = dict(loss_weights=weights, distill_weight=.7, temperature=2.5)
     hook = SCTLossHook(distill=teachers, backward=backward, **ours)
-    hook._points = dict(zip(SCALES, vector.detach().clone()))
+    hook._points = dict(zip(SCALES, vector.detach().clone(), strict=True))
     hook.attach(model)
     for seed in range(2):
         data = make(seed=seed)
@@ -104,7 +105,7 @@ def test_loss_and_gradients_are_those_of_a_loop(backward, teachers, make):
         total.backward()
         assert_close(losses['loss'], total)
         assert_close(grads(model), grads(hand))
-        for scale, lesson in zip(SCALES, lessons):
+        for scale, lesson in zip(SCALES, lessons, strict=True):
             assert_close(losses.get(f's{scale}/distill', 0), lesson,
                          check_dtype=False)
         if teachers == 'larger':
@@ -191,7 +192,7 @@ def test_in_half_precision(teachers, dtype):
             assert all(point.dtype == torch.float32 and point.isfinite()
                        for point in hook._points.values())
         found.append(logs)
-    for joint, ours in zip(*found):
+    for joint, ours in zip(*found, strict=True):
         same = [name for name in ours if 'accuracy' not in name
                 and (teachers == 'larger' or '8/distill' in name)]
         assert_close([joint[name] for name in same],

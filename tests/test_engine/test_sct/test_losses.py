@@ -29,7 +29,7 @@ def constant_at_8(losses, size):
 def test_a_loss_without_gradient_at_one_scale():
     models = [Lossy(constant_at_8) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    for model, backward in zip(models, ('per_scale', 'joint')):
+    for model, backward in zip(models, ('per_scale', 'joint'), strict=True):
         SCTLossHook(backward=backward).attach(model)
         model(**batch(), mode='loss')['loss'].backward()
     ours, theirs = map(grads, models)

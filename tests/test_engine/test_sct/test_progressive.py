@@ -1,4 +1,4 @@
-"""Small pictures first: who trains when, for how much of the compute."""
+"""Small images first: who trains when, for how much of the compute."""
 from collections import Counter
 
 import pytest
@@ -23,16 +23,16 @@ def test_weights_by_hand():
 @pytest.mark.parametrize('options', [
     dict(count=1), dict(count=3, partition=True),
     dict(count=1, between=0.5)])
-def test_pictures_of_each_scale_before_and_after(options):
-    steps, pictures = 4000, 600
+def test_images_of_each_scale_before_and_after(options):
+    steps, images = 4000, 600
     schedule = Schedule(WEIGHTS, progressive=0.25, steps=steps, **options)
     seen = {True: Counter(), False: Counter()}
     for step in range(steps):
-        passes = schedule.passes(pictures, step)
+        passes = schedule.passes(images, step)
         assert sum(p.weight for p in passes) == pytest.approx(1)
         for p in passes:
-            share = p.share or slice(0, pictures)
-            seen[step < 1000][p.scale] += (share.stop - share.start) / pictures
+            share = p.share or slice(0, images)
+            seen[step < 1000][p.scale] += (share.stop - share.start) / images
     for first, want, count in ((True, smallest_first(WEIGHTS), 1000),
                                (False, WEIGHTS, 3000)):
         found = {scale: n / count for scale, n in seen[first].items()}
@@ -43,7 +43,7 @@ def test_a_share_too_small_at_first_is_refused():
     schedule = Schedule(WEIGHTS, 3, partition=True, progressive=0.5, steps=10)
     Schedule(WEIGHTS, 3, partition=True).check_batch(128)
     with pytest.raises(ValueError, match='gives scale 28 a share of 0.00 of '
-                       'the 128 pictures'):
+                       'the 128 images'):
         schedule.check_batch(128)
 
 

@@ -1,4 +1,4 @@
-"""Which scales a step trains, and on which pictures."""
+"""Which scales a step trains, and on which images."""
 from collections import Counter
 
 import pytest
@@ -40,7 +40,8 @@ def test_the_base_and_each_other_scale_equally_often():
 
 
 def test_the_mean_over_steps_is_the_loss_of_all_scales():
-    weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.2, 0.1)))
+    weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.2, 0.1),
+                       strict=True))
     for count in (1, 2, 3, 4):
         of_step = weights_of_step(weights, count)
         total = Counter()
@@ -56,32 +57,32 @@ def test_the_mean_over_steps_is_the_loss_of_all_scales():
     assert weights_of_step({16: 1.0}, 1) == {16: 1.0}
 
 
-@given(pictures=st.integers(1, 40), step=st.integers(0, 10**6),
+@given(images=st.integers(1, 40), step=st.integers(0, 10**6),
        weights=st.lists(st.floats(0.1, 3), min_size=1, max_size=5))
-def test_every_picture_is_at_one_scale(pictures, step, weights):
+def test_every_image_is_at_one_scale(images, step, weights):
     weights = {20 - i: weight for i, weight in enumerate(weights)}
-    shares = shares_of_step(pictures, weights, step)
-    taken = [i for share in shares.values() for i in range(pictures)[share]]
-    assert taken == list(range(pictures))
+    shares = shares_of_step(images, weights, step)
+    taken = [i for share in shares.values() for i in range(images)[share]]
+    assert taken == list(range(images))
     assert list(shares) == [s for s in weights if s in shares]
     assert next(iter(shares)) == 20
-    sizes = {s: len(range(pictures)[part]) for s, part in shares.items()}
-    assert min(sizes.values()) >= min(2, pictures)
+    sizes = {s: len(range(images)[part]) for s, part in shares.items()}
+    assert min(sizes.values()) >= min(2, images)
     if len(shares) == len(weights) and min(sizes.values()) > 2:
         for scale, weight in weights.items():
-            assert abs(sizes[scale] - pictures * weight / sum(
+            assert abs(sizes[scale] - images * weight / sum(
                 weights.values())) < 1 + 1e-9
 
 
-@pytest.mark.parametrize('pictures', [128, 32, 20])
-def test_shares_are_fair_over_the_steps(pictures):
+@pytest.mark.parametrize('images', [128, 32, 20])
+def test_shares_are_fair_over_the_steps(images):
     weights = {28: 0.6, 21: 0.9, 14: 1.5}
     total = Counter()
     for step in range(2000):
-        shares = shares_of_step(pictures, weights, step)
-        total.update({s: len(range(pictures)[p]) for s, p in shares.items()})
+        shares = shares_of_step(images, weights, step)
+        total.update({s: len(range(images)[p]) for s, p in shares.items()})
     for scale, weight in weights.items():
-        assert total[scale] / 2000 == pytest.approx(pictures * weight / 3,
+        assert total[scale] / 2000 == pytest.approx(images * weight / 3,
                                                     abs=0.01)
 
 
@@ -102,7 +103,7 @@ def test_partition_is_a_loop_over_the_parts():
     target = torch.tensor([s.gt_label for s in data['data_samples']])
     parts = shares_of_step(7, dict.fromkeys(SCALES, 1.), 0).values()
     total = 0
-    for scale, part in zip(SCALES, parts):
+    for scale, part in zip(SCALES, parts, strict=True):
         set_scale(by_hand, scale)
         x = tv.resize(data['inputs'][part], [scale, scale], antialias=True)
         loss = F.cross_entropy(by_hand.net(x), target[part])
@@ -114,7 +115,8 @@ def test_partition_is_a_loop_over_the_parts():
 
 
 def test_one_scale_a_step_is_drawn_evenly():
-    weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.0, 0.3)))
+    weights = dict(zip((224, 192, 160, 128), (0.2, 0.5, 0.0, 0.3),
+                       strict=True))
     for seed in (0, 1, 2**31 - 1):
         drawn = [scales_of_step(weights, 1, seed, i) for i in range(2000)]
         for first, steps in ((0, 2000), (300, 100), (501, 30), (9, 10)):
@@ -189,11 +191,11 @@ def test_bad_scales_per_step(count):
     ((1., 1., 1.), 6), ((.34, .26, .4), 8), ((1., 1., 1., 1.), 8)])
 def test_every_scale_is_in_every_batch_that_check_shares_takes(weights,
                                                                least):
-    weights = dict(zip((28, 21, 14, 7), weights))
+    weights = dict(zip((28, 21, 14, 7), weights, strict=True))
     check_shares(least, weights)
-    for pictures in range(least, 3 * least):
+    for images in range(least, 3 * least):
         for step in range(50):
-            assert set(shares_of_step(pictures, weights, step)) == (
+            assert set(shares_of_step(images, weights, step)) == (
                 set(weights))
     with pytest.raises(ValueError, match=f'batch_size to {least} or more'):
         check_shares(least - 1, weights)
@@ -237,8 +239,8 @@ def test_a_batch_that_no_sampler_told_of_is_refused_before_it_trains():
 @pytest.mark.parametrize('schedule', [
     dict(partition=True), dict(partition=True, scales_per_step=2),
     dict(scales_per_step=2), dict(scales_per_step=1), {}])
-def test_a_picture_weighs_the_same_in_every_batch(schedule):
-    """A loss whose gradient tells the weight of each picture."""
+def test_an_image_weighs_the_same_in_every_batch(schedule):
+    """A loss whose gradient tells the weight of each image."""
     class Weigh(TinyModel):
         def forward(self, inputs, data_samples=None, mode='tensor'):
             seen = torch.tensor([int(s.index) for s in data_samples])

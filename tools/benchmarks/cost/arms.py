@@ -2,8 +2,8 @@
 import itertools
 import resource
 import statistics
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, Dict, List, Optional
 
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -20,7 +20,7 @@ from sct_mm.utils.config import check_data, load_config, set_loader_defaults
 from sct_mm.utils.errors import UserError
 
 # Arm -> arguments of SCTLossHook; None trains without it.
-_HOOKS: Dict[str, Optional[dict]] = dict(
+_HOOKS: dict[str, dict | None] = dict(
     ssbn=None, joint=dict(backward='joint'), per_scale={},
     two_scales=dict(scales_per_step=2), partition=dict(partition=True),
     lists=None)
@@ -121,7 +121,7 @@ def _memory_at_hand() -> int:
 class Worker:
     """One arm: its network, its batch, its optimizer."""
 
-    def __init__(self, name: str, scale: Optional[int], args) -> None:
+    def __init__(self, name: str, scale: int | None, args) -> None:
         self.cfg = load_config(args.config)
         init_default_scope(self.cfg.get('default_scope') or 'mmengine')
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -152,7 +152,7 @@ class Worker:
 
     def _make_batch(self, size: int, model) -> dict:
         """A batch at the base scale: noise for a classifier, else the first
-        of the config's training pictures."""
+        of the config's training images."""
         if not hasattr(model, 'head'):
             batches = iter(self._loader(size))
             return model.data_preprocessor(next(batches), True)
@@ -200,7 +200,7 @@ class Worker:
             ours, theirs = timed(self._step), timed(self.plain._step)
             seconds += [(ours, theirs),
                         (timed(self.plain._step), timed(self._step))[::-1]]
-        ours, theirs = map(statistics.median, zip(*seconds))
+        ours, theirs = map(statistics.median, zip(*seconds, strict=True))
         return ours / theirs
 
     @torch.no_grad()
@@ -214,7 +214,7 @@ class Worker:
                             enabled=bool(self.amp)):
             seconds = [[timed(partial(net, **batch, mode='tensor'))
                         for net in networks] for _ in range(calls + 1)]
-        ours, theirs = map(statistics.median, zip(*seconds[1:]))
+        ours, theirs = map(statistics.median, zip(*seconds[1:], strict=True))
         return ours / theirs
 
     def resize(self) -> float:
@@ -237,7 +237,7 @@ class Worker:
         check_data(loader)
         return Runner.build_dataloader(loader)
 
-    def load(self) -> Optional[float]:
+    def load(self) -> float | None:
         """Seconds in which the config's loader makes a batch of this size;
         None if its data set is not there."""
         try:
@@ -255,11 +255,11 @@ class Worker:
 
 
 def _median(run: Callable[[], object], calls: int) -> float:
-    seconds: List[float] = [timed(run) for _ in range(calls)]
+    seconds: list[float] = [timed(run) for _ in range(calls)]
     return statistics.median(seconds)
 
 
-def serve(pipe, name: str, scale: Optional[int], args) -> None:
+def serve(pipe, name: str, scale: int | None, args) -> None:
     """Answer the commands that come through ``pipe``: (method, *arguments)."""
     worker = None
     while True:

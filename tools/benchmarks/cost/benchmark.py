@@ -3,8 +3,9 @@ import argparse
 import os
 import os.path as osp
 import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.multiprocessing as mp
@@ -28,8 +29,8 @@ class Settings(NamedTuple):
     batch_size: int
     rounds: int
     calls: int
-    arms: List[str]
-    amp: Optional[str]
+    arms: list[str]
+    amp: str | None
     channels_last: bool
 
 
@@ -48,7 +49,7 @@ def _unwarned() -> Iterator[None]:
 class Arm:
     """The process of one arm; :meth:`ask` gives it a turn and waits."""
 
-    def __init__(self, name: str, scale: Optional[int],
+    def __init__(self, name: str, scale: int | None,
                  settings: Settings) -> None:
         context = mp.get_context('spawn')
         self.pipe, theirs = context.Pipe()
@@ -72,10 +73,10 @@ class Arm:
         return answer
 
 
-def measure_training(arms: Dict[str, Arm], rounds: int,
-                     calls: int) -> Dict[str, List[float]]:
+def measure_training(arms: dict[str, Arm], rounds: int,
+                     calls: int) -> dict[str, list[float]]:
     """Seconds of a step of each arm in each round."""
-    seconds: Dict[str, List[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     for index in track(range(rounds + 1), 'training'):
         for name, arm in arms.items():
             once = arm.ask('step', calls)
@@ -85,16 +86,16 @@ def measure_training(arms: Dict[str, Arm], rounds: int,
 
 
 def measure_inference(scales: Sequence[int], arm: Arm, rounds: int,
-                      calls: int) -> Dict[int, List[float]]:
+                      calls: int) -> dict[int, list[float]]:
     """{scale: SSBN's time over BN's in each round}."""
-    ratios: Dict[int, List[float]] = {scale: [] for scale in scales}
+    ratios: dict[int, list[float]] = {scale: [] for scale in scales}
     for _ in track(range(3 * rounds), 'inference'):
         for scale in scales:
             ratios[scale].append(arm.ask('infer', scale, 5 * calls))
     return ratios
 
 
-def measure_shares(arm: Arm, seconds: float) -> Dict[str, float]:
+def measure_shares(arm: Arm, seconds: float) -> dict[str, float]:
     """What resizing, and loading if it ran alone, take of a step that takes
     ``seconds``; no ``loader`` where the data set is not there."""
     shares = dict(resize=arm.ask('resize') / seconds)
@@ -109,11 +110,11 @@ def spread(values: Sequence[float]) -> str:
     return f'{middle:.3f} ({low:.3f}-{high:.3f})'
 
 
-def ratios(ours: List[float], theirs: List[float]) -> List[float]:
-    return [a / b for a, b in zip(ours, theirs)]
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def flops_ratio(arm: str, flops: List[float]) -> float:
+def flops_ratio(arm: str, flops: list[float]) -> float:
     """FLOPs of a step over those of a plain step at the base scale."""
     others = sum(flops[1:])
     total = {'ssbn': flops[0], 'partition': sum(flops) / len(flops),
@@ -122,10 +123,11 @@ def flops_ratio(arm: str, flops: List[float]) -> float:
 
 
 def step_rows(step: dict, peaks: dict, scales: tuple,
-              flops: list) -> List[dict]:
+              flops: list) -> list[dict]:
     """One row an arm, the plain ones (whose name is their scale) first."""
     base = scales[0]
-    total = [sum(each) for each in zip(*(step[s] for s in scales))]
+    total = [sum(each) for each in zip(*(step[s] for s in scales),
+                                       strict=True)]
     return [
         dict(arm=f'plain BN at {name}' if name in scales else name,
              ms=statistics.median(step[name]) * 1e3,
@@ -138,7 +140,7 @@ def step_rows(step: dict, peaks: dict, scales: tuple,
     ]
 
 
-def step_table(title: str, base: int, rows: List[dict]) -> Table:
+def step_table(title: str, base: int, rows: list[dict]) -> Table:
     table = Table(title=title)
     table.add_column('training step')
     for column in ('ms', f'FLOPs\n/ plain {base}', f'time / plain {base}',
@@ -173,14 +175,14 @@ def print_benchmark(result: dict) -> None:
 
 
 def benchmark(config: str, batch_size: int = 16, rounds: int = 5,
-              calls: Optional[int] = None, arms: Sequence[str] = ARMS,
-              amp: Optional[str] = None, channels_last: bool = False,
-              out: Optional[str] = None) -> dict:
+              calls: int | None = None, arms: Sequence[str] = ARMS,
+              amp: str | None = None, channels_last: bool = False,
+              out: str | None = None) -> dict:
     """Time and memory of a training step of each arm, and of inference.
 
     Args:
         config: path of a config with SSBN. A classifier sees noise, a
-            detector the pictures of its config.
+            detector the images of its config.
         rounds: turns of each arm, after one to warm up.
         calls: steps in a turn, of which the median counts; None: 1 on a CPU,
             10 on a GPU.
@@ -213,7 +215,7 @@ def benchmark(config: str, batch_size: int = 16, rounds: int = 5,
     return result
 
 
-def measure(plain: Dict[int, Arm], sct: Dict[str, Arm],
+def measure(plain: dict[int, Arm], sct: dict[str, Arm],
             settings: Settings) -> dict:
     """What :func:`benchmark` returns, of processes that have started."""
     scales, rounds, calls = tuple(plain), settings.rounds, settings.calls
@@ -265,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', nargs='?', default=DEFAULT,
                         help='any config with SSBN; default: ResNet-50. A '
-                        'classifier sees noise, a detector the pictures of '
+                        'classifier sees noise, a detector the images of '
                         'its config')
     parser.add_argument('--batch-size', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=5,

@@ -4,7 +4,7 @@ import copy
 import io
 import random
 import warnings
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,12 +29,12 @@ class Trial:
         by: 'norm_cfg', 'WithSSBN' or 'convert_to_ssbn'.
     """
 
-    def __init__(self, builder: Builder, scales: Tuple[int, ...],
+    def __init__(self, builder: Builder, scales: tuple[int, ...],
                  by: str) -> None:
         self.builder, self.scales, self.by = builder, scales, by
-        self.base = builder.pictures(scales[0])
+        self.base = builder.images(scales[0])
         self.finite = True  # the host's own losses
-        self._outputs: Dict[Tuple[int, int], List[Tensor]] = {}
+        self._outputs: dict[tuple[int, int], list[Tensor]] = {}
 
     def batch(self, model: nn.Module, scale: int) -> dict:
         batch = copy.deepcopy(self.base)  # some heads write into samples
@@ -43,7 +43,7 @@ class Trial:
         dtype = next(model.parameters()).dtype
         return dict(batch, inputs=batch['inputs'].to(dtype))
 
-    def own(self, scale: int, pinned: int = 0) -> List[Tensor]:
+    def own(self, scale: int, pinned: int = 0) -> list[Tensor]:
         """:meth:`outputs` of ``model`` after its step, computed once."""
         if (scale, pinned) not in self._outputs:
             self._outputs[scale, pinned] = self.outputs(self.model, scale,
@@ -51,8 +51,8 @@ class Trial:
         return self._outputs[scale, pinned]
 
     def outputs(self, model: nn.Module, scale: int,
-                pinned: int = 0) -> List[Tensor]:
-        """What ``model`` makes of the pictures of ``scale`` pixels in
+                pinned: int = 0) -> list[Tensor]:
+        """What ``model`` makes of the images of ``scale`` pixels in
         evaluation."""
         model.eval()
         seed()
@@ -82,7 +82,7 @@ class Trial:
                     raise Wrong(f'{key} does not start as the host starts it')
         self.rows = {scale: self._own_rows(scale) for scale in self.scales}
 
-    def _own_rows(self, scale: int) -> Dict[str, Dict[str, Tensor]]:
+    def _own_rows(self, scale: int) -> dict[str, dict[str, Tensor]]:
         """The state of the norms of a network of the host for ``scale``;
         ``model`` gets them as the scale's row."""
         model = copy.deepcopy(self.stock).train()
@@ -101,7 +101,7 @@ class Trial:
         finally:
             for norm, value in momentum.items():
                 norm.momentum = value
-                # Of two pictures some variances are next to nothing.
+                # Of two images some variances are next to nothing.
                 if norm.running_var is not None:
                     norm.running_var.clamp_(min=float(
                         norm.running_var.mean()) / 10)
@@ -137,13 +137,13 @@ class Trial:
         if not all(p.isfinite().all() for p in parameters):
             raise Wrong('parameters are not finite after the step')
 
-    def _reference_step(self) -> Tuple[dict, dict]:
+    def _reference_step(self) -> tuple[dict, dict]:
         """The host's network after a pass and its backward at each scale:
         {parameter: gradient, of norms one a scale}, {(scale, norm):
         statistics}."""
         model = copy.deepcopy(self.stock).train()
         norms = batch_norms(model)
-        own: Dict[str, List[Optional[Tensor]]] = {}
+        own: dict[str, list[Tensor | None]] = {}
         statistics = {}
         seed()
         for scale in self.scales:
@@ -178,14 +178,14 @@ class Trial:
                             'not in both')
             if theirs is not None:
                 pairs.append((ours, theirs))
-        expect_equal(*zip(*pairs), 1e-4, 'gradients')
+        expect_equal(*zip(*pairs, strict=True), 1e-4, 'gradients')
         found = []
         for (scale, name), state in statistics.items():
             row = self.model.get_submodule(name).row(scale)
             found += [(row[key], state[key]) for key in _BUFFERS
                       if key in state]
         if found:
-            expect_equal(*zip(*found), 1e-4, 'statistics')
+            expect_equal(*zip(*found, strict=True), 1e-4, 'statistics')
 
     def saved(self) -> None:
         """A new network that loads the weights gives the same outputs at
@@ -282,7 +282,7 @@ class Trial:
         return True
 
 
-def outcome(trial: Trial) -> Dict[str, str]:
+def outcome(trial: Trial) -> dict[str, str]:
     """{check: 'yes', 'no' or '-'} and a note on what is not 'yes'."""
     row, notes = dict.fromkeys(CHECKS, '-'), []
     for name in CHECKS:
@@ -315,7 +315,7 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     if [t.shape for t in ours] != [t.shape for t in theirs]:
         return float('inf')
     apart = total = 0.0
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         a, b = a.detach().double(), b.detach().double()
         same = (a == b) | (a.isnan() & b.isnan())
         apart += float(torch.where(same, 0, a - b).pow(2).sum())
@@ -364,7 +364,7 @@ class Nothing(Exception):
     """There is nothing to check; the text, if any, says why."""
 
 
-def deployments(host: str) -> List[Tuple[str, Callable]]:
+def deployments(host: str) -> list[tuple[str, Callable]]:
     """The ways by which ``host`` makes a network faster for inference."""
     if host in ('mmpretrain', 'mmdet'):
         return [('switch_to_deploy', _switch_to_deploy),

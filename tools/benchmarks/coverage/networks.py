@@ -1,21 +1,16 @@
-"""One family's network: with its own norms, with SSBN, and its pictures."""
+"""One family's network: with its own norms, with SSBN, and its images."""
 import copy
 import inspect
 import os.path as osp
 import re
+from collections.abc import Callable, Sequence
 from glob import glob
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import (
     Any,
-    Callable,
-    Dict,
-    List,
     NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
 )
 
 import numpy as np
@@ -30,7 +25,7 @@ from sct_mm.models.convert import convert_to_ssbn
 
 # Arguments of mmpretrain's backbones, where the smallest is not the first of
 # its table or the default has no batch normalization.
-_ARGUMENTS: Dict[str, dict] = {
+_ARGUMENTS: dict[str, dict] = {
     'HRNet': dict(arch='w18'), 'MobileViT': dict(arch='xx_small'),
     'TIMMBackbone': dict(model_name='resnet18'),
     'VGG': dict(depth=11, norm_cfg=dict(type='BN'))}
@@ -64,22 +59,22 @@ _PREFERRED = {
 # Why a host does not run here, or not in all, where its own words do not tell.
 KNOWN = {
     'mmpretrain/SparseResNet': 'it runs within SparK only, which gives it '
-    'the mask of its pictures',
+    'the mask of its images',
     'mmdet/ddq': "at its first pass its decoder gets the head's branches, for "
     'which a network that has not run has no place',
-    'mmdet/guided_anchoring': "mmcv's masked_conv2d takes one picture in a "
+    'mmdet/guided_anchoring': "mmcv's masked_conv2d takes one image in a "
     'test, and got two',
     'mmdet/lad': 'its teacher comes from a checkpoint, of which there is none',
     'mmdet/ld': 'its teacher comes from a checkpoint, of which there is none',
     'mmdet/mask2former_vis': 'it takes videos',
-    'mmdet/reid': 'it takes pictures of 256 x 128 pixels, pooled by a fixed '
+    'mmdet/reid': 'it takes images of 256 x 128 pixels, pooled by a fixed '
     'kernel',
-    'mmdet/fast_rcnn': 'its pictures come with proposals, which SCT refuses',
+    'mmdet/fast_rcnn': 'its images come with proposals, which SCT refuses',
     'mmdet/simple_copy_paste': 'its SyncBN wants several processes',
     'mmdet/strong_baselines': 'its SyncBN wants several processes',
     'mmdet/tridentnet': 'without a checkpoint, the host leaves its weights as '
     'the memory was',
-    'torchvision/optical_flow.raft': 'it takes pairs of pictures',
+    'torchvision/optical_flow.raft': 'it takes pairs of images',
     'torchvision/video.resnet': 'it takes videos',
     'torchvision/video.s3d': 'it takes videos',
     'torchvision/video.mvit': 'it takes videos'}
@@ -90,14 +85,14 @@ class Subject(NamedTuple):
     that has batch normalization is tried."""
     host: str
     family: str
-    candidates: Tuple[str, ...]
+    candidates: tuple[str, ...]
 
     @property
     def key(self) -> str:
         return f'{self.host}/{self.family}'
 
 
-def small_first(names, key: str = '') -> Tuple[str, ...]:
+def small_first(names, key: str = '') -> tuple[str, ...]:
     """``names`` from the smallest network up, as far as names tell."""
     def rank(name: str) -> tuple:
         words = [i for i, word in enumerate(_SMALL) if re.search(word, name)]
@@ -109,7 +104,7 @@ def small_first(names, key: str = '') -> Tuple[str, ...]:
     return tuple(sorted(names, key=rank))
 
 
-def _mmpretrain() -> List[Subject]:
+def _mmpretrain() -> list[Subject]:
     from mmpretrain.registry import MODELS
     import_module('mmpretrain.models')
     return [Subject('mmpretrain', name, (name, ))
@@ -122,9 +117,9 @@ def configs_of_mmdet() -> str:
     return osp.join(package, '.mim', 'configs')
 
 
-def _mmdet() -> List[Subject]:
+def _mmdet() -> list[Subject]:
     root = configs_of_mmdet()
-    families: Dict[str, List[str]] = {}
+    families: dict[str, list[str]] = {}
     for path in sorted(glob(osp.join(root, '[!_]*', '*.py'))):
         name = osp.relpath(path, root)
         if name.startswith('common'):  # data sets and schedules
@@ -134,9 +129,9 @@ def _mmdet() -> List[Subject]:
             for family, names in families.items()]
 
 
-def _timm() -> List[Subject]:
+def _timm() -> list[Subject]:
     import timm
-    modules: Dict[str, List[str]] = {}
+    modules: dict[str, list[str]] = {}
     for name in timm.list_models():
         module = timm.model_entrypoint(name).__module__
         modules.setdefault(module.rsplit('.', 1)[-1], []).append(name)
@@ -144,9 +139,9 @@ def _timm() -> List[Subject]:
             for module, names in sorted(modules.items())]
 
 
-def _torchvision() -> List[Subject]:
+def _torchvision() -> list[Subject]:
     from torchvision import models
-    modules: Dict[str, List[str]] = {}
+    modules: dict[str, list[str]] = {}
     for kind in (models, models.segmentation, models.detection,
                  models.video, models.optical_flow):
         for name in models.list_models(module=kind):
@@ -158,7 +153,7 @@ def _torchvision() -> List[Subject]:
             for module, names in sorted(modules.items())]
 
 
-def subjects(hosts=HOSTS) -> List[Subject]:
+def subjects(hosts=HOSTS) -> list[Subject]:
     """All families of the ``hosts`` that are installed.
 
     Raises:
@@ -174,7 +169,7 @@ def subjects(hosts=HOSTS) -> List[Subject]:
             for subject in found[host]()]
 
 
-def host_versions() -> Dict[str, str]:
+def host_versions() -> dict[str, str]:
     """{name: version} of what the result of a trial depends on."""
     versions = {}
     for name in ('torch', 'mmengine', 'mmcv', *HOSTS):
@@ -205,7 +200,7 @@ _FORMS = dict(BN='SSBN', BN2d='SSBN', BN1d='SSBN1d', SyncBN='SyncSSBN')
 
 
 class Network(BaseModel):
-    """A network that maps pictures to tensors, with a loss that reaches all
+    """A network that maps images to tensors, with a loss that reaches all
     of them: the squared distance from fixed noise."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -222,7 +217,7 @@ class Network(BaseModel):
             for out in outputs))
 
 
-def tensors_of(value: Any) -> List[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
     """All tensors of floats in what a network returned."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
@@ -235,7 +230,7 @@ def tensors_of(value: Any) -> List[Tensor]:
     return []
 
 
-def batch_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: m for name, m in model.named_modules()
             if isinstance(m, _BatchNorm)}
 
@@ -270,8 +265,8 @@ def config_of_backbone(name: str) -> dict:
     from mmpretrain.registry import MODELS as BACKBONES
     import_module('mmpretrain.models')
     cls = BACKBONES.module_dict[name]
-    config: Dict[str, Any] = dict(type=f'mmpretrain.{name}')
-    parameters: Dict[str, inspect.Parameter] = {}
+    config: dict[str, Any] = dict(type=f'mmpretrain.{name}')
+    parameters: dict[str, inspect.Parameter] = {}
     tables = [t for t in ('arch_settings', 'arch_zoo')
               if isinstance(getattr(cls, t, None), dict)]
     for base in cls.__mro__:
@@ -298,7 +293,7 @@ def config_of_detector(path: str) -> dict:
     if not model.get('data_preprocessor'):
         model['data_preprocessor'] = dict(type='DetDataPreprocessor')
     if isinstance(model.get('data_preprocessor'), dict):
-        # YOLOX's changes the size of the pictures behind the pipeline.
+        # YOLOX's changes the size of the images behind the pipeline.
         model['data_preprocessor'].pop('batch_augments', None)
     if isinstance(model.get('teacher_config'), str):
         model['teacher_config'] = osp.join(
@@ -321,13 +316,13 @@ class Builder:
 
     def __init__(self, subject: Subject, name: str, **options) -> None:
         self.host, self.name, self.options = subject.host, name, options
-        self.config: Optional[dict] = None
+        self.config: dict | None = None
         if self.host == 'mmpretrain':
             self.config = {**config_of_backbone(name), **options}
         elif self.host == 'mmdet':
             self.config = config_of_detector(name)
 
-    def __call__(self, scales: Optional[Sequence[int]] = None,
+    def __call__(self, scales: Sequence[int] | None = None,
                  by: str = 'norm_cfg', initialised: bool = True) -> nn.Module:
         """The network: from the same random numbers each time, and, with
         ``scales``, with SSBN ``by`` 'norm_cfg' or by 'WithSSBN'."""
@@ -359,11 +354,11 @@ class Builder:
                 return models.get_model(name, weights=None, **options)
             net = models.get_model(name, weights=None, weights_backbone=None,
                                    **options)
-            # A detector resizes its pictures itself, to one size.
+            # A detector resizes its images itself, to one size.
             return net.backbone if kind == 'detection' else net
         return build
 
-    def pictures(self, base: int) -> dict:
+    def images(self, base: int) -> dict:
         """A batch of ``base`` pixels, as the data preprocessor makes it."""
         if self.host == 'mmdet':
             return self._detection(base)

@@ -1,5 +1,6 @@
 """The table of coverage, in Markdown."""
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from checks import CHECKS
 
@@ -31,12 +32,12 @@ _MEANING = dict(
 _HEAD = ('family', 'network', 'SSBN by', 'scales', 'norms', *CHECKS)
 
 
-def right(row: Dict[str, Any]) -> bool:
+def right(row: dict[str, Any]) -> bool:
     """Whether every check that applies to a network was passed."""
     return row['builds'] == 'yes' and 'no' not in [row[c] for c in CHECKS]
 
 
-def fixed(row: Dict[str, Any]) -> bool:
+def fixed(row: dict[str, Any]) -> bool:
     return len(row['scales']) == 1
 
 
@@ -44,11 +45,11 @@ def _line(cells) -> str:
     return '| ' + ' | '.join(str(c).replace('|', '/') for c in cells) + ' |'
 
 
-def _table(head, rows) -> List[str]:
+def _table(head, rows) -> list[str]:
     return [_line(head), '|' + '---|' * len(head), *map(_line, rows), '']
 
 
-def _cells(row: Dict[str, Any]) -> List[str]:
+def _cells(row: dict[str, Any]) -> list[str]:
     checks = [row[check] for check in CHECKS]
     if row['deployed_by']:
         checks[-1] = ', '.join(row['deployed_by'])
@@ -56,7 +57,7 @@ def _cells(row: Dict[str, Any]) -> List[str]:
             ', '.join(map(str, row['scales'])), str(row['norms']), *checks]
 
 
-def markdown(versions: Dict[str, str], rows: List[Dict[str, Any]],
+def markdown(versions: dict[str, str], rows: list[dict[str, Any]],
              untried: Sequence[str] = ()) -> str:
     """The page of ``rows``; see :func:`tools.benchmarks.coverage.run.coverage`
     for their keys. ``untried`` are those that a run has not come to."""

@@ -6,9 +6,10 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -41,7 +42,7 @@ _CANDIDATES = dict(mmdet=6)  # networks of a family that are looked at
 _TURNS = 25  # of a process, before a new one takes its place
 
 
-def _named(subject: Subject) -> Tuple[Builder, int]:
+def _named(subject: Subject) -> tuple[Builder, int]:
     """The first network of a family that has batch normalization, and how
     many of its norms are.
 
@@ -69,8 +70,8 @@ def _named(subject: Subject) -> Tuple[Builder, int]:
 
 
 def _refusal(model: nn.Module, builder: Builder,
-             scales: Tuple[int, ...]) -> Dict[int, str]:
-    """{scale: what the host's own network says to pictures of it}; of the
+             scales: tuple[int, ...]) -> dict[int, str]:
+    """{scale: what the host's own network says to images of it}; of the
     scales at which it runs, none."""
     said_at = {}
     trial = Trial(builder, scales, 'norm_cfg')
@@ -88,14 +89,14 @@ def _refusal(model: nn.Module, builder: Builder,
 
 
 def _fitted(subject: Subject,
-            builder: Builder) -> Tuple[Builder, Tuple[int, ...], str]:
+            builder: Builder) -> tuple[Builder, tuple[int, ...], str]:
     """The builder, the scales that its network takes, and why there is only
     one, if so.
 
     Raises:
         Nothing: if the host's own network runs at none of the sizes.
     """
-    one: Optional[tuple] = None
+    one: tuple | None = None
     why, model = '', None
     for options in (False, True):
         for scales in SIZES[subject.host]:
@@ -122,7 +123,7 @@ def _fitted(subject: Subject,
 
 
 def _way(builder: Builder, scales: Sequence[int],
-         norms: int) -> Tuple[str, str]:
+         norms: int) -> tuple[str, str]:
     """How SSBN reaches every norm: by 'norm_cfg', if that does, else by
     'WithSSBN' or 'convert_to_ssbn'; and what is to be said of it."""
     if builder.config is None:
@@ -135,9 +136,9 @@ def _way(builder: Builder, scales: Sequence[int],
         'WithSSBN', f'norm_cfg reaches {reached} of {norms} norms')
 
 
-def try_family(subject: Subject) -> Dict[str, Any]:
+def try_family(subject: Subject) -> dict[str, Any]:
     """The row of one family: see :func:`coverage`."""
-    row: Dict[str, Any] = dict(
+    row: dict[str, Any] = dict(
         host=subject.host, family=subject.family, network='', by='',
         scales=[], norms=0, **dict.fromkeys(CHECKS, '-'), deployed_by=[],
         note='')
@@ -182,7 +183,7 @@ def _serve(pipe, log: str) -> None:
         pipe.send(dict(row, seconds=round(time.perf_counter() - start, 1)))
 
 
-def failed(subject: Subject, why: str) -> Dict[str, Any]:
+def failed(subject: Subject, why: str) -> dict[str, Any]:
     return dict(host=subject.host, family=subject.family, network='', by='',
                 scales=[], norms=0, **dict(dict.fromkeys(CHECKS, '-'),
                                            builds='no'),
@@ -196,7 +197,7 @@ class Worker:
     def __init__(self, log: str, limit: float) -> None:
         self.log, self.limit, self.process = log, limit, None
 
-    def ask(self, subject: Subject) -> Dict[str, Any]:
+    def ask(self, subject: Subject) -> dict[str, Any]:
         if self.process is None:
             context = mp.get_context('spawn')
             self.pipe, theirs = context.Pipe()
@@ -229,7 +230,7 @@ class Worker:
 
 def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
              jobs: int = 1, again: bool = False,
-             limit: float = 600) -> List[Dict[str, Any]]:
+             limit: float = 600) -> list[dict[str, Any]]:
     """Try the families of ``hosts`` and write ``out``/coverage.json and .md.
 
     What stands there already, from the same versions of the hosts, is not
@@ -258,7 +259,7 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
     rows = known_rows(path, versions)
     todo = [s for s in wanted if again or s.key not in rows]
 
-    def keep(row: Dict[str, Any]) -> None:
+    def keep(row: dict[str, Any]) -> None:
         rows[f'{row["host"]}/{row["family"]}'] = row
         found = sorted(rows.values(), key=lambda r: (
             HOSTS.index(r['host']), r['family'].lower()))
@@ -281,10 +282,10 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '', out: str = 'docs',
     return list(rows.values())
 
 
-def _shared(pool: ThreadPoolExecutor, workers: List[Worker],
-            todo: List[Subject]) -> list:
+def _shared(pool: ThreadPoolExecutor, workers: list[Worker],
+            todo: list[Subject]) -> list:
     """A future a family; each takes a worker that is free."""
-    def turn(subject: Subject) -> Dict[str, Any]:
+    def turn(subject: Subject) -> dict[str, Any]:
         worker = workers.pop()
         try:
             return worker.ask(subject)
@@ -293,7 +294,7 @@ def _shared(pool: ThreadPoolExecutor, workers: List[Worker],
     return [pool.submit(turn, subject) for subject in todo]
 
 
-def known_rows(path: Path, versions: Dict[str, str]) -> Dict[str, dict]:
+def known_rows(path: Path, versions: dict[str, str]) -> dict[str, dict]:
     """{host/family: row} of what an earlier run with ``versions`` found."""
     if not path.exists():
         return {}

@@ -4,8 +4,9 @@ import json
 import os.path as osp
 import shlex
 import sys
-from functools import lru_cache
-from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 from experiments import Arm
 
@@ -30,7 +31,7 @@ class Step(NamedTuple):
     """A command, as a tool's name and its arguments."""
     folder: str  # what it makes
     tool: str
-    words: Tuple[Union[str, Newest], ...]
+    words: tuple[str | Newest, ...]
     recipe: str = ''  # of what it makes; none of a test
 
 
@@ -62,7 +63,7 @@ def checkpoint_of(arm: Arm, folder: str) -> str:
     return osp.join(folder, 'calibrated.pth') if arm.calibrate else folder
 
 
-@lru_cache(maxsize=None)
+@cache
 def _text_of(config: str) -> str:
     return repr(load_config(config).to_dict())
 
@@ -96,7 +97,7 @@ def is_done(arm: Arm, folder: str) -> bool:
 def step_of(arm: Arm, seed: int, out: str) -> Step:
     """What makes the arm, once there is what it starts from."""
     folder = folder_of(arm, seed, out)
-    options: List[Union[str, Newest]] = [
+    options: list[str | Newest] = [
         '--cfg-options', f'randomness.seed={seed}', *arm.options]
     if arm.adapt:
         return Step(folder, 'adapt', (
@@ -131,7 +132,7 @@ def test_of(arm: Arm, seed: int, out: str, sizes: Sequence[int]) -> Step:
         folder, '--scales', *map(str, sizes), *named))
 
 
-def rows_in(folder: str) -> Dict[int, dict]:
+def rows_in(folder: str) -> dict[int, dict]:
     """{size: row} of the test of the one model in ``folder``; {} if none."""
     path = osp.join(folder, 'scales.json')
     if not osp.exists(path):
@@ -141,7 +142,7 @@ def rows_in(folder: str) -> Dict[int, dict]:
 
 
 def steps_left(arm: Arm, seed: int, out: str,
-               sizes: Sequence[int]) -> List[Step]:
+               sizes: Sequence[int]) -> list[Step]:
     """What is still to be run until the arm has been tested at ``sizes``;
     sizes that it was tested at before are kept.
 
@@ -161,7 +162,7 @@ def steps_left(arm: Arm, seed: int, out: str,
 
 
 def command_of(step: Step, gpus: int = 1,
-               python: str = sys.executable) -> List[str]:
+               python: str = sys.executable) -> list[str]:
     """The words of a command line, for so many processes."""
     command = tool_command(step.tool, python)
     launcher = []

@@ -1,35 +1,35 @@
 """The experiments behind the tables of docs: their arms, what they cost."""
-from typing import Dict, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple, Optional
 
 
 class Arm(NamedTuple):
     config: str
-    # How often a scale sees each picture; of what is adapted, in the training
+    # How often a scale sees each image; of what is adapted, in the training
     # of `start` too.
-    seen: Dict[int, float]
-    epochs: Optional[int] = None  # None: those of the config
-    options: Tuple[str, ...] = ()
+    seen: dict[int, float]
+    epochs: int | None = None  # None: those of the config
+    options: tuple[str, ...] = ()
     start: Optional['Arm'] = None  # the backbone starts from its checkpoint
-    adapt: Tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
+    adapt: tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
     # Statistics of `start`, estimated anew at these sizes, are its rows.
-    calibrate: Tuple[int, ...] = ()
+    calibrate: tuple[int, ...] = ()
 
 
 class Each(NamedTuple):
     """A network of its own for each of some sizes, tested there alone."""
-    arms: Dict[int, Arm]
+    arms: dict[int, Arm]
 
 
 class Experiment(NamedTuple):
-    arms: Dict[str, Union[Arm, Each]]
-    sizes: Tuple[int, ...]
-    metrics: Dict[str, str]  # as tools/test.py calls them -> as we do
+    arms: dict[str, Arm | Each]
+    sizes: tuple[int, ...]
+    metrics: dict[str, str]  # as tools/test.py calls them -> as we do
     unit: float = 1  # what 1 % is
     gpus: int = 1
-    hours: Dict[int, float] = {}  # of a GPU, for an epoch at each size
+    hours: dict[int, float] = {}  # of a GPU, for an epoch at each size
     # Arms are named 'SCHEDULE, N epochs': the figure is over their compute, a
     # panel for each of these sizes.
-    panels: Tuple[int, ...] = ()
+    panels: tuple[int, ...] = ()
 
 
 def lasting(arm: Arm, own: int, epochs: int) -> Arm:
@@ -39,7 +39,7 @@ def lasting(arm: Arm, own: int, epochs: int) -> Arm:
                              for size, times in arm.seen.items()})
 
 
-def calibrated(arm: Arm, config: str, sizes: Tuple[int, ...]) -> Arm:
+def calibrated(arm: Arm, config: str, sizes: tuple[int, ...]) -> Arm:
     """``arm``, its statistics re-estimated at each of ``sizes``."""
     return Arm(config, arm.seen, start=arm, calibrate=sizes)
 
@@ -48,8 +48,8 @@ DEMO = 'sct_resnet18_1xb128_fashion-mnist'
 DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
 
 
-def divided(epochs: int) -> Dict[int, float]:
-    """How often a scale sees a picture in ``epochs`` of the demo's
+def divided(epochs: int) -> dict[int, float]:
+    """How often a scale sees an image in ``epochs`` of the demo's
     partition, by the demo's loss weights."""
     return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
 
@@ -126,7 +126,7 @@ DET_SCT = Arm(DETECTOR, DET_FIRST)
 DET_SCT_SHARED = DET_SCT._replace(
     config='baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det')
 DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
-                 {128: 5.8})  # a batch is padded to its largest picture
+                 {128: 5.8})  # a batch is padded to its largest image
 IN1K_SIZES = (224, 192, 160, 128)
 IN1K_TESTED = (224, 208, 192, 176, 160, 144, 128)
 IN1K_DRAWN = {224: 33.85, 208: 8.64, 192: 16.15, 176: 12.44, 160: 23.11,
@@ -150,7 +150,7 @@ EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
 
 
 def glyphs_alone(size: int, epochs: int) -> Arm:
-    """With the best of three learning rates on pictures held out."""
+    """With the best of three learning rates on images held out."""
     return Arm(GLYPHS_ALONE.format(size), {size: epochs}, epochs, (
         ('optim_wrapper.optimizer.lr=0.02', ) if size == 48 else ()))
 

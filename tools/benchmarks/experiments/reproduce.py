@@ -5,7 +5,7 @@ import os.path as osp
 import shlex
 import statistics
 import subprocess
-from typing import Dict, List, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 from commands import (
     DONE,
@@ -32,27 +32,27 @@ def run_step(step: Step, gpus: int = 1) -> None:
     """Run a command as a user does, in the folder of the repository."""
     command = command_of(step, gpus)
     if subprocess.run(command).returncode:
-        raise UserError(f'`{shlex.join(command)}` failed; mend what it says '
+        raise UserError(f'`{shlex.join(command)}` failed; fix what it says '
                         'and run this again: it goes on here.')
 
 
-def parts_of(arm: Union[Arm, Each],
-             sizes: Sequence[int]) -> List[Tuple[Arm, Sequence[int]]]:
+def parts_of(arm: Arm | Each,
+             sizes: Sequence[int]) -> list[tuple[Arm, Sequence[int]]]:
     """The networks of an arm, and the sizes that each is tested at."""
     if isinstance(arm, Each):
         return [(each, (size, )) for size, each in arm.arms.items()]
     return [(arm, sizes)]
 
 
-def result_of(arm: Union[Arm, Each], seed: int, out: str,
-              sizes: Sequence[int], gpus: int = 1) -> List[dict]:
+def result_of(arm: Arm | Each, seed: int, out: str,
+              sizes: Sequence[int], gpus: int = 1) -> list[dict]:
     """The rows of one arm with one seed, made and tested if need be."""
     return [row for part, at in parts_of(arm, sizes)
             for row in _rows_of(part, seed, out, at, gpus)]
 
 
 def _rows_of(arm: Arm, seed: int, out: str, sizes: Sequence[int],
-             gpus: int) -> List[dict]:
+             gpus: int) -> list[dict]:
     for step in steps_left(arm, seed, out, sizes):
         if not step.recipe:  # a test
             run_step(step, gpus)
@@ -66,23 +66,23 @@ def _rows_of(arm: Arm, seed: int, out: str, sizes: Sequence[int],
     return [rows[size] for size in sizes]
 
 
-def summarise(runs: List[List[dict]], metric: str,
-              unit: float) -> Dict[int, List[float]]:
+def summarise(runs: list[list[dict]], metric: str,
+              unit: float) -> dict[int, list[float]]:
     """{size: [mean, standard deviation] of the metric} over the seeds."""
     summary = {}
-    for rows in zip(*runs):
+    for rows in zip(*runs, strict=True):
         values = [row['metrics'][metric] / unit for row in rows]
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         summary[rows[0]['scale']] = [statistics.mean(values), deviation]
     return summary
 
 
-def compute_of(arm: Union[Arm, Each], gflops: Dict[int, float],
+def compute_of(arm: Arm | Each, gflops: dict[int, float],
                unit: float) -> float:
     """FLOPs of the training, in those of an epoch at the largest size.
 
     Args:
-        gflops: of a picture at each size.
+        gflops: of an image at each size.
         unit: that at the largest size of the experiment.
     """
     return sum(times * gflops[size] for part, _ in parts_of(arm, ())
@@ -115,7 +115,7 @@ def print_commands(experiment: Experiment, seeds: Sequence[int],
         print(f'# {name}: the compute of {compute:.1f} epochs at '
               f'{max(experiment.sizes)} pixels'
               + (f'; plain steps at its sizes take {hours:.1f} GPU hours (one '
-                 'H200, --amp, channels_last, 128 pictures).' if hours
+                 'H200, --amp, channels_last, 128 images).' if hours
                  else '.'))
         for seed in seeds:
             for part, sizes in parts_of(arm, experiment.sizes):
@@ -157,7 +157,7 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     if dry_run:
         print_commands(experiment, seeds, out)
         return {}
-    runs: Dict[str, List[List[dict]]] = {arm: [] for arm in experiment.arms}
+    runs: dict[str, list[list[dict]]] = {arm: [] for arm in experiment.arms}
     jobs = [(seed, arm) for seed in seeds for arm in experiment.arms]
     for done, (seed, arm) in enumerate(jobs):
         print(f'[{done + 1}/{len(jobs)}] {arm}, seed {seed}', flush=True)
@@ -166,7 +166,7 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     gflops = {arm: {row['scale']: row['gflops'] for row in each[0]}
               for arm, each in runs.items()}
     unit = max(max(each.values()) for each in gflops.values())
-    result: Dict[str, object] = dict(seeds=list(seeds), compute={
+    result: dict[str, object] = dict(seeds=list(seeds), compute={
         arm: compute_of(experiment.arms[arm], each, unit)
         for arm, each in gflops.items()})
     for metric, label in experiment.metrics.items():

@@ -1,5 +1,6 @@
 """Networks with less of SSBN than it has, for tools/benchmarks/experiments/configs/."""
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -10,7 +11,7 @@ from sct_mm.models.size_selection import ssbn_layers
 
 @MODELS.register_module()
 def WithSharedBN(model: dict, shared: Sequence[str],
-                 data_preprocessor: Optional[Any] = None) -> nn.Module:
+                 data_preprocessor: Any | None = None) -> nn.Module:
     """Build the model of another config, with plain BN in some of its parts.
 
     Args:

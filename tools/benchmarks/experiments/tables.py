@@ -5,7 +5,7 @@ import json
 import math
 import os.path as osp
 import re
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 from experiments import EXPERIMENTS, Experiment
 
@@ -24,7 +24,7 @@ def _number(value: float, metric: str) -> str:
 
 
 def cells_of(result: dict, metric: str,
-             sizes: Optional[Sequence[int]] = None) -> List[List[str]]:
+             sizes: Sequence[int] | None = None) -> list[list[str]]:
     """The rows of a table, the first its header.
 
     Args:
@@ -32,7 +32,7 @@ def cells_of(result: dict, metric: str,
         metric: of the result.
         sizes: columns; default: all of the result.
     """
-    arms: Dict[str, dict] = {
+    arms: dict[str, dict] = {
         arm: {int(size): value for size, value in found.items()}
         for arm, found in result[metric].items()}
     known = list(dict.fromkeys(size for found in arms.values()
@@ -56,20 +56,20 @@ def cells_of(result: dict, metric: str,
 
 
 def markdown_of(result: dict, metric: str,
-                sizes: Optional[Sequence[int]] = None) -> str:
+                sizes: Sequence[int] | None = None) -> str:
     """The table in Markdown; the best mean of each size is bold."""
     header, *rows = cells_of(result, metric, sizes)
     for column in range(2, len(header)):
         means = [float(row[column].partition('±')[0] or '-inf')
                  for row in rows]
-        for row, mean in zip(rows, means):
+        for row, mean in zip(rows, means, strict=True):
             if len(rows) > 1 and mean == max(means):
                 row[column] = f'**{row[column]}**'
     lines = [header, ['---'] * len(header), *rows]
     return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
 
 
-def results_of(folder: str) -> Dict[str, dict]:
+def results_of(folder: str) -> dict[str, dict]:
     """{experiment: what tools/benchmarks/experiments/reproduce.py wrote of it} in ``folder``."""
     found = {}
     for path in sorted(glob.glob(osp.join(folder, '*.json'))):
@@ -80,7 +80,7 @@ def results_of(folder: str) -> Dict[str, dict]:
     return found
 
 
-def take_results(source: str, root: str) -> List[str]:
+def take_results(source: str, root: str) -> list[str]:
     """Put what tools/benchmarks/experiments/reproduce.py wrote to ``source`` into docs/results of
     the repository at ``root``: of the experiments that are there, and of no
     fewer seeds.
@@ -97,7 +97,7 @@ def take_results(source: str, root: str) -> List[str]:
     return sorted(taken)
 
 
-def with_tables(text: str, results: Dict[str, dict]) -> str:
+def with_tables(text: str, results: dict[str, dict]) -> str:
     """``text`` with the tables that its comments ask for::
 
         <!-- table: any-size metric=accuracy/top1 sizes=28,21,14 -->
@@ -115,7 +115,7 @@ def with_tables(text: str, results: Dict[str, dict]) -> str:
                        for word in block['options'].split())
         if set(options) - {'metric', 'sizes'}:
             raise UserError('A table takes metric=NAME and sizes=28,21,14, '
-                            f'but got {block["options"].strip()!r}. Mend it.')
+                            f'but got {block["options"].strip()!r}. Fix it.')
         if name not in results:
             raise UserError(f'A table needs the result of {name!r}, but there '
                             f'are {sorted(results)}. Run tools/benchmarks/experiments/reproduce.py '
@@ -128,20 +128,20 @@ def with_tables(text: str, results: Dict[str, dict]) -> str:
                 int(size) for size in sizes.split(',') if size])
         except (KeyError, ValueError) as error:
             raise UserError(f'The result of {name!r} has no {error} for a '
-                            f'table of {metric}, {sizes}. Mend its options, '
+                            f'table of {metric}, {sizes}. Fix its options, '
                             f'or run tools/benchmarks/experiments/reproduce.py {name}.') from None
         return block['start'] + table + block['end']
     made, count = _BLOCK.subn(fill, text)
     begun = len(re.findall('^<!-- table:', text, re.M))
     if count != begun:
         raise UserError('Each <!-- table: ... --> must end by <!-- /table -->'
-                        f', but {count} of {begun} do. Mend the text.')
+                        f', but {count} of {begun} do. Fix the text.')
     return made
 
 
 def draw(result: dict, experiment: Experiment, path: str) -> None:
     """The first metric over the size, a line an arm, or over the compute of
-    the training, a panel a size, as a picture."""
+    the training, a panel a size, as an image."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -182,7 +182,7 @@ def _line(axes, name: str, at: Sequence[float],
                       **style})
 
 
-def _over_size(axes, found: Dict[str, Dict[int, list]]) -> None:
+def _over_size(axes, found: dict[str, dict[int, list]]) -> None:
     known = {size for sizes in found.values() for size in sizes}
     for arm, sizes in found.items():  # of few sizes: a network for each
         _line(axes, arm, list(sizes), list(sizes.values()),
@@ -192,11 +192,11 @@ def _over_size(axes, found: Dict[str, Dict[int, list]]) -> None:
     axes.set_xlabel('size of the input (pixels)')
 
 
-def _over_compute(panels, found: Dict[str, Dict[int, list]],
-                  compute: Dict[str, float], experiment: Experiment,
-                  names: List[str]) -> None:
+def _over_compute(panels, found: dict[str, dict[int, list]],
+                  compute: dict[str, float], experiment: Experiment,
+                  names: list[str]) -> None:
     """A schedule stands at the sizes that it trains."""
-    for axes, size in zip(panels, experiment.panels):
+    for axes, size in zip(panels, experiment.panels, strict=True):
         for color, name in enumerate(names):
             arms = [arm for arm in found if arm.rpartition(', ')[0] == name
                     and size in experiment.arms[arm].seen]
@@ -207,7 +207,7 @@ def _over_compute(panels, found: Dict[str, Dict[int, list]],
         axes.set_xlabel(f'compute (epochs at {max(experiment.sizes)})')
 
 
-def write_tables(root: str) -> List[str]:
+def write_tables(root: str) -> list[str]:
     """Write the tables of README.md and docs/*.md in the repository at
     ``root`` from docs/results, and their figures beside the results.
 

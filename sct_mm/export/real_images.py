@@ -1,6 +1,6 @@
-"""Real pictures of a config's test set, as the network gets them."""
+"""Real images of a config's test set, as the network gets them."""
 import copy
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
@@ -17,20 +17,20 @@ from ..utils.errors import UserError
 _ALONE = 4
 
 
-def spread(count: int, total: int) -> List[int]:
+def spread(count: int, total: int) -> list[int]:
     """``count`` indices, spread evenly over ``range(total)``: neighbours of a
     test set are often of one class."""
     count = min(count, total)
     return [index * total // count for index in range(count)]
 
 
-class RealPictures:
-    """Pictures of the test set of ``cfg``, at any of ``sizes``.
+class RealImages:
+    """Images of the test set of ``cfg``, at any of ``sizes``.
 
     Args:
         cfg: the config; its ``test_dataloader`` is read.
         sizes: pixels.
-        count: how many pictures, at least 2: a graph whose batch is dynamic
+        count: how many images, at least 2: a graph whose batch is dynamic
             is made from more than one.
 
     Raises:
@@ -50,17 +50,17 @@ class RealPictures:
                                      sizes)
         total = len(self.loader.dataset)
         if total < 2:
-            raise UserError('The test set must have at least 2 pictures to '
+            raise UserError('The test set must have at least 2 images to '
                             f'compare outputs on, but has {total}. Name '
                             'another in `test_dataloader`.')
         self.indices = spread(count, total)
-        # The shapes of whole pictures differ, and so may a user's.
+        # The shapes of whole images differ, and so may a user's.
         self.shapes_differ = any(
             keeps_ratio(pipeline)
             for _, pipeline in pipelines_in(loader.dataset))
 
-    def batches(self, model: nn.Module, size: int) -> List[Tensor]:
-        """All pictures as one batch (N, C, H, W) of ``size`` pixels, as the
+    def batches(self, model: nn.Module, size: int) -> list[Tensor]:
+        """All images as one batch (N, C, H, W) of ``size`` pixels, as the
         data preprocessor of ``model`` makes it, and the first ones alone."""
         with self.switch.at(size):
             samples = [self.loader.dataset[index] for index in self.indices]
@@ -74,7 +74,7 @@ class RealPictures:
             inputs = model.data_preprocessor(data, False)['inputs']
         if not isinstance(inputs, Tensor) or inputs.dim() != 4:
             raise UserError('The data preprocessor must make one batch (N, '
-                            'C, H, W) of pictures to export the network, but '
+                            'C, H, W) of images to export the network, but '
                             f'made a {type(inputs).__name__}. Test one view '
-                            'of each picture.')
+                            'of each image.')
         return inputs

@@ -1,4 +1,4 @@
-"""Pictures, a metric and runs of validation that several tests share."""
+"""Images, a metric and runs of validation that several tests share."""
 import itertools
 
 import numpy as np
@@ -15,8 +15,8 @@ COUNT = itertools.count()
 
 
 @DATASETS.register_module(force=True)
-class Pictures(BaseDataset):
-    """Pictures of 16 pixels; counts how often they are read anew."""
+class Images(BaseDataset):
+    """Images of 16 pixels; counts how often they are read anew."""
     loaded = 0
 
     def load_data_list(self):
@@ -33,7 +33,8 @@ class Logits(BaseMetric):
     def process(self, data_batch, data_samples):
         labels = [int(s.gt_label) for s in data_batch['data_samples']]
         self.results += [(row.tolist(), label)
-                         for row, label in zip(data_samples, labels)]
+                         for row, label in zip(data_samples, labels,
+                                               strict=True)]
 
     def compute_metrics(self, results):
         top1 = np.mean([np.argmax(row) == label for row, label in results])
@@ -48,7 +49,7 @@ def model(norm=None):
 
 
 def loader(wrap=None, **options):
-    dataset = dict(type='Pictures', pipeline=[
+    dataset = dict(type='Images', pipeline=[
         dict(type='mmcv.Resize', scale=16),
         dict(type='mmpretrain.PackInputs')])
     return dict(batch_size=4, num_workers=0,
