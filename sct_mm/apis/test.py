@@ -32,7 +32,8 @@ from ..evaluation.measure import (
     progress_bar,
 )
 from ..models.pinning import use_scale
-from ..models.size_selection import rows_serving, scales_of
+from ..models.row_mix import rows_serving
+from ..models.size_selection import scales_of
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,

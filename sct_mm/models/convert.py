@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .guards import check_own
 from .replace_modules import replace_modules
 from .row_mix import Row
 from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
-from .ssbn import SSBN, RowwiseNorm, SSBN1d, SSBN3d, SyncSSBN
+from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
 
 
 class _Activated:
@@ -27,17 +27,11 @@ class _Activated:
         return x
 
 
-class _Foreign(RowwiseNorm):
-    """Any other norm: its own ``forward`` runs on one row."""
+class _Foreign(ScaleSpecificNorm):
+    """Any other norm: its own ``forward`` runs on the tensors of one row."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if (torch.compiler._is_exporting_flag or torch.jit.is_tracing()
-                or isinstance(x, fx.Proxy)):
-            self.check_export()
-        size = self.choose_size(x)
-        if size in self.scales:
-            return self._with_row(x, self.row(size))
-        return self.between(x, size)
+    def _check_shape(self, shape: torch.Size) -> None:
+        """Leave the check to the norm itself."""
 
     def _with_row(self, x: Tensor, row: Row) -> Tensor:
         layer = self._plain_with(row)
@@ -51,19 +45,19 @@ class _Foreign(RowwiseNorm):
         return y
 
 
-def _reduce(layer: RowwiseNorm) -> tuple:
+def _reduce(layer: ScaleSpecificNorm) -> tuple:
     """A layer whose class is made here is pickled by what it stands in for."""
     return _blank, (layer.plain_type, ), layer.__getstate__()
 
 
-def _blank(plain: type[_BatchNorm]) -> RowwiseNorm:
+def _blank(plain: type[_BatchNorm]) -> ScaleSpecificNorm:
     """A layer that stands in for ``plain``, with nothing in it yet."""
     form = _form_of(plain)
     return form.__new__(form)
 
 
 # The norm that a layer stands in for -> the layer's class.
-_FORMS: dict[type, type[RowwiseNorm]] = {
+_FORMS: dict[type, type[ScaleSpecificNorm]] = {
     nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
     nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
                            dict(plain_type=nn.SyncBatchNorm,
@@ -75,7 +69,7 @@ _FORMS: dict[type, type[RowwiseNorm]] = {
 _PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d', SyncSSBN='BN')
 
 
-def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
+def _form_of(plain: type[_BatchNorm]) -> type[ScaleSpecificNorm]:
     """The class that stands in for ``plain``: a subclass of it, but of no
     ``nn.SyncBatchNorm`` (see :class:`SyncSSBN`).
 
@@ -94,7 +88,7 @@ def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
                             'nn.SyncBatchNorm, and what else it does, first.')
         bases = (_FORMS[base], nn.BatchNorm2d, _BatchNorm)
     else:
-        bases = (RowwiseNorm if same or activated else _Foreign, plain,
+        bases = (ScaleSpecificNorm if same or activated else _Foreign, plain,
                  _BatchNorm)
     _FORMS[plain] = type(
         f'SSBN_{plain.__name__}', (_Activated, *bases) if activated else bases,
@@ -102,7 +96,7 @@ def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
     return _FORMS[plain]
 
 
-def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
+def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> ScaleSpecificNorm:
     """``bn`` with a row for each scale: all else, as options, hooks, what is
     frozen and in evaluation mode, is as its host made it."""
     check_own(bn)
@@ -166,7 +160,7 @@ def convert_to_ssbn(model: nn.Module,
                          'SCTLossHook(scales=...).')
     model = replace_modules(
         model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
-        and not isinstance(m, RowwiseNorm) else None)
+        and not isinstance(m, ScaleSpecificNorm) else None)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
                       'all scales: only batch normalization of torch becomes '
@@ -204,13 +198,3 @@ def WithSSBN(model: dict | nn.Module,
                         f'but got a {got}. Write model=_base_.model; a model '
                         'that is built has its data_preprocessor.')
     return convert_to_ssbn(model, scales)
-
-
-def damaged_by_sync_bn(model: nn.Module) -> bool:
-    """Whether an SSBN layer was replaced by another that keeps the tensors
-    but forgets what the rows mean, by a conversion that SSBN does not know by
-    its name (apex's ``convert_syncbn_model``; the hosts' are refused)."""
-    norms = [m for m in model.modules() if not isinstance(m, RowwiseNorm)
-             and hasattr(m, 'running_mean') and hasattr(m, 'num_features')]
-    return any(isinstance(t, Tensor) and t.shape != (m.num_features, )
-               for m in norms for t in (m.weight, m.running_mean))

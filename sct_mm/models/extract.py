@@ -12,7 +12,7 @@ from .guards import check_own
 from .pinning import check_size
 from .replace_modules import replace_modules
 from .size_selection import ssbn_layers
-from .ssbn import RowwiseNorm
+from .ssbn import ScaleSpecificNorm
 
 
 def extract_scale(model: nn.Module, size: int) -> nn.Module:
@@ -41,7 +41,7 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     def swap(layer: nn.Module) -> nn.Module | None:
         return (_own(layer.plain(size), layer)
-                if isinstance(layer, RowwiseNorm) else None)
+                if isinstance(layer, ScaleSpecificNorm) else None)
 
     with torch.enable_grad():  # a mix of what trains is to train, too
         extracted = replace_modules(copy.deepcopy(model), swap)
@@ -84,7 +84,7 @@ def _plain_config(value: Any) -> Any:
             else value)
 
 
-def _own(layer: _BatchNorm, rows: RowwiseNorm) -> _BatchNorm:
+def _own(layer: _BatchNorm, rows: ScaleSpecificNorm) -> _BatchNorm:
     """``layer`` with tensors of its own in place of views of ``rows``."""
     for name, view in layer._parameters.items():
         if view is not rows._parameters[name]:

@@ -12,7 +12,7 @@ from ..utils.arguments import check_int
 from .guards import check_own
 from .pinning import use_scale
 from .size_selection import scales_of, ssbn_layers
-from .ssbn import RowwiseNorm
+from .ssbn import ScaleSpecificNorm
 
 _STATISTICS = ('running_mean', 'running_var')
 
@@ -47,7 +47,7 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _insert(layer: RowwiseNorm, size: int) -> None:
+def _insert(layer: ScaleSpecificNorm, size: int) -> None:
     row = layer.row_at(size)
     scales = tuple(sorted((*layer.scales, size), reverse=True))
     rows = [row if scale == size else layer.row(scale) for scale in scales]

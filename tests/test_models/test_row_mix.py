@@ -20,7 +20,7 @@ from sct_mm import (
     use_scale,
 )
 from sct_mm.models import ssbn as rowwise
-from sct_mm.models.size_selection import rows_serving
+from sct_mm.models.row_mix import rows_serving
 
 FORMS = {SSBN: (4, 3, 9, 9), SSBN1d: (4, 3, 9), SSBN3d: (4, 3, 9, 9, 9),
          SyncSSBN: (4, 3, 9, 9)}

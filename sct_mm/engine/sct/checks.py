@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...datasets.data_samples import content_shape, is_padded
 from ...datasets.multi_scale_batch import check_batch
 from ...datasets.rescale_pipeline import train_sizes
-from ...models.convert import damaged_by_sync_bn
-from ...models.guards import SYNC_BN
+from ...models.guards import SYNC_BN, damaged_by_sync_bn
 from ...models.size_selection import (
     ScaleSpecific,
     check_scales,
