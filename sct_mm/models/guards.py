@@ -12,12 +12,12 @@ SYNC_BN = ('`sync_bn` replaces SSBN by SyncBatchNorm and drops the statistics '
 
 
 class Guards:
-    """What a layer with several scales refuses: to be traced, scripted or
-    quantised, and to be made another norm. One scale that
-    ``extract_scale()`` gives allows all of that.
+    """What a layer with several scales refuses: to be exported and scripted.
 
-    What fuses a convolution and a norm needs no guard: it multiplies weights
-    (S * C,) by deviations (S, C), which torch refuses.
+    Functions that fuse a convolution and a norm need no guard: they multiply
+    weights (S * C,) by deviations (S, C), which torch refuses. What makes
+    another norm of the tensors gets one that refuses its input, see
+    :func:`damaged_by_sync_bn`. docs/troubleshoot.md has torch's messages.
     """
 
     scales: tuple[int, ...]
@@ -52,21 +52,6 @@ class Guards:
         raise RuntimeError('torch.jit.script cannot choose among the scales '
                            f'{self.scales}. Take one scale by '
                            'sct_mm.extract_scale() first.')
-
-    # torch.jit.trace reads all attributes but these.
-    __jit_unused_properties__ = ['qconfig']
-
-    @property
-    def qconfig(self) -> NoReturn:
-        """torch.ao's mark of a layer that is to be quantised. What makes a
-        SyncBatchNorm of a norm's tensors asks for it, to pass it on:
-        ``convert_sync_batchnorm`` of torch, of mmengine and of timm.
-
-        Raises:
-            RuntimeError: in each case.
-        """
-        raise RuntimeError(f'{SYNC_BN} Quantise what '
-                           'sct_mm.extract_scale() gives.')
 
 
 def check_own(norm: nn.Module) -> None:
