@@ -1,4 +1,4 @@
-"""Any torch model's batch normalization replaced by SSBN."""
+"""Replace the batch normalization of any torch model by SSBN."""
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
 
 
 class _Activated:
-    """What timm's norms do behind the normalization."""
+    """Adds the dropout and the activation of timm's norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
@@ -46,17 +46,18 @@ class _Foreign(ScaleSpecificNorm):
 
 
 def _reduce(layer: ScaleSpecificNorm) -> tuple:
-    """A layer whose class is made here is pickled by what it stands in for."""
+    """Pickle a layer by the norm that it stands in for: pickle does not find
+    a class that is made here."""
     return _blank, (layer.plain_type, ), layer.__getstate__()
 
 
 def _blank(plain: type[_BatchNorm]) -> ScaleSpecificNorm:
-    """A layer that stands in for ``plain``, with nothing in it yet."""
+    """An empty layer that stands in for ``plain``."""
     form = _form_of(plain)
     return form.__new__(form)
 
 
-# The norm that a layer stands in for -> the layer's class.
+# {class of a norm: class of the layer that stands in for it}
 _FORMS: dict[type, type[ScaleSpecificNorm]] = {
     nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
     nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
@@ -65,7 +66,7 @@ _FORMS: dict[type, type[ScaleSpecificNorm]] = {
 }
 
 
-# The types of a host's `norm_cfg`, and those of the layers extracted.
+# {type in a host's `norm_cfg`: type that builds the extracted layer}
 _PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d', SyncSSBN='BN')
 
 
@@ -97,8 +98,8 @@ def _form_of(plain: type[_BatchNorm]) -> type[ScaleSpecificNorm]:
 
 
 def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> ScaleSpecificNorm:
-    """``bn`` with a row for each scale: all else, as options, hooks, what is
-    frozen and in evaluation mode, is as its host made it."""
+    """``bn`` with a row for each scale. Options, hooks, frozen parameters and
+    evaluation mode are those of ``bn``."""
     check_own(bn)
     layer = _blank(type(bn))
     layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
@@ -108,8 +109,8 @@ def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> ScaleSpecificNorm:
 
 
 def _left_behind(model: nn.Module) -> str:
-    """Norms with statistics that are no batch normalization of torch, as
-    torchvision's FrozenBatchNorm2d: '53 FrozenBatchNorm2d'; '' if none."""
+    """Number and class of the norms with statistics that are no batch
+    normalization of torch: '53 FrozenBatchNorm2d'; '' if there is none."""
     found = Counter(
         type(m).__name__ for m in model.modules()
         if not isinstance(m, _BatchNorm)
@@ -122,19 +123,18 @@ def convert_to_ssbn(model: nn.Module,
                     scales: Sequence[int] = DEFAULT_SCALES) -> nn.Module:
     """Replace every batch normalization of any torch model by SSBN, in place.
 
-    Each scale starts from the weights and statistics at hand; options, hooks,
-    evaluation mode and what is frozen stay. ``nn.SyncBatchNorm`` becomes
+    Each scale starts from the present weights and statistics. Options, hooks,
+    evaluation mode and frozen parameters stay. ``nn.SyncBatchNorm`` becomes
     :class:`SyncSSBN`; a norm that does more, such as timm's
-    ``BatchNormAct2d``, goes on doing it; SSBN layers are left as they are.
-    Norms that look alike and are none of torch's (torchvision's
+    ``BatchNormAct2d``, goes on doing it; SSBN layers stay as they are. Norms
+    that are no batch normalization of torch (torchvision's
     ``FrozenBatchNorm2d``) stay as they are, for all scales: a warning names
-    them. A norm is replaced in lists, tuples and dicts too, and what norms
-    shared (a gamma, statistics) they still share. Returns the model, which is
-    another object only if ``model`` itself was a norm layer.
+    them. A norm is replaced in lists, tuples and dicts too, and norms that
+    shared a tensor still share it. Returns the model, which is another object
+    only if ``model`` itself was a norm layer.
 
-    The tensors of the norms are others afterwards. What holds those of before
-    (an optimizer, an averaged copy, a wrapper such as DDP) cannot be seen from
-    here: build it after this.
+    The norms have other tensors afterwards. Build whatever refers to tensors
+    (an optimizer, an averaged copy, a wrapper such as DDP) after this call.
 
     Raises:
         TypeError: for a lazy, pruned or parametrized norm, and for a subclass
@@ -172,15 +172,15 @@ def convert_to_ssbn(model: nn.Module,
 def WithSSBN(model: dict | nn.Module,
              scales: Sequence[int] = DEFAULT_SCALES,
              data_preprocessor: Any | None = None) -> nn.Module:
-    """Build the model of another config and convert its norms to SSBN: for
-    norms that no ``norm_cfg`` reaches (timm, torchvision), or with options
-    that a ``norm_cfg`` of one's own would drop. No wrapper stays.
+    """Build the model of another config and convert its norms to SSBN. It
+    serves norms that no ``norm_cfg`` reaches (timm, torchvision), and norms
+    with options that a ``norm_cfg`` of one's own would drop. No wrapper stays.
 
     Args:
         model: config of the model, or the model.
         scales: see :class:`SSBN`.
-        data_preprocessor: of the inner model, where its config has none:
-            mmengine's Runner hands it to the outermost config.
+        data_preprocessor: of the inner model, if its config has none:
+            mmengine's Runner gives it to the outermost config.
 
     Raises:
         TypeError: for a model that is neither, and as
