@@ -14,10 +14,12 @@ SYNC_BN = ('`sync_bn` replaces SSBN by SyncBatchNorm and drops the statistics '
 class Guards:
     """What a layer with several scales refuses: to be exported and scripted.
 
-    Functions that fuse a convolution and a norm need no guard: they multiply
-    weights (S * C,) by deviations (S, C), which torch refuses. What makes
-    another norm of the tensors gets one that refuses its input, see
-    :func:`damaged_by_sync_bn`. docs/troubleshoot.md has torch's messages.
+    Functions that fuse a convolution and a norm multiply weights (S * C,) by
+    deviations (S, C). torch refuses that at once, or where the result runs:
+    The size of tensor a (…) must match the size of tensor b (…)
+    expected bias to be 1-dimensional
+    What makes another norm of the tensors, makes one that refuses its input:
+    running_mean should contain … elements not …
     """
 
     scales: tuple[int, ...]
@@ -69,9 +71,10 @@ def check_own(norm: nn.Module) -> None:
 
 
 def damaged_by_sync_bn(model: nn.Module) -> bool:
-    """Whether SSBN layers of ``model`` were replaced by norms that have their
-    tensors of all scales, as by apex's ``convert_syncbn_model`` and timm's
-    ``freeze_batch_norm_2d``. Such a norm refuses its input."""
+    """Whether SSBN layers of ``model`` were replaced by other norms that hold
+    the tensors of all scales: by ``convert_sync_batchnorm`` of torch, mmengine
+    or timm, apex's ``convert_syncbn_model``, timm's ``freeze_batch_norm_2d``.
+    """
     norms = [m for m in model.modules() if not isinstance(m, Guards)
              and hasattr(m, 'running_mean') and hasattr(m, 'num_features')]
     return any(isinstance(t, Tensor) and t.shape != (m.num_features, )

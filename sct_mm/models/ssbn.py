@@ -37,9 +37,8 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
         self.check_export(x)
         self._check_shape(x.shape)
         size = self.choose_size(x)
-        if size in self.scales:
-            return self._with_row(x, self.row(size))
         if (self.training and self.track_running_stats
+                and size not in self.scales
                 and self.running_mean is not None):
             return self._train_between(x, size)
         return self._with_row(x, self.row_at(size))
@@ -98,24 +97,23 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
                              f'{scale!r}. Give it rows by add_scale() first.')
         index = self.scales.index(scale)
         start = index * self.num_features
-        part = slice(start, start + self.num_features)
-        row = {}
-        for name in AFFINE:
-            rows = getattr(self, name)
-            row[name] = None if rows is None else rows[part]
-        for name in (*STATISTICS, COUNTER):
-            rows = self._buffers[name]
-            row[name] = None if rows is None else rows[index]
-        return row
+        end = start + self.num_features
+        weight, bias, buffers = self.weight, self.bias, self._buffers
+        mean, var = buffers['running_mean'], buffers['running_var']
+        counter = buffers[COUNTER]
+        return dict(weight=None if weight is None else weight[start:end],
+                    bias=None if bias is None else bias[start:end],
+                    running_mean=None if mean is None else mean[index],
+                    running_var=None if var is None else var[index],
+                    num_batches_tracked=(None if counter is None
+                                         else counter[index]))
 
     def row_at(self, size: float) -> Row:
         """:meth:`row` at a scale, the mix of two between two scales, the row
         of the largest or smallest scale outside of them."""
-        (larger, share), *others = rows_serving(self.scales, size)
-        row = self.row(larger)
-        for smaller, _ in others:
-            row = mixed(row, self.row(smaller), share)
-        return row
+        serving = rows_serving(self.scales, size)
+        rows = [self.row(scale) for scale, _ in serving]
+        return mixed(*rows, serving[0][1]) if len(rows) > 1 else rows[0]
 
     def __init__(self, num_features: int,
                  scales: Sequence[int] = DEFAULT_SCALES,
