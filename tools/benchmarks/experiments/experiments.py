@@ -157,12 +157,12 @@ def glyphs_alone(size: int, epochs: int) -> Arm:
 
 EXPERIMENTS = {
     'any-size': Experiment({
-        '28 alone': ALONE[28],
-        '28 alone, adapted': ADAPTED,
-        '28 alone, adapted to any size': FLAT,
-        'a network for each size': EACH,
+        'trained at 28 px only': ALONE[28],
+        'trained at 28 px only, adapted': ADAPTED,
+        'trained at 28 px only, adapted to any size': FLAT,
+        'single-scale network per size': EACH,
         'SCT, SSBN': ANY_SIZE,
-        'SCT, SSBN, for longer': ANY_LONG,
+        'SCT, SSBN, longer schedule': ANY_LONG,
     }, ANY, TOP1),
     # What the recipe is without one of its parts.
     'ablations': Experiment({
@@ -175,16 +175,16 @@ EXPERIMENTS = {
             28: 3.19, 26: 0.25, 24: 0.70, 22: 0.21, 21: 0.55, 20: 0.17,
             18: 0.63, 16: 0.61, 14: 0.69}, 7,
             ('custom_hooks.2.progressive=0.0', )),
-        'private statistics in the first stages alone': ANY_SIZE._replace(
+        'private statistics in the first stages only': ANY_SIZE._replace(
             config=ANY_BASELINE.format('first-stages')),
     }, ANY, TOP1),
     # All for the compute of 4.5 to 5.1 epochs at 28. SSBN re-estimated would
     # be shared BN re-estimated: with gamma and beta shared, both train alike.
     'baselines': Experiment({
-        **{f'{size} alone': arm for size, arm in LONGER.items()},
-        '28 alone, adapted': ADAPTED,
-        'one random size a step, shared BN': MIXSIZE,
-        'one random size a step, shared BN, re-estimated': calibrated(
+        **{f'trained at {size} px only': arm for size, arm in LONGER.items()},
+        'trained at 28 px only, adapted': ADAPTED,
+        'one random size per step, shared BN': MIXSIZE,
+        'one random size per step, shared BN, re-estimated': calibrated(
             MIXSIZE, DEMO, EVEN),
         'SCT, shared BN': ANY_SHARED,
         'SCT, shared BN, re-estimated': calibrated(ANY_SHARED, DEMO, EVEN),
@@ -194,21 +194,21 @@ EXPERIMENTS = {
     }, EVEN, TOP1),
     # For twice the compute of the baselines.
     'longer': Experiment({
-        '28 alone': lasting(ALONE[28], 3, 10),
-        '21 alone': lasting(ALONE[21], 3, 16),
-        '14 alone': lasting(ALONE[14], 3, 38),
+        'trained at 28 px only': lasting(ALONE[28], 3, 10),
+        'trained at 21 px only': lasting(ALONE[21], 3, 16),
+        'trained at 14 px only': lasting(ALONE[14], 3, 38),
         'SCT, SSBN': lasting(ANY_SIZE, 10, 20),
     }, EVEN, TOP1),
     # For twice as much again: 21 and 14 alone had stopped gaining before.
     'longest': Experiment({
-        '28 alone': lasting(ALONE[28], 3, 20),
+        'trained at 28 px only': lasting(ALONE[28], 3, 20),
         'SCT, SSBN': ANY_LONG,
     }, EVEN, TOP1),
     # Schedules over their compute: 28 alone and SCT up to 20 epochs at 28.
     'compute': Experiment({
         f'{name}, {epochs} epochs': lasting(arm, own, epochs)
         for name, arm, own, lengths in (
-            *((f'{size} alone', ALONE[size], 3, lengths)
+            *((f'trained at {size} px only', ALONE[size], 3, lengths)
               for size, lengths in ((28, (3, 5, 10, 20)), (21, (5, 8, 16)),
                                     (14, (12, 19, 38)))),
             ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20)),
@@ -220,23 +220,23 @@ EXPERIMENTS = {
     }, EVEN, TOP1, panels=(28, 21, 14)),
     'distill': Experiment({
         'SCT, SSBN, all scales': EVERY,
-        'SCT, SSBN, larger to smaller': EVERY._replace(options=(
+        'SCT, SSBN, distill=larger': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=larger')),
-        'SCT, SSBN, between, larger to smaller': EVERY._replace(
+        'SCT, SSBN, between=0.35, distill=larger': EVERY._replace(
             seen=EVERY_BETWEEN, options=(
                 *EVERY_SCALE, 'custom_hooks.2.between=0.35',
                 'custom_hooks.2.distill=larger')),
-        'SCT, SSBN, and their ensemble': EVERY._replace(options=(
+        'SCT, SSBN, distill=ensemble': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
             'custom_hooks.2.backward=joint')),
     }, EVEN, TOP1),
     # All for the pixels of 6 epochs at 96.
     'glyphs': Experiment({
-        '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),
-        '96 alone, for longer': glyphs_alone(96, 7),
-        **{f'{size} alone': glyphs_alone(size, epochs)
+        'trained at 96 px only': Arm(GLYPHS_ALONE.format(96), {96: 6}),
+        'trained at 96 px only, longer schedule': glyphs_alone(96, 7),
+        **{f'trained at {size} px only': glyphs_alone(size, epochs)
            for size, epochs in ((72, 11), (48, 24), (36, 42))},
-        '96 alone, adapted': GLYPHS_ADAPTED,
+        'trained at 96 px only, adapted': GLYPHS_ADAPTED,
         'SCT, shared BN': GLYPHS_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
             GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
@@ -244,16 +244,16 @@ EXPERIMENTS = {
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # For twice the compute of SCT.
     'glyphs-longer': Experiment({
-        **{f'{size} alone': glyphs_alone(size, epochs)
+        **{f'trained at {size} px only': glyphs_alone(size, epochs)
            for size, epochs in ((96, 14), (72, 22), (48, 48), (36, 60))},
         'SCT, SSBN': lasting(GLYPHS, 16, 32),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # For the same pixels.
     'glyphs-baselines': Experiment({
-        'one random size a step, shared BN': GLYPHS_MIXSIZE,
-        'one random size a step, shared BN, re-estimated': calibrated(
+        'one random size per step, shared BN': GLYPHS_MIXSIZE,
+        'one random size per step, shared BN, re-estimated': calibrated(
             GLYPHS_MIXSIZE, GLYPHS.config, GLYPHS_SIZES),
-        'private statistics in the first stages alone': GLYPHS._replace(
+        'private statistics in the first stages only': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('first-stages')),
         'SCT, SSBN, private gamma and beta': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('private-affine')),
@@ -264,30 +264,31 @@ EXPERIMENTS = {
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'glyphs-distill': Experiment({
         'SCT, SSBN, all scales': GLYPHS_EVERY,
-        'SCT, SSBN, larger to smaller': GLYPHS_EVERY._replace(
+        'SCT, SSBN, distill=larger': GLYPHS_EVERY._replace(
             options=(*GLYPHS_EVERY_SCALE, 'custom_hooks.2.distill=larger')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # The same in a ResNet-50 of full width, for a GPU.
     'glyphs-resnet50': Experiment({
-        '96 alone': Arm(GLYPHS_R50_ALONE.format(96), {96: 6}),
-        **{f'{size} alone': Arm(GLYPHS_R50_ALONE.format(size), {size: epochs},
-                                epochs)
+        'trained at 96 px only': Arm(GLYPHS_R50_ALONE.format(96), {96: 6}),
+        **{f'trained at {size} px only': Arm(
+            GLYPHS_R50_ALONE.format(size), {size: epochs}, epochs)
            for size, epochs in ((72, 11), (48, 24), (36, 42))},
         'SCT, SSBN': GLYPHS_R50,
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
-        '128 alone': DET_ALONE,
-        '128 alone, for longer': lasting(DET_ALONE, 3, 6),
-        'between, shared BN': Arm(DET_SHARED, DET_DRAWN),
-        'between, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
-        'between, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
+        'trained at 128 px only': DET_ALONE,
+        'trained at 128 px only, longer schedule': lasting(DET_ALONE, 3, 6),
+        'between=0.5, shared BN': Arm(DET_SHARED, DET_DRAWN),
+        'between=0.5, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
+        'between=0.5, SSBN, private gamma and beta': Arm(
+            DET_PRIVATE, DET_DRAWN),
         'SCT, shared BN': DET_SCT_SHARED,
         'SCT, SSBN': DET_SCT,
     }, DET_SIZES, MAP, 0.01),
     'detection-schedules': Experiment({
-        'one scale a step, between': Arm(DET_PRIVATE, DET_DRAWN),
-        'one scale a step': Arm(DET_PRIVATE, DET_SEEN, options=(
+        'one scale per step, between=0.5': Arm(DET_PRIVATE, DET_DRAWN),
+        'one scale per step': Arm(DET_PRIVATE, DET_SEEN, options=(
             'custom_hooks.2.between=0.0', )),
         'all scales': DET_ALL,
         'all scales, shared BN': Arm(DET_SHARED, DET_SEEN, 3,
@@ -296,24 +297,24 @@ EXPERIMENTS = {
     'detection-baselines': Experiment({
         'RandomChoiceResize, re-estimated': calibrated(
             DET_RANDOM, DET_BETWEEN, DET_SIZES),
-        'between, shared BN, re-estimated': calibrated(
+        'between=0.5, shared BN, re-estimated': calibrated(
             Arm(DET_SHARED, DET_DRAWN), DET_BETWEEN, DET_SIZES),
-        'between, SSBN, re-estimated': calibrated(
+        'between=0.5, SSBN, re-estimated': calibrated(
             Arm(DET_BETWEEN, DET_DRAWN), DET_BETWEEN, DET_SIZES),
         'SCT, shared BN, re-estimated': calibrated(
             DET_SCT_SHARED, DETECTOR, DET_SIZES),
         'SCT, SSBN': DET_SCT,
-        '128 alone, adapted': Arm(
+        'trained at 128 px only, adapted': Arm(
             DET_ALONE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
             start=DET_ALONE,
             adapt=tuple('--scales 128 96 64 --sizes 112 80'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
-        **{f'{scale} alone': Arm(
+        **{f'trained at {scale} px only': Arm(
             f'baselines/resnet50_8xb32_in1k-{scale}px', {scale: 100})
            for scale in IN1K_SIZES},
-        '224 alone, modern': IN1K_ALONE['-modern'],
-        **{f'224 alone{name.replace("-", ", ")}, adapted': Arm(
+        'trained at 224 px only, modern': IN1K_ALONE['-modern'],
+        **{f'trained at 224 px only{name.replace("-", ", ")}, adapted': Arm(
             arm.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
                          128: 4 / 3}, start=arm, adapt=tuple(
                 '--scales 224 192 160 128 --lr 0.03'.split()))
@@ -331,10 +332,10 @@ EXPERIMENTS = {
         hours={size: 1281167 / 128 * ms / 3.6e6
                for size, ms in IN1K_MS.items()}),
     'transfer': Experiment({
-        'from nothing': DET_ALL,
-        'from 28 alone': DET_ALL._replace(start=ALONE[28]._replace(
-            options=DET_SHORTCUTS)),
-        'from SCT, SSBN': DET_ALL._replace(start=SSBN._replace(
-            options=DET_SHORTCUTS)),
+        'from random weights': DET_ALL,
+        'from a network trained at 28 px only': DET_ALL._replace(
+            start=ALONE[28]._replace(options=DET_SHORTCUTS)),
+        'from a network trained with SCT, SSBN': DET_ALL._replace(
+            start=SSBN._replace(options=DET_SHORTCUTS)),
     }, DET_SIZES, MAP, 0.01),
 }

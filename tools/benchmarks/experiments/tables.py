@@ -40,7 +40,7 @@ def cells_of(result: dict, metric: str,
     sizes = sizes or known
     if set(sizes) - set(known):
         raise KeyError(min(set(sizes) - set(known)))
-    rows = [['trained on', 'compute', *map(str, sizes)]]
+    rows = [['network', 'compute', *map(str, sizes)]]
     for arm, found in arms.items():
         row = [arm, f'{result["compute"][arm]:.1f}']
         for size in sizes:
@@ -100,10 +100,11 @@ def take_results(source: str, root: str) -> list[str]:
 def with_tables(text: str, results: dict[str, dict]) -> str:
     """``text`` with the tables that its comments ask for::
 
-        <!-- table: any-size metric=accuracy/top1 sizes=28,21,14 -->
+        <!-- table: any-size metric=accuracy/top1 sizes=28,21,14 rows=1,4 -->
         <!-- /table -->
 
-    ``metric`` defaults to the first of the experiment, ``sizes`` to all.
+    ``metric`` defaults to the first of the experiment, ``sizes`` and ``rows``
+    to all; the first row is 1.
 
     Raises:
         UserError: for an experiment, metric or size without a result, and
@@ -113,18 +114,23 @@ def with_tables(text: str, results: dict[str, dict]) -> str:
         name = block['name']
         options = dict(word.partition('=')[::2]
                        for word in block['options'].split())
-        if set(options) - {'metric', 'sizes'}:
-            raise UserError('A table takes metric=NAME and sizes=28,21,14, '
-                            f'but got {block["options"].strip()!r}. Fix it.')
+        if set(options) - {'metric', 'sizes', 'rows'}:
+            raise UserError('A table takes metric=NAME, sizes=28,21,14 and '
+                            'rows=1,4, but got '
+                            f'{block["options"].strip()!r}. Fix it.')
         if name not in results:
             raise UserError(f'A table needs the result of {name!r}, but there '
                             f'are {sorted(results)}. Run tools/benchmarks/experiments/reproduce.py '
                             f'{name} and put its JSON into docs/results.')
         metric = options.get('metric') or next(iter(
             EXPERIMENTS[name].metrics))
-        sizes = options.get('sizes', '')
+        sizes, result = options.get('sizes', ''), results[name]
         try:
-            table = markdown_of(results[name], metric, [
+            if 'rows' in options:
+                arms = dict(enumerate(result[metric].items(), 1))
+                result = {**result, metric: dict(
+                    arms[int(row)] for row in options['rows'].split(','))}
+            table = markdown_of(result, metric, [
                 int(size) for size in sizes.split(',') if size])
         except (KeyError, ValueError) as error:
             raise UserError(f'The result of {name!r} has no {error} for a '
@@ -151,7 +157,7 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
     names = list(dict.fromkeys(
         arm.rpartition(', ')[0] if experiment.panels else arm
         for arm in found))
-    columns = 1 if max(map(len, names)) > 32 else 2
+    columns = 1 if max(map(len, names)) > 42 else 2
     legend = 0.23 * math.ceil(len(names) / columns)
     figure, axes = plt.subplots(
         1, max(len(experiment.panels), 1), squeeze=False,
