@@ -5,8 +5,8 @@ import os.path as osp
 
 from mmengine.dist import is_main_process
 
-from sct_mm.apis import test_cascade, test_models
-from sct_mm.evaluation.report import report, report_cascade
+from sct_mm.apis import test, test_cascade
+from sct_mm.evaluation.report import report_cascade, report_sizes
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.config import config_name
 
@@ -76,11 +76,10 @@ def main() -> None:
             args.config, args.checkpoint, args.cascade, args.threshold,
             args.target, args.held_out, args.out, args.cfg_options), args.out)
         return
-    models = test_models([(args.config, args.checkpoint), *args.compare],
-                         args.scales, args.out, args.cfg_options,
-                         args.launcher)
+    models = test(args.config, args.checkpoint, args.scales, args.out,
+                  args.cfg_options, args.launcher, args.compare)
     if is_main_process():
-        report(models, args.out)
+        report_sizes(models, args.out)
 
 
 if __name__ == '__main__':

@@ -128,8 +128,8 @@ def check_held_out(cfg: Config, count: int | None) -> tuple[dict, dict]:
     return train, test
 
 
-def held_out(cfg: Config, size: int, count: int | None,
-             tested: Any = None) -> HeldOut:
+def held_out_images(cfg: Config, size: int, count: int | None,
+                    tested: Any = None) -> HeldOut:
     """Training images to find a threshold on, never those of the test.
 
     Those that the training set's ``indices`` leave out; where there are none,

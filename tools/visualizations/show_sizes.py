@@ -19,6 +19,7 @@ from sct_mm.datasets.size_switch import SizeSwitch
 from sct_mm.engine.load_model import loaded_model
 from sct_mm.engine.loops import check_sizes
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.evaluation.plots import new_figure, save_plot
 from sct_mm.models.cascade import (
     check_cascade_sizes,
     check_thresholds,
@@ -27,7 +28,7 @@ from sct_mm.models.cascade import (
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import scales_of
 from sct_mm.utils.arguments import check_number
-from sct_mm.utils.checkpoint import check_checkpoint, check_outputs, save_plot
+from sct_mm.utils.checkpoint import check_checkpoint, check_outputs
 from sct_mm.utils.cli import add_cfg_options, cli
 from sct_mm.utils.config import check_test_data, check_test_set, load_config
 from sct_mm.utils.config_walk import pipelines_in, type_name
@@ -286,15 +287,11 @@ def named(label: int, classes: Sequence[str]) -> str:
 def draw(found: dict, title: str, path: str) -> None:
     """Draw what :func:`show_sizes` returns into a PNG, the smallest size on
     the left; every image as large, so that its pixels are seen."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     views, stop = found['views'], found['stop']
     height, width = views[-1].shape or views[-1].pixels.shape[:2]
-    figure, axes = plt.subplots(
-        1, len(views), squeeze=False, layout='constrained',
-        figsize=(PANEL * len(views), PANEL * height / width + 0.9))
-    for index, (view, axis) in enumerate(zip(views, axes[0], strict=True)):
+    figure, axes = new_figure(PANEL * len(views),
+                              PANEL * height / width + 0.9, len(views))
+    for index, (view, axis) in enumerate(zip(views, axes, strict=True)):
         if view.scores is not None:
             axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,
                         interpolation='nearest')

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from experiments import EXPERIMENTS, Experiment
 
-from sct_mm.utils.checkpoint import AtomicLocalBackend, dump, save_plot
+from sct_mm.evaluation.plots import new_figure, save_plot
+from sct_mm.utils.checkpoint import AtomicLocalBackend, dump
 from sct_mm.utils.cli import cli
 from sct_mm.utils.errors import UserError
 
@@ -142,9 +143,6 @@ def with_tables(text: str, results: dict[str, dict]) -> str:
 def draw(result: dict, experiment: Experiment, path: str) -> None:
     """The first metric over the size, a line an arm, or over the compute of
     the training, a panel a size, as an image."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     metric, label = next(iter(experiment.metrics.items()))
     found = {arm: {int(size): value for size, value in sizes.items()}
              for arm, sizes in result[metric].items()}
@@ -153,18 +151,16 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
         for arm in found))
     columns = 1 if max(map(len, names)) > 32 else 2
     legend = 0.23 * math.ceil(len(names) / columns)
-    figure, axes = plt.subplots(
-        1, max(len(experiment.panels), 1), squeeze=False,
-        figsize=(10 if experiment.panels else 6.4, 3.9 + legend),
-        layout='constrained')
+    figure, axes = new_figure(10 if experiment.panels else 6.4, 3.9 + legend,
+                              max(len(experiment.panels), 1))
     if experiment.panels:
-        _over_compute(axes[0], found, result['compute'], experiment, names)
+        _over_compute(axes, found, result['compute'], experiment, names)
     else:
-        _over_size(axes[0][0], found)
-    axes[0][0].set_ylabel(label)
-    for each in axes[0]:
+        _over_size(axes[0], found)
+    axes[0].set_ylabel(label)
+    for each in axes:
         each.grid(alpha=0.3)
-    lines = {line.get_label(): line for each in axes[0]
+    lines = {line.get_label(): line for each in axes
              for line in each.containers}
     figure.legend([lines[name] for name in names], names,
                   loc='outside lower center', ncols=columns)
