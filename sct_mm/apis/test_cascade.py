@@ -54,7 +54,7 @@ from .test import (
     warn_untrained,
 )
 
-TIMED = 8  # batches: the images of one may be more or less certain
+TIMED = 8  # batches: one alone may have images more certain than most
 DRAWN = 200  # points of a curve, at most
 
 
@@ -110,12 +110,11 @@ def whole_timer(cascade: Cascade, loader: DataLoader) -> Timer:
 
 def fitted(cascade: Cascade, images: HeldOut, loader: DataLoader,
            gflops: Sequence[float], target: float) -> dict:
-    """Set the threshold of ``cascade`` by held-out images, one for all
-    sizes (:func:`cheapest`): a threshold for each, on the same images, was
-    at most 0.05 points better with 14, 21, 28 from 0.55 of the GFLOPs on.
+    """Set the threshold of ``cascade``, one for all sizes, by held-out
+    images (:func:`cheapest`, docs/early-exit.md).
 
     Returns:
-        dict: what it was found on, and what it does there.
+        dict: the images that it was found on, accuracy and GFLOPs there.
     """
     answers = answers_of(cascade, loader_like(loader, images.images),
                          'held-out images')
@@ -132,8 +131,8 @@ def fitted(cascade: Cascade, images: HeldOut, loader: DataLoader,
 
 def summary(answers: Answers, rows: list[dict],
             thresholds: Sequence[float]) -> dict:
-    """What ``thresholds`` make of ``answers``; fills the metrics of ``rows``,
-    the smallest size first, and what each decides."""
+    """The result of a cascade with ``thresholds``; also writes the metrics
+    of ``rows``, the smallest size first, and the share that each decides."""
     gflops = [row['gflops'] for row in rows]
     decided = decided_at(answers.confidences, thresholds)
     shares = shares_of(decided, len(rows))
@@ -159,8 +158,8 @@ def summary(answers: Answers, rows: list[dict],
 
 def run_cascade(runner: Runner, cascade: Cascade, images: HeldOut | None,
                 target: float) -> dict:
-    """Test ``cascade``, whose network is that of ``runner``, whose test loop
-    is of its sizes."""
+    """Test ``cascade``; ``runner`` has its network, and a test loop over its
+    sizes."""
     runner.call_hook('before_test_epoch')  # that of EMA changes the weights
     loop, loader = runner.test_loop, runner.test_loop.dataloader
     warn_untrained(cascade.model, loop)
@@ -215,12 +214,12 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
     Returns:
         dict: a result of :func:`test`, whose rows also have
         ``share_decided``, and ``auroc`` of the confidence over all images.
-        Its ``cascade`` has
-        ``sizes``, ``thresholds``, ``held_out`` (None with given thresholds),
-        ``metrics``, mean ``gflops`` and ``gflops_ratio`` to the largest
-        size's, ``images_per_s`` measured in batches; ``random``,
-        the accuracy and GFLOPs of sizes drawn by chance with the same shares;
-        and ``curve``, thresholds, accuracy and GFLOPs on the test set.
+        Its ``cascade`` has ``sizes``, ``thresholds``, ``held_out`` (None with
+        given thresholds), ``metrics``, mean ``gflops`` and ``gflops_ratio``
+        to the largest size's, ``images_per_s`` measured in batches;
+        ``random``, the accuracy and GFLOPs of sizes drawn by chance with the
+        same shares; and ``curve``, thresholds, accuracy and GFLOPs on the
+        test set.
 
     Raises:
         UserError, TypeError, ValueError: for what is missing or does not fit,

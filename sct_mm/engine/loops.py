@@ -1,5 +1,6 @@
 """Validation and test loops that run the host's at several input sizes."""
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ class _ScalesLoop(BaseLoop):
     def __init__(self, runner, dataloader, *args,
                  sizes: Sizes | None = None, **kwargs) -> None:
         self.sizes = check_sizes(sizes, unwrapped(runner.model))
-        if self.mode == 'val':  # no hook monitors the metrics of a test
+        if self.mode == 'val':  # hooks monitor validation alone
             check_monitors(runner, self.sizes)
         if not (isinstance(dataloader, dict)
                 and isinstance(dataloader.get('dataset'), dict)):
@@ -124,29 +125,33 @@ class _ScalesLoop(BaseLoop):
         self.switch = SizeSwitch(self.dataloader.dataset,
                                  dataloader['dataset'], self.sizes)
 
-    def each_size(self) -> Iterator[int]:
+    def each_size(self) -> Generator[int, None, None]:
         """Yield each size, the largest first; meanwhile the data set makes
-        images of it and the model is pinned to it."""
+        images of it and the model is pinned to it.
+
+        A caller whose own code may raise closes the generator
+        (:func:`contextlib.closing`), which undoes both.
+        """
         for size in self.sizes:
             with self.switch.at(size), use_scale(self.runner.model, size):
                 yield size
 
-    def iter_sizes(self) -> Iterator[tuple[int, dict]]:
+    def iter_sizes(self) -> Generator[tuple[int, dict], None, None]:
         """Run the host's iterations at :meth:`each_size`; yield the size and
         its metrics.
 
-        One pair of hooks surrounds all sizes. A caller whose own code may
-        raise closes the generator (:func:`contextlib.closing`), which unpins
-        the model.
+        One pair of hooks surrounds all sizes. It is closed as
+        :meth:`each_size` is.
         """
         hook = self.runner.call_hook
         hook(f'before_{self.mode}')
         hook(f'before_{self.mode}_epoch')
         self.runner.model.eval()
         results = {}
-        for size in self.each_size():
-            results[size] = self._run_size()
-            yield size, results[size]
+        with closing(self.each_size()) as sizes:
+            for size in sizes:
+                results[size] = self._run_size()
+                yield size, results[size]
         hook(f'after_{self.mode}_epoch', metrics=join_metrics(results))
         hook(f'after_{self.mode}')
 

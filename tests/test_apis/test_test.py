@@ -233,6 +233,13 @@ def test_a_test_is_protected_and_needs_a_loader(monkeypatch):
         config_of_test(cfg, 'work_dirs/x', None)
 
 
+def test_another_loop_of_a_host_is_refused():
+    cfg = Config.fromfile(osp.join(ROOT, FASHION))
+    cfg.test_cfg = dict(type='mmpretrain.RetrievalTestLoop')
+    with pytest.raises(UserError, match="sizes, but got 'RetrievalTestLoop'"):
+        config_of_test(cfg, 'work_dirs/x', None)
+
+
 @pytest.fixture
 def new_style(tmp_path, monkeypatch):
     """A config of classes, without a default scope, and a checkpoint."""
