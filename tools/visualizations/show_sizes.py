@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import mmcv
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -22,6 +21,7 @@ from sct_mm.datasets.size_switch import SizeSwitch
 from sct_mm.engine.load_model import loaded_model
 from sct_mm.engine.loops import check_sizes
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.evaluation.plots import new_figure, save_plot
 from sct_mm.models.cascade import (
     check_cascade_sizes,
     check_thresholds,
@@ -30,7 +30,7 @@ from sct_mm.models.cascade import (
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import scales_of
 from sct_mm.utils.arguments import check_number
-from sct_mm.utils.checkpoint import check_checkpoint, check_outputs, save_plot
+from sct_mm.utils.checkpoint import check_checkpoint, check_outputs
 from sct_mm.utils.cli import add_cfg_options, cli
 from sct_mm.utils.config import check_test_data, check_test_set, load_config
 from sct_mm.utils.config_walk import pipelines_in, type_name
@@ -292,9 +292,8 @@ def draw(found: dict, title: str, path: str) -> None:
     the left. All images are drawn equally large, which shows their pixels."""
     views, stop = found['views'], found['stop']
     height, width = views[-1].shape or views[-1].pixels.shape[:2]
-    figure = Figure(layout='constrained', figsize=(
-        PANEL * len(views), PANEL * height / width + 0.9))
-    axes = figure.subplots(1, len(views), squeeze=False)[0]
+    figure, axes = new_figure(PANEL * len(views),
+                              PANEL * height / width + 0.9, len(views))
     for index, (view, axis) in enumerate(zip(views, axes, strict=True)):
         if view.scores is not None:
             axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,

@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 
 from experiments import EXPERIMENTS, Experiment
-from matplotlib.figure import Figure
 
-from sct_mm.utils.checkpoint import AtomicLocalBackend, dump, save_plot
+from sct_mm.evaluation.plots import new_figure, save_plot
+from sct_mm.utils.checkpoint import AtomicLocalBackend, dump
 from sct_mm.utils.cli import cli
 from sct_mm.utils.errors import UserError
 
@@ -162,10 +162,8 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
         for arm in found))
     columns = 1 if max(map(len, names)) > 42 else 2
     legend = 0.23 * math.ceil(len(names) / columns)
-    figure = Figure(figsize=(10 if experiment.panels else 6.4, 3.9 + legend),
-                    layout='constrained')
-    panels = figure.subplots(1, max(len(experiment.panels), 1),
-                             squeeze=False)[0]
+    figure, panels = new_figure(10 if experiment.panels else 6.4, 3.9 + legend,
+                                max(len(experiment.panels), 1))
     if experiment.panels:
         _over_compute(panels, found, result['compute'], experiment, names)
     else:
