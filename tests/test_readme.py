@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# What tools/benchmarks/experiments/reproduce.py NAME wrote, and where its
-# table stands.
+# The results that reproduce.py wrote, and the pages that have tables of them.
 RESULTS = sorted(Path(ROOT, 'docs/results').glob('*.json'))
 PAGES = ('README.md', 'docs/results.md')
 

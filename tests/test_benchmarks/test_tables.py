@@ -4,6 +4,7 @@ import json
 import os.path as osp
 
 import pytest
+import tables
 from conftest import ROOT
 from experiments import EXPERIMENTS
 from tables import (
@@ -41,7 +42,6 @@ def test_one_seed_has_no_deviation_and_map_one_digit():
 
 def test_a_network_for_each_of_some_sizes_has_no_others(tmp_path,
                                                         monkeypatch):
-    from matplotlib import pyplot
     result = dict(RESULT, **{'accuracy/top1': {
         'a': {'28': [91.0, 0.1], '20': [85.0, 0.1], '14': [20.0, 0.25]},
         'b': {'28': [92.0, 0.0], '14': [89.5, 1.0]}}})
@@ -49,7 +49,8 @@ def test_a_network_for_each_of_some_sizes_has_no_others(tmp_path,
     assert rows[2] == '| a | 3.0 | 91.00±0.10 | **85.00±0.10** | 20.00±0.25 |'
     assert rows[3] == '| b | 4.8 | **92.00±0.00** |  | **89.50±1.00** |'
     figures = []
-    monkeypatch.setattr(pyplot, 'close', figures.append)
+    monkeypatch.setattr(tables, 'save_plot',
+                        lambda figure, *_: figures.append(figure))
     draw(result, EXPERIMENTS['any-size'], str(tmp_path / 'any-size.png'))
     axes, = figures[0].axes
     lines = {line.get_label(): line.lines[0] for line in axes.containers}
@@ -127,11 +128,11 @@ def test_results_are_taken_of_no_fewer_seeds(tmp_path):
 
 def test_schedules_are_drawn_over_compute_where_they_trained(
         tmp_path, monkeypatch):
-    from matplotlib import pyplot
     figures = []
-    monkeypatch.setattr(pyplot, 'close', figures.append)
+    monkeypatch.setattr(tables, 'save_plot',
+                        lambda figure, *_: figures.append(figure))
     experiment = EXPERIMENTS['compute']
-    draw(dict(compute=dict(zip(experiment.arms, range(99), strict=True)), **{
+    draw(dict(compute={arm: i for i, arm in enumerate(experiment.arms)}, **{
         'accuracy/top1': {arm: {str(size): [size + i / 8, 0.1]
                                 for size in experiment.sizes}
                           for i, arm in enumerate(experiment.arms)}}),

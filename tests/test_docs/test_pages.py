@@ -134,14 +134,14 @@ def test_a_step_pays_what_is_told(options, told):
     assert told == pytest.approx(paid, abs=0.01)
 
 
-def sentence_of(node):
+def text_in(node):
     """The text in code, values as `…`, those joined by + as one."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return ''.join(map(sentence_of, node.values))
+        return ''.join(map(text_in, node.values))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return sentence_of(node.left) + sentence_of(node.right)
+        return text_in(node.left) + text_in(node.right)
     return '…'
 
 
@@ -149,7 +149,7 @@ def test_every_sentence_of_troubleshoot_stands_in_the_code():
     said = []
     for path in (*REPOSITORY.glob('sct_mm/**/*.py'),
                  *REPOSITORY.glob('tools/**/*.py')):
-        said += [re.sub('…+', '…', sentence_of(node).strip())
+        said += [re.sub('…+', '…', text_in(node).strip())
                  for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, (ast.JoinedStr, ast.Constant,
                                       ast.BinOp))]
