@@ -23,7 +23,7 @@ OTHERS = {'--hypothesis-profile', '--nproc_per_node', '--no-deps'}
 
 
 class Parsed(Exception):
-    """Ends a tool when it has parsed what it got."""
+    """Ends a tool after it has parsed its arguments."""
 
 
 @cache
@@ -36,7 +36,7 @@ def tool(script):
 
 
 def parse(script, words):
-    """Let a tool parse ``words``; its parser. It ends where it has."""
+    """The parser of a tool, which has parsed ``words``; the tool ends then."""
     parse_args, seen = argparse.ArgumentParser.parse_args, []
     module = tool(script)
 
@@ -57,14 +57,14 @@ def parse(script, words):
         except (Parsed, SystemExit) as end:
             if isinstance(end, SystemExit) and words:
                 raise AssertionError((script, words)) from end
-    for word in words:  # argparse takes a part of a name, too
+    for word in words:  # argparse accepts a prefix of a name
         if word.startswith('--'):
             assert word in seen[0]._option_string_actions, (script, word)
     return seen[0]
 
 
 def check_python(words):
-    """``python`` with these words."""
+    """Check a command ``python`` with these words."""
     if words[0] == '-m':
         if words[1] == 'pytest':
             for word in words[2:]:
@@ -125,7 +125,7 @@ def scripts():
 
 
 def test_every_option_is_one_of_its_tool():
-    """Also where a line names a tool and some options, or options alone."""
+    """Also in inline code that names a tool with options, or only options."""
     flags = {script: set(parse(script, [])._option_string_actions)
              for script in scripts()}
     assert len(flags) > 10

@@ -1,4 +1,4 @@
-"""What README and docs/ name is there."""
+"""README and docs/ are short, and what they name exists."""
 import ast
 import importlib
 import re
@@ -108,18 +108,18 @@ def test_every_name_of_the_package_is_there():
             page, code)
 
 
-def hooks_told():
-    """[(arguments, FLOPs, as told)] of the table of what a step pays."""
+def documented_costs():
+    """[(arguments, FLOPs)] of the table of what a step costs."""
     table, = [table for table in tables_of(text_of(
         REPOSITORY / 'docs/train.md')) if 'SCTLossHook' in table[0][0]]
     return [(eval(f'dict({row[0].strip("`")})') if row[0][0] == '`' else {},
              float(row[2].split()[0])) for row in table[1:]]
 
 
-@pytest.mark.parametrize('options, told', hooks_told())
-def test_a_step_pays_what_is_told(options, told):
+@pytest.mark.parametrize('options, documented', documented_costs())
+def test_a_step_costs_what_is_documented(options, documented):
     scales, images, steps = (224, 192, 160, 128), 256, 4000
-    hook, paid = SCTLossHook(**options), 0.0
+    hook, cost = SCTLossHook(**options), 0.0
     schedule = Schedule(
         dict.fromkeys(scales, 1 / 4), hook.scales_per_step or 4, hook.seed,
         hook.partition, hook.between, base_trains=not hook.adapt,
@@ -127,11 +127,11 @@ def test_a_step_pays_what_is_told(options, told):
     for step in range(steps):
         for each in schedule.passes(images, step):
             part = each.share or slice(0, images)
-            paid += ((part.stop - part.start) / images / steps
+            cost += ((part.stop - part.start) / images / steps
                      * (each.size / scales[0])**2)
-    if hook.adapt:  # without gradients of the other weights; the base runs
-        paid = (1 + 2 * paid) / 3
-    assert told == pytest.approx(paid, abs=0.01)
+    if hook.adapt:  # the base runs forward, other weights have no gradients
+        cost = (1 + 2 * cost) / 3
+    assert documented == pytest.approx(cost, abs=0.01)
 
 
 def text_in(node):

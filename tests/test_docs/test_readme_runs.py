@@ -16,8 +16,7 @@ from test_commands import tool
 from sct_mm.evaluation import measure
 from sct_mm.models.size_selection import scales_of
 
-# A network in production, of two classes of images, seen by ImageNet's
-# pipelines.
+# A single-scale network for two classes, with ImageNet's pipelines.
 STOCK = '''
 _base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py']
 model = dict(backbone=dict(_delete_=True, type='ResNet_CIFAR', depth=18,
@@ -46,7 +45,7 @@ val_cfg = dict(type='ScalesValLoop')
 
 @pytest.fixture
 def production(tmp_path, monkeypatch):
-    """CONFIG and CHECKPOINT of README, in the folder where it is read."""
+    """The folder where README's commands run: a config, a checkpoint, images."""
     rng = np.random.default_rng(0)
     for label in ('bird', 'cat'):
         folder = tmp_path / 'mine' / label
