@@ -45,7 +45,7 @@ val_cfg = dict(type='ScalesValLoop')
 
 @pytest.fixture
 def production(tmp_path, monkeypatch):
-    """The folder where README's commands run: a config, a checkpoint, images."""
+    """The folder where README's commands run, with config and checkpoint."""
     rng = np.random.default_rng(0)
     for label in ('bird', 'cat'):
         folder = tmp_path / 'mine' / label
