@@ -11,9 +11,9 @@ __all__ = [
     'set_scale', 'use_scale'
 ]
 
-# The doctor, of which Python runs this file first, works where these do not.
-if ('-m', 'sct_mm.doctor') not in itertools.pairwise(
-        sys.orig_argv):
+# Before `python -m sct_mm.doctor`, Python runs this file; the doctor must work
+# where these imports fail.
+if ('-m', 'sct_mm.doctor') not in itertools.pairwise(sys.orig_argv):
     try:
         from .datasets.multi_scale_batch import MultiScaleBatch
         from .engine.hooks.channels_last_hook import ChannelsLastHook

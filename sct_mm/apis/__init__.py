@@ -4,12 +4,11 @@ from .calibrate import calibrate_checkpoint
 from .export import export
 from .hub import from_pretrained, save_pretrained
 from .pick import pick
-from .test import test_models, test_scales
+from .test import test
 from .test_cascade import test_cascade
 from .train import train
 
 __all__ = [
     'adapt_checkpoint', 'calibrate_checkpoint', 'export', 'from_pretrained',
-    'pick', 'save_pretrained', 'test_cascade', 'test_models', 'test_scales',
-    'train'
+    'pick', 'save_pretrained', 'test', 'test_cascade', 'train'
 ]

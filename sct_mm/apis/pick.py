@@ -3,8 +3,8 @@ import os.path as osp
 import shlex
 from typing import NamedTuple
 
-from ..evaluation.pareto import draw
-from ..evaluation.results_file import metric_names, read_result
+from ..evaluation.plots import draw_costs
+from ..evaluation.results_file import quality_names, read_result
 from ..utils.arguments import check_number
 from ..utils.checkpoint import check_outputs
 from ..utils.config import config_name
@@ -99,7 +99,7 @@ def check_metrics(models: list[dict], names: list[str]) -> None:
     Raises:
         UserError: naming those that there are.
     """
-    known = metric_names(models)
+    known = quality_names(models)
     for name in names:
         if name not in known:
             raise UserError(f'The metric must be one of {", ".join(known)}, '
@@ -158,14 +158,14 @@ def pick(result: str, max_latency: float | None = None,
     out = osp.join(osp.dirname(result), 'pareto.png') if out is None else out
     check_outputs([out], force=True, ending='.png')
     data = read_result(result)
-    names = metric_names(data['models'])
+    names = quality_names(data['models'])
     if not names:
         raise UserError(f'The result {result!r} has no metric to choose by. '
                         'Test with a `test_evaluator` that gives a number.')
     metric = metric or next(iter([*limits.least, *names]))
     check_metrics(data['models'], [metric, *limits.least])
     choice = choose(data['models'], limits, metric)
-    draw(data['models'], metric, choice.row, limits.costs(), out)
+    draw_costs(data['models'], metric, choice.row, limits.costs(), out)
     return dict(model=choice.model, row=choice.row, metric=metric,
                 device=data.get('device'), command=export_command(choice),
                 plot=out)

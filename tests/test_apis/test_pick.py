@@ -69,7 +69,7 @@ def test_what_is_no_number_hides_no_other(result, monkeypatch):
     """The cheapest size found nothing: the front is that of the others; a
     loss is no metric to choose by."""
     drawn = []
-    monkeypatch.setattr('sct_mm.evaluation.pareto.front', lambda points: (
+    monkeypatch.setattr('sct_mm.evaluation.plots.front', lambda points: (
         drawn.append(points), front(points))[1])
     rows = [dict(row, metrics={'test_loss': 9.0, **row['metrics']})
             for row in model('a', [(14, 1.0, 1.0, float('nan')), (

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT, two_processes
 
 SCT = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
-PLAIN = 'tools/benchmarks/experiments/configs/resnet18_1xb128_fashion-mnist-21px.py'
+PLAIN = ('tools/benchmarks/experiments/configs/'
+         'resnet18_1xb128_fashion-mnist-21px.py')
 
 
 def write_idx(path, array):
@@ -45,7 +46,7 @@ def trained(tmp_path_factory, options):
         subprocess.run(
             [sys.executable, 'tools/train.py', config, '--work-dir',
              folders[config], '--no-validate', *options], cwd=ROOT,
-            check=True, capture_output=True, timeout=240,
+            check=True, capture_output=True, timeout=3600,
             env={**__import__('os').environ, 'PYTHONPATH': ROOT})
     return folders
 
@@ -128,7 +129,7 @@ def test_two_processes_of_torchrun_train_and_test(options, tmp_path):
         done = subprocess.run(
             [*run, *map(str, command), '--launcher', 'pytorch', *options],
             cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=240)
+            timeout=3600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

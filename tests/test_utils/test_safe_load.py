@@ -150,13 +150,13 @@ def test_protection_nests_and_holds_over_threads(monkeypatch):
     def other():
         with protected_loading():
             inside.set()
-            leave.wait(30)
+            leave.wait()
 
     thread = threading.Thread(target=other)
     with protected_loading():
         with protected_loading():
             thread.start()
-            inside.wait(30)
+            inside.wait()
         assert os.environ[FORCE] == '1'
     assert os.environ[FORCE] == '1'  # the thread is still inside
     leave.set()
