@@ -1,4 +1,4 @@
-"""The Python of README and docs/ runs; its configs build what they name."""
+"""The Python code of README and docs/ runs, and its configs build."""
 import os.path as osp
 import re
 from functools import partial
@@ -29,7 +29,7 @@ def identify(block):
 
 
 def registered(name, registry):
-    """Whether a config of the scope at hand finds ``name`` in it."""
+    """Whether a config of the current scope finds ``name`` in it."""
     with registry.switch_scope_and_registry(None) as own:
         return own.get(name) is not None
 
@@ -47,9 +47,9 @@ def test_a_config_builds(block, tmp_path):
         for hook in cfg.get('custom_hooks', ()):
             HOOKS.build(hook)
         if 'model' in cfg:
-            told = re.search(r'scales=(\(.*?\))', block.text)
+            match = re.search(r'scales=(\(.*?\))', block.text)
             scales = scales_of(MODELS.build(cfg.model))
-            assert scales == (eval(told[1]) if told
+            assert scales == (eval(match[1]) if match
                               else (224, 192, 160, 128))
 
 
@@ -72,8 +72,8 @@ def test_a_folder_of_ones_own_is_read(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """What the scripts find where they run: a config and a checkpoint of it,
-    and what tools/export.py and tools/hub.py make of them."""
+    """The folder in which scripts run: a config, a checkpoint, and the files
+    that tools/export.py and tools/hub.py make of them."""
     root = tmp_path_factory.mktemp('scripts')
     config, checkpoint, options = fashion(root)
     (root / 'config.py').write_text('\n'.join([
@@ -89,7 +89,7 @@ def folder(tmp_path_factory):
 
 
 def names_for(page):
-    """What a script of ``page`` takes as given."""
+    """The names that a script of ``page`` uses without setting them."""
     small = torch.randint(0, 255, (3, 1, 14, 14)).float()
     image = np.arange(784, dtype=np.uint8).reshape(28, 28)
     return {
