@@ -66,9 +66,9 @@ def owners_of_imports() -> Owners:
         for each in distributions:
             try:
                 version = metadata.version(each)
-            except metadata.PackageNotFoundError:
+            except (metadata.PackageNotFoundError, FileNotFoundError):
                 continue
-            if version:  # an interrupted installation leaves none
+            if version:  # a record of an interrupted installation has none
                 owners.setdefault(name, {})[each] = version
     return owners
 

@@ -186,7 +186,7 @@ def differences(ours, theirs, name: str = '') -> list:
         return [f'{name}.{key}' for key in keys] + [
             d for key in ours.keys() - keys
             for d in differences(ours[key], theirs[key], f'{name}.{key}')]
-    if isinstance(ours, (list, tuple)):
+    if isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
         return [d for i, pair in enumerate(zip(ours, theirs, strict=True))
                 for d in differences(*pair, f'{name}.{i}')]
     same = (torch.equal(ours, theirs) if isinstance(ours, torch.Tensor)

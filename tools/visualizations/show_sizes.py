@@ -177,9 +177,10 @@ def detected(model: nn.Module, samples: Sequence[dict],
 
 def stop_of(views: Sequence[View], thresholds: Sequence[float]) -> int:
     """Index of the view at which a cascade stops."""
-    return next((index for index, (view, threshold) in enumerate(
-        zip(views, thresholds, strict=True)) if view.scores.max() > threshold),
-        len(views) - 1)
+    for index, threshold in enumerate(thresholds):
+        if views[index].scores.max() > threshold:
+            return index
+    return len(views) - 1
 
 
 def classes_of(cfg: Config, checkpoint: dict) -> Sequence[str]:

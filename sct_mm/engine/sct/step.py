@@ -76,7 +76,7 @@ class Passes:
         Raises:
             TypeError, ValueError: for a batch that cannot be trained on.
         """
-        batch = {**dict(zip(_ARGUMENTS, args, strict=True)), **kwargs}
+        batch = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         if self._pin is not None and not self._busy and (
                 not runs_within_itself(self.model)):
             self.close()  # of a pass that Ctrl-C ended
