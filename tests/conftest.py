@@ -41,6 +41,14 @@ def seeded():
     DefaultScope._instance_dict.clear()  # a Runner leaves its scope behind
 
 
+@pytest.fixture
+def double_precision():
+    """Rounding does not grow over the steps to what a test could see."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @MODELS.register_module(force=True)
 class TinyModel(BaseModel):
     """conv, norm, conv, norm, global pooling, norm, classifier."""

@@ -147,7 +147,7 @@ def _resized_metainfo(metainfo: dict, geometry: Geometry,
         if metainfo.get(name) is not None:
             lengths = (2, 4) if name == 'scale_factor' else (len(axes), )
             values = [v * dict(w=w, h=h)[axis] for v, axis in zip(
-                numbers(name, metainfo[name], lengths), axes, strict=True)]
+                numbers(name, metainfo[name], lengths), axes, strict=False)]
             metainfo[name] = tuple(values if name == 'scale_factor'
                                    else map(round, values))
     if metainfo.get('homography_matrix') is not None:
