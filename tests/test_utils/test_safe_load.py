@@ -148,15 +148,18 @@ def test_protection_nests_and_holds_over_threads(monkeypatch):
     inside, leave = threading.Event(), threading.Event()
 
     def other():
-        with protected_loading():
+        try:
+            with protected_loading():
+                inside.set()
+                leave.wait()
+        finally:
             inside.set()
-            leave.wait(30)
 
     thread = threading.Thread(target=other)
     with protected_loading():
         with protected_loading():
             thread.start()
-            inside.wait(30)
+            inside.wait()
         assert os.environ[FORCE] == '1'
     assert os.environ[FORCE] == '1'  # the thread is still inside
     leave.set()
