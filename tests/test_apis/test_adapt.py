@@ -4,7 +4,7 @@ import os.path as osp
 
 import pytest
 import torch
-from conftest import ROOT, become_one_of_two, free_port, two_processes
+from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from fashion_det import make_fashion_det
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -121,7 +121,8 @@ def in_process(rank, path, out, port):
 
 @two_processes
 def test_two_processes(stock):
-    multiprocessing.spawn(in_process, (stock[0], stock[2], free_port()), 2)
+    store = meeting_place()
+    multiprocessing.spawn(in_process, (stock[0], stock[2], store.port), 2)
     rows = rows_of(tensors(stock[0]),
                    tensors(osp.join(stock[2], 'adapted.pth')))
     assert rows and all(torch.equal(row[0], value)

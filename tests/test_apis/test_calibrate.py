@@ -5,7 +5,7 @@ import os.path as osp
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, become_one_of_two, free_port, two_processes
+from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from helpers import randomised
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -72,7 +72,8 @@ def in_process(rank, path, out, port):
 def test_two_processes_make_the_file_of_one(checkpoint):
     path, out = checkpoint
     calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW)
-    multiprocessing.spawn(in_process, (path, f'{out}.2', free_port()), 2)
+    store = meeting_place()
+    multiprocessing.spawn(in_process, (path, f'{out}.2', store.port), 2)
     for name, value in rows(out).items():
         assert_close(rows(f'{out}.2')[name], value, rtol=1e-6, atol=1e-7)
 

@@ -1,6 +1,5 @@
 """Where a run begins, whatever its work directory has been through."""
 import os
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -275,8 +274,7 @@ def test_last_checkpoint_may_name_what_is_no_file(remote, run, monkeypatch):
 
 def start_on(rank, folder):
     torch.distributed.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=2,
-        timeout=timedelta(seconds=60))
+        'gloo', f'file://{folder}/store', rank=rank, world_size=2)
     cfg = Config(dict(work_dir=f'{folder}/{rank}'))
     choose_start(cfg, 'auto')
     assert cfg.load_from == f'{folder}/0/epoch_1.pth' and cfg.resume

@@ -46,7 +46,7 @@ def elsewhere(tmp_path):
         done = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', WITHOUT + textwrap.dedent(
                 script) + "\ntorch.save(y, 'y.pt')"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=240,
+            cwd=tmp_path, capture_output=True, text=True,
             env={name: value for name, value in os.environ.items()
                  if name != 'PYTHONPATH'})
         assert done.returncode == 0, done.stdout + done.stderr

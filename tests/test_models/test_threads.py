@@ -15,13 +15,16 @@ def test_two_threads_cannot_pin_one_network(pin):
     pinned, done = threading.Event(), threading.Event()
 
     def work():
-        with use_scale(model, SCALES[1]):
+        try:
+            with use_scale(model, SCALES[1]):
+                pinned.set()
+                done.wait()
+        finally:
             pinned.set()
-            done.wait(30)
 
     thread = threading.Thread(target=work)
     thread.start()
-    pinned.wait(30)
+    pinned.wait()
     try:
         with pytest.raises(RuntimeError, match=f'to {SCALES[1]} pixels'):
             pin(model, SCALES[0])

@@ -46,7 +46,7 @@ def trained(tmp_path_factory, options):
         subprocess.run(
             [sys.executable, 'tools/train.py', config, '--work-dir',
              folders[config], '--no-validate', *options], cwd=ROOT,
-            check=True, capture_output=True, timeout=3600,
+            check=True, capture_output=True,
             env={**__import__('os').environ, 'PYTHONPATH': ROOT})
     return folders
 
@@ -128,8 +128,7 @@ def test_two_processes_of_torchrun_train_and_test(options, tmp_path):
     def start(*command):
         done = subprocess.run(
             [*run, *map(str, command), '--launcher', 'pytorch', *options],
-            cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=3600)
+            cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -15,6 +15,8 @@ from sct_mm import SSBN, SCTLossHook, set_scale
 from sct_mm.engine.sct.monitor import log_name
 from sct_mm.models.size_selection import ssbn_layers
 
+pytestmark = pytest.mark.usefixtures('double_precision')
+
 
 @pytest.mark.parametrize('weights', [None, (1.0, 0.5, 2.0)])
 def test_loss_and_gradients_are_those_of_a_loop(weights):

@@ -5,7 +5,6 @@ from adapting import assert_kept, kept, network, unlabelled
 from conftest import SCALES, TinyModel
 from helpers import (
     Dies,
-    ScaledOptimWrapper,
     batch,
     grads,
     train,
@@ -114,21 +113,6 @@ def test_all_but_the_smaller_rows_stays_to_the_bit(tmp_path, optimizer,
                 base, *others = rows.detach().reshape(3, -1)
                 assert all((row != base).all() for row in others), name
     assert all(p.requires_grad for p in model.parameters())
-
-
-def test_half_precision_keeps_it_too():
-    model, before = network(), network().state_dict()
-    optim = ScaledOptimWrapper(torch.bfloat16, False, optimizer=torch.optim.
-                               AdamW(model.parameters(), 0.05))
-    hook = SCTLossHook(adapt=True)
-    hook.attach(model)
-    optim.initialize_count_status(model, 0, 4)
-    for hook.step in range(4):
-        logs = model.train_step(unlabelled(seed=hook.step), optim)
-        assert logs['loss'].dtype is torch.float32
-    hook.detach()
-    assert_kept(model.state_dict(), before)
-    assert not torch.equal(model.net[1].weight, before['net.1.weight'])
 
 
 def test_the_network_learns_what_it_answers_at_the_base():

@@ -16,6 +16,8 @@ from sct_mm.engine.sct.monitor import joined
 from sct_mm.engine.sct.schedule import Schedule, sizes_between, sizes_of_step
 from sct_mm.models.size_selection import ssbn_layers
 
+pytestmark = pytest.mark.usefixtures('double_precision')
+
 
 def chance(index, count):
     """That the mean of two uniform numbers lies in a part of [0, 1]: two

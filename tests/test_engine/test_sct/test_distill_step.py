@@ -10,7 +10,6 @@ from conftest import SCALES
 from helpers import (
     Classifier,
     Dies,
-    ScaledOptimWrapper,
     batch,
     classifier,
     grads,
@@ -171,32 +170,6 @@ def test_layers_that_run_again_have_the_size_of_their_pass(backward):
         assert not model.head._forward_hooks
         found.append(grads(model))
     assert_close(*found)
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('teachers', ['larger', 'ensemble'])
-def test_in_half_precision(teachers, dtype):
-    """Both backwards start alike; the scaler's factor cancels."""
-    found = []
-    for backward in ('joint', 'per_scale'):
-        torch.manual_seed(0)
-        model = Classifier()
-        optim = ScaledOptimWrapper(
-            optimizer=torch.optim.SGD(model.parameters(), lr=.1), dtype=dtype,
-            scaled=dtype == torch.float16)
-        hook = SCTLossHook(distill=teachers, backward=backward)
-        hook.attach(model, optim.loss_scaler)
-        logs = [model.train_step(batch(seed=i), optim) for i in range(3)]
-        assert logs[0]['s8/distill'].dtype == torch.float32
-        if teachers == 'ensemble':
-            assert all(point.dtype == torch.float32 and point.isfinite()
-                       for point in hook._points.values())
-        found.append(logs)
-    for joint, ours in zip(*found, strict=True):
-        same = [name for name in ours if 'accuracy' not in name
-                and (teachers == 'larger' or '8/distill' in name)]
-        assert_close([joint[name] for name in same],
-                     [ours[name] for name in same], rtol=2e-2, atol=1e-4)
 
 
 def test_an_overflow_does_not_reach_the_ensemble():
