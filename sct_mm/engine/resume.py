@@ -117,7 +117,7 @@ class Use(NamedTuple):
 
 
 RESUME = Use(check_resumable, 'The run goes on from', '--resume CHECKPOINT')
-TEST = Use(check_checkpoint, 'Tested is', 'CHECKPOINT')
+LOAD = Use(check_checkpoint, 'Using', 'CHECKPOINT')
 
 
 def _explain_last(last: str, chosen: Candidate, found: list[Candidate],
@@ -183,13 +183,14 @@ def find_checkpoint(path: str, cfg: Config | None = None) -> str:
     folder = osp.expanduser(path)
     if not osp.isdir(folder):
         return path
-    made = osp.join(folder, ADAPTED)
-    if osp.isfile(made):
-        print(f'{TEST.says} {made!r}, what tools/adapt.py made.', flush=True)
-        return made
+    result = osp.join(folder, ADAPTED)
+    if osp.isfile(result):
+        print(f'{LOAD.says} {result!r}, the result of tools/adapt.py.',
+              flush=True)
+        return result
     cfg = Config() if cfg is None else copy.deepcopy(cfg)
     cfg.work_dir = folder
-    newest = newest_whole(cfg, TEST)
+    newest = newest_whole(cfg, LOAD)
     if newest is None:
         raise UserError(f'{path!r} must hold a checkpoint of a training, but '
                         'it has none. Train first, or name a file.')

@@ -93,7 +93,7 @@ class _PoolOfOne(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         names = ('input', 'kernel_size', 'stride', 'padding')
-        given = dict(zip(names, args, strict=True), **(kwargs or {}))
+        given = dict(zip(names, args, strict=False), **(kwargs or {}))
         step = given.get('stride')
         if (func is F.max_pool2d and given['kernel_size'] == 1
                 and isinstance(step, int) and not given.get('padding')):

@@ -69,7 +69,7 @@ def check_softmax(model: nn.Module, outputs: dict[str, Tensor]) -> None:
                for kind in type(head).__mro__)
     if many or list(outputs) != ['scores']:
         what = type(head if many else model).__name__
-        raise UserError('Scores by softmax need a classifier of one label a '
+        raise UserError('Scores by softmax need a classifier of one label an '
                         f'image, but got {what}. Leave softmax out.')
 
 

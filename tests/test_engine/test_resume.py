@@ -216,7 +216,7 @@ def test_a_work_directory_stands_for_its_newest_whole_checkpoint(
     assert find_checkpoint(f'{run.work_dir}/') == want
     output = capsys.readouterr().out
     assert f"Passed over: The checkpoint {at(run, 'epoch_5.pth')!r}" in output
-    assert f'Tested is {want!r}' in output and '--resume' not in output
+    assert f'Using {want!r}' in output and '--resume' not in output
     assert at_path(run, 'epoch_6.pth.partial').exists()
     assert newest_whole(run) == at(run, 'epoch_3.pth')
 

@@ -240,7 +240,7 @@ def test_scores_of_what_has_no_classes():
         type='ImageClassifier', backbone=dict(
             type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
             norm_cfg=dict(type='SSBN', scales=(16, 8)))))
-    with pytest.raises(UserError, match='need a classifier of one label a '
+    with pytest.raises(UserError, match='need a classifier of one label an '
                        'image, but got ImageClassifier'):
         make_graph(model, 8, images(8), Request('onnx', softmax=True), 0)
 
