@@ -221,6 +221,7 @@ class Adaptation:
         if is_main_process() and osp.exists(self.result_path):
             os.remove(self.result_path)
         self._write_config()
+        barrier()
 
     def train(self) -> None:
         """Train the smaller scales for ``epochs``; then estimate statistics
@@ -258,7 +259,6 @@ class Adaptation:
         if is_main_process():
             AtomicLocalBackend().put_text(self.cfg.pretty_text,
                                           self.config_path)
-        barrier()
 
     def _check_same_run(self) -> None:
         """Check that the run in the folder has the arguments of this one.
