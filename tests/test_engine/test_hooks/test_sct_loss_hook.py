@@ -112,11 +112,10 @@ def test_attached_twice_it_acts_once():
     hook = SCTLossHook(partition=True)
     hook.attach(model)
     hook.attach(model)
-    passes = hook._passes
-    with mock.patch.object(passes, '_prepare',
-                           wraps=passes._prepare) as prepare:
+    with mock.patch.object(hook.sct, '_start',
+                           wraps=hook.sct._start) as start:
         model(**batch(), mode='loss')
-    assert prepare.call_count == 1
+    assert start.call_count == 1
 
 
 def test_a_batch_too_small_for_partition(tmp_path):
