@@ -27,7 +27,7 @@ from ..datasets.multi_scale_batch import padding_of
 from ..datasets.rescale_pipeline import train_sizes
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
-from ..engine.sct.checks import check_images
+from ..engine.sct.step import check_images
 from ..models import precise_bn
 from ..models.size_selection import scales_of
 from ..utils.arguments import check_int

@@ -18,8 +18,8 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SSBN, SCTLossHook, SyncSSBN, extract_scale
-from sct_mm.engine.sct.checks import check_loss_weights
 from sct_mm.engine.sct.monitor import FiniteLosses
+from sct_mm.engine.sct.schedule import check_loss_weights
 from sct_mm.models.size_selection import ssbn_layers
 
 
