@@ -85,8 +85,10 @@ def set_scale(model: nn.Module,
 
 
 def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
-             edge: int | None, thread: int | None = None) -> None:
+             edge: int | None, thread: int | None = None,
+             freeze: bool = False) -> None:
     check_flag('record', record)
+    check_flag('freeze', freeze)
     _check_thread(layers)
     if size is not None:
         size = check_size(layers, size)
@@ -96,7 +98,10 @@ def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
                                         'edge of the input in pixels.')
     for layer in layers:
         nearest = size and min(max(size, layer.scales[-1]), layer.scales[0])
-        layer.pin = Pin(nearest, thread or layer.pin.thread, record, ratio)
+        with torch.no_grad():
+            row = layer.row_at(nearest) if freeze and nearest else None
+        layer.pin = Pin(nearest, thread or layer.pin.thread, record, ratio,
+                        row)
     preceding.size = None  # a pass begins
 
 
@@ -104,16 +109,23 @@ def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
 def use_scale(model: nn.Module,
               size: int | None,
               record: bool = False,
-              edge: int | None = None) -> Iterator[nn.Module]:
+              edge: int | None = None,
+              freeze: bool = False) -> Iterator[nn.Module]:
     """Pin ``model`` to ``size`` pixels within a ``with`` block; blocks nest.
 
     At the end of the block, also after an error, every layer has its previous
     pin again. See :func:`set_scale` for ``record`` and ``edge``.
+
+    Args:
+        freeze: mix the parameters of two scales once, at the start of the
+            block, in place of in each pass. It acts in evaluation mode
+            without gradients; the tensors of the norms must not change within
+            the block. One image is then as fast as by :func:`extract_scale`.
     """
     with _pinning:
         layers = ssbn_layers(model)
         before = [layer.pin for layer in layers]
-        _set_pin(layers, size, record, edge, _this_thread())
+        _set_pin(layers, size, record, edge, _this_thread(), freeze)
     try:
         yield model
     finally:

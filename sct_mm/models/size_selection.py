@@ -187,6 +187,7 @@ class Pin(NamedTuple):
     thread: int | None = None  # the one within use_scale()
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
+    row: dict[str, Tensor | None] | None = None  # at `size`, if frozen
 
 
 class _Pass(threading.local):

@@ -41,7 +41,10 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
                 and size not in self.scales
                 and self.running_mean is not None):
             return self._train_between(x, size)
-        return self._with_row(x, self.row_at(size))
+        row = self.pin.row  # of use_scale(freeze=True)
+        if row is None or self.training or torch.is_grad_enabled():
+            row = self.row_at(size)
+        return self._with_row(x, row)
 
     def _with_row(self, x: Tensor, row: Row) -> Tensor:
         """Do what BN's forward does, with the tensors of ``row``."""
@@ -220,7 +223,7 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
         return f'{super().extra_repr()}, scales={self.scales}'
 
     def __getstate__(self) -> dict:
-        return dict(self.__dict__, pin=self.pin._replace(thread=None))
+        return dict(self.__dict__, pin=self.pin._replace(thread=None, row=None))
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):

@@ -200,7 +200,7 @@ def test_a_norm_that_is_made_of_rows_does_not_run(convert, channels):
     before = net.state_dict()
     convert(net)
     with pytest.raises(RuntimeError, match=f'{TORCHS}|expected input'):
-        net(torch.randn(1, 3, 16, 16))
+        net(torch.randn(2, 3, 16, 16))
     assert damaged_by_sync_bn(net)
     del before['1._extra_state']
     for name, value in before.items():

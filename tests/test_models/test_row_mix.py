@@ -251,6 +251,36 @@ def test_a_changed_tensor_serves_at_once(change, pinned, size):
             before = got
 
 
+@pytest.mark.parametrize('size', [12, 10])
+def test_frozen_it_is_the_same_until_the_block_ends(size):
+    layer = apart(SSBN(3, SCALES)).eval()
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad(), use_scale(layer, size):
+        want = layer(x)
+        with use_scale(layer, size, freeze=True):
+            assert torch.equal(layer(x), want)
+            fresh(layer, 'weight')
+            assert torch.equal(layer(x), want)
+            assert copy.deepcopy(layer).pin.row is None
+            with use_scale(layer, size):
+                assert not torch.allclose(layer(x), want)
+        assert_close(layer(x), reference(layer, size)(x))
+
+
+def test_what_trains_is_not_frozen():
+    layer = apart(SSBN(3, SCALES))
+    x = torch.randn(2, 3, 10, 10)
+    with use_scale(layer, 10, freeze=True):
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.num_batches_tracked.tolist() == [0, 1, 1]
+        layer.eval()(x).pow(2).sum().backward()
+    assert layer.weight.grad[3:].all()
+    with pytest.raises(TypeError, match='`freeze` must be True or False'):
+        use_scale(layer, 10, freeze=1).__enter__()
+    assert layer.pin.size is None
+
+
 def test_a_frozen_layer_passes_gradients_after_inference():
     layer = apart(SSBN(3, SCALES)).eval().requires_grad_(False)
     x = torch.randn(2, 3, 9, 9)
