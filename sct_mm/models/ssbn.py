@@ -223,7 +223,8 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
         return f'{super().extra_repr()}, scales={self.scales}'
 
     def __getstate__(self) -> dict:
-        return dict(self.__dict__, pin=self.pin._replace(thread=None, row=None))
+        pin = self.pin._replace(thread=None, row=None)
+        return dict(self.__dict__, pin=pin)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
