@@ -169,7 +169,7 @@ def workload(model: nn.Module, size: int, one: dict, batch: dict,
     """
     @contextmanager
     def pinned() -> Iterator[None]:
-        with use_scale(model, size), autocast(enabled=fp16):
+        with use_scale(model, size, freeze=True), autocast(enabled=fp16):
             yield
 
     step = partial(model.test_step, one)
