@@ -35,13 +35,14 @@ from ..sct.checks import (
     warn_of_norms,
 )
 from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
+from ..sct.resize import Resize, check_batch_transform
 from ..sct.schedule import (
     check_count,
     check_progressive,
     check_weights,
     make_schedule,
 )
-from ..sct.step import Resize, SCTStep, check_batch_transform
+from ..sct.step import SCTStep
 from ..sct.teacher import Labels, Teacher
 from .shared_affine_hook import SharedAffineHook
 

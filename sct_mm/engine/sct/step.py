@@ -1,6 +1,6 @@
 """A training step of SCT: the forward passes at its scales, and their loss."""
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
 from ...datasets.data_samples import content_shape, is_padded, private_copy
@@ -23,6 +22,7 @@ from .backward import BACKWARDS, OpenPin
 from .checks import warn_if_frozen
 from .first_look import record, unrecorded
 from .monitor import FiniteLosses, joined, logged, name_pass, named
+from .resize import Resize
 from .schedule import Pass, Schedule
 from .teacher import Teacher
 
@@ -48,7 +48,7 @@ class SCTStep:
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule,
-                 resize: 'Resize', teacher: Teacher, kept: Kept | None = None,
+                 resize: Resize, teacher: Teacher, kept: Kept | None = None,
                  backward: str = 'per_scale', scaler: Any | None = None,
                  check_finite: bool = True) -> None:
         self.model = model
@@ -82,7 +82,7 @@ class SCTStep:
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     def begin(self, number: int) -> None:
-        """Say which step the next passes belong to: sharpness-aware
+        """Say which step the next passes belong to; sharpness-aware
         minimisation takes two in a step. If this is never called, each pass
         that trains is a step of its own."""
         self.number, self._counts = number, False
@@ -138,8 +138,8 @@ class SCTStep:
                                "mmengine's BaseModel has.")
 
     def check_shares(self, images: int) -> None:
-        """Whether a batch of ``images`` has a share for each scale; batches
-        are not looked at again.
+        """Whether a batch of ``images`` has a share for each scale. Only the
+        first one counts, since the last of an epoch may be short.
 
         Raises:
             ValueError: if it has not.
@@ -259,7 +259,7 @@ class SCTStep:
         return partial(self._within, p, min(part['inputs'].shape[-2:]))
 
     @contextmanager
-    def _within(self, p: Pass, edge: int):
+    def _within(self, p: Pass, edge: int) -> Iterator[None]:
         with use_scale(self._norms, p.size, record=True, edge=edge), \
                 self.teacher.around(p):
             yield
@@ -365,59 +365,3 @@ def _share(batch: dict, images: slice | None) -> dict:
     if batch.get('data_samples') is not None:
         part['data_samples'] = batch['data_samples'][images]
     return part
-
-
-def check_batch_transform(config: dict | None) -> dict:
-    """``batch_transform`` of SCTLossHook; MultiScaleBatch by default.
-
-    Raises:
-        TypeError, ValueError: if it is no config of a batch transform, or
-            has the scales that the hook sets.
-    """
-    if config is None:
-        return dict(type='MultiScaleBatch')
-    if not isinstance(config, dict) or 'type' not in config:
-        raise TypeError('`batch_transform` must be the config of a batch '
-                        f'transform, but got {config!r}. Write '
-                        "e.g. dict(type='MultiScaleBatch', antialias=True).")
-    if {'scale', 'base_scale'} & set(config):
-        raise ValueError('`batch_transform` must leave scale and base_scale '
-                         f'to SCTLossHook, but got {config!r}. Remove them.')
-    return config
-
-
-class Resize:
-    """A batch at any size, by batch transforms that are built when a size is
-    first asked for.
-
-    Args:
-        config: of the batch transform, without its scales.
-        base: scale of the batches given, in pixels.
-    """
-
-    def __init__(self, config: dict, base: int) -> None:
-        self._config, self._base = config, base
-        self._transforms: dict[int, Callable[[dict], dict]] = {}
-        try:
-            self.at(base)  # a bad config is refused before the training
-        except (KeyError, TypeError) as error:
-            if '`' in str(error).partition(' ')[0]:  # of MultiScaleBatch
-                raise
-            raise ValueError(
-                '`batch_transform` must be the config of a batch transform '
-                f'that takes scale and base_scale, but got {config!r} '
-                f'({str(error).partition(". ")[0]}). Write e.g. '
-                "dict(type='MultiScaleBatch', antialias=True).") from error
-
-    def at(self, size: int) -> Callable[[dict], dict]:
-        """The transform to ``size`` pixels."""
-        if size not in self._transforms:
-            self._transforms[size] = TRANSFORMS.build(dict(
-                self._config, scale=size, base_scale=self._base))
-        return self._transforms[size]
-
-    def __call__(self, size: int, batch: dict) -> dict:
-        return self.at(size)(batch)
-
-    def __repr__(self) -> str:
-        return repr(self._config)
