@@ -1,17 +1,17 @@
-# make demo       trains and tests the Fashion-MNIST demo (classification only):
-#                 one network for one size, the same with smaller sizes given
-#                 to it, one that is trained for any size
+# make demo       trains and tests on Fashion-MNIST (classification only): a
+#                 network trained at 28 px only, the same network adapted to
+#                 smaller sizes, and one that is trained for any size
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
 # make test       installs everything, lints, runs all tests
-# make doctor     says what is installed, and what conflicts
+# make doctor     lists what is installed, and what conflicts
 # make docs       makes a site of docs/, whose links must all resolve
 # make reproduce, make reproduce-det
-#                 every arm with three seeds: the tables of docs/results.md, of
-#                 classification (clothes of 28 pixels, letters of 96) and detection
-# make tables     writes what they found into README and docs, and every error
-# Each goes on where it was interrupted. PYTHON chooses the interpreter,
-# STACK=onedl OneDL's forks of the hosts, in an environment of their own;
-# V=1 shows the commands.
+#                 train and test each network of docs/results.md with three
+#                 seeds: of classification (clothes, letters), and of detection
+# make tables     writes their results into README, docs and the cards
+# Each goes on where it was interrupted. PYTHON=python3.11 chooses the
+# interpreter, STACK=onedl OneDL's forks of the hosts in an environment of
+# their own, V=1 shows the commands.
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -40,7 +40,9 @@ endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXPERIMENTS := tools/benchmarks/experiments
 STOCK := resnet18_1xb128_fashion-mnist-28px
+STOCK_CONFIG := $(EXPERIMENTS)/configs/$(STOCK).py
 NAME := sct-any-size_resnet18_1xb128_fashion-mnist
 RUN := $(WORK)/$(NAME)
 DATA := data/fashion-mnist
@@ -49,44 +51,43 @@ DET_RUN := $(WORK)/$(DET_NAME)
 DET_DATA := data/fashion-det
 GLYPHS := data/glyphs
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sct_mm
-# This copy is imported, also when it was moved after it had been installed.
+# This copy is imported, even if it was moved after it was installed.
 export PYTHONPATH := $(CURDIR)$(addprefix :,$(PYTHONPATH))
 
-# What pip says is read only when it fails.
+# The output of pip is shown only if it fails.
 LOG := $(VENV)/install.log
 QUIETLY := >>$(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
-# Of what a run logs, its progress and its warnings, without those of old names.
+# Of the log of a run: progress and warnings, except those of deprecated names.
 BRIEFLY := | sed -unE '/deprecated in future/d; \
   /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - |to the bit/p'
 NAMED = | sed -u 's/^/$(1): /'
-# mmcv-lite has no compiled operators, and may not stand beside mmcv.
+# mmcv-lite has no compiled operators, and cannot be installed beside mmcv.
 EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 
-# Images of 14 pixels keep one core busy, not two: the one runs beside the
-# other.
+# Images of 14 pixels keep one core busy: two trainings run at once.
 demo: $(VENV)/classification.done $(DATA)/fetched
-	echo "Training for 28 pixels, then smaller sizes for it; beside it, training for any size"
-	echo "from 28 to 14: 5 minutes on two cores. All that they log is in $(WORK)."
+	echo "Training at 28 px only, then adapting to smaller sizes; at once, training for any size"
+	echo "from 28 to 14 px: 5 minutes on two cores. The full logs are in $(WORK)."
 	export OMP_NUM_THREADS=1; failed=; \
-	( $(BIN)/python tools/train.py tools/benchmarks/experiments/configs/$(STOCK).py --work-dir $(WORK)/$(STOCK) --resume \
-	    $(BRIEFLY) $(call NAMED,28 alone) && \
-	  $(BIN)/python tools/adapt.py tools/benchmarks/experiments/configs/$(STOCK).py $(WORK)/$(STOCK) \
+	( $(BIN)/python tools/train.py $(STOCK_CONFIG) --work-dir $(WORK)/$(STOCK) --resume \
+	    $(BRIEFLY) $(call NAMED,28 px only) && \
+	  $(BIN)/python tools/adapt.py $(STOCK_CONFIG) $(WORK)/$(STOCK) \
 	    --scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between 0.5 \
 	    --out $(WORK)/adapt_$(STOCK) --resume \
-	    $(BRIEFLY) $(call NAMED,28 adapted) ) & \
+	    $(BRIEFLY) $(call NAMED,adapted) ) & \
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume \
 	  $(BRIEFLY) $(call NAMED,any size) || failed=1; \
 	wait $$! && test -z "$$failed"
 	$(BIN)/python tools/test.py configs/$(NAME).py $(RUN) --scales 14:28:2 \
 	  --compare $(WORK)/adapt_$(STOCK)/adapt_$(STOCK).py $(WORK)/adapt_$(STOCK) \
-	  --compare tools/benchmarks/experiments/configs/$(STOCK).py $(WORK)/$(STOCK) --out $(WORK)/demo
+	  --compare $(STOCK_CONFIG) $(WORK)/$(STOCK) --out $(WORK)/demo
 	echo "Next, in this environment:"
 	echo "  source $(BIN)/activate"
 	echo "  python tools/pick.py $(WORK)/demo/scales.json --max-gflops 0.008"
 	echo "  python tools/visualizations/show_sizes.py configs/$(NAME).py $(RUN) 1734 --out image.png"
 
 demo-det: $(DET_DATA)/composed
-	echo "Training: 6 minutes on two cores. All that it logs is in $(DET_RUN)."
+	echo "Training: 6 minutes on two cores. The full log is in $(DET_RUN)."
 	$(BIN)/python tools/train.py configs/$(DET_NAME).py --work-dir $(DET_RUN) --resume $(BRIEFLY)
 	$(BIN)/python tools/test.py configs/$(DET_NAME).py $(DET_RUN) \
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
@@ -109,15 +110,14 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
 	set -e; for experiment in any-size ablations baselines longer longest \
 	    'compute --seeds 0' distill glyphs glyphs-baselines \
 	    'glyphs-distill --seeds 0' 'glyphs-longer --seeds 0'; do \
-	  $(BIN)/python tools/benchmarks/experiments/reproduce.py $$experiment --out $(WORK)/reproduce; done
+	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 reproduce-det: $(DET_DATA)/composed
 	set -e; for experiment in detection detection-baselines detection-schedules; do \
-	  $(BIN)/python tools/benchmarks/experiments/reproduce.py $$experiment --out $(WORK)/reproduce; done
+	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
 tables: $(VENV)/classification.done
-	$(BIN)/python tools/benchmarks/experiments/tables.py --take $(WORK)/reproduce
-	$(BIN)/python tools/errors.py
+	$(BIN)/python $(EXPERIMENTS)/tables.py --take $(WORK)/reproduce
 	$(BIN)/python tools/dev/fill_metafile.py
 
 clean:
@@ -130,8 +130,8 @@ $(VENV)/made:
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	touch $@
 
-# opencv-python needs a desktop's libraries; the headless build needs none.
-# The doctor says whether all that was installed can be imported together.
+# opencv-python needs libraries of a desktop, which a server lacks. The doctor
+# checks that all packages can be imported together.
 define FINISH
 	$(PIP) uninstall -y opencv-python opencv-python-headless $(QUIETLY)
 	$(PIP) install --no-deps '$(OPENCV)' $(QUIETLY)

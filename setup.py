@@ -1,4 +1,4 @@
-"""Installs sct_mm; the OpenMMLab packages come by an extra or by yourself."""
+"""Installs sct_mm; its extras install the OpenMMLab packages."""
 import re
 from pathlib import Path
 
@@ -9,27 +9,28 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'",
                     (ROOT / 'sct_mm/__init__.py').read_text()).group(1)
 
-# The two combinations that the tests run with. torch 2.11 is the newest that
-# torchvision has a build for and that mmcv 2.1 compiles against.
+# The two stacks with which the tests run. torch 2.11 is the newest for which
+# there is a torchvision and against which mmcv 2.1 compiles.
 TORCH = ['torch==2.11.*', 'torchvision==0.26.*']
 UPSTREAM = [*TORCH, 'mmengine==0.10.*', 'mmpretrain==1.2.*']
-# From an index OneDL's mmcv comes without compiled operators.
+# The wheel of OneDL's mmcv has no compiled operators.
 ONEDL = [*TORCH, 'onedl-mmengine==0.10.*', 'onedl-mmpretrain==1.3.*',
          'onedl-mmcv==2.3.*', 'numpy==2.2.*', 'opencv-python==4.12.*']
 
-# onnxscript is what torch.onnx.export asks for, onnxruntime runs the file.
+# torch.onnx.export needs onnxscript; onnxruntime runs the file that it makes.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
 
-# What openmim looks for in `.mim` of an installed package.
+# The users' configs and tools; openmim looks for them in `.mim` of an
+# installed package. The folders below tools/ are for this repository only.
 SHIPPED = ('model-index.yml', 'configs/**/*.py', 'configs/**/*.yml',
-           'tools/*.py', 'tools/*.sh')
+           'tools/*.py')
 
 
 class BuildWithMim(build_py):
-    """Puts tools, configs and the model index into the package that is built.
+    """Copies the files of SHIPPED into the package that is built.
 
-    An sdist asks it which files are its sources. An editable install has
-    them where they lie, beside the package (sct_mm/utils/package.py).
+    setuptools asks it which source files belong to an sdist. An editable
+    install reads the files in the repository (sct_mm/utils/package.py).
     """
 
     def _copies(self):
@@ -79,17 +80,20 @@ setup(
     ],
     cmdclass={'build_py': BuildWithMim},
     packages=find_packages(include=['sct_mm*']),
+    package_data={'sct_mm': ['py.typed']},
     python_requires='>=3.10',
-    # mmengine and mmcv are imported, but have several distributions each
-    # (mmcv, mmcv-lite, the onedl forks): none is forced on those who have one.
-    # torch 2.6 runs no code in a checkpoint, 2.7 tells a layer of an export.
+    # mmengine and mmcv are imported, but several distributions install them
+    # (mmcv, mmcv-lite, OneDL's forks): requiring one would replace another.
+    # From 2.6, torch.load runs no code of a checkpoint; from 2.7, a layer can
+    # ask torch whether it is exported.
     install_requires=['torch>=2.7', 'numpy', 'rich', 'matplotlib'],
     extras_require={
         'classification': [*UPSTREAM, 'mmcv-lite==2.1.*'],
-        # mmcv with compiled operators has no wheel: `make test` builds it.
+        # PyPI has no wheel of mmcv with compiled operators: `make test`
+        # builds it.
         'detection': [*UPSTREAM, 'mmcv==2.1.*', 'mmdet==3.3.*'],
         'onedl': ONEDL,
-        # OneDL's mmdet evaluates COCO with a package that it does not require.
+        # OneDL's mmdet imports faster-coco-eval without requiring it.
         'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
                             'faster-coco-eval==1.*'],
         'export': EXPORT,

@@ -1,7 +1,7 @@
-# Smaller sizes for the stock ResNet-50, which answers at 224 as before, to the bit:
-# its norms get rows for each scale, and weight and bias of the smaller ones' train.
-# tools/adapt.py writes such a config, for any network, and sets load_from to the
-# checkpoint whose statistics it has estimated at each size.
+# Adapts the stock ResNet-50 to smaller sizes: each scale gets normalization parameters of
+# its own, and weight and bias of those of the smaller scales train. The output at 224 px
+# stays the same, to the bit. tools/adapt.py writes such a config for any network, and sets
+# load_from to a checkpoint with statistics that it has estimated at each size.
 _base_ = ['mmpretrain::resnet/resnet50_8xb32_in1k.py']
 custom_imports = dict(imports=['sct_mm'], allow_failed_imports=False)
 model = dict(_delete_=True, type='WithSSBN', scales=(224, 192, 160, 128), model=_base_.model)

@@ -1,5 +1,5 @@
-# The same with what recipes of today add: label smoothing, warm-up and cosine, less
-# weight decay, none of it for norms and biases, an average over the steps. Not run.
+# sct_resnet50_8xb32_in1k.py with label smoothing, warm-up and cosine, less weight decay,
+# none for norms and biases, and an average of the weights over the steps. Not run.
 _base_ = './sct_resnet50_8xb32_in1k.py'
 model = dict(head=dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))
 optim_wrapper = dict(

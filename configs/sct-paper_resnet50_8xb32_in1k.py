@@ -1,5 +1,5 @@
 # SCT as the paper describes it: each image at all scales in each step, private gamma
-# and beta. 100 epochs cost what 257 at 224 do. Not run.
+# and beta. 100 epochs cost what 257 at 224 px cost. Not run.
 _base_ = './sct_resnet50_8xb32_in1k.py'
 custom_hooks = [_base_.custom_hooks[0], dict(type='SCTLossHook')]
 train_cfg = dict(max_epochs=100)

@@ -1,6 +1,6 @@
-# Each batch is divided over the scales, unevenly: an image of 14 pixels costs
-# a quarter of one of 28. 8 epochs cost less than training the three networks
-# to compare with, one a scale, for 3 epochs each.
+# Each batch is divided over three scales, unevenly, since an image of 14 px costs
+# a quarter of one of 28. 8 epochs cost less than three single-scale networks of 3
+# epochs each.
 _base_ = './_base_/fashion-mnist.py'
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(28, 21, 14))))
 train_cfg = dict(max_epochs=8, val_interval=8)

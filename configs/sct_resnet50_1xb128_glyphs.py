@@ -1,4 +1,4 @@
-# A ResNet-50 of full width in place of the thin ResNet-18: minutes on a GPU.
+# A ResNet-50 of full width instead of the thin ResNet-18: minutes on a GPU.
 _base_ = './sct_resnet18_1xb128_glyphs.py'
 model = dict(
     backbone=dict(depth=50, stem_channels=64, base_channels=64),

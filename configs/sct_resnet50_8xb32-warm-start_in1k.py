@@ -1,5 +1,5 @@
-# From the stock checkpoint, whose statistics fill every scale; the compute of 30 epochs
-# at 224, not 100. Not run.
+# Starts from the stock checkpoint, which is copied to every scale. 51 epochs cost what 30
+# at 224 px cost. Not run.
 _base_ = './sct_resnet50_8xb32_in1k.py'
 load_from = ('https://download.openmmlab.com/mmclassification/v0/resnet/'
              'resnet50_8xb32_in1k_20210831-ea4938fc.pth')

@@ -1,7 +1,7 @@
-# From a classifier trained by configs/sct_resnet50_8xb32_in1k.py: each scale of
-# the detector starts from the statistics of the classifier's scale of its rank,
-# 224, 192, 160, 128. They differ already, so mmdet's norm_eval=True is kept, and
-# gamma and beta stay private.
+# Starts from a classifier trained by sct_resnet50_8xb32_in1k.py: each scale of the
+# detector takes the normalization parameters of the classifier's scale of the same rank
+# (224, 192, 160, 128). Their statistics differ already, so mmdet's norm_eval=True stays, and
+# gamma and beta are private. Not run.
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/sct.py']
 model = dict(backbone=dict(
     norm_cfg=dict(type='SSBN', scales=(800, 672, 576, 448)),

@@ -1,7 +1,6 @@
-# mmdet freezes the statistics of the stock backbone (norm_eval) and its first
-# stages, since 2 images a GPU are few. Frozen rows would stay the same for all
-# scales: here they train, over the images of all GPUs. 20 epochs cost what 12 at
-# 800 do.
+# mmdet freezes the statistics of the stock backbone (norm_eval) and its first stages,
+# since a GPU has only 2 images. Frozen statistics would be the same for all scales, so here
+# they train, synchronised over all GPUs. 20 epochs cost what 12 at 800 px cost. Not run.
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/sct-det.py']
 model = dict(backbone=dict(
     norm_cfg=dict(type='SyncSSBN', scales=(800, 736, 672, 608, 544, 480)),

@@ -11,9 +11,9 @@ __all__ = [
     'set_scale', 'use_scale'
 ]
 
-# The doctor, of which Python runs this file first, works where these do not.
-if ('-m', 'sct_mm.doctor') not in itertools.pairwise(
-        sys.orig_argv):
+# Before `python -m sct_mm.doctor`, Python runs this file; the doctor must work
+# where these imports fail.
+if ('-m', 'sct_mm.doctor') not in itertools.pairwise(sys.orig_argv):
     try:
         from .datasets.multi_scale_batch import MultiScaleBatch
         from .engine.hooks.channels_last_hook import ChannelsLastHook
@@ -21,12 +21,20 @@ if ('-m', 'sct_mm.doctor') not in itertools.pairwise(
         from .engine.hooks.sct_loss_hook import SCTLossHook
         from .engine.hooks.shared_affine_hook import SharedAffineHook
         from .engine.loops import ScalesTestLoop, ScalesValLoop
-        from .models.cascade import Cascade
-        from .models.convert import WithSSBN, convert_to_ssbn
-        from .models.extract import extract_scale
-        from .models.pinning import set_scale, use_scale
-        from .models.precise_bn import add_scale, calibrate
-        from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
+        from .models import (
+            SSBN,
+            Cascade,
+            SSBN1d,
+            SSBN3d,
+            SyncSSBN,
+            WithSSBN,
+            add_scale,
+            calibrate,
+            convert_to_ssbn,
+            extract_scale,
+            set_scale,
+            use_scale,
+        )
         from .utils.checkpoint import AtomicLocalBackend
         from .utils.package import introduce
         from .utils.safe_load import allow_checkpoint_types

@@ -1,16 +1,16 @@
-"""Kill a training again and again; what it gives in the end is the same.
+"""Kill a training again and again, and compare its end with an unbroken run.
 
     python tests/survive_kills.py --kills 30
 
 trains a small SCT config on the CPU by tools/train.py, with data workers, an
-average of the weights, momentum, validation and the best checkpoint, and a
-checkpoint an epoch of which the last two are kept. Its whole process group is
-killed (SIGKILL) at random moments, most of them while it trains and while it
-writes a checkpoint, and it is resumed by --resume, until it has been killed so
-often and has ended. After each kill every checkpoint that has its name must be
-whole, and the newest no older than before. The weights, their average, the
-state of the optimizer and of the schedules must equal those of a run that
-nobody killed, to the bit. Exit code 1 if anything differs.
+average of the weights, momentum, validation, the best checkpoint, and a
+checkpoint per epoch, of which the last two are kept. Its process group is
+killed (SIGKILL) at random moments, most of them while it trains or writes a
+checkpoint, and resumed by --resume, until it has been killed 30 times and has
+ended. After each kill every named checkpoint must be whole, and the newest no
+older than before. The weights, their average, the state of the optimizer and
+of the schedules must equal those of an unbroken run, to the bit. The exit code
+is 1 if anything differs.
 """
 import argparse
 import contextlib
@@ -31,6 +31,7 @@ import torch
 import sct_mm  # noqa: F401  (allows the types of checkpoints)
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+LIMIT = 3600  # seconds for a run
 CONFIG = '''
 _base_ = {base!r}
 model = dict(backbone=dict(
@@ -95,8 +96,13 @@ def number(path: Path) -> int:
     return int(path.stem.rpartition('_')[2])
 
 
+def newest_in(folder: Path) -> int:
+    """The epoch of the newest checkpoint, by its name."""
+    return max(map(number, folder.glob('epoch_*.pth')), default=0)
+
+
 def partial_files(folder: Path) -> set:
-    """Those on the disk, with the time; an older kill may have left one."""
+    """Those on the disk, with their times; an older kill may have left one."""
     found = set()
     for path in folder.glob('*.partial'):
         with contextlib.suppress(FileNotFoundError):
@@ -116,8 +122,10 @@ class Moment:
         self.names: set = set()
 
     def wait(self, process: subprocess.Popen, folder: Path) -> bool:
-        """Wait for the moment; False if the run has ended before."""
+        """Wait for the moment, or for three more checkpoints, which come first
+        on a fast machine; False if the run has ended before."""
         seen, skip = 0, (folder / 'output.txt').stat().st_size
+        before = newest_in(folder)
         while self.kind != 'starting' and process.poll() is None:
             if self.kind == 'saving':
                 names = {p.name for p in folder.glob('*.partial')}
@@ -133,20 +141,22 @@ class Moment:
                     if b'Checkpoints will be saved' in file.read():
                         break
                 time.sleep(0.02)
-        time.sleep(self.delay)
+        end = time.monotonic() + self.delay
+        while time.monotonic() < end and newest_in(folder) < before + 3:
+            time.sleep(0.0003)
         return process.poll() is None
 
 
 def disturb(config: Path, folder: Path, kills: int,
             rng: random.Random) -> dict:
-    """Kill and resume the run until it has ended; what was counted."""
+    """Kill and resume the run until it has ended; return the counts."""
     counts = dict(kills=0, while_saving=0, resumes=0, damaged=0, lost=0)
     newest = 0
     while True:
         process = start(config, folder)
         counts['resumes'] += newest > 0
         if counts['kills'] >= kills:
-            if process.wait(600):
+            if process.wait(LIMIT):
                 raise SystemExit((folder / 'output.txt').read_text()[-3000:])
             return counts
         moment = Moment(rng)
@@ -170,13 +180,13 @@ def disturb(config: Path, folder: Path, kills: int,
 
 
 def differences(ours, theirs, name: str = '') -> list:
-    """The names of what is not equal to the bit."""
+    """The names of the values that are not equal to the bit."""
     if isinstance(ours, dict):
         keys = ours.keys() ^ theirs.keys()
         return [f'{name}.{key}' for key in keys] + [
             d for key in ours.keys() - keys
             for d in differences(ours[key], theirs[key], f'{name}.{key}')]
-    if isinstance(ours, (list, tuple)):
+    if isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
         return [d for i, pair in enumerate(zip(ours, theirs, strict=True))
                 for d in differences(*pair, f'{name}.{i}')]
     same = (torch.equal(ours, theirs) if isinstance(ours, torch.Tensor)
@@ -185,15 +195,15 @@ def differences(ours, theirs, name: str = '') -> list:
 
 
 def survive(kills: int, seed: int, folder: Path) -> list:
-    """Run both; returns what differs, prints the counts."""
-    epochs = 4 * kills + 4  # enough for the kills, few enough for a test
+    """Run both, and print the counts; return the names of what differs."""
+    epochs = 4 * kills + 4  # no life between two kills lasts more than four
     (folder / 'data').mkdir()
     write_data(folder / 'data')
     config = folder / 'config.py'
     config.write_text(CONFIG.format(
         base=osp.join(ROOT, 'configs/_base_/fashion-mnist.py'),
         data=str(folder / 'data'), epochs=epochs))
-    if start(config, folder / 'whole').wait(900):
+    if start(config, folder / 'whole').wait(LIMIT):
         raise SystemExit((folder / 'whole/output.txt').read_text()[-3000:])
     print(f'The undisturbed run has ended: {epochs} epochs.', flush=True)
     counts = disturb(config, folder / 'killed', kills, random.Random(seed))

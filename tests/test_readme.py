@@ -1,4 +1,4 @@
-"""The tables of README and docs/ hold the figures of docs/results."""
+"""The tables of README and docs/ have the numbers of docs/results."""
 import json
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# What tools/benchmarks/experiments/reproduce.py NAME wrote, and where its table stands.
+# The results that reproduce.py wrote, and the pages that have tables of them.
 RESULTS = sorted(Path(ROOT, 'docs/results').glob('*.json'))
 PAGES = ('README.md', 'docs/results.md')
 
@@ -25,13 +25,13 @@ def rows_of(text):
     return rows
 
 
-def told(page):
+def rows_on(page):
     return rows_of(Path(ROOT, page).read_text(encoding='utf-8'))
 
 
-def as_told(cell, mean, deviation):
-    """Mean and deviation with as many decimals as the cell has; the mean
-    alone of one seed."""
+def as_written(cell, mean, deviation):
+    """Mean and deviation with as many decimals as the cell has; only the
+    mean for one seed."""
     decimals = len(re.match(r'-?\d*\.?(\d*)', cell)[1])
     if not deviation and '±' not in cell:
         return f'{mean:.{decimals}f}'
@@ -39,17 +39,17 @@ def as_told(cell, mean, deviation):
 
 
 def right_and_wrong(row, sizes):
-    """The sizes at which a row tells the figures, and the others it has."""
+    """The sizes at which a row has the measured numbers, and its others."""
     right = {size for size in sizes.keys() & row.keys()
-             if row[size] == as_told(row[size], *sizes[size])}
+             if row[size] == as_written(row[size], *sizes[size])}
     return right, sizes.keys() & row.keys() - right
 
 
-def rows_that_tell(page, arm, sizes):
-    """The rows of an arm of which more is right than wrong: it may stand in
-    tables of other experiments, too."""
+def rows_with(page, arm, sizes):
+    """The rows of an arm with more right numbers than wrong ones: the arm may
+    be in tables of other experiments, too."""
     found = []
-    for row in told(page):
+    for row in rows_on(page):
         right, wrong = right_and_wrong(row, sizes)
         if row['arm'] == arm and len(right) > len(wrong):
             found.append(row)
@@ -66,13 +66,18 @@ def arms():
 
 @pytest.mark.parametrize('sizes, arm', list(arms()))
 def test_a_table_is_what_was_measured(sizes, arm):
-    found = [row for page in PAGES for row in rows_that_tell(page, arm, sizes)]
+    found = [row for page in PAGES for row in rows_with(page, arm, sizes)]
     assert found, (arm, sizes)
     for row in found:
         assert not right_and_wrong(row, sizes)[1], row
 
 
 def test_readmes_first_table_was_measured():
-    sizes = json.loads(Path(ROOT, 'docs/results/any-size.json').read_text())
-    for arm, figures in sizes['accuracy/top1'].items():
-        assert len(rows_that_tell('README.md', arm, figures)) == 1, arm
+    measured = json.loads(Path(ROOT, 'docs/results/any-size.json'
+                               ).read_text())['accuracy/top1']
+    found = [(row, measured[row['arm']]) for row in rows_on('README.md')
+             if row['arm'] in measured]
+    assert len(found) == 4
+    for row, sizes in found:
+        right, wrong = right_and_wrong(row, sizes)
+        assert len(right) == 5 and not wrong, row

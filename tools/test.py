@@ -1,12 +1,12 @@
-"""Test a checkpoint at several input sizes, or by early exit over them; one
-table, JSON and a plot."""
+"""Test a checkpoint at several input sizes, or with early exit over them, and
+write a table, JSON and a plot."""
 import argparse
 import os.path as osp
 
 from mmengine.dist import is_main_process
 
-from sct_mm.apis import test_cascade, test_models
-from sct_mm.evaluation.report import report, report_cascade
+from sct_mm.apis import test, test_cascade
+from sct_mm.evaluation.report import report_cascade, report_sizes
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.config import config_name
 
@@ -19,15 +19,18 @@ def add_cascade(parser: argparse.ArgumentParser) -> None:
         help='sizes, the smallest first: go up only where unsure')
     group.add_argument(
         '--threshold', nargs='+', type=float, metavar='CONFIDENCE',
-        help='above it a size decides; one, or one for each but the largest; '
-        'default: found on training images that `indices` leave out')
+        help='a size whose confidence is above it decides; one, or one for '
+        'each size but the largest; default: found on training images that '
+        '`indices` leave out')
     group.add_argument(
         '--target', type=float, metavar='POINTS',
-        help='of top-1 that the threshold found may cost; default: 0')
+        help='points of top-1 that the threshold may cost on the images '
+        'that it is found on; default: 0')
     group.add_argument(
         '--held-out', type=int, metavar='N',
-        help='of the images left out, or, without `indices`, of those that '
-        'the network was trained on; default: all left out')
+        help='how many of the images left out to use, or, without '
+        '`indices`, of those that the network was trained on; default: all '
+        'left out')
 
 
 def check_cascade(parser: argparse.ArgumentParser,
@@ -55,7 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--compare', nargs=2, action='append', default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='test this one too and draw it beside (repeatable)')
+        help='another model to test and to draw in the same plot (repeatable)')
     parser.add_argument(
         '--out', help='folder for scales.json and scales.png (cascade.json '
         'and cascade.png); default: work_dirs/NAME_OF_CONFIG')
@@ -76,11 +79,10 @@ def main() -> None:
             args.config, args.checkpoint, args.cascade, args.threshold,
             args.target, args.held_out, args.out, args.cfg_options), args.out)
         return
-    models = test_models([(args.config, args.checkpoint), *args.compare],
-                         args.scales, args.out, args.cfg_options,
-                         args.launcher)
+    models = test(args.config, args.checkpoint, args.scales, args.out,
+                  args.cfg_options, args.launcher, args.compare)
     if is_main_process():
-        report(models, args.out)
+        report_sizes(models, args.out)
 
 
 if __name__ == '__main__':

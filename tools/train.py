@@ -20,7 +20,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from this checkpoint; without a path, from the newest '
-        'whole one of the run in the work directory, if any')
+        'undamaged one in the work directory, if there is one')
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -33,8 +33,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='do not pin the memory of batches')
     parser.add_argument(
         '--persistent-workers', action='store_true',
-        help='keep data workers over epochs: a faster start of epochs, but '
-        'a resumed run draws other augmentations than an unbroken one')
+        help='keep data workers alive between epochs: epochs start faster, '
+        'but a resumed run draws other augmentations than an unbroken one')
     add_cfg_options(parser, 'settings that override the config, e.g. '
                     'train_cfg.max_epochs=1')
     add_launcher(parser)

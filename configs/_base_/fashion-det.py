@@ -1,6 +1,6 @@
-# Clothes of Fashion-MNIST on cluttered canvases (tools/dataset_converters/fashion_det.py), and
-# a thin RetinaNet for them: an experiment of minutes on a CPU. It may start from
-# a classifier of fashion-mnist.py that was trained with avg_down=False.
+# Detection of Fashion-MNIST's clothes on cluttered canvases, which
+# tools/dataset_converters/fashion_det.py composes, by a thin RetinaNet: minutes on a CPU.
+# Its backbone may start from a classifier of fashion-mnist.py trained with avg_down=False.
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 size, root = (160, 128), 'data/fashion-det/'  # pixels
 model = dict(

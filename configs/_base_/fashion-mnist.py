@@ -1,7 +1,7 @@
-# Fashion-MNIST and a thin ResNet-18 for it: an experiment of minutes on a CPU.
-# Shortcuts that average (avg_down) see every pixel, at sizes of any remainder.
+# Classification of Fashion-MNIST by a thin ResNet-18: minutes on a CPU.
+# Averaging shortcuts (avg_down) use every pixel, also of sizes that strides do not divide.
 _base_ = ['mmpretrain::_base_/models/resnet18_cifar.py', './minutes.py']
-size = 28  # pixels; the resize below is what tools/test.py rewrites
+size = 28  # pixels; tools/test.py changes the resize below
 model = dict(
     backbone=dict(in_channels=1, stem_channels=16, base_channels=16,
                   strides=(2, 2, 2, 1), avg_down=True),

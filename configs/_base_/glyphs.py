@@ -1,9 +1,9 @@
-# Letters and digits of free fonts (tools/dataset_converters/glyphs.py), in the files of MNIST, and
-# a thin ResNet-18 at ImageNet's strides for them: an experiment of minutes on a CPU.
-# Fonts of the test are in no other set; those of the validation are at the end of
-# MNIST's training file, and held out too.
+# Classification of letters and digits by a thin ResNet-18 with ImageNet's strides:
+# minutes on a CPU. tools/dataset_converters/glyphs.py draws them from free fonts, into
+# files as MNIST's. The fonts of the test set are in no other set. The validation set is
+# the end of the training file; its fonts are not trained on.
 _base_ = ['mmpretrain::_base_/models/resnet18.py', './minutes.py']
-size = 96  # pixels; the resize below is what tools/test.py rewrites
+size = 96  # pixels; tools/test.py changes the resize below
 model = dict(
     backbone=dict(in_channels=1, stem_channels=16, base_channels=16),
     head=dict(num_classes=36, in_channels=128))

@@ -1,4 +1,4 @@
-# A training of minutes on a CPU, that of the small classifiers here.
+# The training schedule of the small classifiers: minutes on a CPU.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 optim_wrapper = dict(optimizer=dict(

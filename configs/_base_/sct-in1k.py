@@ -1,8 +1,9 @@
-# The recipe for classifiers at 224/192/160/128 that on smaller sets was ahead of the
-# other schedules of SCT at equal compute: the whole batch at one scale a step, in 35 %
-# of the steps at a size between two; small ones more often in the first 65 % of them.
-# Statistics are private, gamma and beta shared. An epoch costs 0.58 of one at 224. For
-# another number of scales repeat the hooks with as many weights.
+# The recommended recipe for classifiers at 224/192/160/128 px. On smaller data sets it was
+# the most accurate schedule of SCT at equal compute (docs/results.md). Each step trains the
+# whole batch at one scale, in 35 % of the steps at a size between two scales; small scales
+# are drawn more often in the first 65 % of the steps. Statistics are private, gamma and
+# beta shared. An epoch costs 0.58 of one at 224 px. For another number of scales, repeat
+# the hooks with as many weights.
 _base_ = './sct.py'
 custom_hooks = [
     _base_.custom_hooks[0],

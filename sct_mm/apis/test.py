@@ -1,29 +1,32 @@
-"""One checkpoint at several sizes of the input: metrics and cost."""
+"""Test checkpoints at several input sizes: metrics, and what a size costs."""
 import copy
+import itertools
 import os.path as osp
 import uuid
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
 from torch import nn
 
 from ..datasets.rescale_pipeline import nominal_size, train_sizes
-from ..datasets.size_switch import SizeSwitch
 from ..engine.load_model import (
     check_fits,
     state_in,
     warn_one_row,
     without_wrapper,
 )
-from ..engine.loops import check_sizes, refuse_views, scalar, unwrapped
+from ..engine.loops import ScalesTestLoop, refuse_views, scalar, unwrapped
 from ..engine.resume import find_checkpoint
 from ..evaluation.measure import (
-    Workload,
+    Timer,
     first_images,
     flops_of,
     kept_batch,
@@ -32,7 +35,8 @@ from ..evaluation.measure import (
     progress_bar,
 )
 from ..models.pinning import use_scale
-from ..models.size_selection import rows_serving, scales_of
+from ..models.row_mix import rows_serving
+from ..models.size_selection import scales_of
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,
@@ -47,18 +51,22 @@ from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
 
 KEPT = 2**30  # bytes of one model's batches, at all sizes together
+TURN = 0.02  # seconds of calls for one image in a turn
 
 
 class ProgressHook(Hook):
-    """Show how much of the test set is done, and keep the first batch."""
-    title = ''
+    """Show how much of a test is done, and keep the first batch of a size."""
     batch: Any = None
+
+    def __init__(self, title: str) -> None:
+        self.title = title
 
     def before_test_epoch(self, runner) -> None:
         self.bar = progress_bar()
         self.bar.start()
-        self.task = self.bar.add_task(self.title,
-                                      total=len(runner.test_dataloader))
+        loop = runner.test_loop
+        self.task = self.bar.add_task(
+            self.title, total=len(loop.dataloader) * len(loop.sizes))
 
     def after_test_iter(self, runner, batch_idx, data_batch=None,
                         outputs=None) -> None:
@@ -70,13 +78,19 @@ class ProgressHook(Hook):
         self.bar.stop()
 
 
-def test_config(cfg: Config, out: str) -> Config:
-    """A copy of ``cfg`` for a test that reports to its caller alone."""
+def test_config(cfg: Config, out: str, sizes: Sizes | None) -> Config:
+    """A copy of ``cfg`` for a :class:`ScalesTestLoop` over ``sizes`` that
+    reports only to its caller."""
     check_test_data(cfg)
     if not cfg.get('test_evaluator'):
         raise UserError('The config must have a `test_evaluator`, but got '
                         f'{cfg.get("test_evaluator")!r}. Set it, e.g. to the '
                         '`val_evaluator`.')
+    loop = cfg.get('test_cfg') or {}
+    if type_name(loop) not in ('', 'TestLoop', 'ScalesTestLoop'):
+        raise UserError('`test_cfg` must have the type TestLoop or '
+                        'ScalesTestLoop to test at several sizes, but got '
+                        f'{type_name(loop)!r}. Leave its type out.')
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
@@ -85,17 +99,18 @@ def test_config(cfg: Config, out: str) -> Config:
     if cfg.filename:  # the Runner writes it: not over that of a training
         vars(cfg)['_filename'] = f'test_{osp.basename(cfg.filename)}'
     set_loader_defaults(cfg.test_dataloader, cfg)
-    loop = cfg.test_cfg = cfg.get('test_cfg') or dict()
-    if type_name(loop) == 'ScalesTestLoop':
-        cfg.test_cfg = dict(fp16=loop.get('fp16', False))
+    cfg.test_cfg = dict(loop, type='ScalesTestLoop',
+                        sizes=sizes or loop.get('sizes'))
     return cfg
 
 
 def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
-    """The runner of ``cfg`` with the weights of ``checkpoint``.
+    """The runner of ``cfg``, which is of :func:`test_config`, with the
+    weights of ``checkpoint``.
 
-    As ``Runner.test`` before its loop; but what was read, and found safe, is
-    not read again.
+    It is prepared as ``Runner.test`` does before the loop, but the file is
+    not read again, since it was found safe. A network without SSBN is tested
+    at the size of the config unless other sizes are given.
     """
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
               else Runner.from_cfg(cfg))
@@ -105,7 +120,7 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
                         'out.')
     model = unwrapped(runner.model)
     refuse_views(model)
-    # Hooks, as that of EMA, ask for the name.
+    # Some hooks, as that of EMA, read the key `state_dict`.
     state = state_in(checkpoint, path)
     checkpoint = dict(checkpoint if 'state_dict' in checkpoint else {},
                       state_dict=without_wrapper(state))
@@ -115,10 +130,14 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
         warnings.warn(f'{path!r} has {len(more)} weights that the network of '
                       f'the config has no place for, as {more[0]}: of another '
                       'network, the numbers tell nothing.', stacklevel=2)
-    runner.test_loop  # noqa: B018  (the runner builds it when it is asked)
+    loop = runner._test_loop  # a config until the loop is built
+    if loop['sizes'] is None and scales_of(model) is None:
+        dataset = cfg.test_dataloader.dataset
+        loop['sizes'] = [nominal_size(next(pipelines_in(dataset))[1])]
+    runner.test_loop  # noqa: B018  (builds it)
     runner.call_hook('before_run')
     runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-    # Once more, since a hook, as mmpretrain's of EMA, exchanges them.
+    # Once more, since a hook, as mmpretrain's of EMA, exchanges the weights.
     model.load_state_dict(checkpoint['state_dict'], strict=False)
     return runner
 
@@ -130,52 +149,68 @@ def as_list(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else str(value)
 
 
-def test_at(runner: Runner, size: int, progress: ProgressHook,
-            limit: int) -> tuple[dict, Workload]:
-    """Evaluate one size, whose images the data set makes: its row, and what
-    its times are measured on, a batch of at most ``limit`` bytes."""
-    model = unwrapped(runner.model)
-    with use_scale(model, size):
-        metrics = runner.test_loop.run()
-        loader = runner.test_loop.dataloader
-        one = first_images(loader, 1)
-        model.eval()
-        numbers = {name: scalar(value) for name, value in metrics.items()}
-        fp16 = getattr(runner.test_loop, 'fp16', False)
-        served_by = serving_scales(model, size)
-        row = dict(scale=size, served_by=served_by,
-                   metrics={name: value for name, value in numbers.items()
-                            if value is not None},
-                   arrays={name: as_list(metrics[name])
-                           for name, value in numbers.items()
-                           if value is None},
-                   gflops=flops_of(lambda: model.test_step(one)) / 1e9)
-        batch = progress.batch or next(iter(loader))
-        # Outside of the scales a size is told of once, not at each turn.
-        pin = served_by[0] if served_by and len(served_by) == 1 else size
-        return row, Workload(model, pin, one,
-                             kept_batch(loader, batch, limit), fp16)
+class Workload(NamedTuple):
+    """Timers of a model at one size: of one image, and of a batch."""
+    latency: Timer
+    throughput: Timer
+
+    def times(self) -> dict:
+        return {**self.latency.latency(), **self.throughput.throughput()}
 
 
-def test_runner(runner: Runner, dataset: dict, sizes: Sizes | None,
-                label: str) -> list[tuple[dict, Workload]]:
-    """:func:`test_at` each size; ``dataset`` is the data set's config."""
-    model = unwrapped(runner.model)
-    if sizes is None and scales_of(model) is None:
-        sizes = [nominal_size(next(pipelines_in(dataset))[1])]
-    sizes = check_sizes(sizes, model, 'scales')
-    loader = runner.test_loop.dataloader
-    switch = SizeSwitch(loader.dataset, dataset, sizes)
-    warn_untrained(model, sizes,
-                   first_images(loader, 1)['inputs'][0].shape[0])
-    progress = ProgressHook()
+def workload(model: nn.Module, size: int, one: dict, batch: dict,
+             fp16: bool = False) -> Workload:
+    """Timers of ``model.test_step``, pinned to ``size``.
+
+    Args:
+        one: a collated batch of one image, as the data loader gives it.
+        batch: a collated batch to measure throughput with.
+        fp16: whether the test's loop runs the model in reduced precision.
+    """
+    @contextmanager
+    def pinned() -> Iterator[None]:
+        with use_scale(model, size), autocast(enabled=fp16):
+            yield
+
+    step = partial(model.test_step, one)
+    return Workload(
+        Timer(step, turn=TURN, within=pinned),
+        Timer(partial(model.test_step, batch), len(batch['inputs']), step,
+              within=pinned))
+
+
+def cost_at(size: int, loop: ScalesTestLoop, model: nn.Module,
+            batch: dict) -> tuple[dict, Workload]:
+    """The row of one size without metrics and times, and what its times are
+    measured with; the data set makes its images, and the model is pinned."""
+    one = first_images(loop.dataloader, 1)
+    served_by = serving_scales(model, size)
+    row = dict(scale=size, served_by=served_by,
+               gflops=flops_of(lambda: model.test_step(one)) / 1e9)
+    # A pin outside of the scales warns: not at each turn.
+    pin = served_by[0] if served_by and len(served_by) == 1 else size
+    kept = kept_batch(loop.dataloader, batch, KEPT // len(loop.sizes))
+    return row, workload(model, pin, one, kept, loop.fp16)
+
+
+def test_sizes(runner: Runner, label: str) -> list[tuple[dict, Workload]]:
+    """The row of each size without times, and what its times are measured
+    with."""
+    loop, model = runner.test_loop, unwrapped(runner.model)
+    warn_untrained(model, loop)
+    progress = ProgressHook(label)
     runner.register_hook(progress)
     tested = []
-    for size in sizes:
-        progress.title = f'{label} at {size}'
-        with switch.at(size):
-            tested.append(test_at(runner, size, progress,
-                                  KEPT // len(sizes)))
+    with closing(loop.iter_sizes()) as results:
+        for size, metrics in results:
+            row, work = cost_at(size, loop, model, progress.batch)
+            numbers = {name: scalar(value) for name, value in metrics.items()}
+            row['metrics'] = {name: number for name, number in numbers.items()
+                              if number is not None}
+            row['arrays'] = {name: as_list(metrics[name])
+                             for name, number in numbers.items()
+                             if number is None}
+            tested.append((row, work))
     runner.call_hook('after_run')
     return tested
 
@@ -183,23 +218,21 @@ def test_runner(runner: Runner, dataset: dict, sizes: Sizes | None,
 def test_one(config: str, checkpoint: str, sizes: Sizes | None,
              out: str | None, cfg_options: dict | None,
              launcher: str) -> tuple[dict, list[Workload]]:
-    """One model of :func:`test_models`, its rows without times, and what
-    these are measured on."""
+    """One result of :func:`test` without times, and what the times of its
+    rows are measured with."""
     label = config_name(config)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
-    if sizes is None:
-        sizes = (cfg.get('test_cfg') or {}).get('sizes')
-    cfg = test_config(cfg, out or osp.join('work_dirs', label))
+    cfg = test_config(cfg, out or osp.join('work_dirs', label), sizes)
     join_processes(cfg)
     runner = loaded_runner(cfg, weights, checkpoint)
-    tested = test_runner(runner, cfg.test_dataloader.dataset, sizes, label)
+    rows, works = zip(*test_sizes(runner, label), strict=True)
     return dict(label=label, config=config, checkpoint=checkpoint,
                 cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, unwrapped(runner.model)),
-                rows=[row for row, _ in tested]), [w for _, w in tested]
+                rows=list(rows)), list(works)
 
 
 def name_apart(results: list[dict]) -> None:
@@ -217,46 +250,16 @@ def name_apart(results: list[dict]) -> None:
 
 
 @protected_loading()
-def test_models(models: Sequence[tuple[str, str]],
-                scales: Sizes | None = None,
-                out: str | None = None,
-                cfg_options: dict | None = None,
-                launcher: str = 'none') -> list[dict]:
-    """Test several checkpoints at the same sizes; see :func:`test_scales`.
-
-    Times are measured when all metrics are there, models and sizes in turns
-    (:func:`take_turns`). All models stay in memory until then.
-
-    Args:
-        models: (config, checkpoint) of each.
-
-    Returns:
-        list: what :func:`test_scales` returns, one a model.
-    """
-    sizes = None if scales is None else expand_sizes(scales, 'scales')
-    results, workloads = [], []
-    for config, checkpoint in models:
-        result, work = test_one(config, checkpoint, sizes, out, cfg_options,
-                                launcher)
-        results.append(result)
-        workloads += work
-    name_apart(results)
-    measure_times(workloads)
-    rows = [row for result in results for row in result['rows']]
-    for row, workload in zip(rows, workloads, strict=True):
-        row.update(workload.times())
-    return results
-
-
-def test_scales(config: str, checkpoint: str,
-                scales: Sizes | None = None,
-                out: str | None = None,
-                cfg_options: dict | None = None,
-                launcher: str = 'none') -> dict:
-    """Test one checkpoint at several sizes: what tools/test.py prints.
+def test(config: str, checkpoint: str, scales: Sizes | None = None,
+         out: str | None = None, cfg_options: dict | None = None,
+         launcher: str = 'none',
+         compare: Sequence[tuple[str, str]] = ()) -> list[dict]:
+    """Test checkpoints at several sizes: what tools/test.py prints.
 
     At each size the test pipeline is rewritten and the model pinned to it.
-    One model and one data set serve all sizes.
+    One model and one data set serve all sizes. Times are measured after all
+    metrics, models and sizes in turns (:func:`take_turns`); all models stay
+    in memory until then.
 
     Args:
         config: path of the config.
@@ -267,34 +270,43 @@ def test_scales(config: str, checkpoint: str,
             config's ``ScalesTestLoop``, else the trained ones, else the test
             size.
         out: folder of the log; None: work_dirs/NAME_OF_CONFIG.
-        cfg_options: ``{'a.b': value}``, settings that override the config.
+        cfg_options: ``{'a.b': value}``, settings that override each config.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi', as mmengine's.
+        compare: (config, checkpoint) of each other model to test too.
 
     Returns:
-        dict: ``label``, ``config``, ``checkpoint``, ``cfg_options``,
-        ``trained`` (:func:`trained_sizes`) and ``rows``, one a size from the
-        largest down: ``scale``; ``served_by``, the scales whose rows serve
-        it, two between them (None without SSBN); ``metrics``, and in
-        ``arrays`` those that are no single number; ``gflops``
-        (:func:`flops_of`) of one image; ``latency_ms`` of one image and
-        ``images_per_s`` in batches, both with ``..._quartiles``;
-        ``latency_reliable`` and ``images_reliable``
-        (:func:`spread_of`). Times include the preprocessor and the
-        post-processing, not the loading.
+        list: a dict for ``config``, and one for each of ``compare``:
+        ``label``, ``config``, ``checkpoint``, ``cfg_options``, ``trained``
+        (:func:`trained_sizes`) and ``rows``, one a size from the largest
+        down: ``scale``; ``served_by``, the scales whose parameters serve it,
+        two between them (None without SSBN); ``metrics``, and in ``arrays``
+        those that are no single number; ``gflops`` (:func:`flops_of`) of one
+        image; ``latency_ms`` of one image and ``images_per_s`` in batches,
+        both with ``..._quartiles``; ``latency_reliable`` and
+        ``images_reliable`` (:func:`spread_of`). Times include the
+        preprocessor and the post-processing, not the loading.
 
     Raises:
         UserError, ValueError: for what is missing, does not fit, or cannot
             be rewritten; see :class:`ScalesValLoop`.
     """
-    result, = test_models([(config, checkpoint)], scales, out, cfg_options,
-                          launcher)
-    return result
+    sizes = None if scales is None else expand_sizes(scales, 'scales')
+    results, workloads = zip(*(
+        test_one(*model, sizes, out, cfg_options, launcher)
+        for model in ((config, checkpoint), *compare)), strict=True)
+    name_apart(results)
+    works = list(itertools.chain(*workloads))
+    measure_times(list(itertools.chain(*works)))
+    rows = [row for result in results for row in result['rows']]
+    for row, work in zip(rows, works, strict=True):
+        row.update(work.times())
+    return list(results)
 
 
 def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
-    """The sizes that a network was trained at, as far as can be told: the
-    scales of its SSBN, else of the config's SCTLossHook, else the sizes of its
-    training pipeline."""
+    """The sizes that a network was trained at: the scales of its SSBN, else
+    of the config's SCTLossHook, else the sizes of its training pipeline, if it
+    has any."""
     scales = scales_of(model)
     for hook in cfg.get('custom_hooks') or ():
         if scales is None and isinstance(hook, dict) and (
@@ -305,8 +317,8 @@ def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
 
 
 def serving_scales(model: nn.Module, size: int) -> list[int] | None:
-    """The scales whose rows serve ``size``, two between them; None without
-    SSBN."""
+    """The scales whose normalization parameters serve ``size``, two if it
+    lies between them; None without SSBN."""
     scales = scales_of(model)
     return None if scales is None else [
         scale for scale, _ in rows_serving(scales, size)]
@@ -316,29 +328,23 @@ def listed(sizes: Sequence[int]) -> str:
     return ', '.join(map(str, sizes))
 
 
-def warn_untrained(model: nn.Module, sizes: Sequence[int],
-                   channels: int) -> None:
-    """Say what serves each of ``sizes`` that is no scale, and which may cost
-    accuracy.
-
-    Args:
-        channels: of the images.
-    """
+def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:
+    """Warn of each size of ``loop`` that is no scale: which scales serve it,
+    and whether it may cost accuracy."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for size in sizes:
-        rows = serving_scales(model, size)
-        if rows not in (None, [size]):
-            groups.setdefault(tuple(rows), []).append(size)
-    if not groups:
-        return
-    for rows, group in groups.items():
-        if len(rows) > 1:  # for the others set_scale() warns
+    for size in loop.sizes:
+        scales = serving_scales(model, size)
+        if scales not in (None, [size]):
+            groups.setdefault(tuple(scales), []).append(size)
+    for scales, group in groups.items():
+        if len(scales) > 1:  # outside of the scales set_scale() warns
             warnings.warn(f'{listed(group)} pixels lie between the scales '
-                          f'{rows[0]} and {rows[1]}, whose rows are mixed.',
-                          stacklevel=2)
+                          f'{scales[0]} and {scales[1]}, whose rows are '
+                          'mixed.', stacklevel=2)
     stride = None
-    if getattr(model.data_preprocessor, 'pad_size_divisor', 1) == 1:
-        stride = network_stride(model, channels)
+    if groups and getattr(model.data_preprocessor, 'pad_size_divisor', 1) == 1:
+        image = first_images(loop.dataloader, 1)['inputs'][0]
+        stride = network_stride(model, image.shape[0])
     odd = [size for group in groups.values() for size in group
            if stride and size % stride]
     if odd:

@@ -1,15 +1,15 @@
-"""Early exit over sizes, tested: thresholds, accuracy, cost, time."""
+"""Test early exit over sizes: thresholds, accuracy, GFLOPs, throughput."""
 import itertools
 import os.path as osp
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..datasets.size_switch import SizeSwitch
 from ..engine.loops import unwrapped
 from ..engine.resume import find_checkpoint
 from ..evaluation.early_exit import (
@@ -24,18 +24,15 @@ from ..evaluation.early_exit import (
 from ..evaluation.held_out import (
     HeldOut,
     check_held_out,
-    held_out,
+    held_out_images,
     loader_like,
 )
 from ..evaluation.measure import (
-    Workload,
+    Timer,
     first_images,
-    flops_of,
     kept_batch,
     measure_times,
     progress_bar,
-    spread_of,
-    timed,
 )
 from ..models.cascade import (
     Cascade,
@@ -43,7 +40,6 @@ from ..models.cascade import (
     check_thresholds,
     confidence,
 )
-from ..models.pinning import use_scale
 from ..utils.arguments import check_number
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import check_test_data, config_name, load_config
@@ -51,14 +47,14 @@ from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from .test import (
     KEPT,
+    cost_at,
     loaded_runner,
-    serving_scales,
     test_config,
     trained_sizes,
     warn_untrained,
 )
 
-TIMED = 8  # batches: the images of one may be more or less certain
+TIMED = 8  # batches: one alone may have images more certain than most
 DRAWN = 200  # points of a curve, at most
 
 
@@ -69,36 +65,11 @@ class Answers(NamedTuple):
     right: Tensor
 
 
-class Passes(Workload):
-    """The time of a cascade: of several batches together, since it depends on
-    how many images go on.
-
-    Args:
-        batches: collated batches of the largest size.
-    """
-
-    def __init__(self, model: nn.Module, batches: list[dict]) -> None:
-        super().__init__(model, model.sizes[-1], batches[0], batches[0])
-        self.all = batches
-
-    @torch.no_grad()
-    def turn(self) -> None:
-        self.model.test_step(self.all[0])  # the others were in the caches
-        self.batches.append(sum(timed(
-            lambda batch=batch: self.model.test_step(batch))
-            for batch in self.all))
-
-    def times(self) -> dict:
-        images = sum(len(batch['inputs']) for batch in self.all)
-        return spread_of('images', 'per_s',
-                         [images / seconds for seconds in self.batches])
-
-
 def labels_of(samples: Sequence[Any]) -> Tensor:
     """(N,) class of each sample.
 
     Raises:
-        UserError: for samples that have not one class each.
+        UserError: unless each sample has one class.
     """
     labels = [getattr(sample, 'gt_label', None) for sample in samples]
     if any(label is None or torch.as_tensor(label).numel() != 1
@@ -111,8 +82,8 @@ def labels_of(samples: Sequence[Any]) -> Tensor:
 
 @torch.no_grad()
 def answers_of(cascade: Cascade, loader: DataLoader, title: str) -> Answers:
-    """What the network says of each image at each size of ``cascade``,
-    resized as it resizes them."""
+    """The answers of the network at each size of ``cascade``, which resizes
+    the images of ``loader``."""
     found: list[tuple[Tensor, Tensor]] = []
     with progress_bar() as bar:
         for batch in bar.track(loader, description=title):
@@ -127,37 +98,23 @@ def answers_of(cascade: Cascade, loader: DataLoader, title: str) -> Answers:
                                                           strict=True)))
 
 
-def size_row(model: nn.Module, size: int, loader: DataLoader,
-             limit: int) -> tuple[dict, Workload]:
-    """The row of one size, whose images the data set makes, without
-    metrics, and what its times are measured on: as :func:`test_at`."""
-    one = first_images(loader, 1)
-    batch = first_images(loader, min(loader.batch_size or 1,
-                                       len(loader.dataset)))
-    served_by = serving_scales(model, size)
-    # Outside of the scales a size is told of once, not at each turn.
-    pin = served_by[0] if served_by and len(served_by) == 1 else size
-    with use_scale(model, pin):
-        row = dict(scale=size, served_by=served_by,
-                   gflops=flops_of(lambda: model.test_step(one)) / 1e9)
-    return row, Workload(model, pin, one, kept_batch(loader, batch, limit))
-
-
-def timed_batches(loader: DataLoader, limit: int) -> list[dict]:
-    """The first batches of ``loader``, up to :data:`TIMED`, of at most
-    ``limit`` bytes each."""
-    batches = itertools.islice(loader, TIMED)
-    return [kept_batch(loader, batch, limit) for batch in batches]
+def whole_timer(cascade: Cascade, loader: DataLoader) -> Timer:
+    """The time of the first batches of ``loader`` together, since it depends
+    on how many images go on to a larger size."""
+    batches = [kept_batch(loader, batch, KEPT // TIMED)
+               for batch in itertools.islice(loader, TIMED)]
+    return Timer(lambda: [cascade.test_step(batch) for batch in batches],
+                 sum(len(batch['inputs']) for batch in batches),
+                 warm_up=lambda: cascade.test_step(batches[0]))
 
 
 def fitted(cascade: Cascade, images: HeldOut, loader: DataLoader,
            gflops: Sequence[float], target: float) -> dict:
-    """Set the threshold of ``cascade`` by held-out images, one for all
-    sizes (:func:`cheapest`): a threshold for each, on the same images, was
-    at most 0.05 points better with 14, 21, 28 from 0.55 of the GFLOPs on.
+    """Set the threshold of ``cascade``, one for all sizes, by held-out
+    images (:func:`cheapest`, docs/early-exit.md).
 
     Returns:
-        dict: what it was found on, and what it does there.
+        dict: the images that it was found on, accuracy and GFLOPs there.
     """
     answers = answers_of(cascade, loader_like(loader, images.images),
                          'held-out images')
@@ -174,8 +131,8 @@ def fitted(cascade: Cascade, images: HeldOut, loader: DataLoader,
 
 def summary(answers: Answers, rows: list[dict],
             thresholds: Sequence[float]) -> dict:
-    """What ``thresholds`` make of ``answers``; fills the metrics of ``rows``,
-    the smallest size first, and what each decides."""
+    """The result of a cascade with ``thresholds``; also writes the metrics
+    of ``rows``, the smallest size first, and the share that each decides."""
     gflops = [row['gflops'] for row in rows]
     decided = decided_at(answers.confidences, thresholds)
     shares = shares_of(decided, len(rows))
@@ -199,36 +156,36 @@ def summary(answers: Answers, rows: list[dict],
         curve=torch.stack(curve[:3], 1)[places.unique()].tolist())
 
 
-def run_cascade(runner: Runner, cascade: Cascade, dataset: dict,
-                images: HeldOut | None, target: float) -> dict:
-    """Test ``cascade``, whose network is that of ``runner``; ``dataset`` is
-    the config of the test set."""
-    model, sizes = cascade.model, cascade.sizes
+def run_cascade(runner: Runner, cascade: Cascade, images: HeldOut | None,
+                target: float) -> dict:
+    """Test ``cascade``; ``runner`` has its network, and a test loop over its
+    sizes."""
     runner.call_hook('before_test_epoch')  # that of EMA changes the weights
-    loader = runner.test_loop.dataloader
-    switch = SizeSwitch(loader.dataset, dataset, sizes)
-    one = first_images(loader, 1)
-    warn_untrained(model, sizes, one['inputs'][0].shape[0])
-    with switch.at(sizes[-1]):  # a network that is none is told at once
+    loop, loader = runner.test_loop, runner.test_loop.dataloader
+    warn_untrained(cascade.model, loop)
+    with loop.switch.at(cascade.sizes[-1]):  # refuse what is no classifier
         answers_of(cascade, [first_images(loader, 1)], 'one image')
     rows, works = [], []
-    for size in sizes:
-        with switch.at(size):
-            row, work = size_row(model, size, loader, KEPT // len(sizes))
-        rows.append(row)
-        works.append(work)
+    with closing(loop.each_size()) as sizes:
+        for size in sizes:
+            batch = first_images(loader, min(loader.batch_size or 1,
+                                             len(loader.dataset)))
+            row, work = cost_at(size, loop, cascade.model, batch)
+            rows.append(row)
+            works.append(work)
+    ascending = rows[::-1]
     found = images and fitted(cascade, images, loader,
-                                [row['gflops'] for row in rows], target)
-    with switch.at(sizes[-1]):
+                              [row['gflops'] for row in ascending], target)
+    with loop.switch.at(cascade.sizes[-1]):
         answers = answers_of(cascade, loader, 'test')
-        batches = timed_batches(loader, KEPT // TIMED)
-    result = dict(sizes=sizes, thresholds=cascade.thresholds, held_out=found,
-                  **summary(answers, rows, cascade.thresholds))
-    works.append(Passes(cascade, batches))
-    measure_times(works)
-    for row, work in zip([*rows, result], works, strict=True):
+        whole = whole_timer(cascade, loader)
+    result = dict(sizes=cascade.sizes, thresholds=cascade.thresholds,
+                  held_out=found,
+                  **summary(answers, ascending, cascade.thresholds))
+    measure_times([*itertools.chain(*works), whole])
+    for row, work in zip(rows, works, strict=True):
         row.update(work.times())
-    return dict(rows=rows[::-1], cascade=result)
+    return dict(rows=rows, cascade={**result, **whole.throughput()})
 
 
 @protected_loading()
@@ -241,7 +198,7 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
 
     All images are those of the largest size, resized as :class:`Cascade`
     resizes them: a smaller size's accuracy may differ from that of
-    :func:`test_scales`, whose pipeline resizes the original.
+    :func:`test`, whose pipeline resizes the original.
 
     Args:
         config: path of the config of a classifier.
@@ -249,19 +206,20 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
         sizes: pixels, at least two, the smallest first.
         thresholds: from 0 to 1, for each size but the largest, or one for
             all; None: found on held-out training images
-            (:func:`held_out`) for ``target``.
+            (:func:`held_out_images`) for ``target``.
         target: points of top-1 that the threshold may cost (%): see
             :func:`cheapest`; None: 0.
         count: held-out images; None: all that are left out.
 
     Returns:
-        dict: as :func:`test_scales`; a row has ``share_decided`` and
-        ``auroc`` of its confidence over all images, too. ``cascade`` has
-        ``sizes``, ``thresholds``, ``held_out`` (None with given thresholds),
-        ``metrics``, mean ``gflops`` and ``gflops_ratio`` to the largest
-        size's, ``images_per_s`` of the real thing, in batches; ``random``,
-        the accuracy and GFLOPs of sizes drawn by chance with the same shares;
-        and ``curve``, thresholds, accuracy and GFLOPs on the test set.
+        dict: a result of :func:`test`, whose rows also have
+        ``share_decided``, and ``auroc`` of the confidence over all images.
+        Its ``cascade`` has ``sizes``, ``thresholds``, ``held_out`` (None with
+        given thresholds), ``metrics``, mean ``gflops`` and ``gflops_ratio``
+        to the largest size's, ``images_per_s`` measured in batches;
+        ``random``, the accuracy and GFLOPs of sizes drawn by chance with the
+        same shares; and ``curve``, thresholds, accuracy and GFLOPs on the
+        test set.
 
     Raises:
         UserError, TypeError, ValueError: for what is missing or does not fit,
@@ -278,7 +236,7 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
                           'Give points of top-1, in %.', 100)
     label = config_name(config)
     cfg = load_config(config, cfg_options)
-    if cfg.get('default_scope') == 'mmdet':  # others are told by an image
+    if cfg.get('default_scope') == 'mmdet':  # the first image tells others
         raise UserError('A cascade serves classifiers, but the config is of '
                         "mmdet's detectors. Test it by --scales.")
     check_test_data(cfg)
@@ -286,13 +244,15 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
         check_held_out(cfg, count)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
-    run = loaded_runner(test_config(cfg, out or osp.join('work_dirs', label)),
-                        weights, checkpoint)
-    model = unwrapped(run.model)
-    images = None if given else held_out(
-        cfg, sizes[-1], count, run.test_loop.dataloader.dataset)
-    result = run_cascade(run, Cascade(model, sizes, thresholds),
-                         run.cfg.test_dataloader.dataset, images, target)
+    cfg.test_cfg = {}  # a cascade is no loop of the host
+    runner = loaded_runner(
+        test_config(cfg, out or osp.join('work_dirs', label), sizes),
+        weights, checkpoint)
+    model = unwrapped(runner.model)
+    images = None if given else held_out_images(
+        cfg, sizes[-1], count, runner.test_loop.dataloader.dataset)
+    result = run_cascade(runner, Cascade(model, sizes, thresholds), images,
+                         target)
     return dict(label=label, config=config, checkpoint=checkpoint,
                 cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, model), **result)

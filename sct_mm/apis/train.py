@@ -1,4 +1,4 @@
-"""A training as tools/train.py runs it."""
+"""Train a config of an OpenMMLab project: what tools/train.py does."""
 import os.path as osp
 
 from mmengine.config import Config
@@ -20,10 +20,11 @@ from ..utils.safe_load import protected_loading
 
 def set_defaults(cfg: Config, pin_memory: bool = True,
                  persistent_workers: bool = False) -> None:
-    """What a config leaves open: atomic checkpoints, and the loaders."""
+    """Set what ``cfg`` leaves open: checkpoints are written whole or not at
+    all, and data loaders get the defaults of the tools."""
     checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
         'checkpoint', dict(type='CheckpointHook', interval=1))
-    # None switches it off; a folder elsewhere has a backend of its own.
+    # None switches the hook off; remote folders have a backend of their own.
     if checkpoint and '://' not in str(checkpoint.get('out_dir') or ''):
         if checkpoint.get('file_client_args') is None:
             checkpoint.setdefault('backend_args',
@@ -37,10 +38,10 @@ def set_defaults(cfg: Config, pin_memory: bool = True,
 
 
 def check_complete(cfg: Config) -> None:
-    """Whether ``cfg`` has what a training needs.
+    """Refuse a config without what a training needs.
 
     Raises:
-        UserError: naming what it lacks.
+        UserError: naming what is missing.
     """
     for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if not isinstance(cfg.get(name), dict):
@@ -54,12 +55,12 @@ def check_complete(cfg: Config) -> None:
 
 
 def check_same(model: nn.Module, path: str) -> None:
-    """Whether the run that wrote ``path`` trained ``model``: mmengine would
-    go on with what does not fit as it was initialised, and with moments of
-    an optimizer that are of other shapes.
+    """Refuse to resume ``model`` from a checkpoint ``path`` of another one:
+    mmengine would keep the initial values of all that does not fit, and load
+    moments of the optimizer that have other shapes.
 
     Raises:
-        UserError: if not.
+        UserError: if the checkpoint is of another network.
     """
     checkpoint = check_checkpoint(path)
     check_is_of(model, checkpoint, path)
@@ -72,7 +73,7 @@ def check_same(model: nn.Module, path: str) -> None:
 
 @protected_loading()
 def train(cfg: Config, resume: str | None = None) -> Runner:
-    """Train the config, which names its `work_dir`; returns its Runner.
+    """Train ``cfg``, which has a `work_dir`; returns the Runner.
 
     Args:
         resume: see ``choose_start``.

@@ -1,4 +1,4 @@
-"""One data set that makes images of several sizes, one size at a time."""
+"""Let one data set make images of several sizes, one size at a time."""
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +12,12 @@ from .rescale_pipeline import keeps_ratio, rescale_pipeline
 
 
 class SizedPipeline:
-    """Pipelines of one data set for several sizes, of which one runs.
+    """The pipelines of one data set for several sizes; one of them runs.
 
     Args:
         pipelines: callables, one a size.
         chosen: () index of the one that runs, in memory that the workers of
-            a data loader share: those that live on see a change, too.
+            a data loader share: persistent workers see a change, too.
     """
 
     def __init__(self, pipelines: Sequence[Callable],
@@ -33,8 +33,6 @@ class SizedPipeline:
         if name in ('pipelines', 'chosen'):
             raise AttributeError(name)
         return getattr(self.pipelines[int(self.chosen)], name)
-
-
 
 
 def part_at(dataset: Any, path: tuple) -> Any:
@@ -59,14 +57,14 @@ def part_at(dataset: Any, path: tuple) -> Any:
 class SizeSwitch:
     """Let ``dataset`` make images of any of ``sizes``.
 
-    The data set, its annotations and its workers stay one; its pipeline is
-    replaced by one that can change its size. Outside of :meth:`at` it is the
-    config's.
+    There is one data set, with its annotations and its workers; its pipeline
+    is replaced by one that can change its size. Outside of :meth:`at` images
+    have the size of the config.
 
     Args:
         dataset: a data set, also within ``ConcatDataset``, ``RepeatDataset``
             and other wrappers.
-        config: what it was built from.
+        config: the config that it was built from.
         sizes: nominal sizes in pixels.
 
     Raises:
@@ -114,7 +112,7 @@ def check_image(sample: Any, size: int, narrow: bool) -> None:
     """Refuse an image that has not ``size`` pixels.
 
     Args:
-        sample: what the data set gives.
+        sample: an item of the data set.
         narrow: whether the short edge of a long image may be less.
     """
     image = sample.get('inputs') if isinstance(sample, dict) else None

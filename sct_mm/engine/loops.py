@@ -1,4 +1,6 @@
-"""The host's loops of validation and test, at several sizes of the input."""
+"""Validation and test loops that run the host's at several input sizes."""
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,11 @@ def scalar(value: Any) -> float | None:
 
 
 def join_metrics(results: dict[int, dict]) -> dict:
-    """The metrics of each size under one roof, ``{size: {name: value}}`` ->
-    ``{'size/name': value}``, and ``mean/name`` of those that are numbers.
+    """Join ``{size: {name: value}}`` into ``{'size/name': value}``, and add
+    the mean over the sizes as ``mean/name`` where the values are numbers.
 
-    What a size lacks, as a detector's mAP where it found nothing, is NaN, and
-    so is the mean then: no hook takes it for the best.
+    If a size lacks a metric, as a detector's mAP where it found nothing, the
+    metric of the size and the mean are NaN: no hook takes NaN for the best.
     """
     numbers: dict[str, dict[int, float]] = {}
     for size, metrics in results.items():
@@ -64,12 +66,6 @@ def refuse_views(model: nn.Module) -> None:
                         "host's TestLoop.")
 
 
-
-
-
-
-
-
 def check_sizes(sizes: Sizes | None, model: nn.Module,
                 name: str = 'sizes') -> tuple[int, ...]:
     """The sizes to test ``model`` at, the largest first; None: its scales.
@@ -89,10 +85,8 @@ def check_sizes(sizes: Sizes | None, model: nn.Module,
 
 
 def check_monitors(runner: Any, sizes: tuple[int, ...]) -> None:
-    """Refuse a hook or a schedule that waits for a metric of no size.
-
-    It would fail after the first validation, or never act.
-    """
+    """Refuse a hook or a schedule that monitors a metric without a size: it
+    would fail after the first validation, or never act."""
     prefixes = {'mean', *map(str, sizes)}
     schedules = getattr(runner, 'param_schedulers', None) or []
     if isinstance(schedules, dict):  # one list an optimizer
@@ -118,7 +112,8 @@ class _ScalesLoop(BaseLoop):
     def __init__(self, runner, dataloader, *args,
                  sizes: Sizes | None = None, **kwargs) -> None:
         self.sizes = check_sizes(sizes, unwrapped(runner.model))
-        check_monitors(runner, self.sizes)
+        if self.mode == 'val':  # hooks monitor validation alone
+            check_monitors(runner, self.sizes)
         if not (isinstance(dataloader, dict)
                 and isinstance(dataloader.get('dataset'), dict)):
             raise UserError(f'{type(self).__name__} rewrites the pipeline of '
@@ -130,20 +125,39 @@ class _ScalesLoop(BaseLoop):
         self.switch = SizeSwitch(self.dataloader.dataset,
                                  dataloader['dataset'], self.sizes)
 
-    def run(self) -> dict:
-        """Run all sizes between one pair of hooks; returns all metrics."""
-        hook, model = self.runner.call_hook, self.runner.model
+    def each_size(self) -> Generator[int, None, None]:
+        """Yield each size, the largest first; meanwhile the data set makes
+        images of it and the model is pinned to it.
+
+        A caller whose own code may raise closes the generator
+        (:func:`contextlib.closing`), which undoes both.
+        """
+        for size in self.sizes:
+            with self.switch.at(size), use_scale(self.runner.model, size):
+                yield size
+
+    def iter_sizes(self) -> Generator[tuple[int, dict], None, None]:
+        """Run the host's iterations at :meth:`each_size`; yield the size and
+        its metrics.
+
+        One pair of hooks surrounds all sizes. It is closed as
+        :meth:`each_size` is.
+        """
+        hook = self.runner.call_hook
         hook(f'before_{self.mode}')
         hook(f'before_{self.mode}_epoch')
-        model.eval()
+        self.runner.model.eval()
         results = {}
-        for size in self.sizes:
-            with self.switch.at(size), use_scale(model, size):
+        with closing(self.each_size()) as sizes:
+            for size in sizes:
                 results[size] = self._run_size()
-        metrics = join_metrics(results)
-        hook(f'after_{self.mode}_epoch', metrics=metrics)
+                yield size, results[size]
+        hook(f'after_{self.mode}_epoch', metrics=join_metrics(results))
         hook(f'after_{self.mode}')
-        return metrics
+
+    def run(self) -> dict:
+        """Run all sizes; returns the metrics of :func:`join_metrics`."""
+        return join_metrics(dict(self.iter_sizes()))
 
     def _run_size(self) -> dict:
         losses = getattr(self, f'{self.mode}_loss', None)  # mmengine >= 0.10
@@ -166,29 +180,31 @@ class ScalesValLoop(_ScalesLoop, ValLoop):
     At each size the pipeline is rewritten (:func:`rescale_pipeline`) and the
     model pinned to it (:func:`use_scale`). One data set, with one set of
     workers, serves all sizes, from the largest down. The hooks see one
-    validation: ``before_val`` to ``after_val`` run once, those of an
-    iteration at each. Metrics carry their size, ``128/accuracy/top1``, and
-    ``mean/accuracy/top1`` is the mean over the sizes; ``save_best='auto'``
-    takes the first metric of the largest. A metric that writes a file writes
-    it at each size: the smallest size's stays.
+    validation: ``before_val`` to ``after_val`` run once, the hooks of an
+    iteration at each size. Metrics carry their size, ``128/accuracy/top1``,
+    and ``mean/accuracy/top1`` is the mean over the sizes; ``save_best='auto'``
+    takes the first metric of the largest size. A metric that writes a file
+    writes it at each size, so that the file of the smallest size stays.
 
     Args:
         sizes: pixels, trained or not, also as ranges such as ``'128:224:16'``
             (:func:`expand_sizes`); None: the scales of the model's SSBN.
 
-    The others are those of ``ValLoop``.
+    The other arguments are those of ``ValLoop``.
 
     Raises:
         UserError, ValueError: for sizes that are none, a model without SSBN
             and without ``sizes``, one with test-time augmentation, a data
             loader that is built already, a pipeline that cannot be
-            rewritten, and a hook that waits for a metric without its size.
+            rewritten, and a hook that monitors a metric without its size.
     """
     mode = 'val'
 
 
 @LOOPS.register_module()
 class ScalesTestLoop(_ScalesLoop, TestLoop):
-    """Test at several sizes: :class:`ScalesValLoop`, with the test's data set
-    and hooks. ``tools/test.py`` measures the cost of each size too."""
+    """Test at several sizes, as :class:`ScalesValLoop` validates.
+
+    ``tools/test.py`` runs this loop and measures the cost of each size too.
+    """
     mode = 'test'

@@ -1,7 +1,9 @@
-"""What thresholds do to images whose confidence at each size is known.
+"""Compute what early exit over sizes costs and gains at a threshold, from the
+confidence of each image at each size.
 
-Everything here is of S sizes, the smallest first, and N images:
-``confidences`` and ``right`` are (S, N), ``gflops`` (S,) of one image.
+There are S sizes, the smallest first, and N images: ``confidences`` and
+``right``, whether each answer is right, are (S, N); ``gflops`` (S,) are those
+of one image.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +16,7 @@ METRIC = 'accuracy/top1'
 
 def decided_at(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
     """(N,) index of the size that decides each image: the first whose
-    confidence is above its threshold, the last in any case."""
+    confidence is above its threshold, or, if none is, the last."""
     sure = torch.ones_like(confidences, dtype=torch.bool)
     for row, threshold in enumerate(thresholds):
         sure[row] = confidences[row] > threshold
@@ -27,14 +29,14 @@ def shares_of(decided: Tensor, count: int) -> Tensor:
 
 
 def mean_gflops(shares: Tensor, gflops: Sequence[float]) -> float:
-    """Of one image, the sizes that it passed before included."""
+    """Mean GFLOPs of an image, with all sizes that it runs through."""
     passed = torch.tensor(gflops, dtype=torch.double).cumsum(0)
     return float((shares.double() * passed).sum())
 
 
 def auroc(confidence: Tensor, right: Tensor) -> float:
-    """The chance that an image that is classified right has more confidence
-    than one that is not, ties counting half; NaN where all are alike.
+    """The chance that a right answer has more confidence than a wrong one;
+    ties count half. NaN if all answers are right, or all are wrong.
 
     Args:
         confidence: (N,). right: (N,), bool.
@@ -49,11 +51,11 @@ def auroc(confidence: Tensor, right: Tensor) -> float:
 
 
 class Curve(NamedTuple):
-    """What one threshold for all sizes does, for each that differs, from 0
-    (the first) up; all (T,).
+    """Accuracy and cost at each of T thresholds, one for all sizes, from 0
+    up; all (T,).
 
-    ``accuracy`` in %; ``gflops`` of one image; ``error``, the standard error
-    of the accuracy's difference to the largest size's.
+    ``accuracy`` in %; mean ``gflops`` of an image; ``error``, the standard
+    error of the difference to the accuracy of the largest size.
     """
     thresholds: Tensor
     accuracy: Tensor
@@ -63,13 +65,13 @@ class Curve(NamedTuple):
 
 def curve_of(confidences: Tensor, right: Tensor,
              gflops: Sequence[float]) -> Curve:
-    """Every threshold that makes a difference, at the cost of one sort.
+    """The curve over every threshold that makes a difference, by one sort.
 
-    An image leaves size s for the next where the threshold reaches the
-    largest confidence up to s. Each such event changes sums.
+    An image leaves size s for the next when the threshold reaches its largest
+    confidence up to s. Each such event changes the sums.
     """
     count = confidences.shape[1]
-    # What is not a number is never sure: it leaves at any threshold.
+    # A confidence of NaN is never sure: the image leaves at any threshold.
     leaves = confidences[:-1].double().nan_to_num(0.0).cummax(0).values
     rights = right.double()
     apart = (rights != rights[-1]).double()
@@ -92,14 +94,12 @@ def curve_of(confidences: Tensor, right: Tensor,
 
 def cheapest(curve: Curve, accuracy: float, target: float) -> int:
     """Index in ``curve`` of the smallest, and so the cheapest, threshold that
-    costs at most ``target`` points of ``accuracy`` (%) beyond one standard
-    error.
+    costs at most ``target`` points of ``accuracy`` (%), even if its accuracy
+    is one standard error lower.
 
-    Without the error the luckiest of many thresholds is taken. On halves of
-    20,000 held-out images of Fashion-MNIST, each threshold tried on the
-    other half, a target of 0 lost -0.02 to 0.12 points without it, and gained
-    0.01 to 0.03 with it. The largest size alone has no error, so that there
-    is always one.
+    Without the error, the luckiest of many thresholds would be taken
+    (docs/early-exit.md). The threshold that leaves all images to the largest
+    size has no error, so that one is always found.
     """
     good = curve.accuracy - curve.error >= accuracy - target - 1e-9
     return int(good.int().argmax())

@@ -1,4 +1,5 @@
-"""Images of the training set that a network was not trained on."""
+"""Take training images that a network was not trained on, to find the
+threshold of a cascade on them."""
 import copy
 import hashlib
 import os.path as osp
@@ -15,13 +16,13 @@ from ..utils.config import check_data
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 
-# Of a data set's config, what does not tell which images it has.
+# Keys of a data set's config that do not say which images there are.
 _VIEW = ('indices', 'pipeline', 'lazy_init', 'serialize_data', 'max_refetch')
 
 
 class HeldOut(NamedTuple):
-    """``images``, as the test pipeline makes them; whether the network was
-    ``trained`` on them; ``source``, a sentence for the user."""
+    """``images``, made by the test pipeline; whether the network was
+    ``trained`` on them; ``source``, where they are from, in words."""
     images: Dataset
     trained: bool
     source: str
@@ -43,9 +44,11 @@ def innermost(dataset: dict) -> dict:
 
 
 def left_out(indices: Any, total: int) -> list[int]:
-    """The images of ``total`` that a data set with ``indices`` has not, as
-    mmengine's BaseDataset reads them: the first ones, the last ones
-    (negative), or those of a list; None takes all."""
+    """Which of ``total`` images a data set with ``indices`` leaves out.
+
+    mmengine's BaseDataset takes the first ones, the last ones (negative),
+    those of a list, or all (None).
+    """
     used = (range(total) if indices is None
             else range(total)[:indices] if isinstance(indices, int)
             and indices >= 0
@@ -55,7 +58,8 @@ def left_out(indices: Any, total: int) -> list[int]:
 
 
 def spread_over(indices: list[int], count: int | None) -> list[int]:
-    """``count`` of ``indices``, evenly; None or too many: all."""
+    """``count`` of ``indices``, spread evenly; all of them if ``count`` is
+    None or too large."""
     total = len(indices)
     if count is None or count >= total:
         return indices
@@ -63,9 +67,8 @@ def spread_over(indices: list[int], count: int | None) -> list[int]:
 
 
 def identities(dataset: Any) -> list[Any]:
-    """What tells each image of ``dataset`` from others: the path of its
-    file, or a digest of its pixels; empty for a data set that tells
-    neither."""
+    """The path of the file of each image of ``dataset``, or a digest of its
+    pixels; empty for a data set that has neither."""
     found = []
     for index in range(len(dataset) if hasattr(dataset, 'get_data_info')
                        else 0):
@@ -96,12 +99,12 @@ def untested(chosen: list[int], dataset: Any, tested: Any) -> list[int]:
 
 
 def check_held_out(cfg: Config, count: int | None) -> tuple[dict, dict]:
-    """The configs of the training set and of the test set, one of each.
+    """The configs of the training set and of the test set.
 
     Raises:
-        UserError: if no image can be held out: without a training set, or
-            where it is the test set, or is used to the last image and no
-            ``count`` asks for those.
+        UserError: if no image can be held out: without a training set, if it
+            is the test set, or if all of its images are trained on and
+            ``count`` does not ask for some of them.
     """
     if count is not None:
         check_int('held_out', count, 1, 'Leave it out for all that are left.')
@@ -128,17 +131,17 @@ def check_held_out(cfg: Config, count: int | None) -> tuple[dict, dict]:
     return train, test
 
 
-def held_out(cfg: Config, size: int, count: int | None,
-             tested: Any = None) -> HeldOut:
-    """Training images to find a threshold on, never those of the test.
+def held_out_images(cfg: Config, size: int, count: int | None,
+                    tested: Any = None) -> HeldOut:
+    """Training images to find a threshold on, without images of the test.
 
-    Those that the training set's ``indices`` leave out; where there are none,
-    ``count`` of those that the network was trained on. The test pipeline
-    makes them, at ``size`` pixels.
+    They are images that the training set's ``indices`` leave out. If it has
+    no ``indices``, they are images that the network was trained on. The test
+    pipeline makes them, at ``size`` pixels.
 
     Args:
         count: how many, spread evenly; None: all that are left out.
-        tested: the data set of the test, of whose images none is taken.
+        tested: the data set of the test; none of its images is taken.
 
     Raises:
         UserError: as :func:`check_held_out`, and for an empty set.
@@ -169,7 +172,8 @@ def held_out(cfg: Config, size: int, count: int | None,
 
 
 def loader_like(loader: DataLoader, dataset: Dataset) -> DataLoader:
-    """``dataset`` in order, in batches as ``loader`` makes them."""
+    """A loader of ``dataset`` in order, in batches like those of ``loader``.
+    """
     return DataLoader(dataset, batch_size=loader.batch_size or 1,
                       num_workers=loader.num_workers,
                       collate_fn=loader.collate_fn)

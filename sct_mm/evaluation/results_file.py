@@ -1,4 +1,4 @@
-"""The result of a test at several sizes, read back: scales.json."""
+"""Read back the results that tools/test.py wrote, and check their form."""
 import json
 import os.path as osp
 from typing import Any
@@ -18,7 +18,7 @@ def _is_cost(value: Any) -> bool:
 
 
 def _wrong(data: Any) -> str | None:
-    """What of ``data`` is not as tools/test.py writes it; None if nothing."""
+    """The part of ``data`` that is not as tools/test.py writes it, or None."""
     models = data.get('models') if isinstance(data, dict) else None
     if not isinstance(models, list) or not models:
         return 'has no `models`'
@@ -47,10 +47,9 @@ def _wrong(data: Any) -> str | None:
 
 
 def read_result(path: str) -> dict:
-    """What tools/test.py wrote to ``path``: ``device`` and ``models``, each
-    with ``label``, ``config``, ``checkpoint`` and ``rows``, one a size.
-
-    What else it holds is left as it is.
+    """Read ``device`` and ``models`` from ``path``, a scales.json of
+    tools/test.py; each model has ``label``, ``config``, ``checkpoint`` and
+    ``rows``, one a size. Other entries are not checked.
 
     Raises:
         UserError: for a file that is missing, or of another kind or version.
@@ -89,10 +88,14 @@ def rows_of(result: dict, checkpoint: str, path: str) -> list[dict]:
                     'out.')
 
 
-def metric_names(models: list[dict]) -> list[str]:
-    """Names of the metrics of all ``models`` that are better where they are
-    higher, in the order of the rows: not the losses, by whose name mmengine's
-    CheckpointHook knows them, too."""
-    return list(dict.fromkeys(
-        name for model in models for row in model['rows']
-        for name in row['metrics'] if 'loss' not in name))
+def metric_names(rows: list[dict]) -> list[str]:
+    """Names of the metrics of ``rows``, in the order of the evaluators."""
+    return list(dict.fromkeys(name for row in rows for name in row['metrics']))
+
+
+def quality_names(models: list[dict]) -> list[str]:
+    """:func:`metric_names` of all ``models``, without losses: metrics of
+    which more is better. mmengine's CheckpointHook tells losses by their name,
+    too."""
+    rows = [row for model in models for row in model['rows']]
+    return [name for name in metric_names(rows) if 'loss' not in name]

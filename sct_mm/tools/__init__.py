@@ -1,8 +1,5 @@
-"""The tools as modules: ``python -m sct_mm.tools.train CONFIG``.
-
-They lie in tools/ of the repository, or with an installed package in
-``.mim``, where openmim wants them: nowhere twice.
-"""
+"""The tools as modules, as in ``python -m sct_mm.tools.train CONFIG``: those
+of the repository's tools/, or of an installed package's ``.mim/tools``."""
 from ..utils.package import shipped
 
 __path__ = [shipped('tools')]

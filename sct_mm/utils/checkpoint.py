@@ -1,13 +1,11 @@
 """Write files whole or not at all; read checkpoints only if they are whole."""
 import contextlib
 import errno
-import io
 import os
 import os.path as osp
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mmengine
 import torch
@@ -214,16 +212,6 @@ def check_checkpoint(path: str) -> dict:
         raise UserError(f'The checkpoint {path!r} must hold a dict, but got '
                         f'a {type(checkpoint).__name__}. Name another.')
     return checkpoint
-
-
-def save_plot(figure: Any, path: str, dpi: int = 150) -> None:
-    """Write a figure of matplotlib as a PNG to ``path``, whole or not at all,
-    and close it."""
-    from matplotlib import pyplot
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format='png')
-    pyplot.close(figure)
-    AtomicLocalBackend().put(buffer.getvalue(), path)
 
 
 def dump(data: dict, path: str) -> None:

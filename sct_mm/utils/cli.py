@@ -1,4 +1,5 @@
-"""What the tools share: launchers, how they warn, how a refusal ends them."""
+"""Parts of every tool: options, launchers, warnings, and errors that end it
+with one sentence."""
 import argparse
 import contextlib
 import errno
@@ -10,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
 from urllib.error import URLError
 
 import torch
@@ -22,14 +22,8 @@ from rich.table import Table
 from .errors import EMPTY, UserError
 from .safe_load import cause_of, protected_loading
 
-# Python looks for modules beside the tool first: there tools/benchmarks/coverage/run.py would
-# hide the package of its name, which numba imports.
-if osp.basename(osp.dirname(osp.abspath(sys.argv[0]))) == 'tools':
-    sys.path[:] = [path for path in sys.path if osp.abspath(path)
-                   != osp.dirname(osp.abspath(sys.argv[0]))]
-
 PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__))) + osp.sep
-# Of the hosts' code, which no user of a tool can fix.
+# Warnings about the hosts' own code, which the user of a tool cannot fix.
 HOSTS_OWN = (
     'The given NumPy array is not writable',  # mmpretrain's reader of MNIST
     'torch.utils.checkpoint: ',  # mmpretrain's with_cp
@@ -41,26 +35,18 @@ HOSTS_OWN = (
     '.* is multi-threaded, use of fork',  # torch's loaders, Python 3.12
     "<class '.*'> instance named of",  # mmdet's visualizer, built again
 )
-# What hosts print, without a logger that could be told not to.
-HOSTS_PRINT = re.compile('|'.join((
-    r'Loads checkpoint by \w+ backend from path: ',  # mmengine, at each load
-    r'Could not import OneDL',  # OneDL's data sets, which no one misses
-    r'(loading annotations into memory|creating index)\.\.\.',  # pycocotools
-    r'(Done|DONE) \(t=|index created!|Loading and preparing results',
-    r'(Accumulating evaluation|Running per image evaluation|Evaluate annot)',
-)))
-
-# What each launcher sets, without which mmengine cannot join processes.
+# {launcher: a variable that it sets, and that mmengine needs}
 _SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
                mpi='OMPI_COMM_WORLD_LOCAL_RANK')
-# Where torch and the hosts make a batch of images.
+# Files in which torch and the hosts stack images to a batch.
 _STACKS = ('collate.py', 'data_preprocessor.py')
+# Errors of a disk that is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Settings(DictAction):
-    """mmengine's, which fails on what has no ``=`` or no name, and takes the
-    spaces out of a path as it does of a list."""
+    """mmengine's DictAction, which fails on a word without ``=`` or name, and
+    removes the spaces of a path as it does those of a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
@@ -77,7 +63,7 @@ class _Settings(DictAction):
 
 def add_cfg_options(parser: argparse.ArgumentParser,
                     what: str = 'settings that override the config') -> None:
-    """Add the option with which OpenMMLab's tools change a config."""
+    """Add the option by which OpenMMLab's tools change a config."""
     parser.add_argument('--cfg-options', nargs='+', action=_Settings,
                         metavar='KEY=VALUE', help=what)
 
@@ -93,7 +79,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 def parse_launched(parser: argparse.ArgumentParser,
                    argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse ``argv``; mmengine finds the rank where it looks for it."""
+    """Parse ``argv``, and put the local rank where mmengine looks for it."""
     args = parser.parse_args(argv)
     variable = _SET_BY.get(args.launcher)
     if variable and variable not in os.environ:
@@ -106,49 +92,15 @@ def parse_launched(parser: argparse.ArgumentParser,
 
 
 def one_sentence(message, category, filename, lineno, line=None) -> str:
-    """A warning as the tools show it: without the line of code."""
+    """A warning as the tools show it, without the line of code."""
     text = re.sub(r' \(Triggered internally at .*', '', str(message))
     return f'{osp.basename(sys.argv[0])}: warning: {text}\n'
 
 
-class WithoutHostsPrints:
-    """``stream`` without the lines that begin as ``HOSTS_PRINT`` says."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.line = stream, ''
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        *lines, self.line = (self.line + text).split('\n')
-        for line in lines:
-            if not HOSTS_PRINT.match(line):
-                self.stream.write(line + '\n')
-        return len(text)
-
-    def flush(self) -> None:
-        if not HOSTS_PRINT.match(self.line):
-            self.stream.write(self.line)
-            self.line = ''
-        self.stream.flush()
-
-
-@contextlib.contextmanager
-def output_for_users() -> Iterator[None]:
-    """Leave out what hosts print, of no use to who uses a tool."""
-    shown = WithoutHostsPrints(sys.stdout)
-    try:
-        with contextlib.redirect_stdout(shown):
-            yield
-    finally:
-        shown.flush()
-
-
 @contextlib.contextmanager
 def warnings_for_users() -> Iterator[None]:
-    """Show warnings as sentences, and none that are for developers alone.
-    What -W or PYTHONWARNINGS asks for is shown in full."""
+    """Show warnings as sentences, and hide those for developers. If -W or
+    PYTHONWARNINGS is set, show what it asks for, in full."""
     before = warnings.formatwarning
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -168,8 +120,8 @@ def _raised_at(error: Exception) -> traceback.FrameSummary:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a ``raise`` of this package made ``error``: its text is for the
-    user. A bug, or what a host or torch found wrong, wants its traceback."""
+    """Whether a ``raise`` of this package made ``error``: then its text is for
+    the user. A bug, or an error of a host or of torch, needs its traceback."""
     frame = _raised_at(error)
     return isinstance(error, UserError) or (
         osp.abspath(frame.filename).startswith(PACKAGE)
@@ -177,8 +129,8 @@ def is_refusal(error: Exception) -> bool:
 
 
 def _refused_part(error: Exception) -> str:
-    """What a registry, or the constructor that it called, refuses of a part
-    of the config; '' of what is no refusal: a bug in that class."""
+    """Why a registry, or the constructor that it called, refused a part of
+    the config; '' if ``error`` is another, such as a bug in that class."""
     frames = traceback.extract_tb(error.__traceback__)
     calls = [index for index, frame in enumerate(frames)
              if frame.filename == build_functions.__file__]
@@ -186,16 +138,16 @@ def _refused_part(error: Exception) -> str:
         return ''
     last = frames[-1]
     constructor = calls[-1] == len(frames) - 2 or last.name == '__init__'
-    said = (last.line or '').startswith(('raise ', 'assert '))
+    raised = (last.line or '').startswith(('raise ', 'assert '))
     if calls[-1] < len(frames) - 1 and not (
-            constructor and said
+            constructor and raised
             and not osp.abspath(last.filename).startswith(PACKAGE)):
         return ''
     return re.split(r'[.] [A-Z]|\n', str(error.args[0]))[0].rstrip('.')
 
 
 def sentence_of(error: Exception) -> str | None:
-    """What to tell the user of ``error``; None for one that wants its
+    """The sentence for the user about ``error``; None if it needs its
     traceback."""
     if is_refusal(error):
         return str(error)
@@ -220,7 +172,7 @@ def sentence_of(error: Exception) -> str | None:
                 '`custom_imports`.')
     shapes = re.search('stack expects each tensor to be equal size.*',
                        str(error))
-    # Not of a network that stacks what it computed.
+    # A network may stack its outputs, too.
     if isinstance(error, RuntimeError) and shapes and (
             'DataLoader worker' in str(error) or osp.basename(
                 _raised_at(error).filename) in _STACKS):
@@ -230,10 +182,11 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def cli(main: Callable[[], None]) -> None:
-    """Run a tool; what this package refuses ends it with one sentence and
-    exit code 2, without a traceback. Nothing is unpickled unprotected."""
+    """Run a tool. If this package refuses something, the tool ends with one
+    sentence and exit code 2, without a traceback. Checkpoints are loaded under
+    :func:`protected_loading`."""
     try:
-        with protected_loading(), warnings_for_users(), output_for_users():
+        with protected_loading(), warnings_for_users():
             main()
     except (AssertionError, ImportError, OSError, KeyError, TypeError,
             ValueError, RuntimeError, pickle.UnpicklingError) as error:
@@ -245,7 +198,8 @@ def cli(main: Callable[[], None]) -> None:
 
 
 def console_for(*tables: Table) -> Console:
-    """A terminal as it is; a file or a pipe has room for all columns."""
+    """A console as wide as the terminal, or in a file or a pipe as wide as
+    the tables."""
     console = Console()
     if console.is_terminal:
         return console
@@ -255,7 +209,7 @@ def console_for(*tables: Table) -> Console:
 
 
 def device_name() -> str:
-    """The GPU, or the CPU with its threads."""
+    """The name of the GPU, or the CPU with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f'CPU, {torch.get_num_threads()} threads'

@@ -1,48 +1,42 @@
-"""What comes with the package: configs, tools, cards; and who finds them."""
-import importlib.util
+"""Where the configs and tools of this package lie, in the repository or in an
+installed package, and how mmengine finds the configs."""
 import os.path as osp
-import sys
 from collections.abc import Callable
 from functools import wraps
-from importlib.abc import MetaPathFinder
-from typing import Any
 
 from mmengine.config import Config
 
 NAME = __package__.partition('.')[0]
 PREFIX = f'{NAME}::'
-CARDS = osp.join('configs', 'metafile-{}.yml')
-_HUB = 'mmpretrain.apis.model'
 # A strict editable install has links to the repository's files.
 _PACKAGE = osp.dirname(osp.dirname(osp.realpath(__file__)))
-
-
+# openmim looks here for the configs and tools of an installed package.
 _INSTALLED = osp.join(_PACKAGE, '.mim')
 
 
 def is_installed() -> bool:
-    """Whether this is a package on its own, without its repository."""
+    """Whether the package is installed without its repository."""
     return osp.isdir(_INSTALLED)
 
 
 def shipped(*parts: str) -> str:
-    """Path of what comes with the package: with an installed one it lies in
-    ``.mim``, where openmim looks; else in the repository, beside the
-    package."""
+    """The path of a config or a tool: below ``.mim`` of an installed package,
+    else in the repository, beside the package."""
     return osp.join(_INSTALLED if is_installed() else
                     osp.dirname(_PACKAGE), *parts)
 
 
 def tool_command(tool: str, python: str = 'python') -> list[str]:
-    """How a user runs a tool: in the repository, or from anywhere."""
+    """The words by which a user starts a tool: in the root of the repository,
+    or with an installed package from any folder."""
     if is_installed():
         return [python, '-m', f'{NAME}.tools.{tool}']
     return [python, osp.join('tools', f'{tool}.py')]
 
 
 def config_path(path: str) -> str:
-    """The path of a config; ``sct_mm::NAME.py`` is the one of this package,
-    ``mmpretrain::FOLDER/NAME.py`` of another, as in ``_base_``."""
+    """The file of a config. ``sct_mm::NAME.py`` is a config of this package,
+    ``mmpretrain::FOLDER/NAME.py`` one of another, as in ``_base_``."""
     if path.startswith(PREFIX):
         return shipped('configs', *path.removeprefix(PREFIX).split('/'))
     if '::' in path:
@@ -54,11 +48,12 @@ def config_path(path: str) -> str:
 
 
 def _knows_us(host: Callable) -> Callable:
-    """mmengine's reader of ``_base_``, which knows OpenMMLab's packages
-    alone, and of those no config that lies in no subfolder.
+    """``host``, mmengine's function that finds a config of ``_base_``, for
+    configs of this package, too. It knows OpenMMLab's packages only, and their
+    configs only in subfolders.
 
-    Nor does it give types of ours a scope: SSBN is registered in mmengine's,
-    and other types are of the config's own ``default_scope``.
+    The configs get no scope of this package: its types are registered in
+    mmengine, and other types belong to the config's own ``default_scope``.
     """
 
     @wraps(host)
@@ -77,42 +72,8 @@ def _knows_us(host: Callable) -> Callable:
     return get_cfg_path
 
 
-def _add_cards(hub: Any) -> None:
-    """Tell mmpretrain's ``ModelHub`` of our classifiers."""
-    cards = shipped(CARDS.format('classification'))
-    if osp.isfile(cards) and not hub.has('sct_resnet50_8xb32_in1k'):
-        hub.register_model_index(cards, config_prefix=shipped())
-
-
-class _AfterImport(MetaPathFinder):
-    """Adds our cards to mmpretrain's hub when that is imported, since to
-    import it takes seconds, and who trains does not need it."""
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None
-                  ) -> Any:
-        if fullname != _HUB:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                load(module)
-                _add_cards(module.ModelHub)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
 def introduce() -> None:
-    """Let the hosts find what comes with the package: mmengine
-    ``sct_mm::NAME.py`` in ``_base_``, and mmpretrain's ``get_model`` the
-    names of our classifiers. May be called again."""
+    """Let ``_base_`` of a config take ``sct_mm::NAME.py``. May be called
+    again."""
     if not hasattr(Config._get_cfg_path, 'knows_us'):
         Config._get_cfg_path = staticmethod(_knows_us(Config._get_cfg_path))
-    if _HUB in sys.modules:
-        _add_cards(sys.modules[_HUB].ModelHub)
-    elif not any(isinstance(finder, _AfterImport)
-                 for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())

@@ -1,4 +1,5 @@
-"""What a checkpoint may hold, and that nothing else is ever unpickled."""
+"""Load checkpoints without running code in them, and build configs without
+calling anything that is not registered."""
 import os
 import pickle
 import re
@@ -26,14 +27,14 @@ _ONE_CYCLE = param_scheduler.OneCycleParamScheduler
 
 
 class _Owner:
-    """Stands for a class in a checkpoint whose functions it may name, and
-    which it may not call."""
+    """Stands for a class of which a checkpoint may name functions, but which
+    it may not call."""
 
     def __init__(self, owner: type) -> None:
         self.owner = owner
 
 
-# mmengine pickles a function of a class as getattr(class, name).
+# mmengine pickles the function of a class as getattr(class, name).
 _ONE_CYCLE_OWNER = _Owner(_ONE_CYCLE)
 _FUNCTIONS = {
     HistoryBuffer: (HistoryBuffer, ('min', 'max', 'current', 'mean')),
@@ -41,7 +42,7 @@ _FUNCTIONS = {
 
 
 def _function_of(owner: Any, name: str) -> Callable:
-    """``getattr`` as mmengine's checkpoints need it, and no further."""
+    """``getattr``, restricted to what mmengine's checkpoints need."""
     if isinstance(owner, (type, _Owner)) and owner in _FUNCTIONS:
         kind, names = _FUNCTIONS[owner]
         if name in names:
@@ -59,10 +60,10 @@ def _load(file: Any, map_location: Any = None,
 def allow_checkpoint_types() -> None:
     """Let ``torch.load`` read mmengine's checkpoints with ``weights_only`` on.
 
-    torch >= 2.6 refuses what it does not know. The message hub in mmengine's
-    checkpoints (0.10.7; OneDL's 0.10.12) holds arrays and scalars of numpy and
-    the statistics of ``HistoryBuffer``; those of 2022 hold it as an object.
-    ``OneCycleLR`` keeps its annealing function.
+    torch >= 2.6 refuses types that are not on its list. The message hub in
+    checkpoints of mmengine (0.10.7; OneDL's 0.10.12) holds arrays and scalars
+    of numpy and the statistics of ``HistoryBuffer``; those of 2022 hold the
+    hub as an object. ``OneCycleLR`` saves its annealing function.
     """
     array = np.array([0.0])
     rebuild_array = array.__reduce__()[0]
@@ -77,16 +78,17 @@ def allow_checkpoint_types() -> None:
         *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'},
     ])
     # OneDL's mmengine allows all of `getattr` while it loads, by which a
-    # checkpoint reaches any function; it takes its types, which are also ours,
-    # off torch's list afterwards; what torch refuses it loads unprotected.
+    # checkpoint reaches any function. Afterwards it removes its types, which
+    # are also ours, from torch's list. What torch refuses it loads again
+    # unprotected.
     if hasattr(host, '_safe_torch_load'):
         host._safe_torch_load = _load
     _guard_loaders()
 
 
 class _Protection:
-    """How many ``protected_loading`` are open, over all threads, and the
-    variables that the first of them found."""
+    """The number of open ``protected_loading`` of all threads, and the
+    environment variables before the first of them."""
     lock = threading.Lock()
     open = 0
     before: dict = {}
@@ -94,11 +96,12 @@ class _Protection:
 
 @contextmanager
 def protected_loading() -> Iterator[None]:
-    """Within, ``torch.load`` is protected whatever its caller asks of it.
+    """Within this context, ``torch.load`` runs no code of a checkpoint, even
+    if its caller passes ``weights_only=False``.
 
-    OneDL's mmengine falls back to ``weights_only=False``, and torch.hub,
-    which loads what a URL names, has it as its default. Nests, also over
-    threads; is a decorator, too. Subprocesses inherit the protection.
+    OneDL's mmengine falls back to that, and torch.hub, which loads from a URL,
+    has it as its default. It nests, over threads too, and is a decorator.
+    Subprocesses inherit the protection.
     """
     with _Protection.lock:
         if not _Protection.open:
@@ -119,8 +122,8 @@ def protected_loading() -> Iterator[None]:
 
 
 def cause_of(error: Exception) -> str:
-    """What is wrong with a checkpoint, without torch's advice to switch the
-    protection off."""
+    """The cause of ``error`` of a checkpoint, without torch's advice to turn
+    the protection off."""
     text = str(error)
     name = re.search(r'GLOBAL (\S+)', text)
     if name:
@@ -135,7 +138,7 @@ def cause_of(error: Exception) -> str:
 
 
 def unreadable(path: str, error: Exception) -> UserError:
-    """The refusal of a checkpoint that ``torch.load`` could not read."""
+    """The error for a checkpoint that ``torch.load`` cannot read."""
     return UserError(
         f'The checkpoint {path!r} cannot be read ({cause_of(error)}). It is '
         'damaged, unsafe or no checkpoint: name another, or resume from the '
@@ -143,7 +146,8 @@ def unreadable(path: str, error: Exception) -> UserError:
 
 
 def _guarded(loader: Callable) -> Callable:
-    """``loader`` of mmengine, protected; what it refuses is one sentence."""
+    """``loader`` of mmengine under :func:`protected_loading`. An error becomes
+    one sentence."""
 
     @wraps(loader)
     def load(filename: str, *args, **kwargs):
@@ -162,7 +166,7 @@ def _guarded(loader: Callable) -> Callable:
 
 
 def _guard_loaders() -> None:
-    """Protect each of mmengine's ways to a checkpoint: files, URLs, zoos."""
+    """Protect mmengine's loaders, of files, URLs and model zoos."""
     loader = host.CheckpointLoader
     for prefix, load in list(loader._schemes.items()):
         if not hasattr(load, 'guarded'):
@@ -170,7 +174,7 @@ def _guard_loaders() -> None:
 
 
 def without_code(checkpoint: Any) -> Any:
-    """``checkpoint`` without ``meta['config']``, a config file's text of
+    """``checkpoint`` without ``meta['config']``, the text of a config of
     mmcv 1, which mmengine's ``Runner.resume`` runs as Python."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
@@ -182,8 +186,8 @@ _LOCK = threading.RLock()
 
 
 def is_registered(found: Any) -> bool:
-    """Whether a registry of any host holds ``found``, or could, as a class
-    of modules."""
+    """Whether ``found`` is in a registry of any host, or is a class of torch
+    modules."""
     if isinstance(found, type) and issubclass(found, nn.Module):
         return True
     roots = [each for each in vars(registry).values()
@@ -198,15 +202,15 @@ def is_registered(found: Any) -> bool:
 
 @contextmanager
 def registered_only() -> Iterator[None]:
-    """Within, a config's ``type`` is something registered.
+    """Within this context, a ``type`` in a config must be registered.
 
     mmengine takes the path of any function or class of any installed package
-    as well, as ``subprocess.Popen``, and calls it. Paths of what is
-    registered, and of a torch module, stay: `read_base` configs name classes
-    so. Other threads build as ever.
+    as well, such as ``subprocess.Popen``, and calls it. Paths of registered
+    types and of torch modules are allowed: `read_base` configs name classes
+    in this way. Other threads are not restricted.
 
     Raises:
-        UserError: if something else was named.
+        UserError: if another ``type`` was named.
     """
     refused, own = [], threading.get_ident()
 

@@ -3,8 +3,8 @@ import exports
 import pytest
 import torch
 
-from sct_mm import apis as evaluation
-from sct_mm.evaluation.report import report
+from sct_mm import apis
+from sct_mm.evaluation.report import report_sizes
 
 
 def test_bare_weights_two_of_one_config_and_a_metric_of_arrays(
@@ -15,18 +15,19 @@ def test_bare_weights_two_of_one_config_and_a_metric_of_arrays(
                 {**torch.load(checkpoint)['state_dict'],
                  'head.more': torch.zeros(1)}.items()}, tmp_path / 'b.pth')
     with pytest.warns(UserWarning, match='b.pth. has 1 weights .* head.more'):
-        results = evaluation.test_models(
-            [(config, checkpoint), (config, str(tmp_path / 'b.pth'))], (14, ),
-            str(tmp_path), {**options, 'custom_hooks': [dict(type='EMAHook')],
-                            'test_evaluator': [
-                                dict(type='Accuracy', topk=(1, )),
-                                dict(type='SingleLabelMetric', average=None,
-                                     items=('recall', ))]})
+        results = apis.test(
+            config, checkpoint, (14, ), str(tmp_path),
+            {**options, 'custom_hooks': [dict(type='EMAHook')],
+             'test_evaluator': [
+                 dict(type='Accuracy', topk=(1, )),
+                 dict(type='SingleLabelMetric', average=None,
+                      items=('recall', ))]},
+            compare=[(config, str(tmp_path / 'b.pth'))])
     assert len({result['label'] for result in results}) == 2
     one, other = (result['rows'][0] for result in results)
     assert one['metrics'] == other['metrics'] != {}
     assert len(one['arrays']['single-label/recall_classwise']) == 10
-    report(results, str(tmp_path))
+    report_sizes(results, str(tmp_path))
     assert ('single-label/recall_classwise: no single number'
             in capsys.readouterr().out)
 
@@ -40,7 +41,7 @@ def test_a_cascade_tests_the_averaged_weights_as_the_host_does(tmp_path):
          for name, value in state.items()},
         steps=torch.tensor(1))), tmp_path / 'averaged.pth')
     want, got = (
-        evaluation.test_cascade(config, path, [14, 28], 0.5, None, None,
+        apis.test_cascade(config, path, [14, 28], 0.5, None, None,
                                 str(tmp_path), {**options, **more})['rows']
         for path, more in ((checkpoint, {}), (
             str(tmp_path / 'averaged.pth'),

@@ -1,4 +1,4 @@
-"""Files: what they hold, where they go, and what is refused."""
+"""export(): the files, their manifest, and the arguments that are refused."""
 import hashlib
 import json
 import os
@@ -10,7 +10,7 @@ from helpers import ssbn_model
 from mmengine.config import Config
 
 from sct_mm.apis import export
-from sct_mm.evaluation import measure as latency
+from sct_mm.evaluation import measure
 from sct_mm.export import formats
 from sct_mm.export import verified_file as make
 from sct_mm.export.files import paths_of, write_all
@@ -21,7 +21,7 @@ from sct_mm.utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch):
-    monkeypatch.setattr(latency, 'BUDGET', 0.0)
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
 
 
 @pytest.fixture(scope='module')
@@ -52,9 +52,9 @@ def test_all_sizes_and_their_manifest(made, demo, tmp_path):
         dict(label='a', config='a', checkpoint=os.path.relpath(demo[1]),
              rows=[dict(row, scale=28, metrics=dict(top1=90.0)),
                    dict(row, scale=21, metrics=dict(top1=80.0))])])))
-    told = made('all', 'torchscript', result=str(result))
+    found = made('all', 'torchscript', result=str(result))
     manifest = json.loads((tmp_path / 'a' / 'manifest.json').read_text())
-    assert manifest == {k: v for k, v in told.items() if k != 'notes'}
+    assert manifest == {k: v for k, v in found.items() if k != 'notes'}
     assert [file['size'] for file in manifest['files']] == [28, 21, 14]
     assert [file['metrics'] for file in manifest['files']] == [
         dict(top1=90.0), dict(top1=80.0), None]
@@ -241,21 +241,6 @@ def test_the_config_in_a_file_knows_nothing_of_this_package():
 def test_only_plain_data_goes_into_a_file():
     assert plain_data(dict(a=(1, 'b'), c=ssbn_model, d={2: [None, 1.5]})) == (
         dict(a=[1, 'b'], c=None, d={'2': [None, 1.5]}))
-
-
-def test_latencies_are_taken_by_turns():
-    calls = []
-    times = latency.by_turns(dict(a=lambda: calls.append('a'),
-                                  b=lambda: calls.append('b')))
-    warm = 2 * latency.WARM_UP
-    assert calls[warm:] == ['a', 'b'] * latency.LEAST
-    assert {name: len(each) for name, each in times.items()} == dict(
-        a=latency.LEAST, b=latency.LEAST)
-    before = torch.get_num_threads()
-    found = latency.compared(lambda: calls.append(torch.get_num_threads()),
-                             lambda: None)
-    assert calls[-1] == 1 and torch.get_num_threads() == before
-    assert sorted(found['latency_ratio']) == found['latency_ratio']
 
 
 def test_the_tool(run_tool, demo, tmp_path):

@@ -1,7 +1,8 @@
-"""test_scales: against the host's own test; other hosts' configs; TTA."""
+"""apis.test: against the host's own test; other hosts' configs; TTA."""
 import json
 import os
 import os.path as osp
+import sys
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from sct_mm import apis as evaluation
-from sct_mm import extract_scale, use_scale
+from sct_mm import apis, extract_scale, use_scale
 from sct_mm.apis.test import test_config as config_of_test
 from sct_mm.apis.test import trained_sizes
 from sct_mm.datasets.rescale_pipeline import rescale_pipeline
@@ -22,6 +22,7 @@ from sct_mm.models.size_selection import ssbn_layers
 from sct_mm.utils.errors import UserError
 
 FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
+ARMS = osp.join('tools', 'benchmarks', 'experiments', 'configs')
 FEW = {'test_dataloader.dataset.indices': 40,
        'test_dataloader.batch_size': 20}
 NEW_BASE = '''
@@ -112,7 +113,7 @@ def stock(folder, checkpoint, change):
 def test_rows_are_those_of_the_hosts_test(fashion, tmp_path, capsys):
     """With the plain network that is extracted at the size."""
     with pytest.warns(UserWarning) as warned:
-        result = evaluation.test_scales(
+        result, = apis.test(
             FASHION, fashion, ['14:28:7', 18, 10], str(tmp_path),
             {**FEW, 'test_dataloader.num_workers': 1,
              'test_dataloader.persistent_workers': True})
@@ -142,8 +143,7 @@ def test_rows_are_those_of_the_hosts_test(fashion, tmp_path, capsys):
 
 
 def test_times_come_with_quartiles(fashion, tmp_path):
-    result = evaluation.test_scales(FASHION, fashion, (28, ), str(tmp_path),
-                                    FEW)
+    result, = apis.test(FASHION, fashion, (28, ), str(tmp_path), FEW)
     row, = json.loads(json.dumps(result['rows']))
     for name in ('latency_ms', 'images_per_s'):
         low, high = row[f'{name}_quartiles']
@@ -154,9 +154,9 @@ def test_times_come_with_quartiles(fashion, tmp_path):
 
 @pytest.mark.parametrize('config, want', [
     (FASHION, (28, 21, 14)),
-    ('tools/benchmarks/experiments/configs/sct-shared-bn_resnet18_1xb128_fashion-mnist.py',
+    (osp.join(ARMS, 'sct-shared-bn_resnet18_1xb128_fashion-mnist.py'),
      (28, 21, 14)),
-    ('tools/benchmarks/experiments/configs/resnet18_1xb128_fashion-mnist-21px.py', (21, ))])
+    (osp.join(ARMS, 'resnet18_1xb128_fashion-mnist-21px.py'), (21, ))])
 def test_what_a_config_trains_at(config, want):
     cfg = Config.fromfile(osp.join(ROOT, config))
     init_default_scope('mmpretrain')
@@ -178,14 +178,13 @@ def test_one_model_one_data_set(fashion, tmp_path, monkeypatch):
             init(self, *args, **kwargs)
 
         monkeypatch.setattr(kind, '__init__', count)
-    result = evaluation.test_scales(FASHION, fashion, None, str(tmp_path),
-                                    FEW)
+    result, = apis.test(FASHION, fashion, None, str(tmp_path), FEW)
     assert [row['scale'] for row in result['rows']] == [28, 21, 14]
     assert sorted(built) == ['FashionMNIST', 'ImageClassifier']
 
 
 def test_a_config_with_the_loop_of_all_sizes(fashion, tmp_path):
-    result = evaluation.test_scales(
+    result, = apis.test(
         FASHION, fashion, None, str(tmp_path),
         {**FEW, 'test_cfg.type': 'ScalesTestLoop',
          'test_cfg.sizes': '28:14:14'})
@@ -196,14 +195,14 @@ def test_a_config_with_the_loop_of_all_sizes(fashion, tmp_path):
 def test_the_config_of_a_training_stays_as_it_is(fashion, tmp_path):
     there = tmp_path / osp.basename(FASHION)
     there.write_text('what a training has written')
-    evaluation.test_scales(FASHION, fashion, [14], str(tmp_path), FEW)
+    apis.test(FASHION, fashion, [14], str(tmp_path), FEW)
     assert there.read_text() == 'what a training has written'
     assert (tmp_path / f'test_{there.name}').is_file()
 
 
 def test_two_tests_of_one_second_have_logs_of_their_own():
     cfg = Config.fromfile(FASHION)
-    names = [config_of_test(cfg, 'work_dirs/x').experiment_name
+    names = [config_of_test(cfg, 'work_dirs/x', None).experiment_name
              for _ in range(2)]
     assert len(set(names)) == 2
 
@@ -213,7 +212,7 @@ def test_two_tests_of_one_second_have_logs_of_their_own():
     ((), '`scales` must be positive ints'), ('28:14:0', 'step of at least')])
 def test_sizes_that_are_none(scales, match):
     with pytest.raises(UserError, match=match):
-        evaluation.test_scales('no.py', 'no.pth', scales)
+        apis.test('no.py', 'no.pth', scales)
 
 
 def test_a_test_is_protected_and_needs_a_loader(monkeypatch):
@@ -224,14 +223,21 @@ def test_a_test_is_protected_and_needs_a_loader(monkeypatch):
         seen.append(os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD'))
         raise UserError('seen')
 
-    monkeypatch.setattr('sct_mm.apis.test.test_one', look)
+    monkeypatch.setattr(sys.modules['sct_mm.apis.test'], 'test_one', look)
     with pytest.raises(UserError, match='seen'):
-        evaluation.test_models([('a.py', 'a.pth')])
+        apis.test('a.py', 'a.pth')
     assert seen == ['1']
     cfg = Config.fromfile(osp.join(ROOT, FASHION))
     cfg.test_dataloader = [cfg.test_dataloader]
     with pytest.raises(UserError, match=r'`test_dataloader`, a dict, .* \[{'):
-        config_of_test(cfg, 'work_dirs/x')
+        config_of_test(cfg, 'work_dirs/x', None)
+
+
+def test_another_loop_of_a_host_is_refused():
+    cfg = Config.fromfile(osp.join(ROOT, FASHION))
+    cfg.test_cfg = dict(type='mmpretrain.RetrievalTestLoop')
+    with pytest.raises(UserError, match="sizes, but got 'RetrievalTestLoop'"):
+        config_of_test(cfg, 'work_dirs/x', None)
 
 
 @pytest.fixture
@@ -247,7 +253,7 @@ def new_style(tmp_path, monkeypatch):
 
 
 def test_a_new_style_config(new_style, tmp_path):
-    result = evaluation.test_scales(*new_style, out=str(tmp_path))
+    result, = apis.test(*new_style, out=str(tmp_path))
     assert [row['scale'] for row in result['rows']] == [28, 21]
     assert 0 < result['rows'][1]['gflops'] < result['rows'][0]['gflops']
 
@@ -307,4 +313,4 @@ def test_tta_is_refused_where_a_size_is_pinned(fashion, tmp_path):
     views(cfg)
     cfg.dump(str(config))
     with pytest.raises(UserError, match='AverageClsScoreTTA makes views of'):
-        evaluation.test_scales(str(config), fashion, (28, 14), str(tmp_path))
+        apis.test(str(config), fashion, (28, 14), str(tmp_path))

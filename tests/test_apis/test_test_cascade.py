@@ -9,11 +9,15 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from sct_mm import Cascade
-from sct_mm import apis as evaluation
+from sct_mm import Cascade, apis
 from sct_mm.apis.test_cascade import labels_of
-from sct_mm.evaluation.held_out import check_held_out, held_out, left_out
-from sct_mm.evaluation.report import draw, make_table, sentences
+from sct_mm.evaluation.held_out import (
+    check_held_out,
+    held_out_images,
+    left_out,
+)
+from sct_mm.evaluation.plots import draw_cascade
+from sct_mm.evaluation.report import make_cascade_table, sentences
 from sct_mm.evaluation.results_file import read_result
 from sct_mm.utils.errors import UserError
 
@@ -56,8 +60,8 @@ def answers(checkpoint, images):
 def test_a_given_threshold_against_a_loop(demo, tmp_path):
     small, large, labels = answers(demo[0], images_of(demo[1], 'test'))
     threshold = float(small.amax(1).median())
-    result = evaluation.test_cascade(FASHION, demo[0], [14, 28], threshold,
-                                     out=str(tmp_path), cfg_options=demo[1])
+    result = apis.test_cascade(FASHION, demo[0], [14, 28], threshold,
+                               out=str(tmp_path), cfg_options=demo[1])
     stays = [float(row.max()) > threshold for row in small]
     hits = [int((a if stay else b).argmax()) == int(label)
             for a, b, label, stay in zip(small, large, labels, stays,
@@ -90,7 +94,7 @@ def test_a_threshold_is_found_on_the_images_left_out(demo, tmp_path):
     right = torch.stack([small.argmax(1) == labels,
                          large.argmax(1) == labels]).float()
     for target in (0.0, 100.0):
-        result = evaluation.test_cascade(
+        result = apis.test_cascade(
             FASHION, demo[0], [14, 28], target=target, out=str(tmp_path),
             cfg_options=demo[1])
         found = result['cascade']['held_out']
@@ -133,7 +137,7 @@ def test_the_tool_writes_what_pick_reads(demo, tmp_path, run_tool):
 def test_bad_arguments_are_refused_before_a_file_is_read(sizes, options,
                                                          match):
     with pytest.raises(ValueError, match=match):
-        evaluation.test_cascade('no.py', 'no.pth', sizes, **options)
+        apis.test_cascade('no.py', 'no.pth', sizes, **options)
 
 
 @pytest.mark.parametrize('options, match', [
@@ -150,7 +154,7 @@ def test_a_detector_is_refused_in_a_sentence():
     detector = FASHION.replace('resnet18_1xb128_fashion-mnist',
                                'retinanet_r18_fpn_1xb8_fashion-det')
     with pytest.raises(UserError, match="config is of mmdet's detectors"):
-        evaluation.test_cascade(detector, 'no.pth', [64, 128])
+        apis.test_cascade(detector, 'no.pth', [64, 128])
 
     class Boxes:
         gt_instances = ()
@@ -186,7 +190,7 @@ def config(demo):
 
 
 def test_the_images_are_those_of_the_training_set_as_tested(config, demo):
-    found = held_out(config(indices=-3), 14, 4)
+    found = held_out_images(config(indices=-3), 14, 4)
     whole = images_of(demo[1], 'train')
     assert not found.trained and len(found.images) == 4
     for place, index in enumerate((0, 2, 4, 6)):
@@ -197,17 +201,17 @@ def test_the_images_are_those_of_the_training_set_as_tested(config, demo):
 
 
 def test_images_that_it_was_trained_on_are_called_so(config):
-    found = held_out(config(indices=None), 28, 6)
+    found = held_out_images(config(indices=None), 28, 6)
     assert found.trained and len(found.images) == 6
     assert 'was trained: it is over-confident' in found.source
     with pytest.raises(UserError, match='no `indices` that leave some out. '
                        'Give --held-out N to take N'):
-        held_out(config(indices=None), 28, None)
+        held_out_images(config(indices=None), 28, None)
 
 
 def test_no_held_out_images_are_refused(config):
     with pytest.raises(UserError, match='leave out none of 12'):
-        held_out(config(indices=12), 28, None)
+        held_out_images(config(indices=12), 28, None)
     cfg = config()
     cfg.train_dataloader.dataset = dict(cfg.test_dataloader.dataset,
                                         indices=7)
@@ -229,10 +233,10 @@ def test_no_image_of_the_test_is_held_out(config, demo):
     """Also where another config names it, as of a split by `indices`."""
     tested = images_of(demo[1], 'test', indices=-6)
     same = dict(split='test', test_mode=True, download=False)
-    left = held_out(config(indices=3, **same), 28, None, tested)
+    left = held_out_images(config(indices=3, **same), 28, None, tested)
     assert list(left.images.indices) == [3, 4, 5]
     with pytest.raises(UserError, match='The 6 training images .* test set'):
-        held_out(config(indices=6, **same), 28, None, tested)
+        held_out_images(config(indices=6, **same), 28, None, tested)
     cfg = config(indices=None)
     one = dict(cfg.train_dataloader.dataset)
     cfg.train_dataloader.dataset = dict(type='KFoldDataset', dataset=one)
@@ -265,7 +269,7 @@ def test_what_is_said(tmp_path):
     assert not any('saves nothing' in each for each in sentences(result()))
     assert 'It saves nothing: 28 alone costs less' in sentences(
         result(gflops_ratio=1.05))[1]
-    assert make_table(result()).row_count == 4
+    assert make_cascade_table(result()).row_count == 4
     json.dumps(result())
-    draw(result(), str(tmp_path / 'a.png'))
+    draw_cascade(result(), str(tmp_path / 'a.png'))
     assert osp.getsize(tmp_path / 'a.png') > 5000

@@ -1,6 +1,7 @@
 """What a training is refused for, before it begins."""
 import importlib.util
 import os.path as osp
+import sys
 
 import pytest
 import torch
@@ -82,10 +83,11 @@ def test_what_a_training_needs(monkeypatch):
     for name in whole:
         with pytest.raises(UserError, match=f'must have .*{name}'):
             check_complete(Config({**whole, name: None}))
-    monkeypatch.setattr('sct_mm.apis.train.get_device', lambda: 'cpu')
+    module = sys.modules['sct_mm.apis.train']  # apis.train is the function
+    monkeypatch.setattr(module, 'get_device', lambda: 'cpu')
     with pytest.raises(UserError, match="needs a GPU, but .* 'cpu'"):
         check_complete(Config(whole))
-    monkeypatch.setattr('sct_mm.apis.train.get_device', lambda: 'cuda')
+    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     check_complete(Config(whole))
 
 

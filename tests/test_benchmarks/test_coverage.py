@@ -1,5 +1,6 @@
-"""The table of coverage: networks that pass, and faults that it finds."""
+"""Networks pass every check of coverage, and each check finds its fault."""
 import json
+from functools import partial
 
 import checks as coverage_checks
 import pytest
@@ -141,7 +142,7 @@ def test_a_layer_that_stays_is_found(monkeypatch):
     trial.builds()
     monkeypatch.setattr(coverage_checks, 'extract_scale',
                         lambda model, scale: model)
-    with pytest.raises(coverage_checks.Wrong,
+    with pytest.raises(coverage_checks.Failed,
                        match='net.1: SSBN, no BatchNorm2d'):
         trial.extracts()
 
@@ -153,7 +154,7 @@ def test_a_fuse_that_works_in_the_host_only_is_found(monkeypatch):
     trial.builds()
     monkeypatch.setattr(coverage_checks, 'deployments',
                         lambda host: [('fuse', cannot)])
-    with pytest.raises(coverage_checks.Nothing):
+    with pytest.raises(coverage_checks.NotApplicable):
         trial.deploys()  # the host cannot fuse its own network either
     calls = []
 
@@ -211,13 +212,18 @@ def test_what_is_there_is_not_tried_again(tmp_path, monkeypatch):
         asked.append(subject.family)
         return row(family=subject.family)
     monkeypatch.setattr(tool.Worker, 'ask', ask)
-    tool.coverage(['timm'], 'vgg', str(tmp_path))
-    assert asked == ['vgg']
-    assert len(tool.coverage(['timm'], '', str(tmp_path))) == 2
+    out, work_dir = tmp_path / 'page.md', tmp_path / 'work_dir'
+    run = partial(tool.coverage, out=str(out), work_dir=str(work_dir))
+    run(['timm'], 'vgg')
+    assert asked == ['vgg'] and not out.exists()
+    assert 'Not run yet (1): timm/dla.' in (
+        work_dir / 'coverage.md').read_text()
+    assert len(run(['timm'])) == 2
     assert asked == ['vgg', 'dla']
-    tool.coverage(['timm'], 'dla', str(tmp_path), again=True)
+    assert out.read_text().count('| vgg11_bn |') == 2
+    run(['timm'], 'dla', again=True)
     assert asked == ['vgg', 'dla', 'dla']
-    path = tmp_path / 'coverage.json'
+    path = work_dir / 'coverage.json'
     stored = json.loads(path.read_text())
     assert [r['family'] for r in stored['rows']] == ['dla', 'vgg']
     path.write_text(json.dumps(dict(stored, versions={})))

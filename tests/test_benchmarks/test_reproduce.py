@@ -24,7 +24,8 @@ def calls(monkeypatch):
     calls = []
     monkeypatch.setattr(commands, '_text_of', lambda config: config)
 
-    def run(words):
+    def run(words, env):
+        assert env['PYTHONPATH'].split(os.pathsep)[0] == ROOT
         words = words[1:]
         calls.append(words)
         for option in ('--out', '--work-dir'):
@@ -71,12 +72,12 @@ def test_an_arm_starts_from_the_newest_whole_checkpoint(tmp_path, calls):
 
 def test_an_arm_that_is_another_adapted(tmp_path, calls):
     out = str(tmp_path)
-    stock = Arm('baselines/stock', {8: 1})
+    stock = Arm('resnet18_1xb128_fashion-mnist-28px', {8: 1})
     arm = Arm(stock.config, {8: 1}, start=stock, adapt=('--scales', '8', '4'))
     result_of(arm, 1, out, (8, ))
     folder = folder_of(arm, 1, out)
     assert folder != folder_of(stock, 1, out)
-    config = osp.join('tools', 'benchmarks', 'experiments', 'configs', 'stock.py')
+    config = f'tools/benchmarks/experiments/configs/{stock.config}.py'
     assert [words[:3] for words in calls[:2]] == [
         ['tools/train.py', config, '--work-dir'],
         ['tools/adapt.py', config, folder_of(stock, 1, out)]]
@@ -138,7 +139,7 @@ def test_an_arm_with_statistics_estimated_anew(tmp_path, calls):
     """It is tested with a row at each of its sizes, and what was tested
     already is kept."""
     out = str(tmp_path)
-    shared = Arm('baselines/shared', {8: 1})
+    shared = Arm('shared', {8: 1})
     arm = calibrated(shared, 'private', (8, 6, 4))
     assert [row['scale'] for row in result_of(arm, 0, out, (8, 4))] == [8, 4]
     made = osp.join(folder_of(arm, 0, out), 'calibrated.pth')
@@ -162,6 +163,11 @@ def test_the_result_is_over_the_seeds(tmp_path, calls):
         pytest.approx((94 + 102) / 2), pytest.approx(4 * 2**0.5)]
     expected = sum(times * (size / 28)**2 for size, times in arm.seen.items())
     assert found['compute']['between=0'] == pytest.approx(expected)
+    config = 'sct-any-size{}_resnet18_1xb128_fashion-mnist'
+    assert found['configs'] == {  # without those that change it
+        'SCT, SSBN': config.format(''),
+        'private statistics in the first stages only': config.format(
+            '-first-stages')}
     with open(tmp_path / 'ablations.json') as f:
         assert json.load(f)['seeds'] == [0, 1]
     assert (tmp_path / 'ablations.png').stat().st_size > 1000
@@ -169,7 +175,7 @@ def test_the_result_is_over_the_seeds(tmp_path, calls):
 
 def test_a_command_that_fails_is_named(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(subprocess, 'run',
-                        lambda words: SimpleNamespace(returncode=1))
+                        lambda words, env: SimpleNamespace(returncode=1))
     arm = Arm('a', {8: 1})
     with pytest.raises(UserError, match='tools/train.py configs/a.py .*fail'):
         result_of(arm, 0, str(tmp_path), (8, ))
@@ -186,6 +192,10 @@ def test_a_dry_run_prints_commands_of_files_that_exist(
     told = [shlex.split(line) for line in lines if not line.startswith('#')]
     assert len(set(map(tuple, told))) == len(told)
     for words in told:
+        # Of the repository only: what a config may import, a user can type.
+        assert (words[0] == 'PYTHONPATH=.') == any(
+            word.startswith('tools/benchmarks') for word in words)
+        words.remove('python')
         tool = next(word for word in words if word.startswith('tools/'))
         assert osp.isfile(osp.join(ROOT, tool))
         config = words[words.index(tool) + 1]
@@ -193,8 +203,8 @@ def test_a_dry_run_prints_commands_of_files_that_exist(
                 or config.startswith(out)), config
         many = '--nproc-per-node=8' in words and '--launcher' in words
         assert many == (name == 'imagenet')
-    assert all('adapt_' in words[2] for words in told
-               if words[1] == 'tools/test.py' and words[2].startswith(out))
+    assert all('adapt_' in words[1] for words in told
+               if words[0] == 'tools/test.py' and words[1].startswith(out))
 
 
 def test_hours_are_of_what_was_measured(tmp_path, calls, capsys):

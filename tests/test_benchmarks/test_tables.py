@@ -4,6 +4,7 @@ import json
 import os.path as osp
 
 import pytest
+import tables
 from conftest import ROOT
 from experiments import EXPERIMENTS
 from tables import (
@@ -22,7 +23,7 @@ RESULT = dict(seeds=[0, 1], compute={'a': 3.0, 'b': 4.75}, **{
     'accuracy/top1': {'a': {'28': [91.254, 0.1], '14': [20.0, 0.25]},
                       'b': {'28': [91.0, 0.0], '14': [89.5, 1.0]}},
     'accuracy/top5': {'a': {'28': [99.0, 0.0], '14': [50.0, 0.0]}}})
-TABLE = ('| trained on | compute | 28 | 14 |\n'
+TABLE = ('| network | compute | 28 | 14 |\n'
          '| --- | --- | --- | --- |\n'
          '| a | 3.0 | **91.25±0.10** | 20.00±0.25 |\n'
          '| b | 4.8 | 91.00±0.00 | **89.50±1.00** |\n')
@@ -36,12 +37,11 @@ def test_one_seed_has_no_deviation_and_map_one_digit():
     result = dict(RESULT, seeds=[0], **{'coco/bbox_mAP': {
         'a': {'28': [41.26, 0.0]}}})
     assert cells_of(result, 'coco/bbox_mAP') == [
-        ['trained on', 'compute', '28'], ['a', '3.0', '41.3']]
+        ['network', 'compute', '28'], ['a', '3.0', '41.3']]
 
 
 def test_a_network_for_each_of_some_sizes_has_no_others(tmp_path,
                                                         monkeypatch):
-    from matplotlib import pyplot
     result = dict(RESULT, **{'accuracy/top1': {
         'a': {'28': [91.0, 0.1], '20': [85.0, 0.1], '14': [20.0, 0.25]},
         'b': {'28': [92.0, 0.0], '14': [89.5, 1.0]}}})
@@ -49,7 +49,8 @@ def test_a_network_for_each_of_some_sizes_has_no_others(tmp_path,
     assert rows[2] == '| a | 3.0 | 91.00±0.10 | **85.00±0.10** | 20.00±0.25 |'
     assert rows[3] == '| b | 4.8 | **92.00±0.00** |  | **89.50±1.00** |'
     figures = []
-    monkeypatch.setattr(pyplot, 'close', figures.append)
+    monkeypatch.setattr(tables, 'save_plot',
+                        lambda figure, *_: figures.append(figure))
     draw(result, EXPERIMENTS['any-size'], str(tmp_path / 'any-size.png'))
     axes, = figures[0].axes
     lines = {line.get_label(): line.lines[0] for line in axes.containers}
@@ -69,6 +70,9 @@ def test_a_block_is_filled_and_filled_again():
     assert with_tables(made, results) == made
     made = with_tables(text.format(' metric=accuracy/top5 sizes=14'), results)
     assert '| a | 3.0 | 50.00±0.00 |' in made and '| 28 |' not in made
+    made = with_tables(text.format(' rows=2'), results)
+    assert '| b | 4.8 | 91.00±0.00 | 89.50±1.00 |' in made
+    assert '| a |' not in made
 
 
 @pytest.mark.parametrize('options, match', [
@@ -77,6 +81,7 @@ def test_a_block_is_filled_and_filled_again():
     (': any-size sizes=13', 'has no 13 for a table'),
     (': any-size sizes=28;14', "28;14' for a table"),
     (': any-size size=14', "takes metric=.* but got 'size=14'"),
+    (': any-size rows=3', 'has no 3 for a table'),
     (':', '0 of 1 do')])
 def test_a_table_without_a_result_is_refused(options, match):
     with pytest.raises(UserError, match=match):
@@ -123,11 +128,11 @@ def test_results_are_taken_of_no_fewer_seeds(tmp_path):
 
 def test_schedules_are_drawn_over_compute_where_they_trained(
         tmp_path, monkeypatch):
-    from matplotlib import pyplot
     figures = []
-    monkeypatch.setattr(pyplot, 'close', figures.append)
+    monkeypatch.setattr(tables, 'save_plot',
+                        lambda figure, *_: figures.append(figure))
     experiment = EXPERIMENTS['compute']
-    draw(dict(compute=dict(zip(experiment.arms, range(99), strict=True)), **{
+    draw(dict(compute={arm: i for i, arm in enumerate(experiment.arms)}, **{
         'accuracy/top1': {arm: {str(size): [size + i / 8, 0.1]
                                 for size in experiment.sizes}
                           for i, arm in enumerate(experiment.arms)}}),
@@ -137,9 +142,11 @@ def test_schedules_are_drawn_over_compute_where_they_trained(
         '28 pixels', '21 pixels', '14 pixels']
     lines = [{line.get_label(): line.lines[0].get_xydata().tolist()
               for line in panel.containers} for panel in panels]
-    assert [{name for name in each if 'alone' in name} for each in lines] == [
-        {'28 alone'}, {'21 alone'}, {'14 alone'}]
-    assert lines[1]['21 alone'] == [[4, 21.5], [5, 21.625], [6, 21.75]]
+    assert [{name for name in each if 'only' in name} for each in lines] == [
+        {'trained at 28 px only'}, {'trained at 21 px only'},
+        {'trained at 14 px only'}]
+    assert lines[1]['trained at 21 px only'] == [
+        [4, 21.5], [5, 21.625], [6, 21.75]]
     assert all(len(each['SCT, SSBN']) == 4 for each in lines)
 
 

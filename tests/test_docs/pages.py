@@ -1,4 +1,4 @@
-"""README and docs/ as their tests read them: blocks, prose, tables, links."""
+"""Parse README and docs/: blocks of code, prose, tables and links."""
 import ast
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 
 
 class Block(NamedTuple):
-    """A block of code: of which page, in which language."""
+    """A block of code, its page and its language."""
     page: str
     language: str
     text: str
@@ -35,7 +35,7 @@ def prose_of(path: Path) -> str:
 
 
 def blocks() -> list[Block]:
-    """All blocks of code, those that four spaces indent as `bash`."""
+    """All blocks of code; those indented by four spaces count as `bash`."""
     found = []
     for path in PAGES:
         found += [Block(name_of(path), *match)
@@ -47,15 +47,15 @@ def blocks() -> list[Block]:
 
 
 def spans() -> Iterator[tuple]:
-    """(page, code) of all code within lines, the breaks of lines undone."""
+    """(page, code) of all inline code, with line breaks as spaces."""
     for path in PAGES:
         for code in SPAN.findall(prose_of(path)):
             yield name_of(path), ' '.join(code.split())
 
 
 def tables_of(text: str) -> list[list[list[str]]]:
-    """The tables of a page: their rows without the line below the head, each
-    a list of cells."""
+    """The tables of a page, each a list of rows of cells, without the line
+    below the head."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if not line.startswith('|'):
@@ -67,14 +67,14 @@ def tables_of(text: str) -> list[list[list[str]]]:
 
 
 def anchors_of(path: Path) -> set:
-    """What GitHub and mkdocs call the headings of a page."""
+    """The anchors that GitHub and mkdocs give the headings of a page."""
     heads = re.findall(r'^#+ (.*)$', prose_of(path), re.M)
     return {re.sub(r'[^\w\- ]', '', head.lower()).strip().replace(' ', '-')
             for head in heads}
 
 
 def is_config(code: str) -> bool:
-    """Whether Python code is a config: names that are set, by no call but
+    """Whether Python code is a config: only assignments, and no call but
     `dict`."""
     tree = ast.parse(code)
     return all(isinstance(node, ast.Assign) for node in tree.body) and all(

@@ -1,4 +1,4 @@
-"""What README and docs/ tell to type is what the tools take."""
+"""The commands in README and docs/ are accepted by the tools."""
 import argparse
 import os.path as osp
 import re
@@ -23,7 +23,7 @@ OTHERS = {'--hypothesis-profile', '--nproc_per_node', '--no-deps'}
 
 
 class Parsed(Exception):
-    """Ends a tool when it has parsed what it got."""
+    """Ends a tool after it has parsed its arguments."""
 
 
 @cache
@@ -36,7 +36,7 @@ def tool(script):
 
 
 def parse(script, words):
-    """Let a tool parse ``words``; its parser. It ends where it has."""
+    """The parser of a tool, which has parsed ``words``; the tool ends then."""
     parse_args, seen = argparse.ArgumentParser.parse_args, []
     module = tool(script)
 
@@ -57,14 +57,14 @@ def parse(script, words):
         except (Parsed, SystemExit) as end:
             if isinstance(end, SystemExit) and words:
                 raise AssertionError((script, words)) from end
-    for word in words:  # argparse takes a part of a name, too
+    for word in words:  # argparse accepts a prefix of a name
         if word.startswith('--'):
             assert word in seen[0]._option_string_actions, (script, word)
     return seen[0]
 
 
 def check_python(words):
-    """``python`` with these words."""
+    """Check a command ``python`` with these words."""
     if words[0] == '-m':
         if words[1] == 'pytest':
             for word in words[2:]:
@@ -92,7 +92,7 @@ def check_make(words):
 
 
 def check_pip(words):
-    for extra in re.findall(r'\[(\w+)\]', ' '.join(words)):
+    for extra in re.findall(r'(?<=[\[,])\w+(?=[\],])', ' '.join(words)):
         assert f"'{extra}': " in text_of(REPOSITORY / 'setup.py'), extra
 
 
@@ -117,19 +117,26 @@ def test_a_command_can_be_typed(page, line):
          mim=check_mim, source=check_source)[program](words)
 
 
+def scripts():
+    """The tools that parse arguments, by their path."""
+    return [path.relative_to(REPOSITORY).as_posix()
+            for path in sorted(REPOSITORY.glob('tools/**/*.py'))
+            if 'ArgumentParser(' in text_of(path)]
+
+
 def test_every_option_is_one_of_its_tool():
-    """Also where a line names a tool and some options, or options alone."""
-    flags = {script.name: set(parse(f'tools/{script.name}',
-                                    [])._option_string_actions)
-             for script in REPOSITORY.glob('tools/*.py')}
+    """Also in inline code that names a tool with options, or only options."""
+    flags = {script: set(parse(script, [])._option_string_actions)
+             for script in scripts()}
+    assert len(flags) > 10
     every = set.union(OTHERS, *flags.values())
     found = 0
     for page, code in spans():
         if not code.startswith(('--', 'tools/')):
             continue
-        script = re.match(r'tools/(\w+\.py)', code)
+        script = re.match(r'tools/[\w/]+\.py', code)
         for flag in re.findall(r'(?<!\S)--[\w-]+', code):
-            known = flags[script[1]] if script else every
+            known = flags[script[0]] if script else every
             assert flag in known, (page, code)
             found += 1
     assert found > 20

@@ -1,9 +1,8 @@
-"""What README's first screen tells to type is typed, line after line."""
+"""README's commands run one after another, and its config trains."""
 import os.path as osp
 import re
 import shlex
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,11 +14,9 @@ from PIL import Image
 from test_commands import tool
 
 from sct_mm.evaluation import measure
-from sct_mm.evaluation import measure as latency
 from sct_mm.models.size_selection import scales_of
 
-# A network in production, of two classes of images, seen by ImageNet's
-# pipelines.
+# A single-scale network for two classes, with ImageNet's pipelines.
 STOCK = '''
 _base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py']
 model = dict(backbone=dict(_delete_=True, type='ResNet_CIFAR', depth=18,
@@ -36,11 +33,19 @@ val_dataloader = dict(**workers, dataset=dict(
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(topk=(1, ))
 '''
+# The same with the lines of README's config.
+OWN = '''
+_base_ = ['stock.py', 'sct_mm::_base_/sct-in1k.py']
+model = dict(backbone=dict(
+    norm_cfg=dict(type='SSBN', scales=(224, 192, 160, 128))))
+train_cfg = dict(max_epochs=1)
+val_cfg = dict(type='ScalesValLoop')
+'''
 
 
 @pytest.fixture
 def production(tmp_path, monkeypatch):
-    """CONFIG and CHECKPOINT of README, in the folder where it is read."""
+    """The folder where README's commands run, with config and checkpoint."""
     rng = np.random.default_rng(0)
     for label in ('bird', 'cat'):
         folder = tmp_path / 'mine' / label
@@ -56,39 +61,37 @@ def production(tmp_path, monkeypatch):
         model(torch.rand(8, 3, 64, 64))  # statistics
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'stock.pth')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(latency, 'BUDGET', 0.0)
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
     # A busy machine may need more than the 5 ms that README asks for.
     monkeypatch.setattr(measure, 'timed', lambda run: (run(), 4e-3)[1])
-    monkeypatch.setattr(measure, 'take_turns', partial(
-        measure.take_turns, seconds=1e-9, least=2))
     return tmp_path
 
 
 def typed():
-    """README's commands of its first screen, in their order."""
-    first = text_of(REPOSITORY / 'README.md').partition('\n## ')[0]
-    return [line for line in re.sub(r'\\\n\s*', '', first).splitlines()
-            if line.startswith('python ')]
+    """[(script, words)] of README's commands, in their order."""
+    text = re.sub(r'\\\n\s*', '', text_of(REPOSITORY / 'README.md'))
+    return [shlex.split(line, comments=True)[1:]
+            for line in text.splitlines() if line.startswith('python ')]
 
 
 @pytest.mark.filterwarnings('ignore:.* lie between the scales')
+@pytest.mark.filterwarnings('ignore:.* running statistics')
 def test_its_commands_run_one_after_another(production, monkeypatch, capsys):
-    names = dict(CONFIG='stock.py', CHECKPOINT='stock.pth')
+    (production / 'own.py').write_text(OWN)
+    names = {'CONFIG': 'own.py', 'NAME_OF_CONFIG': 'own', 'NAME': 'stock'}
     tools = []
-    for line in typed():
-        _, script, *words = shlex.split(line, comments=True)
-        adapted = 'adapt_stock'
-        words = [names.get(word, word.replace('NAME_OF_CONFIG', adapted))
-                 for word in words]
+    for script, *words in typed():
+        if script == 'tools/adapt.py':
+            names.update(CONFIG='stock.py', CHECKPOINT='stock.pth')
+        words = [re.sub(r'[A-Z][A-Z_]{3,}', lambda name:
+                        names[name[0]], word) for word in words]
         monkeypatch.setattr(sys, 'argv', [script, *words])
         tool(script).main()
-        if script == 'tools/adapt.py':
-            run = osp.join('work_dirs', adapted)
-            names = dict(CONFIG=osp.join(run, f'{adapted}.py'),
-                         CHECKPOINT=run)
         tools.append(osp.basename(script))
-    assert tools == ['adapt.py', 'test.py', 'pick.py', 'export.py']
-    assert (production / 'work_dirs' / adapted / 'scales.json').is_file()
+    assert tools == ['train.py', 'test.py', 'export.py', 'adapt.py',
+                     'test.py', 'pick.py']
+    for name in ('own', 'adapt_stock'):
+        assert (production / 'work_dirs' / name / 'scales.json').is_file()
     assert (production / 'net.onnx').stat().st_size > 1000
     assert re.search(r'--size \d+', capsys.readouterr().out)
 
@@ -98,15 +101,18 @@ def test_its_new_network_trains_a_step(tmp_path):
               and block.language == 'python']
     (tmp_path / 'a.py').write_text(block.text)
     cfg = Config.fromfile(str(tmp_path / 'a.py'))
+    recipe = Config.fromfile(str(
+        REPOSITORY / 'configs/sct_resnet50_8xb32_in1k.py'))
+    for name in ('model', 'custom_hooks', 'custom_imports', 'train_cfg',
+                 'param_scheduler', 'optim_wrapper'):
+        assert cfg[name] == recipe[name], name
+    assert len(block.text.splitlines()) == 6
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         cfg.model.backbone.update(depth=18, base_channels=2, stem_channels=2)
         cfg.model.head.in_channels = 16
         model = MODELS.build(dict(
             cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
         hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
-        recipe = Config.fromfile(str(
-            REPOSITORY / 'configs/sct_resnet50_8xb32_in1k.py'))
-        assert cfg.custom_hooks == recipe.custom_hooks[1:]
     from mmpretrain.structures import DataSample
     sct = next(hook for hook in hooks if hasattr(hook, 'attach'))
     sct.attach(model, steps=10)

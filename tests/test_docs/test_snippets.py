@@ -1,4 +1,4 @@
-"""The Python of README and docs/ runs; its configs build what they name."""
+"""The Python code of README and docs/ runs, and its configs build."""
 import os.path as osp
 import re
 from functools import partial
@@ -17,7 +17,6 @@ from torch import nn
 from sct_mm import convert_to_ssbn
 from sct_mm.apis import export, save_pretrained
 from sct_mm.evaluation import measure
-from sct_mm.evaluation import measure as latency
 from sct_mm.models.size_selection import scales_of
 
 PYTHON = [block for block in blocks() if block.language == 'python']
@@ -30,7 +29,7 @@ def identify(block):
 
 
 def registered(name, registry):
-    """Whether a config of the scope at hand finds ``name`` in it."""
+    """Whether a config of the current scope finds ``name`` in it."""
     with registry.switch_scope_and_registry(None) as own:
         return own.get(name) is not None
 
@@ -48,9 +47,9 @@ def test_a_config_builds(block, tmp_path):
         for hook in cfg.get('custom_hooks', ()):
             HOOKS.build(hook)
         if 'model' in cfg:
-            told = re.search(r'scales=(\(.*?\))', block.text)
+            match = re.search(r'scales=(\(.*?\))', block.text)
             scales = scales_of(MODELS.build(cfg.model))
-            assert scales == (eval(told[1]) if told
+            assert scales == (eval(match[1]) if match
                               else (224, 192, 160, 128))
 
 
@@ -73,15 +72,15 @@ def test_a_folder_of_ones_own_is_read(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """What the scripts find where they run: a config and a checkpoint of it,
-    and what tools/export.py and tools/hub.py make of them."""
+    """The folder in which scripts run: a config, a checkpoint, and the files
+    that tools/export.py and tools/hub.py make of them."""
     root = tmp_path_factory.mktemp('scripts')
     config, checkpoint, options = fashion(root)
     (root / 'config.py').write_text('\n'.join([
         f'_base_ = {config!r}', 'test_dataloader = dict(dataset=dict('
         f'data_root={str(root)!r}))']))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, 'BUDGET', 0.0)
+        patch.setattr(measure, 'SECONDS', 0.0)
         for kind in ('pth', 'onnx', 'torchscript'):
             export(config, checkpoint, 14, str(root / f'net.{kind}'), kind,
                    cfg_options=options)
@@ -90,7 +89,7 @@ def folder(tmp_path_factory):
 
 
 def names_for(page):
-    """What a script of ``page`` takes as given."""
+    """The names that a script of ``page`` uses without setting them."""
     small = torch.randint(0, 255, (3, 1, 14, 14)).float()
     image = np.arange(784, dtype=np.uint8).reshape(28, 28)
     return {
@@ -112,8 +111,7 @@ def names_for(page):
 @pytest.mark.parametrize('block', SCRIPTS, ids=identify)
 def test_a_script_runs(block, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(measure, 'take_turns', partial(
-        measure.take_turns, seconds=0.01, least=2))
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
     names = names_for(block.page)
     exec(compile(block.text, block.page, 'exec'), names)
     check = dict(

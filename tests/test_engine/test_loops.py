@@ -1,5 +1,6 @@
 """Validation and test at several sizes: one pair of hooks, one data set."""
 import copy
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -160,6 +161,28 @@ def test_an_error_unpins_and_gives_the_pipeline_back(tmp_path):
     assert {m.pinned_size for m in ssbn_layers(run.model)} == {8}
     item = run.val_loop.dataloader.dataset[0]
     assert item['inputs'].shape[-1] == 16
+
+
+def test_a_caller_that_stops_between_sizes_unpins_the_model(tmp_path):
+    run = runner(tmp_path)
+    loop, layers = run.val_loop, ssbn_layers(run.model)
+    with closing(loop.iter_sizes()) as results:
+        assert next(results)[0] == 16
+        size, metrics = next(results)
+        assert size == 12 and 'accuracy/top1' in metrics
+        assert {layer.pinned_size for layer in layers} == {12}
+        assert loop.dataloader.dataset[0]['inputs'].shape[-1] == 12
+    assert {layer.pinned_size for layer in layers} == {None}
+    assert loop.dataloader.dataset[0]['inputs'].shape[-1] == 16
+
+
+def test_a_test_is_not_stopped_by_what_a_training_monitors(tmp_path):
+    run = runner(
+        tmp_path, test_dataloader=loader(), test_evaluator=dict(type='Logits'),
+        test_cfg=dict(type='ScalesTestLoop'),
+        default_hooks=dict(checkpoint=dict(
+            type='CheckpointHook', save_best='accuracy/top1')))
+    assert '8/accuracy/top1' in run.test()
 
 
 @pytest.mark.parametrize('best, name', [

@@ -9,9 +9,10 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from sct_mm.apis.test import workload
 from sct_mm.evaluation import measure
 from sct_mm.evaluation.measure import (
-    Workload,
+    compared,
     kept_batch,
     network_stride,
     spread_of,
@@ -33,44 +34,79 @@ class Timed(nn.Module):
         return batch['seconds']
 
 
+def timers_of(workloads):
+    return [timer for each in workloads for timer in each]
+
+
 def test_models_and_sizes_take_turns(monkeypatch):
     monkeypatch.setattr(measure, 'timed', lambda run: run())
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
+    monkeypatch.setattr(measure, 'ROUNDS', 3)
     calls = []
     models = [Timed(name, calls) for name in 'ab']
     one, batch = (dict(inputs=range(n), seconds=n / 40) for n in (1, 4))
-    workloads = [Workload(model, size, one, batch)
+    workloads = [workload(model, size, one, batch)
                  for model in models for size in (16, 8)]
-    shares = list(take_turns(workloads, seconds=1e-9, least=3))
-    turn = [[(name, size, n) for n in (1, 1, 4)]
+    shares = list(take_turns(timers_of(workloads)))
+    turn = [[(name, size, n) for n in (1, 1, 1, 4)]  # two that warm up
             for name, size in (('a', 16), ('a', 8), ('b', 16), ('b', 8))]
     assert calls == [call for _ in range(4) for each in turn for call in each]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
     assert {layer.pinned_size for model in models
             for layer in ssbn_layers(model)} == {None}
     for each in workloads:  # the first round, which warms up, does not count
-        assert len(each.singles) == len(each.batches) == 3
+        assert [len(timer.seconds) for timer in each] == [3, 3]
         assert each.times() == dict(
             latency_ms=25.0, latency_ms_quartiles=[25.0, 25.0],
             latency_reliable=True, images_per_s=40.0,
             images_per_s_quartiles=[40.0, 40.0], images_reliable=True)
 
 
-def test_rounds_go_on_until_the_time_is_spent_for_all(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(measure.time, 'perf_counter', lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that have passed, which only a test lets pass."""
+    now = [0.0]
+    monkeypatch.setattr(measure.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    return now
+
+
+def test_rounds_go_on_until_the_time_is_spent_for_all(monkeypatch, clock):
     model = Timed('a', [])
 
     def tick(batch):
         clock[0] += batch['seconds']
 
     monkeypatch.setattr(model, 'test_step', tick)
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    fast, slow = (Workload(model, 16, *[
-        dict(inputs=range(1), seconds=s)] * 2) for s in (0.004, 0.1))
-    list(take_turns([fast, slow], seconds=1.0, least=2))
-    assert len(fast.batches) == len(slow.batches) == len(slow.singles) == 7
-    assert len(fast.singles) == 5 * 7  # calls of 20 ms in a turn
-    assert 2.0 <= clock[0] - 0.324 < 2.4
+    works = [workload(model, 16, *[dict(inputs=range(1), seconds=s)] * 2)
+             for s in (0.004, 0.1)]
+    timers = timers_of(works)
+    monkeypatch.setattr(measure, 'SECONDS', 0.5)
+    monkeypatch.setattr(measure, 'ROUNDS', 2)
+    list(take_turns(timers))
+    # A round takes 0.032 and 0.4 s; 2 s are to be spent.
+    assert [len(timer.seconds) for timer in timers] == [5 * 5, 5, 5, 5]
+    assert clock[0] == pytest.approx(6 * 0.432)
+
+
+def test_a_file_and_the_stock_network_are_compared_round_by_round(
+        monkeypatch, clock):
+    monkeypatch.setattr(measure, 'ROUNDS', 7)
+    seconds = iter([9, 9, 9, 1, 9, 2, 9, 4, 9, 1, 9, 2, 9, 4, 9, 2])
+    threads = []
+
+    def file():
+        threads.append(torch.get_num_threads())
+        clock[0] += next(seconds)
+
+    def stock():
+        clock[0] += 2.0
+
+    before = torch.get_num_threads()
+    got = compared(file, stock)
+    assert got == dict(latency_ms=2e3, stock_latency_ms=2e3,
+                       latency_ratio=[0.5, 1.0, 2.0])
+    assert set(threads) == {1} and torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize('values, reliable', [

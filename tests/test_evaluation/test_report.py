@@ -6,12 +6,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from sct_mm.evaluation.report import (
-    draw,
-    make_comparison,
-    make_table,
-    tick_sizes,
-)
+from sct_mm.evaluation.plots import draw_sizes, tick_sizes
+from sct_mm.evaluation.report import make_comparison, make_size_table
 
 
 def row(size, served_by, top1=90.0, latency=(11.9, 12.34, 13.1),
@@ -33,7 +29,7 @@ def model(label, sizes, trained):
 def printed(rows):
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(make_table('name', rows))
+        console.print(make_size_table('name', rows))
     return [line.split('│')[1:-1] for line in capture.get().splitlines()
             if '│' in line], capture.get()
 
@@ -70,7 +66,7 @@ def test_one_table_of_all_models():
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """draw(models) -> the figure that it saves."""
+    """draw_sizes(models) -> the figure that it saves."""
     kept = []
     save = matplotlib.figure.Figure.savefig
 
@@ -81,7 +77,7 @@ def drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', keep)
 
     def run(models):
-        draw(models, str(tmp_path / 'a.png'))
+        draw_sizes(models, str(tmp_path / 'a.png'))
         assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG'
         return kept[-1].axes[0]
 

@@ -1,6 +1,5 @@
 """A layer between two scales: the mix of their rows, in every form."""
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from sct_mm import (
     set_scale,
     use_scale,
 )
-from sct_mm.models import ssbn as rowwise
-from sct_mm.models.size_selection import rows_serving
+from sct_mm.models.row_mix import rows_serving
 
 FORMS = {SSBN: (4, 3, 9, 9), SSBN1d: (4, 3, 9), SSBN3d: (4, 3, 9, 9, 9),
          SyncSSBN: (4, 3, 9, 9)}
@@ -185,62 +183,72 @@ def test_half_precision_under_autocast():
     assert_close(got, want)
 
 
-@pytest.fixture
-def mixes(monkeypatch):
-    """How often rows were mixed."""
-    made, mix = [], rowwise.mixed
-    monkeypatch.setattr(rowwise, 'mixed',
-                        lambda *args: made.append(1) or mix(*args))
-    return made
+def fresh(layer, name):
+    tensor = getattr(layer, name)
+    tensor.data = torch.rand_like(tensor) + 0.5
 
 
-def test_inference_mixes_once(mixes):
-    layer = apart(SSBN(3, SCALES)).eval()
-    x = torch.randn(2, 3, 9, 9)
-    with torch.no_grad(), use_scale(layer, 10):
-        first = layer(x)
-        for _ in range(3):
-            assert torch.equal(layer(x), first)
-        assert len(mixes) == 1
-        layer(x)
-        with use_scale(layer, 11):
-            assert not torch.equal(layer(x), first)
-    assert len(mixes) == 2
-    assert copy.deepcopy(layer)._served is None
-    assert pickle.loads(pickle.dumps(layer))._served is None
+def swapped_with_an_average(layer):
+    """As mmengine's EMAHook does before and after an evaluation."""
+    average = apart(SSBN(3, SCALES))
+    for own, other in zip(layer.state_dict(keep_vars=True).values(),
+                          average.state_dict(keep_vars=True).values(),
+                          strict=True):
+        own.data, other.data = other.data, own.data
 
 
 def averaged(layer):
-    """As EMA does while its source trains: torch tells nothing of it."""
+    """As EMA does while its source trains: autograd does not see it."""
     source = SSBN(3, SCALES)
     with torch.enable_grad(), use_scale(source, 8):
         source(torch.randn(2, 3, 8, 8))
     layer.weight.data.mul_(2)
 
 
-def swapped(layer):
+def loaded(layer, **options):
+    state = apart(SSBN(3, SCALES)).state_dict()
+    del state['_extra_state']
+    layer.load_state_dict(state, strict=False, **options)
+
+
+def loaded_by_swapping(layer):
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        layer.load_state_dict(apart(SSBN(3, SCALES)).state_dict())
+        loaded(layer)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-@pytest.mark.parametrize('change', [
-    averaged, swapped,
-    lambda layer: layer.weight.mul_(2),
-    lambda layer: layer.row(8)['running_var'].mul_(2),
-    lambda layer: layer.load_state_dict(apart(SSBN(3, SCALES)).state_dict()),
-    lambda layer: setattr(layer.bias, 'data', layer.bias + 1),
-    lambda layer: (layer.weight.data.mul_(2), layer.eval()),
-    lambda layer: layer.double().float().weight.mul_(2)])
-def test_a_mix_is_made_anew_where_its_tensors_change(change):
+CHANGES = dict(
+    weight=lambda layer: fresh(layer, 'weight'),
+    bias=lambda layer: fresh(layer, 'bias'),
+    mean=lambda layer: fresh(layer, 'running_mean'),
+    variance=lambda layer: fresh(layer, 'running_var'),
+    copied=lambda layer: layer.weight.data.copy_(layer.weight + 1),
+    row=lambda layer: [t.mul_(2) for t in layer.running_var],
+    moved=lambda layer: layer.double().float().weight.mul_(2),
+    loaded=loaded, assigned=lambda layer: loaded(layer, assign=True),
+    loaded_by_swapping=loaded_by_swapping, averaged=averaged,
+    swapped=swapped_with_an_average)
+
+
+@pytest.mark.parametrize('size', [12, 10])
+@pytest.mark.parametrize('pinned', [True, False])
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_changed_tensor_serves_at_once(change, pinned, size):
     layer = apart(SSBN(3, SCALES)).eval()
-    x = torch.randn(2, 3, 9, 9)
-    with torch.no_grad(), use_scale(layer, 10):
-        layer(x)
-        change(layer)
-        assert_close(layer(x), reference(layer, 10)(x))
+    for scale in SCALES:
+        with use_scale(layer, scale, record=True):
+            layer(torch.randn(2, 3, scale, scale))
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad(), use_scale(layer, size if pinned else None):
+        before = layer(x)
+        for _ in range(5):
+            CHANGES[change](layer)
+            got = layer(x)
+            assert_close(got, reference(layer, size)(x))
+            assert not torch.allclose(got, before)
+            before = got
 
 
 def test_a_frozen_layer_passes_gradients_after_inference():

@@ -282,8 +282,9 @@ def test_tools_serve_a_detector(trained, images, run_tool, tmp_path):
 
 def test_the_benchmark_serves_a_detector(trained, run_tool, tmp_path):
     code, output = run_tool(
-        'benchmark.py', trained[0], '--rounds', 3, '--batch-size', 2,
-        '--arms', 'per_scale', '--out', tmp_path / 'out.json')
+        'benchmarks/cost/benchmark.py', trained[0], '--rounds', 3,
+        '--batch-size', 2, '--arms', 'per_scale',
+        '--out', tmp_path / 'out.json')
     assert code == 0, output
     rows = json.loads((tmp_path / 'out.json').read_text())['training']
     flops = {row['arm']: row['flops'] for row in rows}

@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT
 from fashion_det import make_fashion_det
 
+TOOL = 'dataset_converters/fashion_det.py'
+
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
@@ -18,15 +20,15 @@ def images(tmp_path_factory):
 
 def test_the_composed_images_are_a_function_of_the_seed(
         images, run_tool, tmp_path):
-    code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
-                            tmp_path, '--train', 2, '--val', 4)
+    code, output = run_tool(TOOL, 'data/fashion-mnist', tmp_path,
+                            '--train', 2, '--val', 4)
     assert code == 0, output
     for name in ('val.json', 'val/000003.png', 'train/000001.png'):
         assert (tmp_path / name).read_bytes() == (images / name).read_bytes()
-    code, output = run_tool('make_fashion_det.py', 'data/fashion-mnist',
-                            tmp_path, '--train', 2, '--val', 4)
+    code, output = run_tool(TOOL, 'data/fashion-mnist', tmp_path,
+                            '--train', 2, '--val', 4)
     assert '4 images are there' in output
-    code, output = run_tool('make_fashion_det.py', 'nowhere', tmp_path)
+    code, output = run_tool(TOOL, 'nowhere', tmp_path)
     assert code == 2 and "must be in 'nowhere'" in output
     assert 'Traceback' not in output
 

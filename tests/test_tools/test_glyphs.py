@@ -56,8 +56,8 @@ def test_the_images_are_a_function_of_fonts_and_seed(
     shutil.copytree(FONTS, fonts)  # with files that are no fonts
     counts = [word for name, count in COUNTS.items()
               for word in (f'--{name}', count)]
-    code, output = run_tool('make_glyphs.py', target, '--fonts',
-                            fonts.parent, *counts)
+    code, output = run_tool('dataset_converters/glyphs.py', target,
+                            '--fonts', fonts.parent, *counts)
     assert code == 0, output
     assert files(target) == files(drawn)
     assert not list(target.glob('parts*'))
@@ -179,8 +179,8 @@ def test_a_character_is_as_large_as_asked_for(groups):
 def test_what_cannot_be_drawn_is_one_sentence(run_tool, tmp_path):
     (tmp_path / 'text.ttf').write_text('no font')
     (tmp_path / 'fonts.deb').write_text('no package')
-    code, output = run_tool('make_glyphs.py', tmp_path / 'out', '--fonts',
-                            tmp_path)
+    code, output = run_tool('dataset_converters/glyphs.py', tmp_path / 'out',
+                            '--fonts', tmp_path)
     assert code == 2 and "fonts.deb' cannot be unpacked" in output
     assert 'Traceback' not in output
     with pytest.raises(ValueError, match='at least 3 families .* got 0'):

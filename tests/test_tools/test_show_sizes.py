@@ -151,8 +151,8 @@ def test_a_file_is_read_as_the_pipeline_reads(tmp_path):
 
 def test_the_tool(demo, tmp_path, run_tool):
     out = tmp_path / 'shown.png'
-    args = ('demo.py', demo.config, demo.checkpoint, 2, '--cascade', 1,
-            '--out', out, '--cfg-options',
+    args = ('visualizations/show_sizes.py', demo.config, demo.checkpoint, 2,
+            '--cascade', 1, '--out', out, '--cfg-options',
             f'test_dataloader.dataset.data_root={tmp_path}')
     code, text = run_tool(*args)
     assert code == 0 and text.endswith(

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT, two_processes
 
 SCT = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
-PLAIN = 'tools/benchmarks/experiments/configs/resnet18_1xb128_fashion-mnist-21px.py'
+PLAIN = ('tools/benchmarks/experiments/configs/'
+         'resnet18_1xb128_fashion-mnist-21px.py')
 
 
 def write_idx(path, array):
@@ -82,7 +83,7 @@ def test_scales_default_to_the_trained_ones(
     code, output = run_tool('test.py', SCT, trained[SCT], '--out', tmp_path,
                             *options)
     assert code == 0, output
-    assert re.search(r'Tested is .*epoch_2\.pth', output)
+    assert re.search(r'Using .*epoch_2\.pth', output)
     rows = json.loads((tmp_path / 'scales.json').read_text())
     assert [r['scale'] for r in rows['models'][0]['rows']] == [28, 21, 14]
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.fileio import get_file_backend
 
 import sct_mm  # noqa: F401
-from sct_mm.utils.checkpoint import check_checkpoint, dump, save_plot
+from sct_mm.utils.checkpoint import check_checkpoint, dump
 from sct_mm.utils.cli import sentence_of
 from sct_mm.utils.errors import UserError
 
@@ -36,18 +36,6 @@ def test_a_write_that_fails_leaves_the_file_before(name, backend, tmp_path,
     assert str(path) in sentence_of(caught.value)
     assert path.read_bytes() == b'first'
     assert [p.name for p in path.parent.iterdir()] == ['epoch_1.pth']
-
-
-def test_a_plot_that_cannot_be_written_leaves_the_one_before(tmp_path,
-                                                             monkeypatch):
-    from matplotlib import pyplot
-    path = tmp_path / 'a.png'
-    path.write_bytes(b'before')
-    monkeypatch.setattr(os, 'fsync', raises(FULL))
-    with pytest.raises(OSError, match='No space left'):
-        save_plot(pyplot.figure(), str(path))
-    assert path.read_bytes() == b'before' and not pyplot.get_fignums()
-    assert os.listdir(tmp_path) == ['a.png']
 
 
 @pytest.mark.parametrize('text', [False, True])

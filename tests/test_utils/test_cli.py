@@ -1,6 +1,5 @@
-"""What a tool shows, and what it leaves out."""
+"""Tools show one sentence for what a user can fix, and tracebacks of bugs."""
 import argparse
-import contextlib
 import io
 import os
 import re
@@ -14,7 +13,6 @@ import torch
 from conftest import ROOT
 from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from sct_mm.utils.cli import add_cfg_options, cli
@@ -64,18 +62,6 @@ def test_all_warnings_in_full_where_they_are_asked_for():
     shown = show('-W', 'always::UserWarning', '-W', 'always::FutureWarning')
     assert sum('autocast is old' in line for line in shown) == 1
     assert any('UserWarning: torch.meshgrid' in line for line in shown)
-
-
-def test_what_hosts_print_is_left_out(capsys):
-    def main():
-        print_log('Loads checkpoint by local backend from path: /a/b.pth')
-        print('loading annotations into memory...\nDone (t=0.01s)')
-        print('| 28 | 91.8 |')
-        print('no end', end='', flush=True)
-        print(' of a line\nlast', end='')
-
-    cli(main)
-    assert capsys.readouterr().out == '| 28 | 91.8 |\nno end of a line\nlast'
 
 
 def test_a_network_that_stacks_other_shapes_keeps_its_traceback():
@@ -166,22 +152,3 @@ def test_a_failure_leaves_nothing_behind(capsys):
         cli(main)
     assert capsys.readouterr().out == 'before'
     assert sys.stdout is stdout and warnings.formatwarning is shape
-
-
-def test_output_is_that_of_the_stream():
-    stream = io.StringIO()
-    with contextlib.redirect_stdout(stream):
-        cli(lambda: print(sys.stdout.isatty(), sys.stdout.encoding))
-    assert stream.getvalue() == f'{stream.isatty()} {stream.encoding}\n'
-
-
-def test_a_tool_hides_no_package_of_its_name(tmp_path):
-    """As tools/benchmarks/coverage/run.py would hide the one that numba imports."""
-    folder = tmp_path / 'tools'
-    folder.mkdir()
-    (folder / 'cycler.py').write_text('raise SystemExit("hidden")')
-    (folder / 'run.py').write_text('from sct_mm.utils.cli import cli\n'
-                                   'cli(lambda: __import__("cycler"))\n')
-    done = subprocess.run([sys.executable, folder / 'run.py'], text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stderr

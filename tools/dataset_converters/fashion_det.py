@@ -1,7 +1,7 @@
-"""A detection data set in COCO's format, composed of Fashion-MNIST.
+"""Compose a detection data set in COCO's format from Fashion-MNIST.
 
-Each image is a cluttered canvas with 2 to 5 photos of clothes, 14 to 64
-pixels large, in front of fragments of other photos.
+Each image is a cluttered canvas with 2 to 5 photos of clothes of 14 to 64
+pixels, in front of fragments of other photos.
 """
 import argparse
 import json
@@ -17,10 +17,11 @@ from rich.progress import track
 
 from sct_mm.utils.arguments import check_int
 from sct_mm.utils.cli import cli
+from sct_mm.utils.errors import UserError
 
 SHORT, LONG = 128, 160  # edges of a canvas, at most
 SMALL, LARGE = 14, 64  # edges of a photo on it
-VISIBLE = 20  # grey level that tells a garment from its black background
+VISIBLE = 20  # pixels of a garment are brighter, its background is not
 
 
 def canvas(rng: np.random.Generator, photos: np.ndarray) -> np.ndarray:
@@ -30,7 +31,7 @@ def canvas(rng: np.random.Generator, photos: np.ndarray) -> np.ndarray:
     coarse = rng.uniform(20, 120, (5, 5)).astype(np.float32)
     image = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
     for _ in range(rng.integers(6, 14)):
-        # A fragment has at most 10 of 28 pixels: no garment is recognised.
+        # A fragment has at most 10 of 28 pixels: no garment can be recognised.
         h, w = rng.integers(4, 11, 2)
         y, x = rng.integers(0, 28 - h + 1), rng.integers(0, 28 - w + 1)
         piece = photos[rng.integers(len(photos)), y:y + h, x:x + w]
@@ -41,8 +42,7 @@ def canvas(rng: np.random.Generator, photos: np.ndarray) -> np.ndarray:
         h, w = piece.shape
         y = rng.integers(0, shape[0] - h + 1)
         x = rng.integers(0, shape[1] - w + 1)
-        image[y:y + h, x:x + w] = np.maximum(image[y:y + h, x:x + w],
-                                               piece)
+        image[y:y + h, x:x + w] = np.maximum(image[y:y + h, x:x + w], piece)
     return image + rng.normal(0, 8, shape).astype(np.float32)
 
 
@@ -117,7 +117,7 @@ def write_split(source: str, target: str, split: str, count: int,
         name = f'{i:06d}.png'
         cv2.imwrite(osp.join(target, split, name), image)
         entries.append(dict(id=i, file_name=name, height=image.shape[0],
-                           width=image.shape[1]))
+                            width=image.shape[1]))
         annotations += [dict(a, id=len(annotations) + k, image_id=i)
                         for k, a in enumerate(found, 1)]
     categories = [dict(id=i, name=name)
@@ -126,7 +126,7 @@ def write_split(source: str, target: str, split: str, count: int,
         dict(info=dict(seed=seed, count=count), images=entries,
              annotations=annotations, categories=categories),
         file_format='json', indent=2)
-    # Written last, and whole: it says that the split is complete.
+    # Written last and as a whole: it marks the split as complete.
     mmengine.fileio.put(text.encode(), osp.join(target, f'{split}.json'),
                         backend_args=dict(backend='atomic_local'))
 
@@ -143,9 +143,9 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
                      val: int = 500, seed: int = 0) -> None:
     """Compose the data set in the folder ``target``.
 
-    Image i of a split is a function of (seed, i) alone. The training
-    images take photos of Fashion-MNIST's training set, the others those of
-    its test set. A split that is complete is not written again.
+    Image i of a split depends on (seed, i) only. The training images are
+    composed of photos of Fashion-MNIST's training set, the others of its test
+    set. A split that is complete is not written again.
 
     Args:
         source: folder of Fashion-MNIST's files, unpacked.
@@ -154,15 +154,16 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
 
     Raises:
         TypeError, ValueError: for a count below 1 or a seed below 0, and if
-            ``source`` has no Fashion-MNIST.
+            Fashion-MNIST is not in ``source``.
     """
     for count_name, count in dict(train=train, val=val).items():
         check_int(count_name, count, 1, 'Leave it out for the default.')
     check_int('seed', seed, 0, 'The default is 0.')
     name = 'train-images-idx3-ubyte'
     if not osp.isfile(osp.join(source, name)):
-        raise ValueError(f'Fashion-MNIST must be in {source!r}, but {name} is '
-                         'not there. Run tools/dataset_converters/fashion_mnist.py first.')
+        raise UserError(
+            f'Fashion-MNIST must be in {source!r}, but {name} is not there. '
+            'Run tools/dataset_converters/fashion_mnist.py first.')
     for split, count in dict(train=train, val=val).items():
         if is_complete(target, split, count, seed):
             print(f'{target}/{split}: {count} images are there.')
@@ -170,16 +171,20 @@ def make_fashion_det(source: str, target: str, train: int = 3000,
             write_split(source, target, split, count, seed)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', help='folder of Fashion-MNIST')
-    parser.add_argument('target', help='where the data set goes')
+    parser.add_argument('target', help='folder for the data set')
     parser.add_argument('--train', type=int, default=3000,
                         help='number of images to train on')
     parser.add_argument('--val', type=int, default=500,
                         help='number of images to test on')
     parser.add_argument('--seed', type=int, default=0)
-    make_fashion_det(**vars(parser.parse_args()))
+    return parser.parse_args()
+
+
+def main() -> None:
+    make_fashion_det(**vars(parse_args()))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Put Fashion-MNIST (70,000 images, MIT licence, 31 MB) into a folder.
 
-Tries the files of Debian's package dataset-fashion-mnist, then the package
-itself, then the download of mmpretrain.
+The files come from Debian's package dataset-fashion-mnist, if it is installed,
+or else from a download of that package, or of mmpretrain.
 """
 import argparse
 import gzip
@@ -18,10 +18,45 @@ from sct_mm.utils.errors import UserError
 FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
          't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 INSTALLED = '/usr/share/datasets/fashion-mnist'
+# As root, apt downloads by a user of its own, who cannot write to our folders.
+DOWNLOAD = ('apt-get', '-o', 'APT::Sandbox::User=root', 'download')
 
 
-def unpack(source: str, target: str) -> bool:
-    """Unpack the files of Debian's package; False if they are not there."""
+def output_of(*command: str, folder: str) -> str | None:
+    """The output of a command; None if it fails, or does not end in time."""
+    try:
+        done = subprocess.run(command, cwd=folder, timeout=600, text=True,
+                              capture_output=True)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout
+
+
+def download(packages: Sequence[str], folder: str) -> bool:
+    """Download those of ``packages`` that this release of Debian has into
+    ``folder``, as files, from the mirrors of apt.
+
+    Returns:
+        bool: whether one was downloaded; False without apt.
+    """
+    for _ in range(2):
+        known = output_of('apt-cache', 'pkgnames', folder=folder) or ''
+        names = [name for name in packages if name in set(known.split())]
+        if names and output_of(*DOWNLOAD, *names, folder=folder) is not None:
+            return True
+        # apt's lists may be old or missing. Only this needs root.
+        output_of('apt-get', 'update', folder=folder)
+    return False
+
+
+def unpack_package(package: str, folder: str) -> bool:
+    """Put the files of a package into ``folder``; False if that fails."""
+    return output_of('dpkg-deb', '-x', osp.abspath(package), '.',
+               folder=folder) is not None
+
+
+def from_folder(source: str, target: str) -> bool:
+    """Unpack the files of Debian's package; False if they are missing."""
     archives = [osp.join(source, f'{name}.gz') for name in FILES]
     if not all(osp.isfile(archive) for archive in archives):
         return False
@@ -32,16 +67,18 @@ def unpack(source: str, target: str) -> bool:
 
 
 def from_package(target: str) -> bool:
-    """Download Debian's package, without installing it; False if one can't."""
+    """Download Debian's package, without installing it; False if that
+    fails."""
     with tempfile.TemporaryDirectory() as folder:
         if not download(['dataset-fashion-mnist'], folder):
             return False
         package = next(Path(folder).glob('*.deb'))
         return (unpack_package(str(package), folder)
-                and unpack(folder + INSTALLED, target))
+                and from_folder(folder + INSTALLED, target))
 
 
 def from_mmpretrain(target: str) -> bool:
+    """Download by mmpretrain; False if that fails."""
     from mmpretrain.datasets import FashionMNIST
     try:
         FashionMNIST(data_root=target, split='train', lazy_init=False)
@@ -51,19 +88,22 @@ def from_mmpretrain(target: str) -> bool:
     return True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('folder', help='where the data set goes')
-    folder = parser.parse_args().folder
+def fetch(folder: str) -> None:
+    """Put Fashion-MNIST into ``folder`` in the first way that works.
+
+    Raises:
+        UserError: if none works.
+    """
     if all(osp.isfile(osp.join(folder, name)) for name in FILES):
         print(f'Fashion-MNIST is in {folder}.')
         return
-    for way, fetch in (
-            ('files of Debian\'s package', lambda: unpack(INSTALLED, folder)),
+    for way, get in (
+            ('files of Debian\'s package',
+             lambda: from_folder(INSTALLED, folder)),
             ('Debian\'s package', lambda: from_package(folder)),
             ('mmpretrain\'s download', lambda: from_mmpretrain(folder))):
         print(f'Fashion-MNIST: trying {way} ...', flush=True)
-        if fetch():
+        if get():
             print(f'Fashion-MNIST is in {folder}.')
             return
     raise UserError(
@@ -71,41 +111,14 @@ def main() -> None:
         f'{folder!r}, or install the Debian package dataset-fashion-mnist.')
 
 
-# Root downloads too, into a folder that apt's own user may not write to.
-DOWNLOAD = ('apt-get', '-o', 'APT::Sandbox::User=root', 'download')
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('folder', help='for the data set')
+    return parser.parse_args()
 
 
-def run(*command: str, folder: str) -> str | None:
-    """What a command says; None if it failed, or did not end in time."""
-    try:
-        done = subprocess.run(command, cwd=folder, timeout=600, text=True,
-                              capture_output=True)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if done.returncode else done.stdout
-
-
-def download(packages: Sequence[str], folder: str) -> bool:
-    """Put those of ``packages`` that this release of Debian has into
-    ``folder``, as files, from the mirrors that apt uses.
-
-    Returns:
-        bool: whether there is one; without apt, there is none.
-    """
-    for _ in range(2):
-        known = (run('apt-cache', 'pkgnames', folder=folder) or '').split()
-        names = [name for name in packages if name in set(known)]
-        if names and run(*DOWNLOAD, *names, folder=folder) is not None:
-            return True
-        # The lists may be old, or none. Only this needs root.
-        run('apt-get', 'update', folder=folder)
-    return False
-
-
-def unpack_package(package: str, folder: str) -> bool:
-    """Put the files of a package into ``folder``; False if one can't."""
-    return run('dpkg-deb', '-x', osp.abspath(package), '.',
-               folder=folder) is not None
+def main() -> None:
+    fetch(parse_args().folder)
 
 
 if __name__ == '__main__':

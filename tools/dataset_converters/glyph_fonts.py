@@ -1,5 +1,5 @@
-"""Fonts whose capitals and digits can be read, and the families that share
-a design: what tools/dataset_converters/glyphs.py draws with."""
+"""Read fonts whose capitals and digits are legible, and group fonts of one
+design, for glyphs.py."""
 import functools
 import hashlib
 import io
@@ -14,21 +14,23 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageFont
 
+from sct_mm.utils.errors import UserError
+
 CHARACTERS = string.ascii_uppercase + string.digits
-TALL = 64  # pixels of the em at which a font is looked at
+TALL = 64  # pixels of the em at which fonts are compared
 GRID = 16  # edge of the map of a glyph by which shapes are compared
-# Of the fonts that were looked at, symbols (Symmetry BRK) stay below 0.1, and
-# letters over which a reader stumbles below 0.4.
+# Least share of characters that are recognised. Fonts of symbols (Symmetry
+# BRK) have less than 0.1, letters that are hard to read less than 0.4.
 LEGIBLE = 0.5
-# Between Hack and DejaVu Sans Mono, of which it was made: 0.987; Verana and
-# DejaVu 0.997; FreeSans and Switzera, both like Helvetica, below 0.93.
+# Least correlation of two fonts of one design: Hack and DejaVu Sans Mono, its
+# origin, have 0.987, Verana and DejaVu 0.997, but FreeSans and Switzera, both
+# like Helvetica, less than 0.93.
 ALIKE = 0.95
 
 
 class Font(NamedTuple):
-    """A font that can be read: ``data`` is its file, ``shapes`` (36, 256) its
-    characters' maps of mean 0 and norm 1, ``family`` and ``style`` what it
-    calls itself."""
+    """A legible font: ``data`` are the bytes of its file, ``shapes`` (36, 256)
+    the maps of its characters with mean 0 and norm 1."""
     file: str
     family: str
     style: str
@@ -41,7 +43,7 @@ class Font(NamedTuple):
 
 
 class Refused(ValueError):
-    """A font that is not drawn with; its text is the reason."""
+    """A font is not used; the text is the reason."""
 
 
 def first_word(family: str) -> str:
@@ -61,8 +63,8 @@ def glyphs_of(font: ImageFont.FreeTypeFont) -> list[tuple]:
     """Size and pixels of each character.
 
     Raises:
-        Refused: for a font that lacks one, or has one twice: of O and 0
-            alike, nobody can tell which was drawn.
+        Refused: if a character is missing, or if two look the same, such as
+            O and 0.
     """
     def drawn(text: str) -> tuple:
         mask = font.getmask(text, mode='L')
@@ -71,7 +73,7 @@ def glyphs_of(font: ImageFont.FreeTypeFont) -> list[tuple]:
     glyphs = [drawn(character) for character in CHARACTERS]
     if not all(any(pixels) for _, pixels in glyphs):
         raise Refused('a character is blank')
-    if drawn('\U0010fffe') in glyphs:  # no font has it, by Unicode
+    if drawn('\U0010fffe') in glyphs:  # by Unicode, no font has it
         raise Refused('a character is missing')
     if len(set(glyphs)) < len(glyphs):
         raise Refused('two characters look the same')
@@ -80,7 +82,8 @@ def glyphs_of(font: ImageFont.FreeTypeFont) -> list[tuple]:
 
 @functools.lru_cache(maxsize=1)
 def reference() -> np.ndarray:
-    """Maps (36, 256) that a font is compared with: of matplotlib's fonts."""
+    """Maps (36, 256) of fonts of matplotlib, by which characters are
+    recognised."""
     folder = osp.join(matplotlib.get_data_path(), 'fonts', 'ttf')
     fonts = [ImageFont.truetype(osp.join(folder, f'DejaVu{name}.ttf'), TALL)
              for name in ('Sans', 'SansMono', 'Serif', 'Sans-Bold')]
@@ -92,9 +95,8 @@ def read_font(path: str) -> Font:
     """The font in the file at ``path``.
 
     Raises:
-        Refused: if its characters cannot be told apart, or if more than
-            ``1 - LEGIBLE`` of them look like another one of DejaVu, or like
-            none.
+        Refused: see :func:`glyphs_of`, and if less than LEGIBLE of its
+            characters are recognised.
     """
     with open(path, 'rb') as file:
         data = file.read()
@@ -102,7 +104,7 @@ def read_font(path: str) -> Font:
         font = ImageFont.truetype(io.BytesIO(data), TALL)
         family, style = font.getname()
         glyphs = glyphs_of(font)
-    except (OSError, SyntaxError, MemoryError):  # as FreeType and Pillow do
+    except (OSError, SyntaxError, MemoryError):  # of FreeType and Pillow
         raise Refused('the file cannot be read') from None
     if not first_word(family or ''):
         raise Refused('the font has no name')
@@ -115,8 +117,8 @@ def read_font(path: str) -> Font:
 
 
 def read_fonts(paths: Sequence[str]) -> tuple[list[Font], dict[str, int]]:
-    """The fonts that can be read, in an order that does not depend on where
-    they lie, and how many were refused, by the reason."""
+    """The legible fonts, in an order that does not depend on their folder, and
+    {reason: number of fonts that were refused}."""
     fonts, refused = [], Counter()
     for path in paths:
         try:
@@ -129,9 +131,8 @@ def read_fonts(paths: Sequence[str]) -> tuple[list[Font], dict[str, int]]:
 
 
 def families(fonts: Sequence[Font]) -> list[list[Font]]:
-    """Fonts of one design together: those whose families begin with the same
-    word (Liberation Sans, Liberation Mono), and those that look alike,
-    whatever they are called."""
+    """Groups of fonts of one design: fonts whose families begin with the same
+    word (Liberation Sans, Liberation Mono) or that look alike."""
     if not fonts:
         return []
     words = np.array([first_word(font.family) for font in fonts])
@@ -139,7 +140,7 @@ def families(fonts: Sequence[Font]) -> list[list[Font]]:
     linked = ((words[:, None] == words)
               | (flat @ flat.T > ALIKE * len(CHARACTERS)))
     first = np.arange(len(fonts))
-    while True:  # the first font that can be reached over links
+    while True:  # `first` becomes the first font of each group
         nearer = np.where(linked, first, len(fonts)).min(1)
         if (nearer == first).all():
             break
@@ -150,15 +151,15 @@ def families(fonts: Sequence[Font]) -> list[list[Font]]:
 
 def divide(groups: Sequence[list[Font]], shares: dict[str, float],
            seed: int) -> dict[str, list[list[Font]]]:
-    """Give each split its share of the families, at least one; the rest goes
-    to 'train'. A family's place in the order is a function of its name and
-    ``seed``: one font more moves few.
+    """{split: groups}: each split gets its share of the groups, at least one,
+    and 'train' the rest. The order of the groups depends on their names and
+    ``seed``: another font moves few groups.
 
     Raises:
-        ValueError: if there are fewer families than splits.
+        UserError: if there are fewer groups than splits.
     """
     if len(groups) <= len(shares):
-        raise ValueError(
+        raise UserError(
             f'Fonts of at least {len(shares) + 1} families are needed, but '
             f'got {len(groups)} that can be read. Give more fonts.')
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # build_mmcv.sh PYTHON DISTRIBUTION==VERSION CACHE: install mmcv with its
-# compiled operators. PyPI has the sources only. The wheel is built once for
-# each version of Python and torch, and kept in CACHE; for CUDA too, where
-# torch sees a GPU.
+# compiled operators, of which PyPI has the sources only. The wheel is built
+# once for each version of Python and torch, and kept in CACHE. If torch sees a
+# GPU, it is built for CUDA, too.
 set -euo pipefail
 python=$1
 wanted=$2
@@ -35,14 +35,15 @@ print(torch.version.cuda)') and set CUDA_HOME, or hide the GPU (export" \
              "CUDA_VISIBLE_DEVICES=)." >&2; exit 1; }
 }
 
-# For a toolkit without its libraries' headers: those of torch's own.
+# A CUDA toolkit may lack the headers of its libraries, which torch's packages
+# have.
 find_headers() {
     own=$("$python" -c 'import glob, sysconfig
 print(":".join(glob.glob(sysconfig.get_path("purelib") + "/nvidia/*/include")))')
     export CPLUS_INCLUDE_PATH=$own${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}
 }
 
-# One line for every ten objects of the compiler's.
+# Print a line for every ten objects that are compiled.
 progress() {
     while IFS= read -r line; do
         [[ $line =~ ^\ *\[([0-9]+)/([0-9]+)\] ]] || continue
@@ -59,7 +60,7 @@ build() {
     log=$wheels/$distribution.log
     echo "Building $wanted for $key: once, 7 minutes on two cores without CUDA."
     # -g0: without debug symbols it takes half the time. pip's cache does not
-    # tell a wheel with operators from one without.
+    # distinguish a wheel with operators from one without.
     (( ! cuda )) || find_headers
     MMCV_WITH_OPS=1 FORCE_CUDA=$cuda \
         CFLAGS=-g0 CXXFLAGS=-g0 MAX_JOBS=$(nproc) \
@@ -71,6 +72,6 @@ build() {
 }
 
 wheel "$wheels" >/dev/null || build
-# They are one package under three names.
+# The three distributions install the same package.
 pip uninstall -qq -y mmcv mmcv-lite onedl-mmcv
 pip install -qq --no-deps "$(wheel "$wheels")"

@@ -1,4 +1,5 @@
-"""The cards of our configs, for openmim and mmpretrain: metafile-*.yml."""
+"""Write configs/metafile-*.yml, which describe the configs to openmim: scales,
+parameters, FLOPs and results."""
 import argparse
 import copy
 import glob
@@ -9,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from experiments import EXPERIMENTS, Each
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -23,17 +23,18 @@ from sct_mm.utils.cli import cli
 from sct_mm.utils.config import load_config
 from sct_mm.utils.config_walk import pipeline_of, pipelines_in, type_name
 from sct_mm.utils.errors import UserError
-from sct_mm.utils.package import CARDS
 
-# {config: {size in pixels: {metric: value}}}
+# {config: {size in pixels: {metric: value in %}}}
 Results = dict[str, dict[int, dict[str, float]]]
 
-HEADER = ('# By tools/dev/fill_metafile.py. FLOPs are multiply-adds of one square '
-          'image at the\n# first of the scales, parameters those of all '
-          'scales. Results are those of\n# docs/results, in %, means over '
-          'the seeds; a metric without a size is at the\n# first of the '
-          'scales.\n')
-# As tools/test.py calls them -> as the hosts' cards do, and what 1 % is.
+CARDS = osp.join('configs', 'metafile-{}.yml')
+HEADER = '''\
+# By tools/dev/fill_metafile.py. FLOPs are multiply-adds of one square image at
+# the first of the scales, parameters those of all scales. Results are those of
+# docs/results, in %, means over the seeds; a metric without a size is at the
+# first of the scales.
+'''
+# {name in tools/test.py: (name in the metafiles of the hosts, value of 1 %)}
 METRICS = {'accuracy/top1': ('Top 1 Accuracy', 1.0),
            'accuracy/top5': ('Top 5 Accuracy', 1.0),
            'coco/bbox_mAP': ('box AP', 0.01),
@@ -41,12 +42,13 @@ METRICS = {'accuracy/top1': ('Top 1 Accuracy', 1.0),
 
 
 class Data(NamedTuple):
-    cards: str  # of which file
+    """A data set, and the metafile-CARDS.yml that has its configs."""
+    cards: str
     task: str
     name: str
 
 
-# What the name of a config says of its data.
+# {part of the name of a config: the data set that it trains on}
 DATA = {'_in1k': Data('classification', 'Image Classification',
                       'ImageNet-1k'),
         '_fashion-mnist': Data('classification', 'Image Classification',
@@ -59,26 +61,23 @@ DATA = {'_in1k': Data('classification', 'Image Classification',
 
 
 def data_of(config: str) -> Data:
-    """Task and data set of a config, by its name."""
     return next(data for part, data in DATA.items() if part in config)
 
 
-def of_experiment(name: str, found: dict) -> Results:
-    """The arms of tools/benchmarks/experiments/reproduce.py that are a config as it is."""
+def results_of_experiment(found: dict) -> Results:
+    """What tools/benchmarks/experiments/reproduce.py wrote of the arms that
+    train a config without a change."""
     results: Results = {}
-    for label, arm in EXPERIMENTS[name].arms.items():
-        if (isinstance(arm, Each) or arm.epochs is not None or arm.options
-                or arm.start is not None):
-            continue
-        for metric in set(METRICS) & set(found):
-            for size, (mean, _) in found[metric].get(label, {}).items():
-                results.setdefault(osp.basename(arm.config), {}).setdefault(
+    for metric in METRICS.keys() & found.keys():
+        for arm, config in found['configs'].items():
+            for size, (mean, _) in found[metric][arm].items():
+                results.setdefault(config, {}).setdefault(
                     int(size), {})[metric] = mean
     return results
 
 
-def of_test(models: list[dict]) -> Results:
-    """The models that tools/test.py tested, by the names of their configs."""
+def results_of_test(models: list[dict]) -> Results:
+    """What tools/test.py wrote of ``models``."""
     results: Results = {}
     for model in models:
         config = osp.splitext(osp.basename(model['config']))[0]
@@ -89,16 +88,16 @@ def of_test(models: list[dict]) -> Results:
     return results
 
 
-def join(results: Results, more: Results) -> None:
-    """Add the sizes of ``more`` to those of ``results``."""
+def merge(results: Results, more: Results) -> None:
+    """Add the sizes of ``more`` to those of ``results``, or replace them."""
     for config, rows in more.items():
         results.setdefault(config, {}).update(rows)
 
 
 def results_in(folder: str) -> Results:
-    """What the JSON files in ``folder`` hold of our configs; more seeds
-    (tools/benchmarks/experiments/reproduce.py) go before fewer, and before one run (tools/test.py).
-    What is of another kind is left out.
+    """The results in the JSON files of ``folder``. Those of more seeds, by
+    reproduce.py, replace those of fewer, and those of tools/test.py, which
+    tests one run. Files of another kind are left out.
 
     Raises:
         UserError: for a file that cannot be read as one of either tool.
@@ -106,29 +105,30 @@ def results_in(folder: str) -> Results:
     several: list[tuple[int, Results]] = []
     single: Results = {}
     for path in sorted(glob.glob(osp.join(folder, '*.json'))):
-        name = osp.splitext(osp.basename(path))[0]
         try:
             with open(path, encoding='utf-8') as file:
                 found = json.load(file)
-            if name in EXPERIMENTS:
+            if 'seeds' in found:
                 several.append((len(found['seeds']),
-                                of_experiment(name, found)))
-            elif isinstance(found, dict) and 'models' in found:
-                join(single, of_test(found['models']))
+                                results_of_experiment(found)))
+            elif 'models' in found:
+                merge(single, results_of_test(found['models']))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f'The result {path!r} cannot be read ({error!r}).'
-                            ' Make it again by tools/benchmarks/experiments/reproduce.py or '
-                            'tools/test.py.') from None
+            raise UserError(
+                f'The result {path!r} cannot be read ({error!r}). Make it '
+                'again by tools/benchmarks/experiments/reproduce.py or '
+                'tools/test.py.') from None
     seeds: Results = {}
     for _, results in sorted(several, key=lambda each: each[0]):
-        join(seeds, results)
+        merge(seeds, results)
     return {**single, **seeds}
 
 
 @torch.no_grad()
 def cost_of(model: nn.Module, size: int) -> dict:
-    """Parameters, and multiply-adds of a square image of ``size`` pixels
-    where the network runs on images alone; no number is computed."""
+    """Parameters, and multiply-adds of a square image of ``size`` pixels. The
+    latter are left out of a network that does not run on images alone.
+    Nothing is computed: the network moves to the meta device."""
     cost = dict(Parameters=sum(p.numel() for p in model.parameters()))
     model = model.to('meta').eval()
     channels = next(p for p in model.parameters() if p.dim() == 4).shape[1]
@@ -137,28 +137,27 @@ def cost_of(model: nn.Module, size: int) -> dict:
         with use_scale(model, size if scales_of(model) else None):
             cost['FLOPs'] = int(flops_of(
                 lambda: model(image, mode='tensor')))
-    except Exception:  # of a head that asks the samples, each in its way
+    except Exception:  # a head that needs data samples fails in its own way
         pass
     return cost
 
 
-def sct_of(cfg: Config) -> dict | None:
-    """The SCTLossHook of a config; None of a stock network."""
+def sct_hook_of(cfg: Config) -> dict | None:
+    """The config of the SCTLossHook; None if there is none."""
     return next((hook for hook in cfg.get('custom_hooks', ())
                  if type_name(hook) == 'SCTLossHook'), None)
 
 
 def scales_in(cfg: Config, model: nn.Module, size: int) -> list[int]:
-    """What a network is trained at: its rows, what the hook is told, or
-    what the pipeline makes; ``size`` where it resizes nothing."""
-    told = (sct_of(cfg) or {}).get('scales')
+    """The sizes at which a network is trained: those of its SSBN layers, of
+    its hook, or of its training pipeline; else ``size``."""
     pipeline = pipeline_of(cfg.train_dataloader) or []
-    return list(scales_of(model) or told or train_sizes(pipeline)
-                or (size, ))
+    return list(scales_of(model) or (sct_hook_of(cfg) or {}).get('scales')
+                or train_sizes(pipeline) or (size, ))
 
 
 def metrics_of(rows: dict[int, dict[str, float]], base: int) -> dict:
-    """{name: %} from the largest size down, the base scale's first."""
+    """{name: %}, first at ``base``, then from the largest size down."""
     metrics = {}
     for size in sorted(rows, key=lambda each: (each != base, -each)):
         for metric, value in rows[size].items():
@@ -169,7 +168,8 @@ def metrics_of(rows: dict[int, dict[str, float]], base: int) -> dict:
 
 
 def card_of(path: str, config: str, results: Results) -> dict:
-    """The card of the config at ``path``, which cards call ``config``."""
+    """The card of the config at ``path``, which lies at ``config`` in the
+    repository."""
     cfg = load_config(path)
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
@@ -185,7 +185,7 @@ def card_of(path: str, config: str, results: Results) -> dict:
         metadata['Epochs'] = cfg.train_cfg.max_epochs
     card = {'Name': name, 'Config': config,
             'Metadata': {**metadata, **cost_of(model, scales[0])}}
-    if sct_of(cfg):
+    if sct_hook_of(cfg):
         card['In Collection'] = f'SCT {data.cards}'
     if results.get(name):
         card['Results'] = [dict(Task=data.task, Dataset=data.name,
@@ -204,7 +204,7 @@ def collection(cards: str) -> dict:
 
 def make_cards(root: str, results: Results | None = None
                ) -> dict[str, str]:
-    """{path below ``root``: text} of the cards of all configs in it."""
+    """{path below ``root``: text} of the cards of all configs below it."""
     paths = sorted(glob.glob(osp.join(root, 'configs', '**', '*.py'),
                              recursive=True))
     made: dict[str, tuple[dict, list]] = {}
@@ -222,14 +222,14 @@ def make_cards(root: str, results: Results | None = None
 
 def write_cards(root: str) -> list[str]:
     """Write the cards of the repository at ``root`` from its configs and
-    docs/results: what tools/dev/fill_metafile.py does.
+    docs/results.
 
     Returns:
         list: the paths of the files.
 
     Raises:
-        UserError: for a folder without configs, and for what
-            :func:`results_in` refuses.
+        UserError: if there is no config, and for a result that cannot be
+            read.
     """
     made = make_cards(root, results_in(osp.join(root, 'docs', 'results')))
     if not made:
@@ -240,11 +240,15 @@ def write_cards(root: str) -> list[str]:
     return [osp.join(root, path) for path in made]
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.', metavar='FOLDER',
                         help='of the repository (default: this one)')
-    for path in write_cards(parser.parse_args().root):
+    return parser.parse_args()
+
+
+def main() -> None:
+    for path in write_cards(parse_args().root):
         print(path)
 
 

@@ -1,4 +1,5 @@
-"""One image at several sizes: what a network sees, and what it says."""
+"""Draw one image at several sizes, with the class or the boxes that a network
+finds at each."""
 import argparse
 import copy
 import os.path as osp
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import mmcv
 import numpy as np
 import torch
+from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
@@ -19,6 +21,7 @@ from sct_mm.datasets.size_switch import SizeSwitch
 from sct_mm.engine.load_model import loaded_model
 from sct_mm.engine.loops import check_sizes
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.evaluation.plots import new_figure, save_plot
 from sct_mm.models.cascade import (
     check_cascade_sizes,
     check_thresholds,
@@ -27,7 +30,7 @@ from sct_mm.models.cascade import (
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import scales_of
 from sct_mm.utils.arguments import check_number
-from sct_mm.utils.checkpoint import check_checkpoint, check_outputs, save_plot
+from sct_mm.utils.checkpoint import check_checkpoint, check_outputs
 from sct_mm.utils.cli import add_cfg_options, cli
 from sct_mm.utils.config import check_test_data, check_test_set, load_config
 from sct_mm.utils.config_walk import pipelines_in, type_name
@@ -35,11 +38,16 @@ from sct_mm.utils.errors import UserError
 from sct_mm.utils.safe_load import protected_loading
 from sct_mm.utils.sizes import Sizes, expand_sizes
 
+PANEL = 2.6  # width of an image in the figure, inches
+
 
 class View(NamedTuple):
-    """An image at ``size`` pixels. ``pixels`` (H, W) or (H, W, 3), 0 to 255;
-    ``scores`` (classes,) of a classifier, else ``boxes``, mmdet's instances,
-    and ``shape``, height and width of the image that they are of."""
+    """An image at ``size`` pixels, and what the network finds.
+
+    ``pixels`` are (H, W) or (H, W, 3), from 0 to 255; ``scores`` (classes,)
+    are those of a classifier. The ``boxes`` of mmdet are in pixels of the
+    original image, whose height and width are ``shape``.
+    """
     size: int
     pixels: np.ndarray
     scores: torch.Tensor | None = None
@@ -49,15 +57,15 @@ class View(NamedTuple):
 
 def samples_of(cfg: Config, image: int | str, sizes: Sequence[int],
                channels: int) -> list[dict]:
-    """The image as the test pipeline makes it, at each of ``sizes``.
+    """The output of the test pipeline for the image at each of ``sizes``.
 
     Args:
-        image: its index in the test set, or the path of a file, which has
+        image: an index in the test set, or the path of a file, which has
             no annotations.
-        channels: 1 for a grey image.
+        channels: 1 for a grey image, 3 for color.
 
     Raises:
-        UserError: for an index or a file that is not there.
+        UserError: for an index or a file that does not exist.
     """
     if isinstance(image, int):
         check_test_data(cfg)
@@ -81,14 +89,14 @@ def samples_of(cfg: Config, image: int | str, sizes: Sequence[int],
 
 
 def _read(path: str, channels: int) -> dict:
-    """What a pipeline gets of an image in a file.
+    """The input of a pipeline for an image in a file.
 
     Raises:
-        UserError: for a file that is none.
+        UserError: for a file that OpenCV cannot read.
     """
     try:
         pixels = mmcv.imread(path, 'grayscale' if channels == 1 else 'color')
-    except Exception:  # of OpenCV, for an empty file
+    except Exception:  # OpenCV raises several for an empty file
         pixels = None
     if pixels is None:
         raise UserError(f'The image must be a file that OpenCV reads, but '
@@ -98,8 +106,8 @@ def _read(path: str, channels: int) -> dict:
 
 
 def _of_a_file(pipeline: list[dict]) -> list[dict]:
-    """``pipeline`` without annotations; its own reading, which may ask for
-    grey or for floats, is of a local file."""
+    """``pipeline`` without annotations, and with a local file to read, in the
+    way that it reads files (as grey, or as floats)."""
     for transform in pipeline:
         if type_name(transform) == 'LoadImageFromFile':
             for name in ('backend_args', 'file_client_args'):
@@ -109,8 +117,8 @@ def _of_a_file(pipeline: list[dict]) -> list[dict]:
 
 
 def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
-    """(C, H, W) as (H, W) or (H, W, 3), 0 to 255; with ``preprocessor``,
-    without its normalization."""
+    """(C, H, W) as (H, W) or (H, W, 3), from 0 to 255, without the
+    normalization of ``preprocessor``."""
     image = image.float().cpu()
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None:
@@ -127,8 +135,8 @@ def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
 @torch.no_grad()
 def classified(model: nn.Module, sample: dict,
                sizes: Sequence[int]) -> list[View]:
-    """A view a size, the smallest first: ``sample``, which is of the largest,
-    as SCT and :class:`Cascade` resize it."""
+    """A view per size, the smallest first. ``sample`` has the largest size and
+    is resized as by SCTLossHook and by Cascade."""
     preprocessor, views = model.data_preprocessor, []
     inputs = preprocessor(dict(inputs=[sample['inputs']]), False)['inputs']
     padding = padding_of(model)
@@ -144,11 +152,11 @@ def classified(model: nn.Module, sample: dict,
 @torch.no_grad()
 def detected(model: nn.Module, samples: Sequence[dict],
              sizes: Sequence[int], least: float) -> list[View]:
-    """A view a size, each of ``samples`` at its size, with the boxes of a
-    score of at least ``least``.
+    """A view per size, each of its sample, with the boxes whose score is at
+    least ``least``.
 
     Raises:
-        UserError: for a network that finds no boxes.
+        UserError: if the network does not find boxes.
     """
     views = []
     for size, sample in zip(sizes, samples, strict=True):
@@ -169,14 +177,15 @@ def detected(model: nn.Module, samples: Sequence[dict],
 
 def stop_of(views: Sequence[View], thresholds: Sequence[float]) -> int:
     """Index of the view at which a cascade stops."""
-    return next((index for index, (view, threshold) in enumerate(
-        zip(views, thresholds, strict=True)) if view.scores.max() > threshold),
-        len(views) - 1)
+    for index, threshold in enumerate(thresholds):
+        if views[index].scores.max() > threshold:
+            return index
+    return len(views) - 1
 
 
 def classes_of(cfg: Config, checkpoint: dict) -> Sequence[str]:
-    """Names of the classes, as the checkpoint or the data set tells; empty
-    where neither does."""
+    """The names of the classes in the checkpoint or in the data set; empty if
+    neither has them."""
     meta = checkpoint.get('meta') or {}
     known = dict(meta.get('dataset_meta') or {})
     config = next(iter(_parts(cfg.test_dataloader.dataset)))
@@ -201,31 +210,31 @@ def show_sizes(config: str, checkpoint: str, image: int | str,
                thresholds: float | Sequence[float] | None = None,
                least: float = 0.3, force: bool = False,
                cfg_options: dict | None = None) -> dict:
-    """Draw one image at several sizes into a PNG: what tools/visualizations/show_sizes.py does.
+    """Draw one image at several sizes into a PNG.
 
-    Of a classifier: what it sees, class and confidence, and, with
-    ``thresholds``, where a :class:`Cascade` stops, which resizes the image.
-    Of a detector: its boxes; the test pipeline resizes.
+    For a classifier, the image is resized as by SCTLossHook and by Cascade;
+    class and confidence are drawn, and with ``thresholds`` the size at which a
+    Cascade stops. For a detector, the test pipeline resizes the image, and
+    boxes are drawn.
 
     Args:
-        image: its index in the test set, or the path of a file.
+        image: an index in the test set, or the path of a file.
         out: path of the PNG.
         sizes: pixels, also as ranges (:func:`expand_sizes`); None: the
-            trained ones, else the config's.
-        thresholds: of a cascade over the sizes, one or one for each but the
-            largest.
-        least: score of the boxes that are drawn; mmdet's inferencers take
-            0.3, too.
+            trained sizes, else that of the config.
+        thresholds: of a cascade over the sizes: one, or one for each size but
+            the largest.
+        least: score from which boxes are drawn; 0.3 is mmdet's default, too.
         force: overwrite ``out``.
 
     Returns:
-        dict: ``views``, a :class:`View` a size, the smallest first;
-        ``stop``, the index of the one that a cascade stops at, or None;
-        ``classes``; ``truth``, the class of the image, or None.
+        dict: ``views``, a :class:`View` per size, the smallest first;
+        ``stop``, the index of the view at which a cascade stops, or None;
+        ``classes``, their names; ``truth``, the class of the image, or None.
 
     Raises:
-        UserError, TypeError, ValueError: for what is missing, does not fit,
-            or stands in the way; a cascade of a detector.
+        UserError, TypeError, ValueError: for an argument that does not fit, a
+            missing file, an ``out`` that exists, or a cascade of a detector.
     """
     check_outputs([out], force, ending='.png')
     check_number('least', least, 0, 'The default is 0.3.', 1)
@@ -239,18 +248,18 @@ def show_sizes(config: str, checkpoint: str, image: int | str,
         if wanted is None and scales_of(model) is None:
             wanted = [nominal_size(next(pipelines_in(
                 cfg.test_dataloader.dataset))[1])]
-        found = view(model, cfg, image,
-                     check_sizes(wanted, model)[::-1], thresholds, least)
+        found = views_of(model, cfg, image, check_sizes(wanted, model)[::-1],
+                         thresholds, least)
         found['classes'] = classes_of(cfg, weights)
     draw(found, str(image), out)
     return found
 
 
-def view(model: nn.Module, cfg: Config, image: int | str,
-         sizes: Sequence[int],
-         thresholds: float | Sequence[float] | None,
-         least: float) -> dict:
-    """What :func:`show_sizes` returns, but the classes; ``sizes`` are from
+def views_of(model: nn.Module, cfg: Config, image: int | str,
+             sizes: Sequence[int],
+             thresholds: float | Sequence[float] | None,
+             least: float) -> dict:
+    """The result of :func:`show_sizes` without ``classes``; ``sizes`` go from
     the smallest up."""
     limits = None if thresholds is None else check_thresholds(
         thresholds, check_cascade_sizes(sizes))
@@ -260,7 +269,7 @@ def view(model: nn.Module, cfg: Config, image: int | str,
         3 if first is None else first.shape[1])
     samples = samples_of(cfg, image, sizes, channels)
     sample = samples[-1].get('data_samples')
-    if not hasattr(sample, 'gt_instances'):  # mmdet's have them in any case
+    if not hasattr(sample, 'gt_instances'):  # every sample of mmdet has them
         views = classified(model, samples[-1], sizes)
     elif limits is None:
         views = detected(model, samples, sizes, least)
@@ -270,36 +279,28 @@ def view(model: nn.Module, cfg: Config, image: int | str,
                         '--cascade out.')
     truth = getattr(sample, 'gt_label', None)
     if truth is not None and truth.numel() != 1:
-        truth = None  # of several labels
+        truth = None  # several labels
     return dict(views=views, truth=None if truth is None else int(truth),
                 stop=None if limits is None else stop_of(views, limits))
 
 
-PANEL = 2.6  # inches, of an image's width
-
-
-def named(label: int, classes: Sequence[str]) -> str:
-    """A class by its name, or, unknown, its number."""
+def class_name(label: int, classes: Sequence[str]) -> str:
     return classes[label] if label < len(classes) else f'class {label}'
 
 
 def draw(found: dict, title: str, path: str) -> None:
-    """Draw what :func:`show_sizes` returns into a PNG, the smallest size on
-    the left; every image as large, so that its pixels are seen."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    """Draw the result of :func:`show_sizes` into a PNG, the smallest size on
+    the left. All images are drawn equally large, which shows their pixels."""
     views, stop = found['views'], found['stop']
     height, width = views[-1].shape or views[-1].pixels.shape[:2]
-    figure, axes = plt.subplots(
-        1, len(views), squeeze=False, layout='constrained',
-        figsize=(PANEL * len(views), PANEL * height / width + 0.9))
-    for index, (view, axis) in enumerate(zip(views, axes[0], strict=True)):
+    figure, axes = new_figure(PANEL * len(views),
+                              PANEL * height / width + 0.9, len(views))
+    for index, (view, axis) in enumerate(zip(views, axes, strict=True)):
         if view.scores is not None:
             axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,
                         interpolation='nearest')
             label = int(view.scores.argmax())
-            text = (f'{named(label, found["classes"])} '
+            text = (f'{class_name(label, found["classes"])} '
                     f'{float(view.scores[label]):.2f}')
         else:
             text = _draw_boxes(axis, view, found['classes'])
@@ -309,16 +310,15 @@ def draw(found: dict, title: str, path: str) -> None:
         if stop is not None:
             _mark(axis, index, stop)
     if found['truth'] is not None:
-        title += f': {named(found["truth"], found["classes"])}'
+        title += f': {class_name(found["truth"], found["classes"])}'
     figure.suptitle(f'image {title}', fontsize=10)
     save_plot(figure, path, 100)
 
 
 def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:
-    """The image and its boxes; returns how many there are."""
-    from matplotlib.patches import Rectangle
+    """Draw the image and its boxes; return their number as a text."""
     height, width = view.shape[:2]
-    # mmdet's boxes are in pixels of the original.
+    # The boxes are in pixels of the original image.
     axis.imshow(view.pixels / 255, cmap='gray', vmin=0, vmax=1,
                 interpolation='nearest', extent=(0, width, height, 0))
     boxes = view.boxes
@@ -328,7 +328,7 @@ def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:
         color = f'C{label % 10}'
         axis.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1],
                                  fill=False, color=color, linewidth=1.5))
-        axis.text(box[0], box[1], f'{named(label, classes)} {score:.2f}',
+        axis.text(box[0], box[1], f'{class_name(label, classes)} {score:.2f}',
                   fontsize=6, color='white', clip_on=True,
                   verticalalignment='bottom', bbox=dict(
                       facecolor=color, linewidth=0, pad=0.5, alpha=0.8))
@@ -336,7 +336,7 @@ def _draw_boxes(axis: Any, view: Any, classes: Sequence[str]) -> str:
 
 
 def _mark(axis: Any, index: int, stop: int) -> None:
-    """Frame the size at which a cascade stops, and name what the others do."""
+    """Frame the size at which a cascade stops, and label all sizes."""
     text = ('unsure, goes up' if index < stop
             else 'decided here' if index == stop else 'not run')
     color, width = ('C2', 4) if index == stop else ('0.4', 1)

@@ -52,7 +52,7 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
         for layer in ssbn_layers(by_hand):
             layer.train()
         total = 0
-        passes = hook._passes.schedule.passes(9, hook.step)
+        passes = hook.sct.schedule.passes(9, hook.step)
         assert 16 not in {p.scale for p in passes}
         for p in passes:
             share = p.share or slice(None)
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
             assert_close(ours.running_var[1:], theirs.running_var[1:])
             # The base's own do not move the reference's teacher either.
             theirs.running_mean[0] = ours.running_mean[0]
-            hook._passes.restore()
+            hook.sct.restore()
             for name, value in ours.row(16).items():
                 theirs.row(16)[name].data.copy_(value)
 

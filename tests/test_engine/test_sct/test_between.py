@@ -95,7 +95,7 @@ def test_loss_and_gradients_are_those_of_a_loop(norm, options):
     for hook.step in range(4):
         data = batch(n=9, seed=hook.step)
         total = 0
-        for p in hook._passes.schedule.passes(9, hook.step):
+        for p in hook.sct.schedule.passes(9, hook.step):
             share = p.share or slice(None)
             x = tv.resize(data['inputs'][share], [p.size] * 2, antialias=True)
             with use_scale(by_hand, p.size):
@@ -147,7 +147,7 @@ def test_sizes_are_multiples_of_both_divisors():
     for ours, want in ((1, 4), (6, 12), (8, 8)):
         hook = SCTLossHook(scales=(64, 32), between=0.5, size_divisor=ours)
         hook.attach(model)
-        assert hook._passes.schedule.divisor == want
+        assert hook.sct.schedule.divisor == want
         hook.detach()
 
 

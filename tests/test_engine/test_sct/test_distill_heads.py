@@ -135,7 +135,7 @@ def test_the_ensemble_learns_by_the_targets_of_the_head(kind):
         total = total - each.sum(1).mean()
     gradient, = torch.autograd.grad(total, vector)
     assert gradient.abs().max() > 1e-4
-    assert_close(torch.stack([hook._points[s] for s in SCALES]),
+    assert_close(torch.stack([hook.sct.ensemble()[s] for s in SCALES]),
                  -.1 * gradient, rtol=1e-4, atol=1e-7)
 
 

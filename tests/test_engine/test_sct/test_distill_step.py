@@ -36,6 +36,11 @@ def mixed(seed=0):
     return preprocessor(labelled(seed=seed), training=True)
 
 
+def goes_on_from(hook, ensemble):
+    """As a run that resumes, whose checkpoint holds an ``ensemble``."""
+    hook.after_load_checkpoint(mock.Mock(_resume=True), {ENSEMBLE: ensemble})
+
+
 def kl(p, q, temperature):
     """sum_c p_c log(p_c / q_c), the mean over the images."""
     p, q = (torch.exp(z / temperature) for z in (p, q))
@@ -90,7 +95,8 @@ def test_loss_and_gradients_are_those_of_a_loop(backward, teachers, make):
         weights, options = (2., 1., .5), dict(scale_of_kl=.7, temperature=2.5)
         ours = dict(loss_weights=weights, distill_weight=.7, temperature=2.5)
     hook = SCTLossHook(distill=teachers, backward=backward, **ours)
-    hook._points = dict(zip(SCALES, vector.detach().clone(), strict=True))
+    goes_on_from(hook, dict(zip(SCALES, vector.detach().clone(),
+                                strict=True)))
     hook.attach(model)
     for seed in range(2):
         data = make(seed=seed)
@@ -178,8 +184,8 @@ def test_an_overflow_does_not_reach_the_ensemble():
     hook.attach(model)  # of which all entries are zero
     model.net[-1].bias.data.fill_(torch.inf)
     model(**batch(), mode='loss')
-    assert set(hook._points) == set(SCALES)
-    assert all(point == 0 for point in hook._points.values())
+    assert set(hook.sct.ensemble()) == set(SCALES)
+    assert all(point == 0 for point in hook.sct.ensemble().values())
 
 
 def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path):
@@ -210,7 +216,8 @@ def test_what_is_loaded_starts_a_new_ensemble(tmp_path):
         hook.before_run(mock.Mock())
         hook.after_load_checkpoint(mock.Mock(_resume=resumes, hooks=[]),
                                    {ENSEMBLE: points})
-        assert hook._points == (points if resumes else {})
+        hook.attach(Classifier())
+        assert hook.sct.ensemble() == (points if resumes else {})
 
 
 def test_the_ensemble_is_of_one_model_and_one_hook():
@@ -218,14 +225,14 @@ def test_the_ensemble_is_of_one_model_and_one_hook():
     model = Classifier()
     hook.attach(model)
     model(**mixed(), mode='loss')
-    learned = dict(hook._points)
+    learned = hook.sct.ensemble()
     assert learned
     other = copy.deepcopy(hook)
     other.attach(Classifier())
     other.model(**mixed(), mode='loss')
-    assert_close(hook._points, learned, rtol=0, atol=0)
+    assert_close(hook.sct.ensemble(), learned, rtol=0, atol=0)
     hook.attach(Classifier())
-    assert not hook._points
+    assert not hook.sct.ensemble()
 
 
 @pytest.mark.parametrize('head, loss', [

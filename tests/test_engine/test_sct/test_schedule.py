@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SSBN, SCTLossHook, set_scale
-from sct_mm.engine.sct.checks import batch_size_of
+from sct_mm.engine.hooks.sct_loss_hook import batch_size_of
 from sct_mm.engine.sct.schedule import (
     check_scales_per_step,
     check_shares,
@@ -258,7 +258,7 @@ def test_an_image_weighs_the_same_in_every_batch(double_precision,
         data = batch(n=n)
         for i, sample in enumerate(data['data_samples']):
             sample.index = i
-        hook._passes.shares_fit = True
+        hook.sct._shares_fit = True
         model.weights.grad = None
         model(**data, mode='loss')['loss'].backward()
         want = torch.zeros(9)

@@ -1,4 +1,5 @@
-"""The arms of a benchmark, each of which runs in its own process."""
+"""The arms of the benchmark: ways to train a network, each in its own
+process."""
 import itertools
 import resource
 import statistics
@@ -19,7 +20,7 @@ from sct_mm.utils.cli import device_name
 from sct_mm.utils.config import check_data, load_config, set_loader_defaults
 from sct_mm.utils.errors import UserError
 
-# Arm -> arguments of SCTLossHook; None trains without it.
+# {arm: arguments of its SCTLossHook, or None if it has none}
 _HOOKS: dict[str, dict | None] = dict(
     ssbn=None, joint=dict(backward='joint'), per_scale={},
     two_scales=dict(scales_per_step=2), partition=dict(partition=True),
@@ -28,9 +29,9 @@ ARMS = tuple(_HOOKS)
 
 
 class _Lists(fx.Interpreter):
-    """Run each operation on a list of inputs, one a scale, before the next
-    operation, with a list of BN for each norm: the shape of RS-Nets' code
-    (arXiv 2007.09558), where all scales live in memory together."""
+    """Run each operation on a list of inputs, one per scale, before the next
+    operation, with a list of BN in place of each norm. RS-Nets' code
+    (arXiv 2007.09558) does so, and keeps all scales in memory."""
 
     def run_node(self, node: fx.Node):
         if node.op in ('placeholder', 'get_attr', 'output'):
@@ -60,11 +61,11 @@ class _Tracer(fx.Tracer):
 
 
 class ListModel(nn.Module):
-    """A classifier with one BN a scale in a list, over a list of inputs.
+    """A classifier with a list of BN, one per scale, and a list of inputs.
 
     Raises:
-        UserError: for another model than a classifier, or if torch.fx cannot
-            trace the backbone.
+        UserError: if the model is no classifier, or torch.fx cannot trace its
+            backbone.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,14 +105,15 @@ class ListModel(nn.Module):
         return dict(loss=sum(losses) / len(losses))
 
 
-def _memory() -> int:
-    """Peak bytes so far: of the allocator on a GPU, else of the process."""
+def _peak_memory() -> int:
+    """Peak bytes of torch's allocator on a GPU, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _memory_at_hand() -> int:
+def _memory() -> int:
+    """Bytes that are in use."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
     with open('/proc/self/statm') as f:
@@ -119,7 +121,8 @@ def _memory_at_hand() -> int:
 
 
 class Worker:
-    """One arm: its network, its batch, its optimizer."""
+    """One arm: its network, batch and optimizer. Methods that measure are
+    called through the pipe of :func:`serve`."""
 
     def __init__(self, name: str, scale: int | None, args) -> None:
         self.cfg = load_config(args.config)
@@ -148,11 +151,11 @@ class Worker:
             self.hook.attach(self.model,
                              getattr(self.optim, 'loss_scaler', None))
         self.amp, self.args = args.amp, args
-        self.before = _memory_at_hand()
+        self.before = _memory()
 
     def _make_batch(self, size: int, model) -> dict:
         """A batch at the base scale: noise for a classifier, else the first
-        of the config's training images."""
+        training images of the config."""
         if not hasattr(model, 'head'):
             batches = iter(self._loader(size))
             return model.data_preprocessor(next(batches), True)
@@ -179,24 +182,24 @@ class Worker:
     def step(self, calls: int) -> float:
         """Median seconds of a training step."""
         if self.device == 'cuda':
-            self._step()  # its memory was given back after the turn before
+            self._step()  # allocates the memory that the last turn freed
         seconds = _median(self._step, calls)
         if self.device == 'cuda':
             torch.cuda.empty_cache()
         return seconds
 
     def peak(self) -> int:
-        """Peak bytes above what stood before the first step."""
-        return _memory() - self.before
+        """Peak bytes above those before the first step."""
+        return _peak_memory() - self.before
 
     def beside_plain(self, calls: int) -> float:
-        """Seconds of a training step over those of a plain step at the base
-        scale, in one process, whose memory serves both, step beside step."""
+        """Seconds of a training step divided by those of a plain step at the
+        base scale. Both alternate in this process and share its memory."""
         if not hasattr(self, 'plain'):
             self.plain = Worker('plain', self.scales[0], self.args)
             self.plain._step()
         seconds = []
-        for _ in range(calls):  # each of the two is first once
+        for _ in range(calls):  # each of the two goes first once
             ours, theirs = timed(self._step), timed(self.plain._step)
             seconds += [(ours, theirs),
                         (timed(self.plain._step), timed(self._step))[::-1]]
@@ -205,8 +208,8 @@ class Worker:
 
     @torch.no_grad()
     def infer(self, scale: int, calls: int) -> float:
-        """Seconds of an inference with SSBN over those with plain BN, in one
-        process, whose memory serves both, and call beside call."""
+        """Seconds of an inference with SSBN divided by those with plain BN.
+        Both alternate in this process and share its memory."""
         networks = (self.model.eval(),
                     extract_scale(self.model, scale).eval())
         batch = self._resized(scale)
@@ -218,7 +221,7 @@ class Worker:
         return ours / theirs
 
     def resize(self) -> float:
-        """Seconds of the resizes of one step."""
+        """Seconds that the resizes of one step take."""
         return _median(lambda: [self._resized(s) for s in self.scales[1:]], 5)
 
     def flops(self) -> float:
@@ -239,14 +242,14 @@ class Worker:
 
     def load(self) -> float | None:
         """Seconds in which the config's loader makes a batch of this size;
-        None if its data set is not there."""
+        None if the data set is missing."""
         try:
             loader = self._loader(len(self.batch['inputs']))
         except (UserError, OSError):
             return None
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         ahead = loader.num_workers * (loader.prefetch_factor or 0)
-        for _ in range(ahead + 1):  # those made while nobody waited
+        for _ in range(ahead + 1):  # batches that were made in advance
             next(batches)
         return timed(lambda: [next(batches) for _ in range(10)]) / 10
 
@@ -260,7 +263,8 @@ def _median(run: Callable[[], object], calls: int) -> float:
 
 
 def serve(pipe, name: str, scale: int | None, args) -> None:
-    """Answer the commands that come through ``pipe``: (method, *arguments)."""
+    """Answer each (method, *arguments) that comes through ``pipe`` with the
+    result of that method of a :class:`Worker`, or with a UserError."""
     worker = None
     while True:
         try:

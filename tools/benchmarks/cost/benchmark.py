@@ -1,4 +1,5 @@
-"""Cost of SCT beside plain training, and of SSBN beside BN, in one run."""
+"""Measure the cost of SCT relative to plain training, and of SSBN relative to
+BN."""
 import argparse
 import os
 import os.path as osp
@@ -22,9 +23,11 @@ from sct_mm.utils.cli import cli
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
+DEFAULT = 'sct_mm::sct_resnet50_8xb32_in1k.py'
+
 
 class Settings(NamedTuple):
-    """What is measured, and how; see :func:`benchmark`."""
+    """Arguments of :func:`benchmark`, which also go to each process."""
     config: str
     batch_size: int
     rounds: int
@@ -36,7 +39,8 @@ class Settings(NamedTuple):
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Processes that start within do not repeat what hosts warn of."""
+    """Processes that start in this context do not repeat the warnings of the
+    hosts."""
     before = os.environ.get('PYTHONWARNINGS')
     os.environ.setdefault('PYTHONWARNINGS', 'ignore')
     try:
@@ -47,7 +51,8 @@ def _unwarned() -> Iterator[None]:
 
 
 class Arm:
-    """The process of one arm; :meth:`ask` gives it a turn and waits."""
+    """The process of one arm; :meth:`ask` runs a method of its Worker there,
+    and waits for the result."""
 
     def __init__(self, name: str, scale: int | None,
                  settings: Settings) -> None:
@@ -75,7 +80,7 @@ class Arm:
 
 def measure_training(arms: dict[str, Arm], rounds: int,
                      calls: int) -> dict[str, list[float]]:
-    """Seconds of a step of each arm in each round."""
+    """{arm: seconds of a step in each round}; the arms take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for index in track(range(rounds + 1), 'training'):
         for name, arm in arms.items():
@@ -87,7 +92,7 @@ def measure_training(arms: dict[str, Arm], rounds: int,
 
 def measure_inference(scales: Sequence[int], arm: Arm, rounds: int,
                       calls: int) -> dict[int, list[float]]:
-    """{scale: SSBN's time over BN's in each round}."""
+    """{scale: the time of SSBN divided by that of BN, in each round}."""
     ratios: dict[int, list[float]] = {scale: [] for scale in scales}
     for _ in track(range(3 * rounds), 'inference'):
         for scale in scales:
@@ -96,8 +101,8 @@ def measure_inference(scales: Sequence[int], arm: Arm, rounds: int,
 
 
 def measure_shares(arm: Arm, seconds: float) -> dict[str, float]:
-    """What resizing, and loading if it ran alone, take of a step that takes
-    ``seconds``; no ``loader`` where the data set is not there."""
+    """The time of the resizes of a step, and of loading its batch, divided by
+    ``seconds`` of the step; no ``loader`` if the data set is missing."""
     shares = dict(resize=arm.ask('resize') / seconds)
     loading = arm.ask('load')
     if loading is not None:
@@ -115,7 +120,8 @@ def ratios(ours: list[float], theirs: list[float]) -> list[float]:
 
 
 def flops_ratio(arm: str, flops: list[float]) -> float:
-    """FLOPs of a step over those of a plain step at the base scale."""
+    """FLOPs of a step of ``arm`` divided by those of a plain step at the base
+    scale; ``flops`` are those of an image at each scale."""
     others = sum(flops[1:])
     total = {'ssbn': flops[0], 'partition': sum(flops) / len(flops),
              'two_scales': flops[0] + others / max(len(flops) - 1, 1)}
@@ -124,7 +130,7 @@ def flops_ratio(arm: str, flops: list[float]) -> float:
 
 def step_rows(step: dict, peaks: dict, scales: tuple,
               flops: list) -> list[dict]:
-    """One row an arm, the plain ones (whose name is their scale) first."""
+    """One row per arm, first the plain ones, whose name is their scale."""
     base = scales[0]
     total = [sum(each) for each in zip(*(step[s] for s in scales),
                                        strict=True)]
@@ -181,19 +187,19 @@ def benchmark(config: str, batch_size: int = 16, rounds: int = 5,
     """Time and memory of a training step of each arm, and of inference.
 
     Args:
-        config: path of a config with SSBN. A classifier sees noise, a
-            detector the images of its config.
+        config: path of a config with SSBN. The batch is noise for a
+            classifier, and training images for a detector.
         rounds: turns of each arm, after one to warm up.
         calls: steps in a turn, of which the median counts; None: 1 on a CPU,
             10 on a GPU.
-        arms: of :data:`ARMS`, those beside plain training.
+        arms: of :data:`ARMS`; plain training is measured in any case.
         amp: 'float16' or 'bfloat16' for mixed precision on a GPU.
         out: write the result to this JSON file.
 
     Returns:
-        dict: ``device``, ``scales``, ``args``; ``training``, one row an arm;
+        dict: ``device``, ``scales``, ``args``; ``training``, one row per arm;
         ``beside_plain`` (arm ssbn), ``inference`` and ``shares`` (arm
-        per_scale): ratios of times, one a round.
+        per_scale): ratios of times, one per round.
 
     Raises:
         UserError, ValueError: for too few rounds, a model without SSBN, mixed
@@ -217,7 +223,7 @@ def benchmark(config: str, batch_size: int = 16, rounds: int = 5,
 
 def measure(plain: dict[int, Arm], sct: dict[str, Arm],
             settings: Settings) -> dict:
-    """What :func:`benchmark` returns, of processes that have started."""
+    """The result of :func:`benchmark`, from the processes of its arms."""
     scales, rounds, calls = tuple(plain), settings.rounds, settings.calls
     flops = [arm.ask('flops') for arm in plain.values()]
     step = measure_training({**plain, **sct}, rounds, calls)
@@ -240,7 +246,11 @@ def measure(plain: dict[int, Arm], sct: dict[str, Arm],
 
 
 def check_settings(settings: Settings) -> Sequence[int]:
-    """The scales of the config's model; refuses what cannot be measured."""
+    """The scales of the config's model.
+
+    Raises:
+        UserError, ValueError: for settings that cannot be measured.
+    """
     from mmengine.registry import MODELS, init_default_scope
     check_int('rounds', settings.rounds, 3, 'The spread needs them.')
     check_int('batch_size', settings.batch_size, 1, 'The default is 16.')
@@ -259,16 +269,12 @@ def check_settings(settings: Settings) -> Sequence[int]:
     return scales
 
 
-ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-DEFAULT = osp.join(ROOT, 'configs', 'sct_resnet50_8xb32_in1k.py')
-
-
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', nargs='?', default=DEFAULT,
-                        help='any config with SSBN; default: ResNet-50. A '
-                        'classifier sees noise, a detector the images of '
-                        'its config')
+                        help='any config with SSBN; default: ResNet-50. The '
+                        'batch is noise for a classifier, and training images '
+                        'for a detector')
     parser.add_argument('--batch-size', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=5,
                         help='turns of each arm, after one to warm up')
@@ -277,12 +283,16 @@ def main() -> None:
                         'default: 1 on a CPU, 10 on a GPU')
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS,
                         metavar='ARM', help='of ' + ', '.join(ARMS)
-                        + '; those beside plain training')
+                        + '; plain training is measured in any case')
     parser.add_argument('--amp', choices=('float16', 'bfloat16'),
                         help='mixed precision (on a GPU)')
     parser.add_argument('--channels-last', action='store_true')
-    parser.add_argument('--out', help='write the figures to this JSON file')
-    print_benchmark(benchmark(**vars(parser.parse_args())))
+    parser.add_argument('--out', help='write the result to this JSON file')
+    return parser.parse_args()
+
+
+def main() -> None:
+    print_benchmark(benchmark(**vars(parse_args())))
 
 
 if __name__ == '__main__':

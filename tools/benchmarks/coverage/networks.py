@@ -1,4 +1,5 @@
-"""One family's network: with its own norms, with SSBN, and its images."""
+"""The families of networks of each host, and the builder of one network, with
+the host's norms or with SSBN, and of a batch of images for it."""
 import copy
 import inspect
 import os.path as osp
@@ -8,10 +9,7 @@ from glob import glob
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import (
-    Any,
-    NamedTuple,
-)
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,41 +20,43 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sct_mm.models.convert import convert_to_ssbn
+from sct_mm.utils.errors import UserError
 
-# Arguments of mmpretrain's backbones, where the smallest is not the first of
-# its table or the default has no batch normalization.
+HOSTS = ('mmpretrain', 'mmdet', 'timm', 'torchvision')
+# {norm_cfg's type of batch normalization: that of SSBN}
+_FORMS = dict(BN='SSBN', BN2d='SSBN', BN1d='SSBN1d', SyncBN='SyncSSBN')
+# Arguments of mmpretrain's backbones whose smallest form is not the first of
+# their table, or has no batch normalization by default.
 _ARGUMENTS: dict[str, dict] = {
     'HRNet': dict(arch='w18'), 'MobileViT': dict(arch='xx_small'),
     'TIMMBackbone': dict(model_name='resnet18'),
     'VGG': dict(depth=11, norm_cfg=dict(type='BN'))}
 
-# norm_cfg's types of batch normalization -> those of SSBN.
-HOSTS = ('mmpretrain', 'mmdet', 'timm', 'torchvision')
-
-# How hosts name their small networks, the smallest first; a name with none of
-# these, or with a backbone without batch normalization, comes last.
+# Parts of the names of small networks, the smallest first. A name with none of
+# these, or with a part of _WITHOUT, whose backbones have no batch
+# normalization, comes last.
 _SMALL = ('atto', 'femto', 'pico', 'nano', 'xxs', 'xx_small', 'tiny', 'mini',
           'xs', '[_-]r18', 's0', 'a0', 'b0', 't0', '_0?50', '18', 'n0',
           '_s(mall)?(?![a-z0-9])', '_m0', '26', '[_-]r50', '50')
 _WITHOUT = 'swin|caffe|gn-|gn_|_gn'
 
-# Where these choose a large network.
+# Families for which these rules choose a large network, or one that fails.
 _PREFERRED = {
     'timm/byobnet': 'resnext26ts', 'timm/densenet': 'densenet121',
     'timm/dla': 'dla34', 'timm/levit': 'levit_128s',
     'timm/mobilenetv3': 'mobilenetv3_small_050',
     'timm/regnet': 'regnetx_002', 'timm/tresnet': 'tresnet_m',
     'torchvision/regnet': 'regnet_y_400mf',
-    # The others need proposals, or operators that are written for a GPU only.
+    # The others need proposals, or operators that run on a GPU only.
     'mmdet/cascade_rpn':
     'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
     'mmdet/dcn': 'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
     'mmdet/libra_rcnn': 'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py',
-    # Random weights propose nothing to a network of two stages.
+    # With random weights, a network of two stages has no proposals.
     'mmdet/hrnet': 'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py',
     'mmdet/dcnv2': 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'}
 
-# Why a host does not run here, or not in all, where its own words do not tell.
+# Why a host's network does not run here, if its own error does not say why.
 KNOWN = {
     'mmpretrain/SparseResNet': 'it runs within SparK only, which gives it '
     'the mask of its images',
@@ -81,8 +81,8 @@ KNOWN = {
 
 
 class Subject(NamedTuple):
-    """A family of a host, and its networks from the smallest up; the first
-    that has batch normalization is tried."""
+    """A family of a host, and its networks from the smallest up. The first
+    that has batch normalization is checked."""
     host: str
     family: str
     candidates: tuple[str, ...]
@@ -93,7 +93,7 @@ class Subject(NamedTuple):
 
 
 def small_first(names, key: str = '') -> tuple[str, ...]:
-    """``names`` from the smallest network up, as far as names tell."""
+    """``names`` from the smallest network up, as far as names say it."""
     def rank(name: str) -> tuple:
         words = [i for i, word in enumerate(_SMALL) if re.search(word, name)]
         numbers = [int(n) for n in re.findall(r'\d+', name)]
@@ -154,23 +154,23 @@ def _torchvision() -> list[Subject]:
 
 
 def subjects(hosts=HOSTS) -> list[Subject]:
-    """All families of the ``hosts`` that are installed.
+    """All families of those ``hosts`` that are installed.
 
     Raises:
-        ValueError: for another host.
+        UserError: for another host.
     """
     found = dict(mmpretrain=_mmpretrain, mmdet=_mmdet, timm=_timm,
                  torchvision=_torchvision)
     for host in hosts:
         if host not in found:
-            raise ValueError(f'`hosts` must be of {HOSTS}, but got {host!r}. '
-                             'Leave it out for all.')
+            raise UserError(f'`hosts` must be of {HOSTS}, but got {host!r}. '
+                            'Leave it out for all.')
     return [subject for host in hosts if find_spec(host)
             for subject in found[host]()]
 
 
 def host_versions() -> dict[str, str]:
-    """{name: version} of what the result of a trial depends on."""
+    """{package: version} of the packages on which a check depends."""
     versions = {}
     for name in ('torch', 'mmengine', 'mmcv', *HOSTS):
         for distribution in (name, f'onedl-{name}', f'{name}-lite'):
@@ -183,8 +183,8 @@ def host_versions() -> dict[str, str]:
 
 
 def may_have_batch_norm(subject: Subject) -> bool:
-    """Whether the code of a family of timm or torchvision speaks of batch
-    normalization; it spares building the others."""
+    """Whether the code of a family of timm or torchvision mentions batch
+    normalization; the others need not be built. True of other hosts."""
     if subject.host not in ('timm', 'torchvision'):
         return True
     package = dict(timm='timm.models.',
@@ -196,12 +196,9 @@ def may_have_batch_norm(subject: Subject) -> bool:
                                          'resnet', 'efficientnet'))
 
 
-_FORMS = dict(BN='SSBN', BN2d='SSBN', BN1d='SSBN1d', SyncBN='SyncSSBN')
-
-
 class Network(BaseModel):
-    """A network that maps images to tensors, with a loss that reaches all
-    of them: the squared distance from fixed noise."""
+    """A network that maps images to tensors, with a loss of all of them: the
+    squared distance from fixed noise."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -218,7 +215,7 @@ class Network(BaseModel):
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors of floats in what a network returned."""
+    """All floating-point tensors in the outputs of a network."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if hasattr(value, 'all_items'):  # mmengine's data elements
@@ -236,7 +233,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def with_ssbn(config: Any, scales: Sequence[int]) -> Any:
-    """A copy of ``config`` with SSBN in each ``norm_cfg`` of BN or SyncBN."""
+    """A copy of ``config`` with SSBN in place of each BN and SyncBN."""
     if isinstance(config, (list, tuple)):
         return type(config)(with_ssbn(v, scales) for v in config)
     if not isinstance(config, dict):
@@ -248,7 +245,7 @@ def with_ssbn(config: Any, scales: Sequence[int]) -> Any:
 
 
 def without_weights(config: Any) -> Any:
-    """A copy of ``config`` that starts from nothing that must be fetched."""
+    """A copy of ``config`` that loads no checkpoint."""
     if isinstance(config, (list, tuple)):
         return type(config)(without_weights(v) for v in config)
     if not isinstance(config, dict):
@@ -260,8 +257,8 @@ def without_weights(config: Any) -> Any:
 
 
 def config_of_backbone(name: str) -> dict:
-    """The smallest form of a backbone of mmpretrain, its norms spelled out
-    as it defaults to them."""
+    """The config of the smallest form of a backbone of mmpretrain, with its
+    default ``norm_cfg`` written out."""
     from mmpretrain.registry import MODELS as BACKBONES
     import_module('mmpretrain.models')
     cls = BACKBONES.module_dict[name]
@@ -283,17 +280,17 @@ def config_of_backbone(name: str) -> dict:
 
 
 def config_of_detector(path: str) -> dict:
-    """The model of one of mmdet's configs, whose statistics train."""
+    """The model of one of mmdet's configs, with all norms in training mode."""
     root = configs_of_mmdet()
     cfg = Config.fromfile(osp.join(root, path))
     import_module('mmdet.models')
     model = without_weights(cfg.model.to_dict())
-    # A tracker's or a semi-supervised detector is trained as any other.
+    # The detector of a tracker or of semi-supervised training.
     model = model.get('detector') or model
     if not model.get('data_preprocessor'):
         model['data_preprocessor'] = dict(type='DetDataPreprocessor')
     if isinstance(model.get('data_preprocessor'), dict):
-        # YOLOX's changes the size of the images behind the pipeline.
+        # Those of YOLOX change the size of the images after the pipeline.
         model['data_preprocessor'].pop('batch_augments', None)
     if isinstance(model.get('teacher_config'), str):
         model['teacher_config'] = osp.join(
@@ -311,7 +308,7 @@ class Builder:
 
     Args:
         name: of a backbone, a config or a model of ``subject.host``.
-        options: further arguments of the network, as ``img_size``.
+        options: further arguments of the network, e.g. ``img_size``.
     """
 
     def __init__(self, subject: Subject, name: str, **options) -> None:
@@ -324,8 +321,8 @@ class Builder:
 
     def __call__(self, scales: Sequence[int] | None = None,
                  by: str = 'norm_cfg', initialised: bool = True) -> nn.Module:
-        """The network: from the same random numbers each time, and, with
-        ``scales``, with SSBN ``by`` 'norm_cfg' or by 'WithSSBN'."""
+        """The network, from the same random numbers each time. If ``scales``
+        is given, it has SSBN ``by`` 'norm_cfg' or 'WithSSBN'."""
         torch.manual_seed(0)
         if self.config is None:
             model = Network(self._function()(self.name, **self.options))
@@ -354,7 +351,7 @@ class Builder:
                 return models.get_model(name, weights=None, **options)
             net = models.get_model(name, weights=None, weights_backbone=None,
                                    **options)
-            # A detector resizes its images itself, to one size.
+            # A detector of torchvision resizes its images to one size.
             return net.backbone if kind == 'detection' else net
         return build
 
@@ -387,7 +384,7 @@ class Builder:
 
 
 def least_classes(config: Any) -> int:
-    """The fewest classes that a part of a detector is for."""
+    """The smallest number of classes of a part of a detector."""
     if isinstance(config, (list, tuple)):
         return min(map(least_classes, config), default=80)
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""The table of coverage, in Markdown."""
+"""The page docs/coverage.md, from the rows of the families."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,23 +7,23 @@ from checks import CHECKS
 _INTRODUCTION = """\
 # Coverage
 
-In which families of networks SSBN and SCT work, by
+In which families of networks SSBN and SCT work. The page is written by
 
     python tools/benchmarks/coverage/run.py
 
-It takes the families from what is installed, and of each the smallest network
-that has batch normalization. Every check compares with the network that the
-host builds itself.
+It takes the families of the hosts that are installed, and of each family the
+smallest network that has batch normalization. Every check compares with the
+network that the host builds itself.
 """
 
 _MEANING = dict(
     builds='every norm is SSBN, and each scale starts as the host starts it',
-    sct_step='gradients and statistics of a step of `SCTLossHook` are those '
-    'of the host\'s networks, one a scale; parameters stay finite',
-    saved='by `torch.save` and by safetensors, into a new network: the same '
-    'outputs, to the bit',
-    chooses='unpinned, the outputs at each scale are those of the pinned '
-    'network, to the bit, and not those of another scale',
+    sct_step='a step of `SCTLossHook` gives the gradients and statistics of '
+    'the host\'s networks, one per scale; parameters stay finite',
+    saved='a new network that loads the weights, saved by `torch.save` or by '
+    'safetensors, gives the same outputs, to the bit',
+    chooses='unpinned, the outputs at each scale are those of the network '
+    'pinned to it, to the bit, and not those of another scale',
     extracts='an extracted scale has the host\'s layers; the host\'s own '
     'network loads it strictly; the outputs are equal',
     deploys='what the host fuses for inference in its own network, it fuses '
@@ -33,7 +33,7 @@ _HEAD = ('family', 'network', 'SSBN by', 'scales', 'norms', *CHECKS)
 
 
 def right(row: dict[str, Any]) -> bool:
-    """Whether every check that applies to a network was passed."""
+    """Whether the network passed every check that applies to it."""
     return row['builds'] == 'yes' and 'no' not in [row[c] for c in CHECKS]
 
 
@@ -59,8 +59,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def markdown(versions: dict[str, str], rows: list[dict[str, Any]],
              untried: Sequence[str] = ()) -> str:
-    """The page of ``rows``; see :func:`tools.benchmarks.coverage.run.coverage`
-    for their keys. ``untried`` are those that a run has not come to."""
+    """The page.
+
+    Args:
+        versions: of the packages, by their names.
+        rows: of the families; their keys are documented in run.py.
+        untried: host/family of those that were not checked yet.
+    """
     hosts = list(dict.fromkeys(row['host'] for row in rows))
     tried = {host: [r for r in rows if r['host'] == host and (
         r['norms'] or r['note'])] for host in hosts}
@@ -68,10 +73,11 @@ def markdown(versions: dict[str, str], rows: list[dict[str, Any]],
                    and not r['norms'] and not r['note']] for host in hosts}
     lines = [_INTRODUCTION, *_table(('check', 'what holds'),
                                     _MEANING.items()),
-             '`-`: there is nothing to check: no way to fuse, or one size.',
+             '`-`: the check does not apply: nothing to fuse, or one size.',
              '', *_table(
-                 ('host', 'families with batch normalization', 'all right',
-                  'of these, at one size only', 'exceptions'),
+                 ('host', 'families with batch normalization',
+                  'pass every check', 'of these, at one size only',
+                  'exceptions'),
                  [(host, len(of), sum(map(right, of)),
                    sum(right(r) and fixed(r) for r in of),
                    sum(not right(r) for r in of))

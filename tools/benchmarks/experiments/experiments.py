@@ -1,46 +1,58 @@
-"""The experiments behind the tables of docs: their arms, what they cost."""
+"""The experiments behind the tables of docs/results.md: which networks each
+compares, how they are trained, and at which sizes they are tested."""
 from typing import NamedTuple, Optional
 
 
 class Arm(NamedTuple):
-    config: str
-    # How often a scale sees each image; of what is adapted, in the training
-    # of `start` too.
+    """One network of an experiment, and how it is made.
+
+    It is trained by its config, or, with ``adapt`` or ``calibrate``, made from
+    the network of ``start``. An arm with ``start`` and neither of the two is
+    trained from the weights of that network's backbone.
+    """
+    config: str  # name of a file in configs/ here or of the repository
+    # {size: how often it sees each training image}, the training of `start`
+    # included where the arm adapts or calibrates that network
     seen: dict[int, float]
     epochs: int | None = None  # None: those of the config
-    options: tuple[str, ...] = ()
-    start: Optional['Arm'] = None  # the backbone starts from its checkpoint
-    adapt: tuple[str, ...] = ()  # how tools/adapt.py makes it from `start`
-    # Statistics of `start`, estimated anew at these sizes, are its rows.
-    calibrate: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()  # for --cfg-options
+    start: Optional['Arm'] = None
+    adapt: tuple[str, ...] = ()  # options of tools/adapt.py
+    calibrate: tuple[int, ...] = ()  # sizes for tools/calibrate.py
 
 
 class Each(NamedTuple):
-    """A network of its own for each of some sizes, tested there alone."""
+    """One single-scale network per size, each tested at its own size only."""
     arms: dict[int, Arm]
 
 
 class Experiment(NamedTuple):
+    """Networks that are compared; each is tested at all ``sizes``."""
     arms: dict[str, Arm | Each]
     sizes: tuple[int, ...]
-    metrics: dict[str, str]  # as tools/test.py calls them -> as we do
-    unit: float = 1  # what 1 % is
+    metrics: dict[str, str]  # {name in tools/test.py: name in the figure}
+    unit: float = 1  # value of a metric that is shown as 1 %
     gpus: int = 1
-    hours: dict[int, float] = {}  # of a GPU, for an epoch at each size
-    # Arms are named 'SCHEDULE, N epochs': the figure is over their compute, a
-    # panel for each of these sizes.
+    hours: dict[int, float] = {}  # {size: GPU hours of a plain epoch}
+    # If set, arms are named 'SCHEDULE, N epochs', and the figure shows the
+    # metric over their compute, in one panel for each of these sizes.
     panels: tuple[int, ...] = ()
 
 
 def lasting(arm: Arm, own: int, epochs: int) -> Arm:
-    """``arm``, whose config trains for ``own`` epochs, for others."""
+    """``arm``, whose config trains for ``own`` epochs, with another number
+    of ``epochs``."""
     return arm if epochs == own else arm._replace(
         epochs=epochs, seen={size: times * epochs / own
                              for size, times in arm.seen.items()})
 
 
 def calibrated(arm: Arm, config: str, sizes: tuple[int, ...]) -> Arm:
-    """``arm``, its statistics re-estimated at each of ``sizes``."""
+    """``arm`` with its statistics re-estimated at each of ``sizes``.
+
+    Args:
+        config: of a network with SSBN, which can hold them.
+    """
     return Arm(config, arm.seen, start=arm, calibrate=sizes)
 
 
@@ -49,61 +61,61 @@ DETECTOR = 'sct_retinanet_r18_fpn_1xb8_fashion-det'
 
 
 def divided(epochs: int) -> dict[int, float]:
-    """How often a scale sees an image in ``epochs`` of the demo's
-    partition, by the demo's loss weights."""
+    """``seen`` of the demo, which divides each batch over the scales in
+    proportion to their loss weights."""
     return {28: 0.34 * epochs, 21: 0.26 * epochs, 14: 0.4 * epochs}
 
 
-ALONE = {scale: Arm(f'baselines/resnet18_1xb128_fashion-mnist-{scale}px',
-                    {scale: 3}) for scale in (28, 24, 21, 18, 16, 14)}
+SINGLE = {scale: Arm(f'resnet18_1xb128_fashion-mnist-{scale}px', {scale: 3})
+         for scale in (28, 24, 21, 18, 16, 14)}
 SSBN = Arm(DEMO, divided(8))
-# Of two epochs, the base runs forward, and rows need no gradients of the other
-# weights: a third and two thirds of what a training pass costs.
-ADAPTED = Arm(ALONE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
-              start=ALONE[28], adapt=tuple(
+# tools/adapt.py trains for two epochs. The base scale runs forward only, and
+# the smaller scales need no gradients of the shared weights: they cost a third
+# and two thirds of a training pass.
+ADAPTED = Arm(SINGLE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
+              start=SINGLE[28], adapt=tuple(
                   '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
-FLAT = Arm(ALONE[28].config, {28: 3 + 1 / 3, **{
+FLAT = Arm(SINGLE[28].config, {28: 3 + 1 / 3, **{
     size: times * 2 / 3 for size, times in {
         27: 0.11, 26: 0.28, 25: 0.11, 24: 0.5, 23: 0.25, 22: 0.25, 21: 0.5,
         20: 0.25, 19: 0.25, 18: 0.5, 17: 0.5, 16: 0.5, 15: 0.5,
-        14: 0.5}.items()}}, start=ALONE[28], adapt=tuple(
+        14: 0.5}.items()}}, start=SINGLE[28], adapt=tuple(
             '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
             '0.5'.split()))
-# How many epochs each takes for the compute of 5 at 28.
-LONGER = {size: lasting(ALONE[size], 3, epochs) for size, epochs in (
+# About the compute of 5 epochs at 28.
+LONGER = {size: lasting(SINGLE[size], 3, epochs) for size, epochs in (
     (28, 5), (24, 8), (21, 8), (18, 9), (16, 18), (14, 19))}
-# The passes at the sizes in between, told by the sizes that all tables have.
+# Passes at odd sizes are counted at their neighbours, which every test has.
 ANY_SIZE = Arm('sct-any-size_resnet18_1xb128_fashion-mnist', {
     28: 1.77, 26: 0.21, 24: 0.62, 22: 0.25, 21: 0.64, 20: 0.37, 18: 1.33,
     16: 2.14, 14: 2.65})
 ANY_LONG = Arm('sct-any-size_resnet18_1xb128-40e_fashion-mnist', {
     size: times * 4 for size, times in ANY_SIZE.seen.items()})
-# 28, 21 and 14 where they are best of the lengths tried, by the test itself.
-EACH = Each({28: lasting(ALONE[28], 3, 10), **{
+# Of the lengths that were tried, 28, 21 and 14 take the best by their test.
+SINGLES = Each({28: lasting(SINGLE[28], 3, 10), **{
     size: LONGER[size] for size in (24, 21, 18, 16, 14)}})
 EVERY_SCALE = ('custom_hooks.2.partition=False',
                'custom_hooks.2.loss_weights=None')
 EVERY = Arm(DEMO, {28: 5, 21: 5, 14: 5}, 5, EVERY_SCALE)
 EVERY_BETWEEN = {28: 5, 26: 0.41, 24: 0.95, 22: 0.39, 21: 3.25, 20: 0.1,
                  18: 0.78, 16: 0.77, 14: 3.35}
-SHARED = Arm('baselines/sct-shared-bn_resnet18_1xb128_fashion-mnist',
-             divided(8))
-MIXSIZE = Arm('baselines/sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
+SHARED = Arm('sct-shared-bn_resnet18_1xb128_fashion-mnist', divided(8))
+MIXSIZE = Arm('sct-mixsize-shared-bn_resnet18_1xb128_fashion-mnist',
               {size: 1 for size in range(28, 12, -2)})
-ANY_BASELINE = 'baselines/sct-any-size-{}_resnet18_1xb128_fashion-mnist'
+ANY_BASELINE = 'sct-any-size-{}_resnet18_1xb128_fashion-mnist'
 ANY_SHARED = ANY_SIZE._replace(config=ANY_BASELINE.format('shared-bn'))
 GLYPHS = Arm('sct_resnet18_1xb128_glyphs', {
     96: 2.79, 84: 0.45, 72: 1.26, 60: 0.88, 48: 2.08, 42: 2.99, 36: 5.56})
 GLYPHS_SHARED = GLYPHS._replace(
-    config='baselines/sct-shared-bn_resnet18_1xb128_glyphs')
-GLYPHS_ALONE = 'baselines/resnet18_1xb128_glyphs-{}px'
+    config='sct-shared-bn_resnet18_1xb128_glyphs')
+GLYPHS_SINGLE = 'resnet18_1xb128_glyphs-{}px'
 GLYPHS_R50 = GLYPHS._replace(config='sct_resnet50_1xb128_glyphs')
-GLYPHS_R50_ALONE = 'baselines/resnet50_1xb128_glyphs-{}px'
+GLYPHS_R50_SINGLE = 'resnet50_1xb128_glyphs-{}px'
 GLYPHS_ADAPTED = Arm(
-    GLYPHS_ALONE.format(96), {96: 6 + 2 / 3, 72: 4 / 3, 48: 4 / 3, 36: 4 / 3},
-    start=Arm(GLYPHS_ALONE.format(96), {96: 6}), adapt=tuple(
+    GLYPHS_SINGLE.format(96), {96: 6 + 2 / 3, 72: 4 / 3, 48: 4 / 3, 36: 4 / 3},
+    start=Arm(GLYPHS_SINGLE.format(96), {96: 6}), adapt=tuple(
         '--scales 96 72 48 36 --sizes 84 60 42'.split()))
-GLYPHS_BASELINE = 'baselines/sct-{}_resnet18_1xb128_glyphs'
+GLYPHS_BASELINE = 'sct-{}_resnet18_1xb128_glyphs'
 GLYPHS_MIXSIZE = Arm(GLYPHS_BASELINE.format('mixsize-shared-bn'), {
     size: 13 / 7 for size in (96, 84, 72, 60, 48, 42, 36)})
 GLYPHS_EVERY_SCALE = (
@@ -118,14 +130,14 @@ DET_FIRST = {128: 2.17, 112: 1.04, 96: 1.44, 80: 2.38, 64: 4.97}
 DET_EVERY_SCALE = ('custom_hooks.2.scales_per_step=None',
                    'custom_hooks.2.between=0.0')
 DET_BETWEEN, DET_PRIVATE, DET_SHARED = (
-    f'baselines/sct-between{norm}_retinanet_r18_fpn_1xb8_fashion-det'
+    f'sct-between{norm}_retinanet_r18_fpn_1xb8_fashion-det'
     for norm in ('', '-private-affine', '-shared-bn'))
 DET_ALL = Arm(DET_PRIVATE, DET_SEEN, 3, DET_EVERY_SCALE)
-DET_ALONE = Arm('baselines/retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3})
+DET_SINGLE = Arm('retinanet_r18_fpn_1xb8_fashion-det-128px', {128: 3})
 DET_SCT = Arm(DETECTOR, DET_FIRST)
 DET_SCT_SHARED = DET_SCT._replace(
-    config='baselines/sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det')
-DET_RANDOM = Arm('baselines/random-resize_retinanet_r18_fpn_1xb8_fashion-det',
+    config='sct-shared-bn_retinanet_r18_fpn_1xb8_fashion-det')
+DET_RANDOM = Arm('random-resize_retinanet_r18_fpn_1xb8_fashion-det',
                  {128: 5.8})  # a batch is padded to its largest image
 IN1K_SIZES = (224, 192, 160, 128)
 IN1K_TESTED = (224, 208, 192, 176, 160, 144, 128)
@@ -134,11 +146,11 @@ IN1K_DRAWN = {224: 33.85, 208: 8.64, 192: 16.15, 176: 12.44, 160: 23.11,
 # A plain step on an H200: docs/benchmark-h200.json, in between the mean.
 IN1K_MS = {224: 23.83, 208: 22.14, 192: 20.45, 176: 18.59, 160: 16.72,
            144: 16.07, 128: 15.43}
-IN1K_ALONE = {
-    name: Arm(f'baselines/resnet50{name}_8xb32_in1k-224px', {224: 100})
+IN1K_SINGLE = {
+    name: Arm(f'resnet50{name}_8xb32_in1k-224px', {224: 100})
     for name in ('', '-modern')}
-IN1K_SHARED = Arm('baselines/sct-shared-bn_resnet50_8xb32_in1k', IN1K_DRAWN)
-# The shortcuts of the detector's backbone, for a classifier to start it from.
+IN1K_SHARED = Arm('sct-shared-bn_resnet50_8xb32_in1k', IN1K_DRAWN)
+# A classifier from which the detector starts must have its shortcuts.
 DET_SHORTCUTS = ('model.backbone.avg_down=False', )
 TOP1 = {'accuracy/top1': 'top-1 on Fashion-MNIST (%)'}
 MAP = {'coco/bbox_mAP': 'mAP on composed Fashion-MNIST (%)',
@@ -149,22 +161,23 @@ ANY = tuple(range(28, 13, -1))
 EVEN = (28, 26, 24, 22, 21, 20, 18, 16, 14)
 
 
-def glyphs_alone(size: int, epochs: int) -> Arm:
-    """With the best of three learning rates on images held out."""
-    return Arm(GLYPHS_ALONE.format(size), {size: epochs}, epochs, (
+def glyphs_single(size: int, epochs: int) -> Arm:
+    """A network for ``size``, with the learning rate that was best of three
+    on images held out."""
+    return Arm(GLYPHS_SINGLE.format(size), {size: epochs}, epochs, (
         ('optim_wrapper.optimizer.lr=0.02', ) if size == 48 else ()))
 
 
 EXPERIMENTS = {
     'any-size': Experiment({
-        '28 alone': ALONE[28],
-        '28 alone, adapted': ADAPTED,
-        '28 alone, adapted to any size': FLAT,
-        'a network for each size': EACH,
+        'trained at 28 px only': SINGLE[28],
+        'trained at 28 px only, adapted': ADAPTED,
+        'trained at 28 px only, adapted to any size': FLAT,
+        'single-scale network per size': SINGLES,
         'SCT, SSBN': ANY_SIZE,
-        'SCT, SSBN, for longer': ANY_LONG,
+        'SCT, SSBN, longer schedule': ANY_LONG,
     }, ANY, TOP1),
-    # What the recipe is without one of its parts.
+    # The recipe without one of its parts.
     'ablations': Experiment({
         'SCT, SSBN': ANY_SIZE,
         'between=0': Arm(
@@ -175,16 +188,16 @@ EXPERIMENTS = {
             28: 3.19, 26: 0.25, 24: 0.70, 22: 0.21, 21: 0.55, 20: 0.17,
             18: 0.63, 16: 0.61, 14: 0.69}, 7,
             ('custom_hooks.2.progressive=0.0', )),
-        'private statistics in the first stages alone': ANY_SIZE._replace(
+        'private statistics in the first stages only': ANY_SIZE._replace(
             config=ANY_BASELINE.format('first-stages')),
     }, ANY, TOP1),
-    # All for the compute of 4.5 to 5.1 epochs at 28. SSBN re-estimated would
-    # be shared BN re-estimated: with gamma and beta shared, both train alike.
+    # Each has the compute of 4.5 to 5.1 epochs at 28. SSBN re-estimated is
+    # left out: with gamma and beta shared it trains as shared BN does.
     'baselines': Experiment({
-        **{f'{size} alone': arm for size, arm in LONGER.items()},
-        '28 alone, adapted': ADAPTED,
-        'one random size a step, shared BN': MIXSIZE,
-        'one random size a step, shared BN, re-estimated': calibrated(
+        **{f'trained at {size} px only': arm for size, arm in LONGER.items()},
+        'trained at 28 px only, adapted': ADAPTED,
+        'one random size per step, shared BN': MIXSIZE,
+        'one random size per step, shared BN, re-estimated': calibrated(
             MIXSIZE, DEMO, EVEN),
         'SCT, shared BN': ANY_SHARED,
         'SCT, shared BN, re-estimated': calibrated(ANY_SHARED, DEMO, EVEN),
@@ -192,23 +205,23 @@ EXPERIMENTS = {
             config=ANY_BASELINE.format('private-affine')),
         'SCT, SSBN': ANY_SIZE,
     }, EVEN, TOP1),
-    # For twice the compute of the baselines.
+    # Twice the compute of the baselines.
     'longer': Experiment({
-        '28 alone': lasting(ALONE[28], 3, 10),
-        '21 alone': lasting(ALONE[21], 3, 16),
-        '14 alone': lasting(ALONE[14], 3, 38),
+        'trained at 28 px only': lasting(SINGLE[28], 3, 10),
+        'trained at 21 px only': lasting(SINGLE[21], 3, 16),
+        'trained at 14 px only': lasting(SINGLE[14], 3, 38),
         'SCT, SSBN': lasting(ANY_SIZE, 10, 20),
     }, EVEN, TOP1),
-    # For twice as much again: 21 and 14 alone had stopped gaining before.
+    # Twice as much again; networks for 21 and 14 had stopped gaining before.
     'longest': Experiment({
-        '28 alone': lasting(ALONE[28], 3, 20),
+        'trained at 28 px only': lasting(SINGLE[28], 3, 20),
         'SCT, SSBN': ANY_LONG,
     }, EVEN, TOP1),
-    # Schedules over their compute: 28 alone and SCT up to 20 epochs at 28.
+    # Each network for several lengths, up to the compute of 20 epochs at 28.
     'compute': Experiment({
         f'{name}, {epochs} epochs': lasting(arm, own, epochs)
         for name, arm, own, lengths in (
-            *((f'{size} alone', ALONE[size], 3, lengths)
+            *((f'trained at {size} px only', SINGLE[size], 3, lengths)
               for size, lengths in ((28, (3, 5, 10, 20)), (21, (5, 8, 16)),
                                     (14, (12, 19, 38)))),
             ('SCT, SSBN', ANY_SIZE, 10, (6, 10, 20)),
@@ -220,40 +233,40 @@ EXPERIMENTS = {
     }, EVEN, TOP1, panels=(28, 21, 14)),
     'distill': Experiment({
         'SCT, SSBN, all scales': EVERY,
-        'SCT, SSBN, larger to smaller': EVERY._replace(options=(
+        'SCT, SSBN, distill=larger': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=larger')),
-        'SCT, SSBN, between, larger to smaller': EVERY._replace(
+        'SCT, SSBN, between=0.35, distill=larger': EVERY._replace(
             seen=EVERY_BETWEEN, options=(
                 *EVERY_SCALE, 'custom_hooks.2.between=0.35',
                 'custom_hooks.2.distill=larger')),
-        'SCT, SSBN, and their ensemble': EVERY._replace(options=(
+        'SCT, SSBN, distill=ensemble': EVERY._replace(options=(
             *EVERY_SCALE, 'custom_hooks.2.distill=ensemble',
             'custom_hooks.2.backward=joint')),
     }, EVEN, TOP1),
-    # All for the pixels of 6 epochs at 96.
+    # Each sees the pixels of 6 epochs at 96.
     'glyphs': Experiment({
-        '96 alone': Arm(GLYPHS_ALONE.format(96), {96: 6}),
-        '96 alone, for longer': glyphs_alone(96, 7),
-        **{f'{size} alone': glyphs_alone(size, epochs)
+        'trained at 96 px only': Arm(GLYPHS_SINGLE.format(96), {96: 6}),
+        'trained at 96 px only, longer schedule': glyphs_single(96, 7),
+        **{f'trained at {size} px only': glyphs_single(size, epochs)
            for size, epochs in ((72, 11), (48, 24), (36, 42))},
-        '96 alone, adapted': GLYPHS_ADAPTED,
+        'trained at 96 px only, adapted': GLYPHS_ADAPTED,
         'SCT, shared BN': GLYPHS_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
             GLYPHS_SHARED, GLYPHS.config, GLYPHS_SIZES),
         'SCT, SSBN': GLYPHS,
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
-    # For twice the compute of SCT.
+    # Twice the compute of SCT.
     'glyphs-longer': Experiment({
-        **{f'{size} alone': glyphs_alone(size, epochs)
+        **{f'trained at {size} px only': glyphs_single(size, epochs)
            for size, epochs in ((96, 14), (72, 22), (48, 48), (36, 60))},
         'SCT, SSBN': lasting(GLYPHS, 16, 32),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
-    # For the same pixels.
+    # The pixels of 6 epochs at 96.
     'glyphs-baselines': Experiment({
-        'one random size a step, shared BN': GLYPHS_MIXSIZE,
-        'one random size a step, shared BN, re-estimated': calibrated(
+        'one random size per step, shared BN': GLYPHS_MIXSIZE,
+        'one random size per step, shared BN, re-estimated': calibrated(
             GLYPHS_MIXSIZE, GLYPHS.config, GLYPHS_SIZES),
-        'private statistics in the first stages alone': GLYPHS._replace(
+        'private statistics in the first stages only': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('first-stages')),
         'SCT, SSBN, private gamma and beta': GLYPHS._replace(
             config=GLYPHS_BASELINE.format('private-affine')),
@@ -264,30 +277,31 @@ EXPERIMENTS = {
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'glyphs-distill': Experiment({
         'SCT, SSBN, all scales': GLYPHS_EVERY,
-        'SCT, SSBN, larger to smaller': GLYPHS_EVERY._replace(
+        'SCT, SSBN, distill=larger': GLYPHS_EVERY._replace(
             options=(*GLYPHS_EVERY_SCALE, 'custom_hooks.2.distill=larger')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
-    # The same in a ResNet-50 of full width, for a GPU.
+    # The same with a ResNet-50 of full width; it needs a GPU.
     'glyphs-resnet50': Experiment({
-        '96 alone': Arm(GLYPHS_R50_ALONE.format(96), {96: 6}),
-        **{f'{size} alone': Arm(GLYPHS_R50_ALONE.format(size), {size: epochs},
-                                epochs)
+        'trained at 96 px only': Arm(GLYPHS_R50_SINGLE.format(96), {96: 6}),
+        **{f'trained at {size} px only': Arm(
+            GLYPHS_R50_SINGLE.format(size), {size: epochs}, epochs)
            for size, epochs in ((72, 11), (48, 24), (36, 42))},
         'SCT, SSBN': GLYPHS_R50,
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'detection': Experiment({
         'RandomChoiceResize, shared BN': DET_RANDOM,
-        '128 alone': DET_ALONE,
-        '128 alone, for longer': lasting(DET_ALONE, 3, 6),
-        'between, shared BN': Arm(DET_SHARED, DET_DRAWN),
-        'between, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
-        'between, SSBN, private gamma and beta': Arm(DET_PRIVATE, DET_DRAWN),
+        'trained at 128 px only': DET_SINGLE,
+        'trained at 128 px only, longer schedule': lasting(DET_SINGLE, 3, 6),
+        'between=0.5, shared BN': Arm(DET_SHARED, DET_DRAWN),
+        'between=0.5, SSBN': Arm(DET_BETWEEN, DET_DRAWN),
+        'between=0.5, SSBN, private gamma and beta': Arm(
+            DET_PRIVATE, DET_DRAWN),
         'SCT, shared BN': DET_SCT_SHARED,
         'SCT, SSBN': DET_SCT,
     }, DET_SIZES, MAP, 0.01),
     'detection-schedules': Experiment({
-        'one scale a step, between': Arm(DET_PRIVATE, DET_DRAWN),
-        'one scale a step': Arm(DET_PRIVATE, DET_SEEN, options=(
+        'one scale per step, between=0.5': Arm(DET_PRIVATE, DET_DRAWN),
+        'one scale per step': Arm(DET_PRIVATE, DET_SEEN, options=(
             'custom_hooks.2.between=0.0', )),
         'all scales': DET_ALL,
         'all scales, shared BN': Arm(DET_SHARED, DET_SEEN, 3,
@@ -296,34 +310,33 @@ EXPERIMENTS = {
     'detection-baselines': Experiment({
         'RandomChoiceResize, re-estimated': calibrated(
             DET_RANDOM, DET_BETWEEN, DET_SIZES),
-        'between, shared BN, re-estimated': calibrated(
+        'between=0.5, shared BN, re-estimated': calibrated(
             Arm(DET_SHARED, DET_DRAWN), DET_BETWEEN, DET_SIZES),
-        'between, SSBN, re-estimated': calibrated(
+        'between=0.5, SSBN, re-estimated': calibrated(
             Arm(DET_BETWEEN, DET_DRAWN), DET_BETWEEN, DET_SIZES),
         'SCT, shared BN, re-estimated': calibrated(
             DET_SCT_SHARED, DETECTOR, DET_SIZES),
         'SCT, SSBN': DET_SCT,
-        '128 alone, adapted': Arm(
-            DET_ALONE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
-            start=DET_ALONE,
+        'trained at 128 px only, adapted': Arm(
+            DET_SINGLE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
+            start=DET_SINGLE,
             adapt=tuple('--scales 128 96 64 --sizes 112 80'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
-        **{f'{scale} alone': Arm(
-            f'baselines/resnet50_8xb32_in1k-{scale}px', {scale: 100})
+        **{f'trained at {scale} px only': Arm(
+            f'resnet50_8xb32_in1k-{scale}px', {scale: 100})
            for scale in IN1K_SIZES},
-        '224 alone, modern': IN1K_ALONE['-modern'],
-        **{f'224 alone{name.replace("-", ", ")}, adapted': Arm(
+        'trained at 224 px only, modern': IN1K_SINGLE['-modern'],
+        **{f'trained at 224 px only{name.replace("-", ", ")}, adapted': Arm(
             arm.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
                          128: 4 / 3}, start=arm, adapt=tuple(
                 '--scales 224 192 160 128 --lr 0.03'.split()))
-           for name, arm in IN1K_ALONE.items()},
+           for name, arm in IN1K_SINGLE.items()},
         'SCT, shared BN': IN1K_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
             IN1K_SHARED, 'sct_resnet50_8xb32_in1k', IN1K_TESTED),
-        'SCT, SSBN, all scales': Arm(
-            'baselines/sct-all-scales_resnet50_8xb32_in1k',
-            {size: 100 for size in IN1K_SIZES}),
+        'SCT, SSBN, all scales': Arm('sct-paper_resnet50_8xb32_in1k', {
+            size: 100 for size in IN1K_SIZES}),
         'SCT, SSBN': Arm('sct_resnet50_8xb32_in1k', IN1K_DRAWN),
         'SCT, SSBN, modern': Arm('sct-modern_resnet50_8xb32_in1k',
                                  IN1K_DRAWN),
@@ -331,10 +344,10 @@ EXPERIMENTS = {
         hours={size: 1281167 / 128 * ms / 3.6e6
                for size, ms in IN1K_MS.items()}),
     'transfer': Experiment({
-        'from nothing': DET_ALL,
-        'from 28 alone': DET_ALL._replace(start=ALONE[28]._replace(
-            options=DET_SHORTCUTS)),
-        'from SCT, SSBN': DET_ALL._replace(start=SSBN._replace(
-            options=DET_SHORTCUTS)),
+        'from random weights': DET_ALL,
+        'from a network trained at 28 px only': DET_ALL._replace(
+            start=SINGLE[28]._replace(options=DET_SHORTCUTS)),
+        'from a network trained with SCT, SSBN': DET_ALL._replace(
+            start=SSBN._replace(options=DET_SHORTCUTS)),
     }, DET_SIZES, MAP, 0.01),
 }

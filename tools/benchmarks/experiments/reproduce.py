@@ -1,4 +1,4 @@
-"""The arms of an experiment, trained and tested with several seeds."""
+"""Train and test the arms of an experiment with several seeds."""
 import argparse
 import os
 import os.path as osp
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from commands import (
     DONE,
     RECIPE,
+    ROOT,
     Step,
+    command_line,
     command_of,
     folder_of,
     rows_in,
-    shown,
     steps_left,
 )
 from experiments import EXPERIMENTS, Arm, Each, Experiment
@@ -25,20 +26,21 @@ from sct_mm.utils.arguments import check_int
 from sct_mm.utils.checkpoint import dump
 from sct_mm.utils.cli import cli, console_for
 from sct_mm.utils.errors import UserError
-from sct_mm.utils.package import is_installed, shipped
 
 
 def run_step(step: Step, gpus: int = 1) -> None:
-    """Run a command as a user does, in the folder of the repository."""
+    """Run a command as a user does in the root of the repository."""
     command = command_of(step, gpus)
-    if subprocess.run(command).returncode:
-        raise UserError(f'`{shlex.join(command)}` failed; fix what it says '
-                        'and run this again: it goes on here.')
+    paths = filter(None, (ROOT, os.environ.get('PYTHONPATH')))
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+    if subprocess.run(command, env=env).returncode:
+        raise UserError(f'`{shlex.join(command)}` failed. Fix the cause, and '
+                        'run this again: it goes on here.')
 
 
-def parts_of(arm: Arm | Each,
-             sizes: Sequence[int]) -> list[tuple[Arm, Sequence[int]]]:
-    """The networks of an arm, and the sizes that each is tested at."""
+def networks_of(arm: Arm | Each,
+                sizes: Sequence[int]) -> list[tuple[Arm, Sequence[int]]]:
+    """The networks of an arm, each with the sizes at which it is tested."""
     if isinstance(arm, Each):
         return [(each, (size, )) for size, each in arm.arms.items()]
     return [(arm, sizes)]
@@ -46,9 +48,10 @@ def parts_of(arm: Arm | Each,
 
 def result_of(arm: Arm | Each, seed: int, out: str,
               sizes: Sequence[int], gpus: int = 1) -> list[dict]:
-    """The rows of one arm with one seed, made and tested if need be."""
-    return [row for part, at in parts_of(arm, sizes)
-            for row in _rows_of(part, seed, out, at, gpus)]
+    """The rows of the tests of one arm with one seed. What is still to be
+    trained or tested is run."""
+    return [row for network, at in networks_of(arm, sizes)
+            for row in _rows_of(network, seed, out, at, gpus)]
 
 
 def _rows_of(arm: Arm, seed: int, out: str, sizes: Sequence[int],
@@ -58,8 +61,8 @@ def _rows_of(arm: Arm, seed: int, out: str, sizes: Sequence[int],
             run_step(step, gpus)
             continue
         os.makedirs(step.folder, exist_ok=True)
-        with open(osp.join(step.folder, RECIPE), 'w') as f:
-            f.write(step.recipe)
+        with open(osp.join(step.folder, RECIPE), 'w') as file:
+            file.write(step.recipe)
         run_step(step, gpus)
         open(osp.join(step.folder, DONE), 'w').close()
     rows = rows_in(folder_of(arm, seed, out))
@@ -82,11 +85,18 @@ def compute_of(arm: Arm | Each, gflops: dict[int, float],
     """FLOPs of the training, in those of an epoch at the largest size.
 
     Args:
-        gflops: of an image at each size.
-        unit: that at the largest size of the experiment.
+        gflops: FLOPs of an image at each size.
+        unit: FLOPs of an image at the largest size of the experiment.
     """
-    return sum(times * gflops[size] for part, _ in parts_of(arm, ())
-               for size, times in part.seen.items()) / unit
+    return sum(times * gflops[size] for network, _ in networks_of(arm, ())
+               for size, times in network.seen.items()) / unit
+
+
+def configs_of(experiment: Experiment) -> dict[str, str]:
+    """{arm: config} of the arms that train a config without a change, to
+    which their results belong."""
+    return {name: arm.config for name, arm in experiment.arms.items()
+            if isinstance(arm, Arm) and arm == Arm(arm.config, arm.seen)}
 
 
 def print_table(title: str, result: dict, metric: str) -> None:
@@ -100,40 +110,43 @@ def print_table(title: str, result: dict, metric: str) -> None:
     console_for(table).print(table)
 
 
+def cost_line(name: str, experiment: Experiment) -> str:
+    """The compute of an arm, where FLOPs are taken as the area of an image,
+    and its GPU hours where they are known."""
+    arm = experiment.arms[name]
+    seen = [each for network, _ in networks_of(arm, ())
+            for each in network.seen.items()]
+    largest = max(experiment.sizes)
+    compute = compute_of(arm, {size: size**2 for size, _ in seen}, largest**2)
+    hours = sum(times * experiment.hours.get(size, 0) for size, times in seen)
+    line = f'# {name}: the compute of {compute:.1f} epochs at {largest} pixels'
+    return line + (
+        f'; plain steps at its sizes take {hours:.1f} GPU hours (one H200, '
+        '--amp, channels_last, 128 images).' if hours else '.')
+
+
 def print_commands(experiment: Experiment, seeds: Sequence[int],
                    out: str) -> None:
-    """Print what would be run, but for what is done, in its order."""
-    told = set()
+    """Print the commands that are still to be run, in their order."""
+    printed = set()
     for name, arm in experiment.arms.items():
-        compute = compute_of(arm, {size: size ** 2 for size in {
-            *experiment.sizes,
-            *(size for part, _ in parts_of(arm, ()) for size in part.seen)}},
-            max(experiment.sizes) ** 2)
-        hours = sum(times * experiment.hours.get(size, 0)
-                    for part, _ in parts_of(arm, ())
-                    for size, times in part.seen.items())
-        print(f'# {name}: the compute of {compute:.1f} epochs at '
-              f'{max(experiment.sizes)} pixels'
-              + (f'; plain steps at its sizes take {hours:.1f} GPU hours (one '
-                 'H200, --amp, channels_last, 128 images).' if hours
-                 else '.'))
+        print(cost_line(name, experiment))
         for seed in seeds:
-            for part, sizes in parts_of(arm, experiment.sizes):
-                for step in steps_left(part, seed, out, sizes):
-                    if step not in told:
-                        print(shown(step, experiment.gpus))
-                    told.add(step)
+            for network, sizes in networks_of(arm, experiment.sizes):
+                for step in steps_left(network, seed, out, sizes):
+                    if step not in printed:
+                        print(command_line(step, experiment.gpus))
+                    printed.add(step)
 
 
 def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
               out: str = osp.join('work_dirs', 'reproduce'),
               dry_run: bool = False) -> dict:
-    """Train and test every arm of an experiment; print a table a metric.
+    """Train and test every arm of an experiment; print a table per metric.
 
-    Each arm runs in ``out``/ARM/SEED with the commands that a user types, in
-    the current folder, which has the data and is the repository's, where
-    there is one. What is done is not done again; what was interrupted goes
-    on.
+    Each arm is made in ``out``/ARM/SEED, by the commands that a user types in
+    the current folder, which must be the root of the repository. What is done
+    is not done again, and what was interrupted goes on.
 
     Args:
         name: of :data:`EXPERIMENTS`.
@@ -141,13 +154,14 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
 
     Returns:
         dict: ``{metric: {arm: {size: [mean, standard deviation]}}}`` over the
-        seeds, ``seeds``, and ``compute``, the training's, in epochs at the
-        largest size; written to ``out``/NAME.json too, the first
-        metric as a figure to NAME.png. {} of a dry run.
+        seeds, ``seeds``, ``compute`` of the training in epochs at the largest
+        size, and ``configs`` (see :func:`configs_of`). It is written to
+        NAME.json in ``out``, and its first metric drawn in NAME.png. {} of a
+        dry run.
 
     Raises:
-        UserError: if a command fails, and for a folder in ``out`` with an
-            arm of the same name and another recipe.
+        UserError: if a command fails, or if ``out`` holds an arm of the same
+            name that was made by another recipe.
     """
     experiment = EXPERIMENTS[name]
     seeds = [check_int('seeds', seed, 0, 'Give 0, 1, 2.') for seed in seeds]
@@ -166,15 +180,16 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     gflops = {arm: {row['scale']: row['gflops'] for row in each[0]}
               for arm, each in runs.items()}
     unit = max(max(each.values()) for each in gflops.values())
-    result: dict[str, object] = dict(seeds=list(seeds), compute={
-        arm: compute_of(experiment.arms[arm], each, unit)
-        for arm, each in gflops.items()})
+    result: dict[str, object] = dict(
+        seeds=seeds, compute={
+            arm: compute_of(experiment.arms[arm], each, unit)
+            for arm, each in gflops.items()},
+        configs=configs_of(experiment))
     for metric, label in experiment.metrics.items():
         result[metric] = {arm: summarise(each, metric, experiment.unit)
                           for arm, each in runs.items()}
-        print_table(f'{label}, mean ± standard deviation over seeds '
-                    f'{list(seeds)}; compute in epochs at the largest size',
-                    result, metric)
+        print_table(f'{label}, mean ± standard deviation over seeds {seeds}; '
+                    'compute in epochs at the largest size', result, metric)
     path = osp.join(out, name)
     dump(result, f'{path}.json')
     draw(result, experiment, f'{path}.png')
@@ -182,16 +197,22 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     return result
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('experiment', choices=EXPERIMENTS)
+    parser.add_argument('experiment', choices=EXPERIMENTS,
+                        metavar='EXPERIMENT',
+                        help='one of ' + ', '.join(EXPERIMENTS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--out', default=osp.join('work_dirs', 'reproduce'))
+    parser.add_argument('--out', default=osp.join('work_dirs', 'reproduce'),
+                        help='folder below the root of the repository')
     parser.add_argument('--dry-run', action='store_true',
                         help='print the commands instead of running them')
-    args = parser.parse_args()
-    if not is_installed():
-        os.chdir(shipped())
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.chdir(ROOT)
     reproduce(args.experiment, args.seeds, args.out, args.dry_run)
 
 

@@ -1,4 +1,4 @@
-"""Networks with less of SSBN than it has, for tools/benchmarks/experiments/configs/."""
+"""A model with SSBN in some of its parts and shared BN in the others."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +12,11 @@ from sct_mm.models.size_selection import ssbn_layers
 @MODELS.register_module()
 def WithSharedBN(model: dict, shared: Sequence[str],
                  data_preprocessor: Any | None = None) -> nn.Module:
-    """Build the model of another config, with plain BN in some of its parts.
+    """Build a model with SSBN, then put plain BN into some of its parts.
 
     Args:
         model: config of a model with SSBN.
-        shared: names of the modules whose norms all scales share.
+        shared: names of the modules whose norms become plain BN.
         data_preprocessor: as for ``WithSSBN``.
     """
     model = dict(model)

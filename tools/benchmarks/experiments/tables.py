@@ -1,4 +1,5 @@
-"""Tables and figures of results, in README, in docs and on the screen."""
+"""Write the tables of README.md and docs/*.md from docs/results, and draw a
+figure of each result."""
 import argparse
 import glob
 import json
@@ -9,11 +10,13 @@ from collections.abc import Sequence
 
 from experiments import EXPERIMENTS, Experiment
 
-from sct_mm.utils.checkpoint import AtomicLocalBackend, dump, save_plot
+from sct_mm.evaluation.plots import new_figure, save_plot
+from sct_mm.utils.checkpoint import AtomicLocalBackend, dump
 from sct_mm.utils.cli import cli
 from sct_mm.utils.errors import UserError
 
-# What stands between the two lines is made by tools/benchmarks/experiments/tables.py.
+REPRODUCE = 'tools/benchmarks/experiments/reproduce.py'
+# A table in a page, with the comments before and after it.
 _BLOCK = re.compile(r'(?P<start>^<!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
                     r' -->\n)(?P<table>(?:(?!<!-- table:).)*?)'
                     r'(?P<end><!-- /table -->)', re.S | re.M)
@@ -25,12 +28,14 @@ def _number(value: float, metric: str) -> str:
 
 def cells_of(result: dict, metric: str,
              sizes: Sequence[int] | None = None) -> list[list[str]]:
-    """The rows of a table, the first its header.
+    """The rows of a table; the first is its header.
 
     Args:
-        result: of :func:`~tools.benchmarks.experiments.reproduce.reproduce`.
-        metric: of the result.
+        result: what reproduce.py returns and writes.
         sizes: columns; default: all of the result.
+
+    Raises:
+        KeyError: for a metric or a size that the result does not have.
     """
     arms: dict[str, dict] = {
         arm: {int(size): value for size, value in found.items()}
@@ -40,11 +45,11 @@ def cells_of(result: dict, metric: str,
     sizes = sizes or known
     if set(sizes) - set(known):
         raise KeyError(min(set(sizes) - set(known)))
-    rows = [['trained on', 'compute', *map(str, sizes)]]
+    rows = [['network', 'compute', *map(str, sizes)]]
     for arm, found in arms.items():
         row = [arm, f'{result["compute"][arm]:.1f}']
         for size in sizes:
-            if size not in found:  # of one network for each of some sizes
+            if size not in found:  # an arm of one network per size
                 row.append('')
                 continue
             mean, deviation = found[size]
@@ -57,7 +62,7 @@ def cells_of(result: dict, metric: str,
 
 def markdown_of(result: dict, metric: str,
                 sizes: Sequence[int] | None = None) -> str:
-    """The table in Markdown; the best mean of each size is bold."""
+    """The table as Markdown; the best mean of each size is bold."""
     header, *rows = cells_of(result, metric, sizes)
     for column in range(2, len(header)):
         means = [float(row[column].partition('±')[0] or '-inf')
@@ -70,66 +75,73 @@ def markdown_of(result: dict, metric: str,
 
 
 def results_of(folder: str) -> dict[str, dict]:
-    """{experiment: what tools/benchmarks/experiments/reproduce.py wrote of it} in ``folder``."""
+    """{experiment: its result} of the files in ``folder`` that reproduce.py
+    wrote."""
     found = {}
     for path in sorted(glob.glob(osp.join(folder, '*.json'))):
         name = osp.splitext(osp.basename(path))[0]
         if name in EXPERIMENTS:
-            with open(path) as file:
+            with open(path, encoding='utf-8') as file:
                 found[name] = json.load(file)
     return found
 
 
 def take_results(source: str, root: str) -> list[str]:
-    """Put what tools/benchmarks/experiments/reproduce.py wrote to ``source`` into docs/results of
-    the repository at ``root``: of the experiments that are there, and of no
-    fewer seeds.
+    """Copy results from ``source``, a folder of reproduce.py, to docs/results
+    of the repository at ``root``. A result replaces one of the same
+    experiment that does not have more seeds; others are left out.
 
     Returns:
         list: the paths of the files.
     """
-    folder, taken = osp.join(root, 'docs', 'results'), []
-    there, found = results_of(folder), results_of(source)
-    for name in there.keys() & found.keys():
-        if len(found[name]['seeds']) >= len(there[name]['seeds']):
-            taken.append(osp.join(folder, f'{name}.json'))
-            dump(found[name], taken[-1])
-    return sorted(taken)
+    folder, written = osp.join(root, 'docs', 'results'), []
+    before, found = results_of(folder), results_of(source)
+    for name in sorted(before.keys() & found.keys()):
+        if len(found[name]['seeds']) >= len(before[name]['seeds']):
+            written.append(osp.join(folder, f'{name}.json'))
+            dump(found[name], written[-1])
+    return written
 
 
 def with_tables(text: str, results: dict[str, dict]) -> str:
-    """``text`` with the tables that its comments ask for::
+    """``text`` with a table in each pair of comments as these::
 
-        <!-- table: any-size metric=accuracy/top1 sizes=28,21,14 -->
+        <!-- table: any-size metric=accuracy/top1 sizes=28,21,14 rows=1,4 -->
         <!-- /table -->
 
-    ``metric`` defaults to the first of the experiment, ``sizes`` to all.
+    ``metric`` defaults to the first of the experiment, ``sizes`` and ``rows``
+    to all; the first row is 1.
 
     Raises:
-        UserError: for an experiment, metric or size without a result, and
-            for a comment that is none of these.
+        UserError: for an experiment, metric, size or row without a result, for
+            another option, and for a table without an end.
     """
     def fill(block: 're.Match') -> str:
         name = block['name']
         options = dict(word.partition('=')[::2]
                        for word in block['options'].split())
-        if set(options) - {'metric', 'sizes'}:
-            raise UserError('A table takes metric=NAME and sizes=28,21,14, '
-                            f'but got {block["options"].strip()!r}. Fix it.')
+        if set(options) - {'metric', 'sizes', 'rows'}:
+            raise UserError('A table takes metric=NAME, sizes=28,21,14 and '
+                            'rows=1,4, but got '
+                            f'{block["options"].strip()!r}. Fix it.')
         if name not in results:
             raise UserError(f'A table needs the result of {name!r}, but there '
-                            f'are {sorted(results)}. Run tools/benchmarks/experiments/reproduce.py '
-                            f'{name} and put its JSON into docs/results.')
+                            f'are {sorted(results)}. Run {REPRODUCE} {name} '
+                            'and put its JSON into docs/results.')
         metric = options.get('metric') or next(iter(
             EXPERIMENTS[name].metrics))
-        sizes = options.get('sizes', '')
+        sizes, result = options.get('sizes', ''), results[name]
         try:
-            table = markdown_of(results[name], metric, [
+            if 'rows' in options:
+                arms = dict(enumerate(result[metric].items(), 1))
+                result = {**result, metric: dict(
+                    arms[int(row)] for row in options['rows'].split(','))}
+            table = markdown_of(result, metric, [
                 int(size) for size in sizes.split(',') if size])
         except (KeyError, ValueError) as error:
             raise UserError(f'The result of {name!r} has no {error} for a '
                             f'table of {metric}, {sizes}. Fix its options, '
-                            f'or run tools/benchmarks/experiments/reproduce.py {name}.') from None
+                            f'or run {REPRODUCE} {name}.') from None
         return block['start'] + table + block['end']
     made, count = _BLOCK.subn(fill, text)
     begun = len(re.findall('^<!-- table:', text, re.M))
@@ -140,32 +152,27 @@ def with_tables(text: str, results: dict[str, dict]) -> str:
 
 
 def draw(result: dict, experiment: Experiment, path: str) -> None:
-    """The first metric over the size, a line an arm, or over the compute of
-    the training, a panel a size, as an image."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    """Draw the first metric into a PNG: over the size with a line per arm, or
+    over the compute of the training in a panel per size."""
     metric, label = next(iter(experiment.metrics.items()))
     found = {arm: {int(size): value for size, value in sizes.items()}
              for arm, sizes in result[metric].items()}
     names = list(dict.fromkeys(
         arm.rpartition(', ')[0] if experiment.panels else arm
         for arm in found))
-    columns = 1 if max(map(len, names)) > 32 else 2
+    columns = 1 if max(map(len, names)) > 42 else 2
     legend = 0.23 * math.ceil(len(names) / columns)
-    figure, axes = plt.subplots(
-        1, max(len(experiment.panels), 1), squeeze=False,
-        figsize=(10 if experiment.panels else 6.4, 3.9 + legend),
-        layout='constrained')
+    figure, panels = new_figure(10 if experiment.panels else 6.4, 3.9 + legend,
+                                max(len(experiment.panels), 1))
     if experiment.panels:
-        _over_compute(axes[0], found, result['compute'], experiment, names)
+        _over_compute(panels, found, result['compute'], experiment, names)
     else:
-        _over_size(axes[0][0], found)
-    axes[0][0].set_ylabel(label)
-    for each in axes[0]:
-        each.grid(alpha=0.3)
-    lines = {line.get_label(): line for each in axes[0]
-             for line in each.containers}
+        _over_size(panels[0], found)
+    panels[0].set_ylabel(label)
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    lines = {line.get_label(): line for axes in panels
+             for line in axes.containers}
     figure.legend([lines[name] for name in names], names,
                   loc='outside lower center', ncols=columns)
     save_plot(figure, path, 110)
@@ -184,7 +191,7 @@ def _line(axes, name: str, at: Sequence[float],
 
 def _over_size(axes, found: dict[str, dict[int, list]]) -> None:
     known = {size for sizes in found.values() for size in sizes}
-    for arm, sizes in found.items():  # of few sizes: a network for each
+    for arm, sizes in found.items():  # few sizes: one network per size
         _line(axes, arm, list(sizes), list(sizes.values()),
               **(dict(linestyle='', marker='*', markersize=11, zorder=3)
                  if len(sizes) < len(known) else {}))
@@ -195,7 +202,7 @@ def _over_size(axes, found: dict[str, dict[int, list]]) -> None:
 def _over_compute(panels, found: dict[str, dict[int, list]],
                   compute: dict[str, float], experiment: Experiment,
                   names: list[str]) -> None:
-    """A schedule stands at the sizes that it trains."""
+    """A panel shows the networks that were trained at its size."""
     for axes, size in zip(panels, experiment.panels, strict=True):
         for color, name in enumerate(names):
             arms = [arm for arm in found if arm.rpartition(', ')[0] == name
@@ -208,20 +215,20 @@ def _over_compute(panels, found: dict[str, dict[int, list]],
 
 
 def write_tables(root: str) -> list[str]:
-    """Write the tables of README.md and docs/*.md in the repository at
-    ``root`` from docs/results, and their figures beside the results.
+    """Write the tables of the repository at ``root`` from its docs/results,
+    and the figures beside the results.
 
     Returns:
         list: the paths of the files.
 
     Raises:
-        UserError: for a folder without results, and as :func:`with_tables`.
+        UserError: if there are no results; see also :func:`with_tables`.
     """
     folder = osp.join(root, 'docs', 'results')
     results = results_of(folder)
     if not results:
-        raise UserError(f'{folder!r} must hold what tools/benchmarks/experiments/reproduce.py wrote, '
-                        'but has none of it. Name the repository by --root.')
+        raise UserError(f'{folder!r} must hold results of {REPRODUCE}, but '
+                        'has none of it. Name the repository by --root.')
     written = []
     for path in (osp.join(root, 'README.md'),
                  *sorted(glob.glob(osp.join(root, 'docs', '*.md')))):
@@ -237,13 +244,18 @@ def write_tables(root: str) -> list[str]:
     return written
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.', metavar='FOLDER',
                         help='of the repository (default: this one)')
     parser.add_argument('--take', metavar='FOLDER',
-                        help='first take what tools/benchmarks/experiments/reproduce.py wrote there')
-    args = parser.parse_args()
+                        help='of reproduce.py, from which newer results are '
+                        'copied to docs/results first')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     taken = take_results(args.take, args.root) if args.take else []
     for path in [*taken, *write_tables(args.root)]:
         print(path)

@@ -1,4 +1,4 @@
-# To compare with: what mmdet offers for several sizes, one drawn an image, and
+# Baseline: mmdet's multi-scale training, which draws a size for each image, with
 # shared BN. A batch is padded to its largest image: 6 epochs cost 5.8 at 128.
 _base_ = '../../../../configs/_base_/fashion-det.py'
 resize = dict(type='RandomChoiceResize', scales=[(160, 128), (120, 96), (80, 64)],

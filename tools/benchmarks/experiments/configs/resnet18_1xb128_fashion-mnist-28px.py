@@ -1,2 +1,2 @@
-# To compare with: one network for one scale.
+# Baseline: a single-scale network.
 _base_ = '../../../../configs/_base_/fashion-mnist.py'

@@ -1,4 +1,4 @@
-# To compare with: one network for one scale.
+# Baseline: a single-scale network.
 _base_ = '../../../../configs/_base_/glyphs.py'
 pipeline = [{**_base_.resize, 'scale': 72}, dict(type='PackInputs')]
 train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))

@@ -1,4 +1,4 @@
-# To compare with: one network for one scale.
+# Baseline: a single-scale network.
 _base_ = './resnet50_1xb128_glyphs-96px.py'
 pipeline = [{**_base_.resize, 'scale': 48}, dict(type='PackInputs')]
 train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))

@@ -1,4 +1,4 @@
-# To compare with: one network for one scale.
+# Baseline: a single-scale network.
 _base_ = './resnet18_1xb128_glyphs-96px.py'
 model = dict(
     backbone=dict(depth=50, stem_channels=64, base_channels=64),

@@ -1,3 +1,3 @@
-# To compare with: gamma and beta private too.
+# Ablation: private gamma and beta, too.
 _base_ = '../../../../configs/sct-any-size_resnet18_1xb128_fashion-mnist.py'
 custom_hooks = _base_.custom_hooks[:-1]

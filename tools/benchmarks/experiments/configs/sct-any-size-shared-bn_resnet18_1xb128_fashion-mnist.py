@@ -1,4 +1,4 @@
-# To compare with: without private normalization.
+# Ablation: shared BN.
 _base_ = '../../../../configs/sct-any-size_resnet18_1xb128_fashion-mnist.py'
 scales = (28, 24, 21, 18, 16, 14)
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))

@@ -1,4 +1,4 @@
-# To compare with: between, without private normalization.
+# Ablation: sizes between the scales, with shared BN.
 _base_ = './sct-between_retinanet_r18_fpn_1xb8_fashion-det.py'
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))
 custom_hooks = [*_base_.custom_hooks[:2], {

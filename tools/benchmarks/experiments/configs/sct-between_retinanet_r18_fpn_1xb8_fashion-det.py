@@ -1,4 +1,4 @@
-# To compare with: three scales, in half of the steps a size between two.
+# Ablation: three scales, and in half of the steps a size between two of them.
 _base_ = '../../../../configs/_base_/fashion-det.py'
 model = dict(backbone=dict(norm_cfg=dict(type='SSBN', scales=(128, 96, 64))))
 custom_hooks = [*_base_.custom_hooks, dict(

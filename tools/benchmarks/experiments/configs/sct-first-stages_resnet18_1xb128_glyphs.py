@@ -1,4 +1,4 @@
-# To compare with: private statistics in the stem and the first two stages alone.
+# Ablation: private statistics in the stem and the first two stages only.
 _base_ = '../../../../configs/sct_resnet18_1xb128_glyphs.py'
 custom_imports = dict(imports=['sct_mm', 'tools.benchmarks.experiments.shared_bn'])
 model = dict(_delete_=True, type='WithSharedBN', model=_base_.model,

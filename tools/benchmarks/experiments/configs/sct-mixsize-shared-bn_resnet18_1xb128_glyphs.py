@@ -1,4 +1,4 @@
-# To compare with: one random size a step and shared BN (MixSize, arXiv 1908.08986).
+# Baseline: one random size per step and shared BN (MixSize, arXiv 1908.08986).
 # 13 epochs have the pixels of 6 at 96.
 _base_ = './sct-shared-bn_resnet18_1xb128_glyphs.py'
 sizes = (96, 84, 72, 60, 48, 42, 36)

@@ -1,4 +1,4 @@
-# To compare with: SCT without private normalization.
+# Ablation: SCT with shared BN.
 _base_ = '../../../../configs/sct_resnet18_1xb128_glyphs.py'
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))
 custom_hooks = [*_base_.custom_hooks[:-2],

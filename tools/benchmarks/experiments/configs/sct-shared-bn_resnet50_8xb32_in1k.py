@@ -1,4 +1,4 @@
-# To compare with: SCT without private normalization.
+# Ablation: SCT with shared BN.
 _base_ = '../../../../configs/sct_resnet50_8xb32_in1k.py'
 scales = (224, 192, 160, 128)
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN', requires_grad=True)))

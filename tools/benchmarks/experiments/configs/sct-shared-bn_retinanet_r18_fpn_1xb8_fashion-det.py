@@ -1,4 +1,4 @@
-# To compare with: without private normalization.
+# Ablation: shared BN.
 _base_ = '../../../../configs/sct_retinanet_r18_fpn_1xb8_fashion-det.py'
 scales = (128, 112, 96, 80, 64)
 model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='BN')))

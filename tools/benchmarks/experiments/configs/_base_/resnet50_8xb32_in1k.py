@@ -1,4 +1,4 @@
-# To compare with: a network for one scale, as mmpretrain trains it for 224. At the
+# Baseline: a single-scale network, trained as mmpretrain trains it at 224. At the
 # other scales every resize and crop changes by the same ratio.
 _base_ = '../sct-shared-bn_resnet50_8xb32_in1k.py'
 custom_hooks = [dict(type='EpochSeedHook')]
