@@ -38,7 +38,7 @@ def expand_sizes(sizes: Sizes, name: str = 'sizes') -> tuple[int, ...]:
 
 
 def _sizes_of(text: str, name: str) -> range:
-    """The sizes of one number or range, smallest or largest first."""
+    """The sizes that one number or range names."""
     match = _RANGE.fullmatch(text.strip())
     if not match:
         raise _no_sizes(text, name)

@@ -114,9 +114,10 @@ def test_both_backwards_distill_alike(teachers, dtype):
         assert_close([joint[name] for name in same],
                      [ours[name] for name in same])
         for hook in hooks:
-            assert len(hook._points) == 3 * (teachers == 'ensemble')
+            points = hook.sct.ensemble()
+            assert len(points) == 3 * (teachers == 'ensemble')
             assert all(point.dtype == torch.float32 and point.isfinite()
-                       for point in hook._points.values())
+                       for point in points.values())
 
 
 def test_an_adapted_network_keeps_its_base():
