@@ -21,12 +21,20 @@ if ('-m', 'sct_mm.doctor') not in itertools.pairwise(sys.orig_argv):
         from .engine.hooks.sct_loss_hook import SCTLossHook
         from .engine.hooks.shared_affine_hook import SharedAffineHook
         from .engine.loops import ScalesTestLoop, ScalesValLoop
-        from .models.cascade import Cascade
-        from .models.convert import WithSSBN, convert_to_ssbn
-        from .models.extract import extract_scale
-        from .models.pinning import set_scale, use_scale
-        from .models.precise_bn import add_scale, calibrate
-        from .models.ssbn import SSBN, SSBN1d, SSBN3d, SyncSSBN
+        from .models import (
+            SSBN,
+            Cascade,
+            SSBN1d,
+            SSBN3d,
+            SyncSSBN,
+            WithSSBN,
+            add_scale,
+            calibrate,
+            convert_to_ssbn,
+            extract_scale,
+            set_scale,
+            use_scale,
+        )
         from .utils.checkpoint import AtomicLocalBackend
         from .utils.package import introduce
         from .utils.safe_load import allow_checkpoint_types

@@ -1,4 +1,4 @@
-"""A network to adapt, and what must stay of it."""
+"""A network to adapt, and the check that it answers as before at the base."""
 import torch
 from conftest import SCALES, TinyModel
 from helpers import batch, with_trained_base
@@ -9,7 +9,7 @@ from sct_mm import SSBN
 
 
 class Dropping(TinyModel):
-    """With what moves in training beside SSBN."""
+    """A network with other layers, too, that change in training."""
 
     def __init__(self, norm=lambda c: SSBN(c, SCALES), **options):
         super().__init__(norm, **options)
@@ -30,8 +30,8 @@ def unlabelled(**options):
 
 
 def kept(state, names=('net.1.', 'net.4.', 'net.7.')):
-    """Of a state dict, all but the rows of the smaller scales and what the
-    layers have seen."""
+    """A state dict without the parameters of the smaller scales and without
+    the extents that the layers recorded."""
     return {name: value if not name.startswith(names) else
             value.view(len(SCALES), -1)[0] for name, value in state.items()
             if not name.endswith('_extra_state')}

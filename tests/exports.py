@@ -1,4 +1,4 @@
-"""Networks of random weights that are exported, and images for them."""
+"""Networks of random weights to export, and images for them."""
 import os.path as osp
 
 import numpy as np
@@ -13,26 +13,26 @@ FASHION = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
 
 
 def write_idx(path, array):
-    """A file in the form of MNIST."""
+    """Write a file in MNIST's format."""
     header = bytes([0, 0, 8, array.ndim]) + np.array(
         array.shape, '>i4').tobytes()
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 def built(model, scope='mmpretrain'):
-    """The model of a config, in evaluation mode, with rows far apart."""
+    """The model of a config, in evaluation mode, with scales that differ."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         return randomised(MODELS.build(model)).eval()
 
 
 def fashion(root):
-    """Config and checkpoint of a network of random weights at 28, 21 and 14
-    pixels, and options that name 12 images for it, all in ``root``."""
+    """The config and checkpoint of a network of random weights at 28, 21 and
+    14 pixels, and ``cfg_options`` that test it on 12 images in ``root``."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 12)
     images = rng.integers(0, 99, (12, 28, 28)) + labels[:, None, None]
-    for split in ('train', 't10k'):  # the host asks for both
+    for split in ('train', 't10k'):  # mmpretrain requires both
         write_idx(root / f'{split}-labels-idx1-ubyte', labels)
         # No image is in both.
         write_idx(root / f'{split}-images-idx3-ubyte',
@@ -46,7 +46,8 @@ def fashion(root):
 
 
 def clothes(root):
-    """A test set of 4 images for a detector's config, as its options."""
+    """Make a test set of 4 images for a detector; returns the ``cfg_options``
+    that name it."""
     make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(root), 1, 4)
     data = 'test_dataloader.dataset'
     return {f'{data}.data_root': str(root), f'{data}.ann_file': 'val.json',

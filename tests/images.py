@@ -1,4 +1,4 @@
-"""Images, a metric and runs of validation that several tests share."""
+"""Images, a metric, a validation and a training that several tests share."""
 import itertools
 
 import numpy as np
@@ -16,7 +16,7 @@ COUNT = itertools.count()
 
 @DATASETS.register_module(force=True)
 class Images(BaseDataset):
-    """Images of 16 pixels; counts how often they are read anew."""
+    """Images of 16 pixels; counts how often they are read."""
     loaded = 0
 
     def load_data_list(self):
@@ -28,7 +28,7 @@ class Images(BaseDataset):
 
 @METRICS.register_module(force=True)
 class Logits(BaseMetric):
-    """Top-1, and the logits as a list."""
+    """Top-1 accuracy, and the logits as a list."""
 
     def process(self, data_batch, data_samples):
         labels = [int(s.gt_label) for s in data_batch['data_samples']]

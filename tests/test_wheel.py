@@ -41,7 +41,7 @@ def ran(*command, **options):
     """All that a command says; it must end well."""
     env = {name: value for name, value in os.environ.items()
            if name != 'PYTHONPATH'}
-    done = subprocess.run(list(map(str, command)), text=True, timeout=3600,
+    done = subprocess.run(list(map(str, command)), text=True,
                           capture_output=True, env=env, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -1,10 +1,11 @@
-"""Give a trained network smaller sizes; at its own it answers as before."""
+"""Give a trained network smaller input sizes; at its own size, it answers as
+before, to the bit."""
 import argparse
 import shlex
 
 from mmengine.dist import is_main_process
 
-from sct_mm.apis import adapt_checkpoint
+from sct_mm.apis import adapt
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.package import tool_command
 
@@ -12,34 +13,36 @@ from sct_mm.utils.package import tool_command
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'config', help='path of the config, without a line about SCT')
-    parser.add_argument('checkpoint', help='path of the checkpoint')
+        'config', help="path of the network's own config, without SCT")
+    parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
+                        'work directory: its newest whole one')
     parser.add_argument(
         '--scales', nargs='+', required=True, metavar='PIXELS',
-        help="the network's own size and smaller ones: numbers, ranges such "
-        'as 128:224:16, or both')
+        help="the network's own size and the smaller ones to train: numbers, "
+        'ranges such as 128:224:16, or both')
     parser.add_argument(
         '--sizes', nargs='+', default=(), metavar='PIXELS',
-        help='sizes between the scales, to give statistics of their own; as '
-        '--scales')
+        help='more sizes below the largest, which get statistics of their own '
+        'but no training; written as --scales')
     parser.add_argument(
         '--epochs', type=int, default=2,
-        help='default: 2; 0 for statistics alone')
+        help='of the training; 0: statistics alone; default: 2')
     parser.add_argument(
         '--between', type=float, default=0.0, metavar='SHARE',
-        help='of the steps, in which the smaller scales are at sizes between '
-        'them; default: 0')
+        help='share of the steps, from 0 to 1, that train sizes between the '
+        'scales; default: 0')
     parser.add_argument(
-        '--out', metavar='DIR', help='for config, checkpoint and logs; '
+        '--out', metavar='FOLDER', help='for config, checkpoint and logs; '
         'default: work_dirs/adapt_NAME_OF_CONFIG')
     parser.add_argument(
-        '--images', type=int, default=2048,
-        help='of the training set, for statistics; default: 2048')
+        '--images', type=int, default=2048, metavar='N',
+        help='how many images of the training set give the statistics; '
+        'default: 2048')
     parser.add_argument(
         '--lr', type=float, default=0.08,
-        help='learning rate of AdamW; default: 0.08')
+        help='highest learning rate, of AdamW; default: 0.08')
     parser.add_argument(
-        '--force', action='store_true', help='overwrite what is in --out')
+        '--force', action='store_true', help='overwrite the result in --out')
     parser.add_argument(
         '--resume', action='store_true',
         help='go on with the run in --out, if there is one')
@@ -50,10 +53,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    done = adapt_checkpoint(
-        args.config, args.checkpoint, args.scales, args.epochs, args.out,
-        args.images, args.lr, args.sizes, args.force, args.resume,
-        args.cfg_options, args.launcher, args.between)
+    done = adapt(
+        args.config, args.checkpoint, args.scales, epochs=args.epochs,
+        out=args.out, images=args.images, lr=args.lr, sizes=args.sizes,
+        force=args.force, resume=args.resume, cfg_options=args.cfg_options,
+        launcher=args.launcher, between=args.between)
     if is_main_process():
         command = shlex.join([*tool_command('test'), done['config'],
                               done['checkpoint']])

@@ -1,23 +1,25 @@
-"""Re-estimate a checkpoint's statistics at given sizes of the input."""
+"""Re-estimate the statistics of a checkpoint at given input sizes, from images
+of the training set."""
 import argparse
 
 from mmengine.dist import is_main_process
 
-from sct_mm.apis import calibrate_checkpoint
+from sct_mm.apis import calibrate
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
+                        'work directory: its newest whole one')
     parser.add_argument(
         '--sizes', nargs='+', required=True, metavar='PIXELS',
-        help='trained or not: numbers, ranges such as 128:224:16, or both; '
-        'all: the trained scales')
+        help='input sizes, trained or not: numbers, ranges such as '
+        '128:224:16, or both; all: the trained scales')
     parser.add_argument(
-        '--images', type=int, default=2048,
-        help='of the training set; default: 2048')
+        '--images', type=int, default=2048, metavar='N',
+        help='how many images of the training set to use; default: 2048')
     parser.add_argument(
         '--out', required=True, metavar='FILE', help='checkpoint to write')
     parser.add_argument(
@@ -32,7 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    done = calibrate_checkpoint(
+    done = calibrate(
         args.config, args.checkpoint, args.sizes, args.out, args.images,
         args.force, args.cfg_options, args.launcher)
     if not is_main_process():

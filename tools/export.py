@@ -1,59 +1,64 @@
-"""Write one scale of a trained network, or each, as an ordinary file."""
+"""Write one size of a trained network, or each trained one, as an ordinary
+file that runs without sct_mm."""
 import argparse
 
 from sct_mm.apis import export
-from sct_mm.export.formats import FORMATS
-from sct_mm.export.network import PARTS
-from sct_mm.export.report import report
+from sct_mm.export import FORMATS, PARTS, print_manifest
 from sct_mm.utils.cli import add_cfg_options, cli
 
 
 def size_of(text: str) -> int | str:
+    """The value of --size."""
     return text if text == 'all' else int(text)
 
 
-size_of.__name__ = 'size'  # argparse names it in its refusal
+size_of.__name__ = 'size'  # by which argparse refuses a value
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
+                        'work directory: its newest whole one')
     parser.add_argument(
         '--size', type=size_of, required=True, metavar='PIXELS|all',
-        help='which size; all: each trained scale')
+        help='the input size to export; all: each trained scale')
     parser.add_argument(
         '--format', choices=list(FORMATS), default='pth',
-        help='pth and safetensors: weights that the stock network takes; '
-        'onnx, torchscript and pt2: a graph (default: pth)')
+        help='pth and safetensors: weights that the stock network loads; '
+        'onnx, torchscript and pt2: a graph; default: pth')
     parser.add_argument(
         '--out', required=True, metavar='FILE',
         help='the file; with --size all, a folder for the files and '
         'manifest.json')
     parser.add_argument(
         '--part', choices=PARTS,
-        help='of a graph: the network, or its features (backbone and neck); '
-        'default: the network where it runs on images alone')
+        help='which part becomes a graph: the network, or its features '
+        '(backbone and neck); default: the network if it runs on images '
+        'alone')
     parser.add_argument(
         '--no-fuse', action='store_true',
-        help='keep the norms of a graph; default: fused into convolutions')
+        help='keep the norms of a graph; default: fuse them into '
+        'convolutions')
     parser.add_argument(
         '--softmax', action='store_true',
-        help="a classifier's graph gives scores; default: logits")
+        help="make a classifier's graph give scores; default: logits")
     parser.add_argument(
         '--prefix', default='', metavar='NAME',
-        help='weights of this module alone, by its own names: backbone, or '
-        'as timm has them, backbone.timm_model')
+        help='write the weights of this module alone, by its own names: '
+        'backbone, or backbone.timm_model for timm')
     parser.add_argument(
-        '--images', type=int, default=8,
-        help='real images to compare outputs on (default: 8)')
+        '--images', type=int, default=8, metavar='N',
+        help='how many images of the test set to compare outputs on; '
+        'default: 8')
     parser.add_argument(
         '--tolerance', type=float, default=1e-4,
-        help="a graph's largest difference, as a share of the largest output "
-        '(default: 1e-4)')
+        help='the largest difference that a graph may have, as a share of the '
+        'largest output; default: 1e-4')
     parser.add_argument(
         '--result', metavar='JSON',
-        help="a test's scales.json, whose metrics go into the manifest")
+        help='scales.json of tools/test.py, whose metrics go into the '
+        'manifest')
     parser.add_argument(
         '--force', action='store_true', help='replace files that exist')
     add_cfg_options(parser)
@@ -67,7 +72,7 @@ def main() -> None:
         part=args.part, fuse=not args.no_fuse, softmax=args.softmax,
         prefix=args.prefix, images=args.images, tolerance=args.tolerance,
         result=args.result, force=args.force, cfg_options=args.cfg_options)
-    report(manifest)
+    print_manifest(manifest)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
-"""Name the size to take, by the result of a test at several sizes."""
+"""Choose an input size within limits of cost or quality, by the result of
+tools/test.py."""
 import argparse
 import re
 
@@ -21,20 +22,21 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('result', help='scales.json of tools/test.py')
     parser.add_argument(
         '--max-latency', type=milliseconds, metavar='5ms',
-        help='the best size within this latency of one image')
+        help='choose the best size within this latency of one image')
     parser.add_argument(
         '--max-gflops', type=float, metavar='1.5',
-        help='the best size within so many GFLOPs')
+        help='choose the best size within so many GFLOPs (1e9 multiply-adds)')
     parser.add_argument(
         '--min', nargs=2, action='append', default=[],
         metavar=('METRIC', 'VALUE'),
-        help='a metric to reach; alone: by the cheapest size (repeatable)')
+        help='a metric to reach; without a limit of cost, choose the cheapest '
+        'size that does (repeatable)')
     parser.add_argument(
-        '--metric', help='what is best; a higher one is better; default: the '
-        'first of the result')
+        '--metric', help='the metric to choose the best size by, higher is '
+        'better; default: the first of the result')
     parser.add_argument(
         '--out', metavar='PNG',
-        help='the plot; default: pareto.png beside the result')
+        help='plot of all sizes; default: pareto.png beside the result')
     args = parser.parse_args(argv)
     try:
         least = {name: float(value) for name, value in args.min}

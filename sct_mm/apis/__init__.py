@@ -1,6 +1,6 @@
 """One public function for each tool."""
-from .adapt import adapt_checkpoint
-from .calibrate import calibrate_checkpoint
+from .adapt import adapt
+from .calibrate import calibrate
 from .export import export
 from .hub import from_pretrained, save_pretrained
 from .pick import pick
@@ -9,6 +9,6 @@ from .test_cascade import test_cascade
 from .train import train
 
 __all__ = [
-    'adapt_checkpoint', 'calibrate_checkpoint', 'export', 'from_pretrained',
-    'pick', 'save_pretrained', 'test', 'test_cascade', 'train'
+    'adapt', 'calibrate', 'export', 'from_pretrained', 'pick',
+    'save_pretrained', 'test', 'test_cascade', 'train'
 ]

@@ -1,10 +1,10 @@
-"""Smaller sizes for a trained network of any config, in one call."""
+"""Give a trained network of any config smaller sizes, and change nothing of
+what it answers at its own."""
 import os
 import os.path as osp
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..datasets.multi_scale_batch import padding_of
 from ..engine.hooks.sct_loss_hook import SCTLossHook
-from ..engine.load_model import loaded_model
+from ..engine.load_model import differing_tensors, loaded_model
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
 from ..engine.sct.adapt_step import check_adaptable
 from ..engine.sct.checks import check_pipeline
@@ -35,15 +35,15 @@ from ..utils.sizes import Sizes, expand_sizes
 from .calibrate import estimate, prepare_run, save_weights
 from .train import train
 
-_START = 'calibrated.pth'
-_IMAGES = 'sct_images'  # in its meta, how many gave the statistics
-# Of its config what a run cannot change in the middle.
-_ITS_OWN = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
-            'param_scheduler', 'custom_hooks')
+_START = 'calibrated.pth'  # the checkpoint that the training starts from
+_IMAGES = 'sct_images'  # in its meta: how many images gave the statistics
+# Settings of the adapted config that must not change when a run is resumed.
+_FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
+          'param_scheduler', 'custom_hooks')
 
 
 def check_stock(cfg: Config) -> None:
-    """Whether the network of ``cfg`` is one for a single size.
+    """Check that the network of ``cfg`` is an ordinary one, for one size.
 
     Raises:
         UserError: if it has SSBN, or is trained by SCTLossHook.
@@ -58,29 +58,29 @@ def check_stock(cfg: Config) -> None:
                         'in it.')
 
 
-def check_sizes_more(sizes: Sizes, scales: Sequence[int]
-                     ) -> tuple[int, ...]:
-    """``sizes`` to give statistics beside ``scales``, the largest first.
+def check_more_sizes(sizes: Sizes, scales: Sequence[int]) -> tuple[int, ...]:
+    """The sizes that get statistics but no training, the largest first.
 
     Raises:
-        UserError: for one that is a scale, or larger than the base.
+        UserError: for one that is among ``scales``, or larger than the base.
     """
-    if not isinstance(sizes, (list, tuple)) or sizes:
-        sizes = expand_sizes(sizes)
-    for size in sizes:
+    if isinstance(sizes, (list, tuple)) and not sizes:
+        return ()
+    expanded = expand_sizes(sizes)
+    for size in expanded:
         if size in scales or size > scales[0]:
             raise UserError('`sizes` must be below the base and none of the '
                             f'scales {tuple(scales)}, but got {size}. Leave '
                             'it out.')
-    return sizes
+    return expanded
 
 
 def _optimizer(cfg: Config, lr: float) -> dict:
-    """AdamW for the rows: its steps do not depend on how large a network's
-    losses are. They do not decay: they start where the network was."""
+    """AdamW, whose steps do not depend on the magnitude of a network's
+    losses. Nothing decays: what trains starts at the trained network."""
     wrapper = cfg.get('optim_wrapper') or {}
     amp = (type_name(wrapper) == 'AmpOptimWrapper'
-           and get_device() != 'cpu')  # which mmengine refuses there
+           and get_device() != 'cpu')  # where mmengine refuses it
     kept = {key: wrapper[key] for key in ('type', 'dtype', 'loss_scale')
             if amp and key in wrapper}
     return {'type': 'OptimWrapper', **kept, 'optimizer': dict(
@@ -89,11 +89,12 @@ def _optimizer(cfg: Config, lr: float) -> dict:
 
 def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
                    lr: float, between: float = 0.0) -> Config:
-    """The config that adapts the network of ``cfg`` to ``scales``, and with
+    """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
-    Model, images and test stay. There is no validation, and no average over
-    the steps (EMA), which would lag behind in a training this short.
+    Model, images and test stay as they are. There is no validation, and no
+    moving average of the weights (EMA), which would lag behind in a training
+    this short.
     """
     options = cfg.to_dict()
     hooks = [hook for hook in options.get('custom_hooks') or []
@@ -126,180 +127,224 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     return Config(options)
 
 
-def differing(ours: nn.Module, theirs: nn.Module) -> list[str]:
-    """The tensors in which two state dicts are not equal to the bit."""
-    ours, theirs = ours.state_dict(), theirs.state_dict()
-    return [name for name in {**ours, **theirs} if name not in ours
-            or name not in theirs
-            or not torch.equal(ours[name].cpu(), theirs[name].cpu())]
+class Adaptation:
+    """One run of :func:`adapt`, whose arguments it takes and checks.
 
-
-def _check_output(out: str, force: bool, resume: bool) -> None:
-    """Whether ``out`` may become, or is, the folder of an adaptation."""
-    found = osp.join(out, ADAPTED)
-    if osp.exists(found) and not (force or resume):
-        raise UserError(f'{found!r} exists. Give --force to overwrite it, or '
-                        'another --out.')
-    if osp.isfile(out):
-        raise UserError(f'--out must be a folder, but {out!r} is a file. '
-                        'Name another.')
-    others = candidates(Config(dict(work_dir=out)))
-    if others and not osp.isfile(osp.join(out, _START)):
-        raise UserError('--out must be a folder of its own, but '
-                        f'{others[0].path!r} of another training is there, '
-                        'and would be overwritten. Name another.')
-
-
-def _check_same(made: str, adapted: Config, sizes: Sequence[int],
-                stock: nn.Module, images: int) -> None:
-    """Whether the run to go on with is that of ``adapted`` and ``stock``:
-    mmengine takes the schedule of what it resumes, and rows by their rank.
-
-    Args:
-        made: path of the config that the run wrote.
-
-    Raises:
-        UserError: if not.
+    Its phases are the methods :meth:`check_output`, :meth:`load`,
+    :meth:`prepare`, :meth:`train` and :meth:`verify`, in this order. Nothing
+    is written before ``prepare``, and ``adapted.pth`` by ``verify`` alone.
     """
-    start = osp.join(osp.dirname(made), _START)
-    if not (osp.isfile(made) and osp.isfile(start)):
-        return  # it begins
-    before = Config.fromfile(made)
-    scales = [s for s in before.model.scales if s not in sizes]
-    before.model.scales = scales  # at the end it has the sizes, too
-    differs = [name for name in _ITS_OWN if before.get(name) != adapted.get(
-        name)]
-    weights = check_checkpoint(start)
-    if meta_of(weights).get(_IMAGES, images) != images:
-        differs.append(f'number of images, {images},')
-    if not differs and differing(
-            extract_scale(loaded_model(adapted, weights, start), scales[0]),
-            stock):
-        differs = ['checkpoint']
-    if differs:
-        raise UserError('--resume must have the arguments of the run that it '
-                        f'goes on with, but its {differs[0]} is another than '
-                        f'in {made!r}. Give the same, or --force without '
-                        '--resume.')
+    cfg: Config  # of the adapted network
+    model: nn.Module  # the network that is adapted
+    stock: nn.Module  # the network of the checkpoint, which stays as it is
+    meta: dict  # of the checkpoint
 
+    def __init__(self, config: str, scales: Sizes, epochs: int,
+                 out: str | None, images: int, lr: float, sizes: Sizes,
+                 resume: bool, between: float) -> None:
+        self.scales = check_scales(expand_sizes(scales, 'scales'))
+        if len(self.scales) < 2:
+            raise UserError("`scales` must be the network's own size and "
+                            f'smaller ones, but got {self.scales}. Write e.g. '
+                            '--scales 224 192 160 128.')
+        self.base = self.scales[0]
+        self.sizes = check_more_sizes(sizes, self.scales)
+        self.epochs = check_int('epochs', epochs, 0, 'The default is 2.')
+        self.images = check_int('images', images, 1, 'The default is 2048.')
+        self.lr = check_number('lr', lr, 0, 'The default is 0.08.')
+        self.between = SCTLossHook(adapt=True, between=between).between
+        self.resume = resume
+        name = f'adapt_{config_name(config)}'
+        self.out = out or osp.join('work_dirs', name)
+        self.config_path = osp.join(self.out, f'{name}.py')
+        self.start_path = osp.join(self.out, _START)
+        self.result_path = osp.join(self.out, ADAPTED)
 
-def _write(model: nn.Module, adapted: Config, made: str, path: str,
-           meta: dict) -> None:
-    """What the training starts from: rows with statistics, and the config.
-    An `adapted.pth` of before, maybe of other scales, does not stay beside."""
-    adapted.work_dir = osp.dirname(made)
-    adapted.load_from = osp.join(adapted.work_dir, _START)
-    save_weights(model, adapted.load_from, meta)
-    if is_main_process():
-        if osp.exists(path):
-            os.remove(path)
-        AtomicLocalBackend().put_text(adapted.pretty_text, made)
-    barrier()
+    def check_output(self, force: bool) -> None:
+        """Check that the folder may get, or has, the files of this run.
 
+        Raises:
+            UserError: if another file or training is in the way.
+        """
+        if osp.exists(self.result_path) and not (force or self.resume):
+            raise UserError(f'{self.result_path!r} exists. Give --force to '
+                            'overwrite it, or another --out.')
+        if osp.isfile(self.out):
+            raise UserError(f'--out must be a folder, but {self.out!r} is a '
+                            'file. Name another.')
+        others = candidates(Config(dict(work_dir=self.out)))
+        if others and not osp.isfile(self.start_path):
+            raise UserError('--out must be a folder of its own, but '
+                            f'{others[0].path!r} of another training is '
+                            'there, and would be overwritten. Name another.')
 
-def _add_sizes(model: nn.Module, adapted: Config, made: str,
-               sizes: Sequence[int], base: int, images: int) -> None:
-    """Rows for ``sizes``, with statistics; the config names them."""
-    estimate(model, adapted, sizes, base, images)
-    adapted.model.scales = scales_of(model)
-    if is_main_process():
-        AtomicLocalBackend().put_text(adapted.pretty_text, made)
+    def load(self, cfg: Config, checkpoint: str) -> None:
+        """Build the stock network and the one to adapt, from the user's config
+        and checkpoint.
 
+        Raises:
+            UserError, ValueError: for a network that cannot be adapted.
+        """
+        checkpoint = find_checkpoint(checkpoint, cfg)
+        weights = check_checkpoint(checkpoint)
+        self.meta = meta_of(weights)
+        check_stock(cfg)
+        prepare_run(cfg)
+        check_pipeline(cfg.train_dataloader, self.base)
+        self.stock = loaded_model(cfg, weights, checkpoint)
+        self.cfg = adapted_config(cfg, self.scales, self.epochs, self.lr,
+                                  self.between)
+        self.model = loaded_model(self.cfg, weights, checkpoint).to(
+            get_device())
+        check_adaptable(self.model, self.scales, (1, ) * len(self.scales))
+        if self.between:
+            sizes_between(self.scales, padding_of(self.model).get(
+                'size_divisor', 1))
 
-def _check_kept(model: nn.Module, stock: nn.Module, base: int) -> None:
-    changed = differing(extract_scale(model, base), stock)
-    if changed:
-        raise RuntimeError(f'The network must answer as before at {base}, but '
-                           f'{changed[0]} has changed. Remove the hook from '
-                           '`custom_hooks` that does it.')
+    def prepare(self) -> None:
+        """Estimate the statistics of the smaller scales, and write what the
+        training starts from: ``calibrated.pth`` and the config.
 
+        Raises:
+            UserError: if the folder holds a run that cannot be resumed so.
+        """
+        if self.resume:
+            self._check_same_run()
+        make_folder(self.out, '--out')
+        estimate(self.model, self.cfg, self.scales[1:], self.base,
+                 self.images)
+        self.cfg.work_dir = osp.dirname(self.config_path)
+        self.cfg.load_from = self.start_path
+        save_weights(self.model, self.start_path,
+                     {**self.meta, _IMAGES: self.images})
+        # An older result may have other scales than the config below.
+        if is_main_process() and osp.exists(self.result_path):
+            os.remove(self.result_path)
+        self._write_config()
+        barrier()
 
-def _check_scales(scales: Sizes) -> tuple[int, ...]:
-    scales = check_scales(expand_sizes(scales, 'scales'))
-    if len(scales) < 2:
-        raise UserError("`scales` must be the network's own size and smaller "
-                        f'ones, but got {scales}. Write e.g. --scales 224 192 '
-                        '160 128.')
-    return scales
+    def train(self) -> None:
+        """Train the smaller scales for ``epochs``; then estimate statistics
+        for the sizes that are not trained, which become scales."""
+        if self.epochs:
+            # mmengine names the run by the file that its config is read from.
+            self.cfg = load_config(self.config_path)
+            model = train(self.cfg, 'auto' if self.resume else None).model
+            self.model = model.module if is_model_wrapper(model) else model
+        if self.sizes:
+            estimate(self.model, self.cfg, self.sizes, self.base, self.images)
+            self.cfg.model.scales = scales_of(self.model)
+            self._write_config()
+
+    def verify(self) -> dict[str, Any]:
+        """Compare the network at the base with the checkpoint, and write
+        ``adapted.pth``; returns what :func:`adapt` returns.
+
+        Raises:
+            RuntimeError: if a tensor differs; nothing is written then.
+        """
+        changed = differing_tensors(
+            extract_scale(self.model, self.base).state_dict(),
+            self.stock.state_dict())
+        if changed:
+            raise RuntimeError('The network must answer as before at '
+                               f'{self.base}, but {changed[0]} has changed. '
+                               'Remove the hook from `custom_hooks` that does '
+                               'it.')
+        save_weights(self.model, self.result_path, self.meta)
+        return dict(config=self.config_path, checkpoint=self.result_path,
+                    scales=scales_of(self.model))
+
+    def _write_config(self) -> None:
+        if is_main_process():
+            AtomicLocalBackend().put_text(self.cfg.pretty_text,
+                                          self.config_path)
+
+    def _check_same_run(self) -> None:
+        """Check that the run in the folder has the arguments of this one.
+        mmengine would go on with the schedule of the old run, and load
+        parameters of other scales by their order.
+
+        Raises:
+            UserError: naming the first argument that differs.
+        """
+        if not (osp.isfile(self.config_path) and osp.isfile(self.start_path)):
+            return  # there is no run yet
+        before = Config.fromfile(self.config_path)
+        # The config of a finished run names the sizes among the scales.
+        scales = [s for s in before.model.scales if s not in self.sizes]
+        before.model.scales = scales
+        differs = [name for name in _FIXED
+                   if before.get(name) != self.cfg.get(name)]
+        weights = check_checkpoint(self.start_path)
+        if meta_of(weights).get(_IMAGES, self.images) != self.images:
+            differs.append(f'number of images, {self.images},')
+        if not differs:
+            start = loaded_model(self.cfg, weights, self.start_path)
+            if differing_tensors(extract_scale(start, scales[0]).state_dict(),
+                                 self.stock.state_dict()):
+                differs = ['checkpoint']
+        if differs:
+            raise UserError('--resume must have the arguments of the run that '
+                            f'it goes on with, but its {differs[0]} is '
+                            f'another than in {self.config_path!r}. Give the '
+                            'same, or --force without --resume.')
 
 
 @protected_loading()
-def adapt_checkpoint(config: str, checkpoint: str, scales: Sizes,
-                     epochs: int = 2, out: str | None = None,
-                     images: int = 2048, lr: float = 0.08,
-                     sizes: Sizes = (), force: bool = False,
-                     resume: bool = False,
-                     cfg_options: dict | None = None,
-                     launcher: str = 'none',
-                     between: float = 0.0) -> dict[str, Any]:
-    """Give a trained network smaller sizes, and leave what it answers at its
-    own as it is, to the bit: what tools/adapt.py does.
+def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
+          out: str | None = None, images: int = 2048, lr: float = 0.08,
+          sizes: Sizes = (), force: bool = False, resume: bool = False,
+          cfg_options: dict | None = None, launcher: str = 'none',
+          between: float = 0.0) -> dict[str, Any]:
+    """Give a trained network smaller sizes, and keep its answers at its own
+    size to the bit: what tools/adapt.py calls.
 
-    The norms get rows for each of ``scales``, whose statistics are estimated
-    from training images (:func:`~sct_mm.models.precise_bn.calibrate`); then
-    weight and bias of the smaller scales' rows train, see
-    ``SCTLossHook(adapt=True)``. Between them two rows are mixed that were not
-    trained to be, but for ``between``: give ``sizes`` statistics of their own,
-    at no training. At the end everything else is compared with the checkpoint.
+    Each of ``scales`` gets normalization parameters of its own. Those of the
+    smaller ones get statistics from training images, and then train, see
+    ``SCTLossHook(adapt=True)``; nothing else trains. At the end everything
+    else is compared with the checkpoint.
+
+    A size between two scales takes the mix of their parameters. To serve it
+    better, name it in ``sizes``, which gives it statistics of its own without
+    training, or set ``between``, which trains such sizes.
 
     Args:
-        config: of the network, without a line about SCT.
-        scales: the network's own size, that of its training pipeline, and
-            smaller ones, also as ranges such as ``'128:224:16'``.
-        epochs: 0 for statistics alone.
+        config: path of the network's own config, without a line about SCT.
+        checkpoint: path or address of the checkpoint, or a work directory,
+            whose newest whole one is taken.
+        scales: the network's own size, which is that of its training
+            pipeline, and smaller ones, also as ranges such as
+            ``'128:224:16'``.
+        epochs: how many to train; 0 estimates statistics alone.
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
-            `adapted.pth`, and what a training leaves there.
-        images: of the training set, for statistics.
-        lr: of AdamW, the highest; our choice, see docs/adapt.md.
-        sizes: more scales in the end: mixes with statistics of their own.
+            `adapted.pth`, and the logs and checkpoints of the training.
+        images: how many images of the training set give the statistics.
+        lr: the highest learning rate, of AdamW; our choice, see
+            docs/adapt.md.
+        sizes: more sizes below the base, as ``scales``.
         force: overwrite an `adapted.pth`.
         resume: go on with the run in ``out``, if there is one.
-        between: the share of the steps between them, see ``SCTLossHook``.
+        cfg_options: ``{'a.b': value}``, settings that override the config.
+        launcher: mmengine's: 'none', 'pytorch', 'slurm' or 'mpi'.
+        between: the share of the steps that train sizes between the scales,
+            see ``SCTLossHook``.
 
     Returns:
-        dict: ``config``, ``checkpoint`` (paths) and ``scales``.
+        dict: ``config`` and ``checkpoint``, paths, and ``scales``.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.
         ValueError: for a network that cannot be adapted.
-        RuntimeError: if something has changed the base after all.
+        RuntimeError: if the network at its own size has changed.
     """
-    scales = _check_scales(scales)
-    sizes = check_sizes_more(sizes, scales)
-    epochs = check_int('epochs', epochs, 0, 'The default is 2.')
-    images = check_int('images', images, 1, 'The default is 2048.')
-    lr = check_number('lr', lr, 0, 'The default is 0.08.')
-    between = SCTLossHook(adapt=True, between=between).between
-    name = f'adapt_{config_name(config)}'
-    out = out or osp.join('work_dirs', name)
-    _check_output(out, force, resume)
+    run = Adaptation(config, scales, epochs, out, images, lr, sizes, resume,
+                     between)
+    run.check_output(force)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
-    checkpoint = find_checkpoint(checkpoint, cfg)
-    weights = check_checkpoint(checkpoint)
-    check_stock(cfg)
-    prepare_run(cfg)
-    check_pipeline(cfg.train_dataloader, scales[0])
-    stock = loaded_model(cfg, weights, checkpoint)
-    adapted = adapted_config(cfg, scales, epochs, lr, between)
-    model = loaded_model(adapted, weights, checkpoint).to(get_device())
-    check_adaptable(model, scales, (1, ) * len(scales))
-    if between:
-        sizes_between(scales, padding_of(model).get('size_divisor', 1))
-    made, path = osp.join(out, f'{name}.py'), osp.join(out, ADAPTED)
-    if resume:
-        _check_same(made, adapted, sizes, stock, images)
-    make_folder(out, '--out')
-    estimate(model, adapted, scales[1:], scales[0], images)
-    meta = meta_of(weights)
-    _write(model, adapted, made, path, {**meta, _IMAGES: images})
-    if epochs:
-        adapted = load_config(made)  # which tells a run its name
-        model = train(adapted, 'auto' if resume else None).model
-        model = model.module if is_model_wrapper(model) else model
-    if sizes:
-        _add_sizes(model, adapted, made, sizes, scales[0], images)
-    _check_kept(model, stock, scales[0])
-    save_weights(model, path, meta)
-    return dict(config=made, checkpoint=path, scales=scales_of(model))
+    run.load(cfg, checkpoint)
+    run.prepare()
+    run.train()
+    return run.verify()

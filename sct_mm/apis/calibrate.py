@@ -1,4 +1,4 @@
-"""A checkpoint whose statistics are re-estimated from training images."""
+"""Re-estimate the statistics of a checkpoint from training images."""
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,8 +27,8 @@ from ..datasets.multi_scale_batch import padding_of
 from ..datasets.rescale_pipeline import train_sizes
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
-from ..engine.sct.checks import check_images
-from ..models.precise_bn import add_scale, calibrate
+from ..engine.sct.step import check_images
+from ..models import precise_bn
 from ..models.size_selection import scales_of
 from ..utils.arguments import check_int
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
@@ -46,8 +46,8 @@ from ..utils.sizes import Sizes, expand_sizes
 
 
 class SeededImages(Dataset):
-    """``dataset`` with augmentations that depend on the image's index
-    alone: whichever process or worker loads it, it is the same."""
+    """``dataset`` with random augmentations that depend on an image's index
+    alone, so that each process and worker loads the same image."""
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
         self.dataset, self.seed = dataset, seed
@@ -71,7 +71,8 @@ class SeededImages(Dataset):
 
 
 class _Chosen(Sampler):
-    """A sampler of given indices, as the hosts' batch samplers take it."""
+    """A sampler of given indices, in the form that the hosts' batch samplers
+    take."""
 
     def __init__(self, dataset: Any, indices: list[int]) -> None:
         self.dataset, self.indices = dataset, indices
@@ -85,11 +86,12 @@ class _Chosen(Sampler):
 
 def batches_of(config: dict, dataset: Any, images: int,
                seed: int = 0) -> list[list[int]]:
-    """Indices of ``images`` drawn from ``dataset``, in the batches that the
-    data loader of ``config`` would make of them; all processes agree.
+    """Draw ``images`` from ``dataset``, and return their indices in the
+    batches that the data loader of ``config`` would make; all processes draw
+    the same.
 
     Raises:
-        UserError: if they are less than two batches.
+        UserError: for less than two batches.
     """
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randperm(len(dataset), generator=generator)[:images]
@@ -134,8 +136,8 @@ def check_sizes(sizes: Sizes, model: nn.Module,
     """
     scales = scales_of(model)
     if scales is None:
-        raise UserError('The config must have SSBN to calibrate its rows, '
-                        f'but {type(model).__name__} has none. Make it a '
+        raise UserError('The config must have SSBN to calibrate, but '
+                        f'{type(model).__name__} has none. Make it a '
                         'network for several sizes by tools/adapt.py.')
     sizes = scales if sizes == 'all' else expand_sizes(sizes)
     if sizes[0] > base:
@@ -148,7 +150,7 @@ def check_sizes(sizes: Sizes, model: nn.Module,
 
 def prepared(loader: DataLoader, model: nn.Module, size: int,
              base: int) -> Iterator[dict]:
-    """The batches of ``loader`` as the model takes them, at ``size``.
+    """The batches of ``loader``, preprocessed, at ``size`` pixels.
 
     Raises:
         ValueError: for images of another size than ``base``.
@@ -163,7 +165,8 @@ def prepared(loader: DataLoader, model: nn.Module, size: int,
 
 
 def prepare_run(cfg: Config) -> None:
-    """What comes before a network meets training images without a Runner.
+    """Check the training images of ``cfg``, and set up what a Runner would:
+    the loader's defaults, processes, the log and the scope of registries.
 
     Raises:
         UserError: for a config without training images.
@@ -175,32 +178,36 @@ def prepare_run(cfg: Config) -> None:
     check_data(cfg.train_dataloader)
     set_loader_defaults(cfg.train_dataloader, cfg)
     join_processes(cfg)
-    if not MMLogger.check_instance_created(__name__):  # what hosts log
+    if not MMLogger.check_instance_created(__name__):
+        # The hosts' messages go to this logger, which prints errors alone.
         MMLogger.get_instance(__name__, log_level='ERROR')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
 
 
 def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
              images: int) -> int:
-    """Re-estimate the statistics of ``model`` at each of ``sizes``, which
-    becomes a scale if it is none.
+    """Re-estimate the statistics of ``model`` at each of ``sizes``; a size
+    that is not a scale becomes one.
 
     Args:
-        base: pixels of the images that the training pipeline makes.
+        base: the size of the images that the training pipeline makes, pixels.
+        images: how many to draw from the training set.
 
     Returns:
-        int: images seen at each size.
+        int: how many images gave the statistics of each size.
     """
     loader, seen = build_loader(cfg.train_dataloader, images), 0
     for size in sizes:
         if size not in scales_of(model):
-            add_scale(model, size)
-        seen = calibrate(model, prepared(loader, model, size, base), size)
+            precise_bn.add_scale(model, size)
+        seen = precise_bn.calibrate(
+            model, prepared(loader, model, size, base), size)
     return seen
 
 
 def save_weights(model: nn.Module, path: str, meta: dict) -> None:
-    """Write the weights alone, by the main process, whole or not at all."""
+    """Write a checkpoint of the weights and ``meta``, from the main process,
+    whole or not at all."""
     if is_main_process():
         save_checkpoint(
             dict(meta=meta, state_dict={
@@ -210,29 +217,37 @@ def save_weights(model: nn.Module, path: str, meta: dict) -> None:
 
 
 @protected_loading()
-def calibrate_checkpoint(config: str, checkpoint: str,
-                         sizes: Sizes, out: str,
-                         images: int = 2048, force: bool = False,
-                         cfg_options: dict | None = None,
-                         launcher: str = 'none') -> dict[str, Any]:
+def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
+              images: int = 2048, force: bool = False,
+              cfg_options: dict | None = None,
+              launcher: str = 'none') -> dict[str, Any]:
     """Re-estimate the statistics of a checkpoint at ``sizes`` from images
-    of the training set: what tools/calibrate.py does.
+    of the training set: what tools/calibrate.py calls. The function on a
+    model, with batches of your own, is ``sct_mm.calibrate``.
 
-    Each size's rows are estimated by themselves, from the same images, with
-    the training pipeline's augmentation, resized as SCTLossHook resizes. A
-    size that is no scale becomes one (:func:`add_scale`). Any number of
-    processes makes the same file.
+    The statistics of each size are estimated separately, from the same
+    images, with the training pipeline's augmentation, resized as SCTLossHook
+    resizes. A size that is not a scale becomes one
+    (:func:`~sct_mm.models.precise_bn.add_scale`). The file does not depend on
+    the number of processes.
 
     Args:
+        config: path of the config.
+        checkpoint: path or address of the checkpoint, or a work directory,
+            whose newest whole one is taken.
         sizes: pixels, also as ranges such as ``'128:224:16'``
-            (:func:`expand_sizes`), or 'all' for the trained scales.
-        out: the checkpoint to write; it holds the weights alone.
-        force: overwrite ``out``.
+            (:func:`~sct_mm.utils.sizes.expand_sizes`), or 'all' for the
+            trained scales.
+        out: path of the checkpoint to write, which holds the weights alone.
+        images: how many to draw from the training set.
+        force: whether ``out`` is overwritten.
+        cfg_options: ``{'a.b': value}``, settings that override the config.
+        launcher: mmengine's: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Returns:
-        dict: ``out``, ``images`` seen at each size, ``scales`` of the
-        checkpoint, and ``settings``, those of the config that must name them:
-        ``{'model.backbone.norm_cfg.scales': [224, 176]}``.
+        dict: ``out``; ``images``, how many gave the statistics of each size;
+        ``scales`` of the checkpoint; and ``settings``, which the config needs
+        to load it: ``{'model.backbone.norm_cfg.scales': [224, 176]}``.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.

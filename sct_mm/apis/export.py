@@ -1,4 +1,4 @@
-"""One scale of a trained network, or each of them, as ordinary files."""
+"""Write one size of a trained network, or each, as an ordinary file."""
 import json
 import os.path as osp
 
@@ -9,24 +9,24 @@ from ..engine.load_model import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.resume import find_checkpoint
 from ..evaluation.results_file import read_result, rows_of
-from ..export.files import MANIFEST, paths_of, told_of, write_all
+from ..export.files import MANIFEST, file_entry, paths_of, write_all
 from ..export.formats import WEIGHTS, check_format
 from ..export.network import PARTS
 from ..export.real_images import RealImages
 from ..export.stock_config import config_text, plain_data
-from ..export.verified_file import Made, Request, make
+from ..export.verified_file import Request, VerifiedFile, make_file
 from ..utils.arguments import check_choice, check_int, check_number
-from ..utils.checkpoint import check_checkpoint, check_outputs
+from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 
 
 def check_request(request: Request) -> None:
-    """Refuse what cannot be made of any network.
+    """Refuse arguments that do not fit each other, for whatever network.
 
     Raises:
-        UserError, TypeError, ValueError: naming it.
+        UserError, TypeError, ValueError: naming the argument.
     """
     check_format(request.kind)
     if request.part is not None:
@@ -47,27 +47,37 @@ def check_request(request: Request) -> None:
 
 def _meta(cfg: Config, size: int, checkpoint: dict,
           images: RealImages) -> dict:
-    """What a checkpoint says beside its weights: the hosts' inferencers need
-    no more than it, nor this package."""
-    meta = checkpoint.get('meta')
-    told = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    told = told or getattr(images.loader.dataset, 'metainfo', {})
+    """The ``meta`` of a file of weights: with its config and classes, the
+    hosts' inferencers need no other file, and not this package."""
+    classes = (meta_of(checkpoint).get('dataset_meta')
+               or getattr(images.loader.dataset, 'metainfo', {}))
     return dict(size=size, cfg=config_text(cfg, size),
-                dataset_meta=plain_data(told))
+                dataset_meta=plain_data(classes))
 
 
-def _made(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
-          request: Request, count: int, checkpoint: dict
-          ) -> tuple[dict[int, Made], int]:
-    """A file a size, none of which is on the disk yet; and on how many
-    images they were compared."""
+def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
+                request: Request, count: int, checkpoint: dict
+                ) -> tuple[dict[int, VerifiedFile], int]:
+    """A file for each size, in memory; and the number of images that they
+    were compared on."""
     images = RealImages(cfg, sizes, count)
     divisor = 0
     if images.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
-    return {size: make(model, size, images.batches(model, size), request,
-                       divisor, _meta(cfg, size, checkpoint, images))
+    return {size: make_file(model, size, images.batches(model, size), request,
+                            divisor, _meta(cfg, size, checkpoint, images))
             for size in sizes}, len(images.indices)
+
+
+def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
+             rows: list[dict]) -> list[dict]:
+    """The manifest's entry of each file, with what ``rows``, of a test's
+    result, say of its size."""
+    tested = {row['scale']: row for row in rows}
+    return [dict(size=size, **file_entry(each.data, paths[size]),
+                 **each.entry, metrics=tested.get(size, {}).get('metrics'),
+                 gflops=tested.get(size, {}).get('gflops'))
+            for size, each in files.items()]
 
 
 @protected_loading()
@@ -78,10 +88,10 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
            result: str | None = None, force: bool = False,
            cfg_options: dict | None = None) -> dict:
     """Write one size of a trained network as an ordinary file: what
-    tools/export.py does, on the CPU.
+    tools/export.py calls. It runs on the CPU.
 
-    Each file is run by its own runtime and compared with the network, pinned
-    to the size, on real images, before it is written.
+    Before a file is written, it is run by its own runtime and compared with
+    the network at that size on real images.
 
     Args:
         config: path of the config.
@@ -91,27 +101,27 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         out: path of the file; for 'all', of a folder, which gets a file a
             size and ``manifest.json``.
         format: 'pth' or 'safetensors': weights that the stock network takes;
-            'onnx', 'torchscript' or 'pt2': a graph whose batch is dynamic,
-            and height and width where the test pipeline keeps the aspect of
+            'onnx', 'torchscript' or 'pt2': a graph. Its batch is dynamic, and
+            so are height and width if the test pipeline keeps the aspect of
             images.
-        part: of a graph, 'network' or 'features' (backbone and neck); None:
-            the network where it runs on images alone.
-        fuse: whether norms are fused into convolutions in a graph.
+        part: which part becomes a graph, 'network' or 'features' (backbone
+            and neck); None: the network if it runs on images alone.
+        fuse: whether the norms of a graph are fused into convolutions.
         softmax: whether a classifier's graph gives scores, not logits.
-        prefix: of weights, the module that they are for: 'backbone' or, as
-            timm names them, 'backbone.timm_model'.
-        images: how many the outputs are compared on.
+        prefix: write the weights of this module alone, by its own names:
+            'backbone', or 'backbone.timm_model' for timm.
+        images: how many images of the test set the outputs are compared on.
         tolerance: the largest difference of a graph, as a share of the
             largest output. Weights must be equal to the bit.
-        result: path of the scales.json of a test, whose metrics go into the
-            manifest.
+        result: path of the scales.json of tools/test.py, whose metrics go
+            into the manifest.
         force: whether files that exist are replaced.
         cfg_options: ``{'a.b': value}``, settings that override the config.
 
     Returns:
-        dict: the manifest: ``label``, ``config``, ``checkpoint``, ``format``
-        ``images``, how many were compared on, and ``files``, one a size
-        from the largest down; and ``notes``.
+        dict: the manifest: ``label``, ``config``, ``checkpoint``,
+        ``format``, ``images`` (their number) and ``files``, the largest size
+        first; and ``notes``, sentences for the user.
 
     Raises:
         UserError, ValueError, RuntimeError: for what is missing, does not
@@ -133,25 +143,16 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
                         'Export each by itself.')
     label = config_name(config)
     paths = paths_of(out, format, sizes, label, every)
-    manifest = osp.join(out, MANIFEST)
-    check_outputs([*paths.values(), *([manifest] if every else [])], force)
-    made, compared = _made(cfg, model, sizes, request, images, weights)
-    told = dict(label=label, config=config, checkpoint=checkpoint,
-                format=format, images=compared,
-                files=_told_of_each(made, paths, rows))
-    files = {paths[size]: each.data for size, each in made.items()}
+    manifest_path = osp.join(out, MANIFEST)
+    check_outputs([*paths.values(), *([manifest_path] if every else [])],
+                  force)
+    files, count = _make_files(cfg, model, sizes, request, images, weights)
+    manifest = dict(label=label, config=config, checkpoint=checkpoint,
+                    format=format, images=count,
+                    files=_entries(files, paths, rows))
+    data = {paths[size]: each.data for size, each in files.items()}
     if every:
-        files[manifest] = json.dumps(told, indent=2).encode()
-    write_all(files)
-    return dict(told, notes=[note for each in made.values()
-                             for note in each.notes])
-
-
-def _told_of_each(made: dict[int, Made], paths: dict[int, str],
-                  rows: list[dict]) -> list[dict]:
-    """What the manifest says of each file."""
-    tested = {row['scale']: row for row in rows}
-    return [dict(size=size, **told_of(each.data, paths[size]), **each.entry,
-                 metrics=tested.get(size, {}).get('metrics'),
-                 gflops=tested.get(size, {}).get('gflops'))
-            for size, each in made.items()]
+        data[manifest_path] = json.dumps(manifest, indent=2).encode()
+    write_all(data)
+    return dict(manifest, notes=[note for each in files.values()
+                                 for note in each.notes])

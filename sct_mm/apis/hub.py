@@ -1,18 +1,17 @@
-"""A trained network with all its scales as a folder: weights and config.
+"""Write a trained network with all its scales as a folder, and read it.
 
-config.json and model.safetensors, as a hub wants them. The config is whole:
-the folder needs no other config, and nothing in it is unpickled or run.
+The folder holds config.json and model.safetensors, the files that a hub
+expects. It needs no other config, and nothing in it is unpickled or run.
 """
 import json
 import os.path as osp
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.load_model import loaded_model
+from ..engine.load_model import differing_tensors, loaded_model
 from ..engine.resume import find_checkpoint
 from ..export.files import sha256_of, write_all
 from ..export.formats import check_format, weight_bytes, weights_in
@@ -25,14 +24,14 @@ from ..utils.safe_load import protected_loading, registered_only
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 VERSION = 1
-_TUPLE = '__tuple__'  # JSON has none, and some hosts ask for one
+_TUPLE = '__tuple__'  # JSON has no tuples, which some hosts require
 
 
 def packed(value: Any, where: str = 'the config') -> Any:
-    """``value`` of a config as JSON holds it.
+    """``value`` of a config in a form that JSON can hold.
 
     Raises:
-        UserError: naming the place of what it cannot hold.
+        UserError: naming the place of a value that JSON cannot hold.
     """
     if isinstance(value, (list, tuple)):
         items = [packed(child, f'{where}[{index}]')
@@ -49,7 +48,7 @@ def packed(value: Any, where: str = 'the config') -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """What was :func:`packed`."""
+    """The value that :func:`packed` was given."""
     if isinstance(value, list):
         return [unpacked(child) for child in value]
     if not isinstance(value, dict):
@@ -59,22 +58,23 @@ def unpacked(value: Any) -> Any:
     return {name: unpacked(child) for name, child in value.items()}
 
 
-def _network(told: dict, weights: dict[str, Tensor], folder: str
+def _network(document: dict, weights: dict[str, Tensor], folder: str
              ) -> nn.Module:
     """The network of a folder's ``config.json`` with its weights."""
-    cfg = Config(told['config'])
-    # mmengine asks for it, also where a config leaves it to the project.
-    cfg.default_scope = told['default_scope']
+    cfg = Config(document['config'])
+    # mmengine needs it, also if the config leaves it to the project.
+    cfg.default_scope = document['default_scope']
     with registered_only():
         model = loaded_model(cfg, dict(state_dict=weights), folder)
-    meta = told['dataset_meta']
-    model._config, model._dataset_meta = cfg, meta  # mmpretrain's names
-    model.cfg, model.dataset_meta = cfg, meta  # mmdet's
+    meta = document['dataset_meta']
+    # Where the inferencers of mmpretrain, and of mmdet, look for them.
+    model._config, model._dataset_meta = cfg, meta
+    model.cfg, model.dataset_meta = cfg, meta
     return model
 
 
 def _check_state(state: dict[str, Any]) -> None:
-    """Refuse what safetensors cannot hold."""
+    """Refuse state that safetensors cannot hold."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f'{WEIGHTS} holds tensors alone, but {name} is a '
@@ -83,15 +83,13 @@ def _check_state(state: dict[str, Any]) -> None:
 
 
 def _check_same(state: dict[str, Tensor], model: nn.Module) -> None:
-    """Whether a network that was read back is the one that was written.
+    """Check that a network that was read back has the tensors that were
+    written.
 
     Raises:
-        RuntimeError: if it is not.
+        RuntimeError: naming one that differs.
     """
-    read = model.state_dict()
-    wrong: list[str] = [name for name in {**state, **read} if not (
-        name in read and name in state
-        and torch.equal(state[name], read[name]))]
+    wrong = differing_tensors(state, model.state_dict())
     if wrong:
         raise RuntimeError(f'The folder must hold the network as it is, but '
                            f'{wrong[0]} differs when it is read back. No '
@@ -103,19 +101,21 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
                     force: bool = False, cfg_options: dict | None = None
                     ) -> dict:
     """Write a trained network, with all its scales, as a folder that
-    :func:`from_pretrained` reads anywhere: what tools/hub.py does.
+    :func:`from_pretrained` reads anywhere: what tools/hub.py calls.
 
-    It is read back and compared to the bit before anything is written.
+    Before the files are written, they are read back and compared to the bit.
 
     Args:
-        config: path of the config; it goes into the folder whole.
+        config: path of the config, which goes into the folder with all that
+            it inherits.
         checkpoint: path or address of the checkpoint, or a work directory,
             whose newest whole one is taken.
+        folder: gets config.json and model.safetensors.
         force: whether files that exist are replaced.
         cfg_options: ``{'a.b': value}``, settings that override the config.
 
     Returns:
-        dict: what ``config.json`` says.
+        dict: the content of ``config.json``.
 
     Raises:
         UserError, RuntimeError: for what is missing, does not fit, or cannot
@@ -131,19 +131,21 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
     _check_state(state)
     meta = meta_of(weights).get('dataset_meta')
     data = weight_bytes('safetensors', state, dict(format='pt'))
-    told = dict(library_name='sct_mm', version=VERSION,
-                label=config_name(config), scales=scales_of(model),
-                sha256=sha256_of(data), dataset_meta=plain_data(meta or {}),
-                default_scope=cfg.default_scope, config=packed(cfg.to_dict()))
-    text = json.dumps(told, indent=2)
+    document = dict(
+        library_name='sct_mm', version=VERSION, label=config_name(config),
+        scales=scales_of(model), sha256=sha256_of(data),
+        dataset_meta=plain_data(meta or {}), default_scope=cfg.default_scope,
+        config=packed(cfg.to_dict()))
+    text = json.dumps(document, indent=2)
     _check_same(state, _network(_checked(json.loads(text), CONFIG), weights_in(
         'safetensors', data), folder))
     write_all(dict(zip(paths, (data, text.encode()), strict=True)))
-    return told
+    return document
 
 
 def _fetched(source: str, revision: str | None) -> str:
-    """The folder of ``source``, by huggingface_hub unless it is one."""
+    """The folder ``source``, or the one to which huggingface_hub downloads
+    the repository of that name."""
     if osp.isdir(source):
         return source
     if not find_spec('huggingface_hub'):
@@ -161,57 +163,61 @@ def _fetched(source: str, revision: str | None) -> str:
                     f'but got {source!r} ({cause}). Name another.')
 
 
-def _checked(told: Any, path: str) -> dict:
-    """What ``config.json`` at ``path`` holds, unpacked.
+def _checked(document: Any, path: str) -> dict:
+    """The content of the ``config.json`` at ``path``, unpacked.
 
     Raises:
-        UserError: for one of another kind or version, or damaged.
+        UserError: if it is damaged, or of another kind or version.
     """
     names = ('config', 'default_scope', 'dataset_meta', 'sha256')
-    if not isinstance(told, dict) or told.get('version') != VERSION or not (
-            told.get('library_name') == 'sct_mm'
-            and all(name in told for name in names)
-            and isinstance(told['config'], dict)
-            and isinstance(told['config'].get('model'), dict)):
+    if not (isinstance(document, dict)
+            and document.get('version') == VERSION
+            and document.get('library_name') == 'sct_mm'
+            and all(name in document for name in names)
+            and isinstance(document['config'], dict)
+            and isinstance(document['config'].get('model'), dict)):
         raise UserError(f'{path!r} is of another kind or version. Name a '
                         'folder that tools/hub.py of this version wrote.')
     try:
-        config, meta = unpacked(told['config']), unpacked(told['dataset_meta'])
+        config = unpacked(document['config'])
+        meta = unpacked(document['dataset_meta'])
     except TypeError:
         meta = None
     if not (isinstance(meta, dict) and isinstance(config['model'], dict)
             and 'type' in config['model']):
         raise UserError(f'{path!r} is damaged. Name a folder that '
                         'tools/hub.py wrote, or copy it again.')
-    return {**told, 'config': config, 'dataset_meta': meta}
+    return {**document, 'config': config, 'dataset_meta': meta}
 
 
-def _told(folder: str) -> dict:
-    """What ``config.json`` in ``folder`` says.
+def _read_document(folder: str) -> dict:
+    """The content of ``config.json`` in ``folder``.
 
     Raises:
-        UserError: if there is none, or one of another kind or version.
+        UserError: if it is missing, damaged, or of another kind or version.
     """
     path = osp.join(folder, CONFIG)
     try:
         with open(path, encoding='utf-8') as file:
-            told = json.load(file)
+            document = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f'{path!r} cannot be read ({error}). Name a folder '
                         'that tools/hub.py wrote.') from None
-    return _checked(told, path)
+    return _checked(document, path)
 
 
 @protected_loading()
 def from_pretrained(source: str, revision: str | None = None) -> nn.Module:
-    """The network in a folder of :func:`save_pretrained`, or on a hub.
+    """Load the network that :func:`save_pretrained` wrote, from its folder or
+    from a hub.
 
-    Nothing in it is unpickled or run, and its config builds only what a
-    registry holds: where that is of your own package, import it first.
+    Nothing in the folder is unpickled or run, and its config builds only what
+    a registry holds. Import a package of your own that registers parts of it
+    first.
 
     Args:
         source: the folder, or OWNER/NAME, which huggingface_hub downloads.
-        revision: on the hub, a branch, tag or commit.
+        revision: a branch, tag or commit on the hub.
 
     Returns:
         nn.Module: in evaluation mode, on the CPU, with its config and the
@@ -219,18 +225,19 @@ def from_pretrained(source: str, revision: str | None = None) -> nn.Module:
         for them.
 
     Raises:
-        UserError: for a folder of another kind or version, or damaged.
+        UserError: for a folder that is damaged, or of another kind or
+            version.
     """
     check_format('safetensors')
     folder = _fetched(source, revision)
-    told = _told(folder)
+    document = _read_document(folder)
     path = osp.join(folder, WEIGHTS)
     if not osp.isfile(path):
         raise UserError(f'The weights must be at {path!r}, but there is no '
                         'such file. Name a folder that tools/hub.py wrote.')
     with open(path, 'rb') as file:
         data = file.read()
-    if sha256_of(data) != told['sha256']:
+    if sha256_of(data) != document['sha256']:
         raise UserError(f'{path!r} is damaged, or of another {CONFIG}: its '
                         'SHA-256 differs. Copy or download both again.')
-    return _network(told, weights_in('safetensors', data), folder)
+    return _network(document, weights_in('safetensors', data), folder)

@@ -1,4 +1,4 @@
-"""Which size to take, of one model or of several that were tested."""
+"""Choose a size by the result of a test, within limits of cost or quality."""
 import os.path as osp
 import shlex
 from typing import NamedTuple
@@ -14,38 +14,40 @@ from ..utils.safe_load import protected_loading
 
 
 def quality_of(row: dict, metric: str) -> float:
-    """The metric of ``row``; of one that has none, as of a detector that
-    found nothing, less than any."""
+    """The metric in ``row`` of a result; -inf if it has none, as for a
+    detector that found nothing."""
     value = row['metrics'].get(metric)
     return float('-inf') if value is None or value != value else value
 
 
 class Limits(NamedTuple):
-    """What a size must keep to.
+    """The limits that the chosen size must keep to.
 
     Args:
-        latency: at most so many milliseconds for one image; None: any.
-        gflops: at most so many multiply-adds, in 1e9; None: any.
-        least: ``{metric: at least so much}``.
+        latency: the most milliseconds for one image; None: any number.
+        gflops: the most multiply-adds, in 1e9; None: any number.
+        least: ``{metric: its least value}``.
     """
     latency: float | None = None
     gflops: float | None = None
     least: dict[str, float] = {}
 
     def misses(self, row: dict) -> list[str]:
-        """The names of what ``row`` does not keep to."""
+        """The names of the limits that ``row`` does not keep to."""
         missed = [name for name, most in self.costs().items()
                   if row[name] > most]
         return missed + [name for name, value in self.least.items()
                          if quality_of(row, name) < value]
 
     def costs(self) -> dict[str, float]:
+        """The limits of cost that are set, by the names of a result."""
         limits = dict(latency_ms=self.latency, gflops=self.gflops)
         return {name: most for name, most in limits.items()
                 if most is not None}
 
 
 class Choice(NamedTuple):
+    """A model of a result, and one of its rows: a size."""
     model: dict
     row: dict
 
@@ -55,12 +57,13 @@ def rows_in(models: list[dict]) -> list[Choice]:
 
 
 def choose(models: list[dict], limits: Limits, metric: str) -> Choice:
-    """The row that keeps to ``limits``: of those under a most that it may
-    cost, the best by ``metric``; where only a least is asked for, the one of
-    fewest GFLOPs. Of equal ones, the cheaper, then the better.
+    """The size to take of those that keep to ``limits``.
+
+    If a limit of cost is set, it is the best by ``metric``, of equals the
+    cheaper; else, the one of the fewest GFLOPs, of equals the better.
 
     Raises:
-        UserError: if none keeps to them, naming the nearest.
+        UserError: if no size keeps to them, naming what the nearest has.
     """
     fitting = [each for each in rows_in(models)
                if not limits.misses(each.row)
@@ -77,7 +80,7 @@ def choose(models: list[dict], limits: Limits, metric: str) -> Choice:
 
 
 def _refusal(models: list[dict], limits: Limits, metric: str) -> str:
-    """Why no row that has the metric keeps to ``limits``."""
+    """The sentence that says why no size keeps to ``limits``."""
     each = [choice.row for choice in rows_in(models)]
     each = [row for row in each
             if quality_of(row, metric) > float('-inf')] or each
@@ -94,10 +97,10 @@ def _refusal(models: list[dict], limits: Limits, metric: str) -> str:
 
 
 def check_metrics(models: list[dict], names: list[str]) -> None:
-    """Refuse a metric that no row has, or that says nothing of a choice.
+    """Refuse a metric that is not in the result, or a loss.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: naming the metrics that can be chosen by.
     """
     known = quality_names(models)
     for name in names:
@@ -112,7 +115,7 @@ def export_command(choice: Choice) -> str:
     options = [
         f'{name}={value if isinstance(value, str) else text}' for name, value
         in (model.get('cfg_options') or {}).items()
-        for text in [str(value).replace(' ', '')]]  # of a list, one word
+        for text in [str(value).replace(' ', '')]]  # a list as one word
     return shlex.join([
         *tool_command('export'), model['config'], model['checkpoint'],
         '--size', str(size), '--format', 'onnx', '--out',
@@ -125,15 +128,16 @@ def pick(result: str, max_latency: float | None = None,
          max_gflops: float | None = None,
          least: dict[str, float] | None = None,
          metric: str | None = None, out: str | None = None) -> dict:
-    """Name the size to take, and draw what there was to choose from: what
-    tools/pick.py does.
+    """Name the size to take, and draw all sizes that were tested: what
+    tools/pick.py calls.
 
     Args:
         result: path of the scales.json of tools/test.py.
-        max_latency: milliseconds for one image.
-        max_gflops: multiply-adds, in 1e9.
-        least: ``{metric: value}``; a higher metric is a better one.
-        metric: what is best under a most; None: the first of the result.
+        max_latency: the most milliseconds for one image.
+        max_gflops: the most multiply-adds, in 1e9.
+        least: ``{metric: its least value}``; higher is better.
+        metric: the metric by which the best size is chosen if it must keep to
+            a limit of cost; None: the first of the result.
         out: path of the plot, a PNG; None: pareto.png beside the result.
 
     Returns:
@@ -141,9 +145,9 @@ def pick(result: str, max_latency: float | None = None,
         ``metric``, ``device``, ``command`` of the export, ``plot``.
 
     Raises:
-        UserError, TypeError, ValueError: for a result of another kind, limits
-            that are none, a metric that it does not have, and limits that no
-            size keeps to.
+        UserError, TypeError, ValueError: for a result of another kind, a
+            limit that is not a number, a metric that the result does not
+            have, and limits that no size keeps to.
     """
     for name, value in (('max_latency', max_latency),
                         ('max_gflops', max_gflops)):

@@ -35,7 +35,8 @@ from ..evaluation.measure import (
     progress_bar,
 )
 from ..models.pinning import use_scale
-from ..models.size_selection import rows_serving, scales_of
+from ..models.row_mix import rows_serving
+from ..models.size_selection import scales_of
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,
@@ -168,7 +169,7 @@ def workload(model: nn.Module, size: int, one: dict, batch: dict,
     """
     @contextmanager
     def pinned() -> Iterator[None]:
-        with use_scale(model, size), autocast(enabled=fp16):
+        with use_scale(model, size, freeze=True), autocast(enabled=fp16):
             yield
 
     step = partial(model.test_step, one)

@@ -1,11 +1,15 @@
-"""Samples of OpenMMLab that follow their image to another size.
+"""Resize the data sample of an image with it: boxes, masks, maps, metainfo.
 
-Shapes are (H, W) in pixels. A *content* is the part of an image before its
-padding at the right and the bottom.
+To serve another field, such as keypoints, write a function like
+:func:`_resized_boxes` and name it in :func:`_resizer`. Fields without one are
+refused if they may carry pixels; ``pixel_fields.py`` decides that.
+
+Shapes are (H, W) in pixels. The *content* is an image without its padding,
+which is at the right and the bottom.
 """
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +24,15 @@ from .pixel_fields import (
     is_area,
     numbers,
     refuse,
-    resized_areas,
 )
 
 Shape = tuple[int, int]
 _INSTANCES = ('gt_instances', 'ignored_instances')
-# mmdet packs a map as `sem_seg`, mmseg as `data`; depth is in no pixels.
+# Their values are labels or metres, which do not change with the size.
 _MAPS = ('gt_sem_seg', 'gt_edge_map', 'gt_depth_map')
-# The edges in metainfo, each along the width or the height: mmcv writes w, h;
-# mmseg left, right, top, bottom; mmdet's CenterNet top, bottom, left, right.
+# Lengths in the metainfo, each along the width (w) or the height (h). mmcv
+# writes width and height; mmseg left, right, top, bottom; mmdet's CenterNet
+# top, bottom, left, right.
 _EDGES = dict(scale_factor='whwh', scale='wh', pad_fixed_size='wh',
               padding_size='wwhh', img_padding_size='wwhh', border='hhww')
 _METAINFO = ('img_shape', 'ori_shape', 'batch_input_shape', 'pad_shape',
@@ -36,9 +40,9 @@ _METAINFO = ('img_shape', 'ori_shape', 'batch_input_shape', 'pad_shape',
 
 
 def is_padded(sample: Any) -> bool:
-    """Whether the data preprocessor pads images: such a one (detection)
-    writes ``batch_input_shape``. Without it an image fills its batch, and
-    its ``img_shape`` may be older than the last crop."""
+    """Whether the data preprocessor pads images, as in detection: it then
+    writes ``batch_input_shape``. Otherwise each image fills its batch, and
+    ``img_shape`` may be that of before the last crop."""
     return (isinstance(sample, BaseDataElement)
             and 'batch_input_shape' in sample.metainfo_keys())
 
@@ -65,22 +69,22 @@ def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
 
 class Geometry(NamedTuple):
     """How one image was resized; shapes are (H, W) in pixels."""
-    old: Shape  # the content before
-    new: Shape  # the content after
-    batch: Shape  # the batch before, padding included
-    padded: Shape  # the batch after
-    divisor: int = 1  # of the edges of a padded image
-    ignore: int = 255  # label of the padding of a semantic map
+    old: Shape  # of the content before
+    new: Shape  # of the content after
+    batch: Shape  # of the batch before, with padding
+    padded: Shape  # of the batch after, with padding
+    divisor: int = 1  # padded edges are multiples of it
+    ignore: int = 255  # the label of padding in a semantic map
 
     @property
     def factor(self) -> tuple[float, float]:
-        """(w, h) of the content after, in those before."""
+        """The width and the height after, divided by those before."""
         return self.new[1] / self.old[1], self.new[0] / self.old[0]
 
 
 def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
-    """A copy of the boxes at the new size; none is dropped, as by mmdet's
-    ``Resize``, however small it becomes."""
+    """A copy of the boxes at the new size. As in mmdet's ``Resize``, none is
+    dropped, however small it becomes."""
     if hasattr(boxes, 'rescale_'):  # mmdet's BaseBoxes
         boxes = (boxes.clone() if boxes.tensor.is_floating_point()
                  else boxes.float())
@@ -88,21 +92,21 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
         return boxes
     if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4, ):
         refuse(boxes, path)
-    # By Python's numbers: a tensor of them would make a GPU wait.
+    # Python's numbers, because a tensor of factors would make a GPU wait.
     return torch.stack([edge * factor for edge, factor in zip(
         boxes.unbind(-1), geometry.factor * 2, strict=True)], -1)
 
 
 def _holds(shape: Shape, geometry: Geometry) -> bool:
-    """Whether what has ``shape`` is an image's content and its padding: some
-    batch augments pad images alone."""
+    """Whether masks or maps of ``shape`` hold the content and at most the
+    batch's padding. Some batch augments pad images only."""
     return all(low <= edge <= high for low, edge, high in zip(
         geometry.old, shape, geometry.batch, strict=True))
 
 
 def _resized_masks(masks: Any, geometry: Geometry, path: str) -> Any:
-    """mmdet's bitmap or polygon masks; those of the batch's shape are padded
-    to it again, even if an image filled it."""
+    """mmdet's bitmap or polygon masks at the new size. Masks that had the
+    batch's shape get the new batch's shape."""
     old, new, batch, padded, *_ = geometry
     shape = masks.height, masks.width
     was_padded = shape == batch
@@ -118,7 +122,8 @@ def _resized_masks(masks: Any, geometry: Geometry, path: str) -> Any:
 
 
 def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
-    """A map (1, H, W), by nearest neighbour; padded as masks."""
+    """A map (C, H, W) at the new size, by nearest neighbour; padded as masks
+    are."""
     old, new, batch, padded, _, ignore = geometry
     was_padded = tuple(labels.shape[-2:]) == batch
     if labels.dim() != 3 or not _holds(labels.shape[-2:], geometry):
@@ -134,8 +139,33 @@ def _resized_map(labels: Tensor, geometry: Geometry, path: str) -> Tensor:
     return resized
 
 
+def _resized_areas(areas: Any, geometry: Geometry, path: str) -> Any:
+    """One area in pixels for each instance, in a list, tensor or array."""
+    factor = math.prod(geometry.factor)
+    if isinstance(areas, (list, tuple)):
+        return type(areas)(area * factor for area in areas)
+    return areas * factor
+
+
+def _resizer(element: str, key: str, value: Any) -> Callable | None:
+    """The function that resizes the field ``key`` of ``element``; None for a
+    field that stays as it is, or is not known."""
+    if element in _INSTANCES:
+        if key == 'bboxes':
+            return _resized_boxes
+        if key == 'masks' and hasattr(value, 'rescale'):  # mmdet's masks
+            return _resized_masks
+        if is_area(key, value):
+            return _resized_areas
+    elif element in _MAPS and isinstance(value, Tensor):
+        if key in ('sem_seg', 'data'):  # in mmdet and in mmseg
+            return _resized_map
+    return None
+
+
 def _resized_metainfo(metainfo: dict, geometry: Geometry,
                       path: str) -> dict:
+    """A copy of the metainfo in which shapes and lengths are the new ones."""
     check_metainfo(metainfo, path, _METAINFO)
     metainfo, (w, h) = dict(metainfo), geometry.factor
     shapes = dict(
@@ -147,7 +177,7 @@ def _resized_metainfo(metainfo: dict, geometry: Geometry,
         if metainfo.get(name) is not None:
             lengths = (2, 4) if name == 'scale_factor' else (len(axes), )
             values = [v * dict(w=w, h=h)[axis] for v, axis in zip(
-                numbers(name, metainfo[name], lengths), axes, strict=True)]
+                numbers(name, metainfo[name], lengths), axes, strict=False)]
             metainfo[name] = tuple(values if name == 'scale_factor'
                                    else map(round, values))
     if metainfo.get('homography_matrix') is not None:
@@ -164,26 +194,13 @@ def _resized_metainfo(metainfo: dict, geometry: Geometry,
 def _resized_element(name: str, element: BaseDataElement, geometry: Geometry,
                      path: str) -> BaseDataElement:
     """A field of a sample that is itself made of fields."""
-    known = {}
-    if name in _INSTANCES:
-        if 'bboxes' in element:
-            known['bboxes'] = _resized_boxes(element.bboxes, geometry,
-                                             f'{path}.bboxes')
-        if hasattr(element.get('masks'), 'rescale'):  # mmdet's masks
-            known['masks'] = _resized_masks(element.masks, geometry,
-                                            f'{path}.masks')
-        known.update(
-            (key, resized_areas(value, math.prod(geometry.factor)))
-            for key, value in element.items() if is_area(key, value))
-    elif name in _MAPS:
-        known = {key: _resized_map(element.get(key), geometry,
-                                   f'{path}.{key}')
-                 for key in ('sem_seg', 'data')
-                 if isinstance(element.get(key), Tensor)}
-    fields = {key: known.get(key, value) for key, value in element.items()}
-    for key, value in fields.items():
-        if key not in known:
+    fields = {}
+    for key, value in element.items():
+        resize = _resizer(name, key, value)
+        if resize is None:
             check_plain(value, f'{path}.{key}')
+        fields[key] = value if resize is None else resize(
+            value, geometry, f'{path}.{key}')
     return type(element)(metainfo=_resized_metainfo(
         element.metainfo, geometry, path), **fields)
 
@@ -192,19 +209,17 @@ def resized_sample(sample: BaseDataElement,
                    geometry: Geometry) -> BaseDataElement:
     """The sample of an image that was resized; ``sample`` is unchanged.
 
-    Labels and scores (mixup's and cutmix's too) are the same objects, not
-    copies. Boxes, masks and the semantic map of mmdet's ``DetDataSample`` are
-    resized as mmdet's ``Resize`` does, mmseg's semantic, edge and depth maps
-    alike, areas by the product of the factors of the edges. The metainfo of
-    pixels that mmcv, mmpretrain, mmdet and mmseg pack follows.
+    Boxes, masks and the semantic map of mmdet's ``DetDataSample``, and mmseg's
+    semantic, edge and depth maps, are resized as by mmdet's ``Resize``; areas
+    are multiplied by the factors of both edges. Metainfo in pixels that mmcv,
+    mmpretrain, mmdet and mmseg pack is changed alike. Labels and scores, those
+    of mixup and cutmix too, are the same objects, not copies.
 
     Raises:
-        TypeError: for another field or metainfo that may carry pixels or
-            coordinates (proposals, keypoints, depth, ``cam2img``), by its
-            dimensions or its name, naming it, and for another sample than a
-            ``BaseDataElement``.
-        ValueError: for masks or a semantic map that are not as large as the
-            image.
+        TypeError: for any other field or metainfo whose name or dimensions
+            suggest pixels or coordinates (proposals, keypoints, ``cam2img``),
+            and for a sample that is no ``BaseDataElement``.
+        ValueError: for masks and maps that are not as large as their image.
     """
     if not isinstance(sample, BaseDataElement):
         raise TypeError('`data_samples` must be BaseDataElements of mmengine, '
@@ -224,8 +239,8 @@ def resized_sample(sample: BaseDataElement,
 
 
 def private_copy(value: Any) -> Any:
-    """``value`` (samples in lists, their fields) with tensors and containers
-    of its own: what a model writes into one is not in the other."""
+    """A copy of samples or of their fields that shares no tensor and no
+    container with ``value``, so that a model may write into it."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, (str, int, float, bool, type(None))):
@@ -233,8 +248,7 @@ def private_copy(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(map(private_copy, value))
     if isinstance(value, BaseDataElement):
-        # Its own clone() shares the tensors, deepcopy() takes ten times as
-        # long.
+        # clone() shares the tensors; deepcopy() takes ten times as long.
         new = object.__new__(type(value))
         for name, field in vars(value).items():
             new.__dict__[name] = (set(field) if isinstance(field, set)

@@ -1,4 +1,4 @@
-"""The batch transform of Scale Calibrated Training."""
+"""Resize a preprocessed batch and its data samples to another scale."""
 from typing import Any
 
 import torch
@@ -32,38 +32,37 @@ class MultiScaleBatch(BaseTransform):
     """Resize a preprocessed batch and its samples to another scale: T_s of
     Scale Calibrated Training (arXiv 1909.00182).
 
-    Every scale sees the same crop and the same flip, resized on the device
-    where the batch is. Antialiased bilinear interpolation is our choice: it
-    is what torchvision and PIL do to images at test time.
+    Every scale sees the same crop and the same flip, resized on the device of
+    the batch. The paper names no interpolation; antialiased bilinear is what
+    torchvision and PIL do to images at test time.
 
-    Padding is not resized: each image is, and is then padded as the data
-    preprocessor would, so that the result is what the test pipeline makes of
-    an image at that scale. Images without padding take one call together.
+    Padding is not resized: each image is resized without its padding and then
+    padded as the data preprocessor would, which is what the test pipeline
+    makes of an image at that scale. Images without padding are resized in one
+    call.
 
-    Required keys: ``inputs`` (N, C, H, W), float; ``data_samples`` (a list of
-    mmpretrain's ``DataSample`` or mmdet's ``DetDataSample``, or None; see
-    :func:`resized_sample`) and ``mode`` are optional and in the result.
+    Required key: ``inputs`` (N, C, H, W), float. Optional keys:
+    ``data_samples`` (a list of mmpretrain's ``DataSample`` or mmdet's
+    ``DetDataSample``, or None; see :func:`resized_sample`) and ``mode``.
     Nothing of the input is changed in place. At the base scale the result is
-    the input itself.
-
-    Images of half precision are resized in single precision.
+    the input itself. Half precision is resized in single precision.
 
     Args:
         scale: the scale of the result in pixels.
         base_scale: the scale of the given batch in pixels.
         size_divisor: edges of the result are padded to multiples of it.
-        pad_value: of the padding, in the units of ``inputs``.
-        seg_pad_value: label of the padding of semantic maps.
+        pad_value: value of padded pixels, in the units of ``inputs``.
+        seg_pad_value: label of padded pixels in semantic maps.
         interpolation: a mode of ``torch.nn.functional.interpolate``.
         antialias: low-pass filter before reducing; for 'bilinear' and
             'bicubic'.
 
     Raises:
-        TypeError: for a sample with pixels or coordinates that are not known,
-            naming the field, for another key, for samples that are no list,
-            and for inputs that are no floating point tensor (N, C, H, W).
-        ValueError: for arguments out of range, ``antialias`` with another
-            interpolation, and a semantic map that is not as large as its
+        TypeError: for a field of a sample that may carry pixels and is not
+            known, for other keys, for samples that are no list, and for
+            inputs that are no floating point tensor (N, C, H, W).
+        ValueError: for arguments out of range, for ``antialias`` with another
+            interpolation, and for a semantic map that is not as large as its
             image.
     """
 
@@ -147,10 +146,10 @@ class MultiScaleBatch(BaseTransform):
 
 
 def check_batch(batch: dict) -> None:
-    """Whether a batch has the form that :class:`MultiScaleBatch` resizes.
+    """Refuse a batch that :class:`MultiScaleBatch` cannot resize.
 
     Raises:
-        TypeError: for views in a list, samples in a dict and other keys.
+        TypeError: for images or samples of another form, and for other keys.
         ValueError: for a batch without images.
     """
     fix = ('Use a model and a data preprocessor whose batches are one tensor '
@@ -189,9 +188,10 @@ def check_batch(batch: dict) -> None:
 
 
 def padding_of(model: nn.Module) -> dict:
-    """How the data preprocessor of ``model`` pads, for MultiScaleBatch; mmdet
-    and mmseg have names of their own."""
+    """The arguments of :class:`MultiScaleBatch` that make it pad as the data
+    preprocessor of ``model`` does."""
     preprocessor = getattr(model, 'data_preprocessor', None)
+    # mmdet's name, then mmseg's.
     names = dict(pad_size_divisor='size_divisor', size_divisor='size_divisor',
                  pad_value='pad_value', pad_val='pad_value',
                  seg_pad_value='seg_pad_value', seg_pad_val='seg_pad_value')

@@ -1,4 +1,8 @@
-"""Which fields of a sample may carry pixels, by their values and names."""
+"""Decide, by name and dimensions, whether a field may carry pixels.
+
+Such a field must follow its image to another size: ``data_samples.py`` resizes
+those it knows, the others are refused.
+"""
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,24 +12,24 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-# How the hosts name coordinates and lengths of the input image: mmdet's
+# The hosts' names of coordinates and lengths of the input image: mmdet's
 # boxes, mmpose's centers and scales, mmdet3d's matrices, mmyolo's padding. The
-# last word tells: `bbox_scores` are none.
+# last word of a name counts: `bbox_scores` are scores.
 _PIXELS = re.compile(
     r'(^|_)(b?box(es)?|matri(x|ces)|mat|intrinsics?|pad_param|'
     r'(area|border|cent(er|re)|coord(inate)?|corner|keypoint|landmark|offset|'
     r'point|polygon|proposal|rect|roi|scale|shape|size|xywh|xyxy)s?)'
     r'(_2d|_ignore)?$|2img$')
-# Of the image before any resize, or no length at all.
+# Prefixes of what is measured in the original image, or is no length.
 _OTHER = re.compile(r'(ori|orig|original|num|is|has|with)_')
 _AREAS = re.compile(r'(^|_)areas?$')
 
 
 def numbers(name: str, value: Any, lengths: Sequence[int]) -> list:
-    """A list of numbers in the metainfo.
+    """``value`` of the metainfo as floats.
 
     Raises:
-        TypeError: if it is none, or of another length.
+        TypeError: unless it is numbers, as many as one of ``lengths``.
     """
     values = (list(value) if isinstance(value, (list, tuple))
               or getattr(value, 'ndim', 0) == 1 else [])
@@ -39,26 +43,20 @@ def numbers(name: str, value: Any, lengths: Sequence[int]) -> list:
 
 
 def is_area(name: str, value: Any) -> bool:
-    """Whether a field of instances has an area in pixels for each."""
+    """Whether a field is an area in pixels for each instance."""
     return (_is_pixels(name) and bool(_AREAS.search(name))
             and _is_row(value))
 
 
-def resized_areas(value: Any, factor: float) -> list | Tensor | np.ndarray:
-    if isinstance(value, (list, tuple)):
-        return type(value)(v * factor for v in value)
-    return value * factor
-
-
 def _is_row(value: Any) -> bool:
-    """Whether ``value`` is one number an instance."""
+    """Whether ``value`` is one number for each instance."""
     if isinstance(value, (list, tuple)):
         return all(isinstance(v, (int, float)) for v in value)
     return isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether ``value`` is a number, a text, or one of them an instance."""
+    """Whether ``value`` is a number or a text, or one for each instance."""
     if isinstance(value, (list, tuple)):
         return all(isinstance(v, (str, int, float)) for v in value)
     return (isinstance(value, (bool, int, float, str, type(None)))
@@ -72,7 +70,7 @@ def _is_pixels(name: str) -> bool:
 
 
 def _names_pixels(name: str, value: Any) -> bool:
-    """Whether ``value`` is called a coordinate or a length, and may be it."""
+    """Whether ``name`` is that of pixels, and ``value`` no flag or text."""
     if not _is_pixels(name):
         return False
     first = value[0] if isinstance(value, (list, tuple)) and value else value
@@ -81,6 +79,7 @@ def _names_pixels(name: str, value: Any) -> bool:
 
 
 def refuse(value: Any, path: str) -> None:
+    """Raise the TypeError for the field at ``path``."""
     shape = getattr(value, 'shape', None)
     what = (type(value).__name__ if shape is None
             else f'shape {tuple(shape)}')
@@ -94,7 +93,7 @@ def check_plain(value: Any, path: str) -> None:
     """Refuse the field at ``path`` if it may carry pixels or coordinates.
 
     Raises:
-        TypeError: if it does, also within an element.
+        TypeError: if it may, or a field of it may.
     """
     if isinstance(value, BaseDataElement):
         check_metainfo(value.metainfo, path)
@@ -107,8 +106,8 @@ def check_plain(value: Any, path: str) -> None:
 
 def check_metainfo(metainfo: dict, path: str,
                    known: Sequence[str] = ()) -> None:
-    """Refuse metainfo that may carry pixels, but for ``known`` names. What
-    has a name of its own and no dimensions, or one, cannot be told.
+    """Refuse metainfo that may carry pixels, except for ``known`` names.
+    Numbers under a name that the hosts do not use are not recognised.
 
     Raises:
         TypeError: for an array of two dimensions or more, and for a name of

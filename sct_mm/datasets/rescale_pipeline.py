@@ -1,10 +1,10 @@
-"""Rewriting a test pipeline for another size of the input."""
+"""Read from a pipeline the size of its images, and rewrite it for another."""
 import copy
 from typing import Any
 
 from ..utils.config_walk import type_name
 
-# Transform -> the argument that holds its size in pixels.
+# Transform -> the argument that holds its size in pixels, in a test pipeline.
 _SIZES = {
     'Resize': 'scale',
     'ResizeEdge': 'scale',
@@ -15,9 +15,9 @@ _SIZES = {
     'torchvision/Resize': 'size',
     'torchvision/CenterCrop': 'size',
 }
-# Those that cut or pad, and change the size of nothing in the image.
+# Those that cut or pad: objects in the image keep their size.
 _CUTS = ('CenterCrop', 'Pad', 'torchvision/CenterCrop')
-# What sets the size of the training images only.
+# The same, with those of training pipelines.
 _TRAIN_SIZES = {
     **_SIZES,
     'RandomResize': 'scale',
@@ -27,10 +27,9 @@ _TRAIN_SIZES = {
 }
 
 
-
-
 def _size_key(transform: dict, sizes: dict[str, str] = _SIZES
               ) -> str | None:
+    """The argument of ``transform`` that holds a size, if it has one."""
     if not isinstance(transform, dict):
         return None
     key = sizes.get(type_name(transform))
@@ -38,10 +37,11 @@ def _size_key(transform: dict, sizes: dict[str, str] = _SIZES
 
 
 def _edges(value: Any) -> list[int]:
-    """The edges in pixels that a size gives; -1 leaves one to the other.
+    """The edges in pixels of a size; -1, which lets one edge follow the
+    other, is left out.
 
     Raises:
-        ValueError: for what gives none.
+        ValueError: for a size without a positive edge.
     """
     edges = list(value) if isinstance(value, (list, tuple)) else [value]
     numbers = all(isinstance(edge, (int, float)) for edge in edges)
@@ -52,11 +52,9 @@ def _edges(value: Any) -> list[int]:
     return found
 
 
-
-
 def nominal_size(pipeline: list[dict]) -> int:
-    """The shorter edge in pixels of what ``pipeline`` feeds to the network:
-    that of its last resize or crop.
+    """The shorter edge in pixels of the images that ``pipeline`` makes, as its
+    last resize or crop gives it.
 
     Raises:
         ValueError: if no transform sets a size.
@@ -72,8 +70,8 @@ def nominal_size(pipeline: list[dict]) -> int:
 
 
 def keeps_ratio(pipeline: list[dict]) -> bool:
-    """Whether the images' aspect is kept, so that the shorter edge of a
-    long image is less than the nominal size."""
+    """Whether ``pipeline`` keeps the aspect of images, so that the shorter
+    edge of a long image is less than the nominal size."""
     for transform in reversed(pipeline):
         if _size_key(transform):
             return bool(transform.get('keep_ratio', False)
@@ -82,7 +80,8 @@ def keeps_ratio(pipeline: list[dict]) -> bool:
 
 
 def _random_sizes(transform: dict, value: Any) -> list[float]:
-    """The ends of the sizes in pixels that one transform draws from."""
+    """The sizes in pixels, or the ends of their range, that a transform draws
+    from; ``value`` is its argument."""
     pairs = (isinstance(value, (list, tuple)) and len(value) > 0
              and isinstance(value[0], (list, tuple)))
     # mmcv's RandomChoiceResize takes a list of sizes, or one tuple.
@@ -92,7 +91,7 @@ def _random_sizes(transform: dict, value: Any) -> list[float]:
         return [min(_edges(each)) for each in value]
     size = min(_edges(value))
     ratios = transform.get('ratio_range')
-    # mmpretrain's RandomResizedCrop means the aspect by `ratio_range`.
+    # In mmpretrain's RandomResizedCrop `ratio_range` is of the aspect.
     if ratios and type_name(transform) == 'RandomResize':
         return [size * ratio for ratio in ratios]
     return [size]
@@ -100,10 +99,10 @@ def _random_sizes(transform: dict, value: Any) -> list[float]:
 
 def train_sizes(pipeline: list[dict]) -> tuple[int, ...]:
     """The nominal sizes in pixels of the images that a training pipeline
-    makes, the largest first; empty if no transform tells.
+    makes, the largest first; empty if no transform sets a size.
 
-    The last resize, crop or padding tells; the nominal size is the shorter
-    edge of its size. A ``ratio_range`` gives its two ends.
+    The last resize, crop or padding sets it: the nominal size is its shorter
+    edge. Of a ``ratio_range`` the sizes are the two ends.
     """
     for transform in reversed(pipeline):
         key = _size_key(transform, _TRAIN_SIZES)
@@ -117,13 +116,14 @@ def train_sizes(pipeline: list[dict]) -> tuple[int, ...]:
 
 
 def rescale_pipeline(pipeline: list[dict], size: int) -> list[dict]:
-    """A copy of ``pipeline`` that feeds images of ``size`` pixels.
+    """A copy of ``pipeline`` that makes images of ``size`` pixels.
 
-    Every resize and crop changes by the same ratio, so that the same part of
-    an image is seen at each size.
+    Every resize and crop changes by the same ratio, so that the network sees
+    the same part of an image at each size.
 
     Raises:
-        ValueError: if no transform sets a size, or none resizes.
+        ValueError: if no transform sets a size, or all of them only cut or
+            pad.
     """
     nominal = nominal_size(pipeline)
     names = [type_name(each) for each in pipeline if _size_key(each)]

@@ -1,4 +1,5 @@
-"""A network of a config with the weights of a checkpoint, and no Runner."""
+"""Build the network of a config and load a checkpoint into it, without a
+Runner."""
 import copy
 import warnings
 from collections import OrderedDict
@@ -16,10 +17,10 @@ from ..utils.errors import UserError
 
 
 def state_in(checkpoint: dict, path: str) -> dict:
-    """The weights in ``checkpoint``, which may be all that it is.
+    """The weights in ``checkpoint``: its ``state_dict``, or all of it.
 
     Raises:
-        UserError: for what is no state dict.
+        UserError: if that is no state dict.
     """
     state: Any = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not all(
@@ -34,8 +35,8 @@ def state_in(checkpoint: dict, path: str) -> dict:
 
 
 def without_wrapper(state: dict) -> OrderedDict:
-    """A state dict without the names of a wrapper, of several processes or
-    of an average of weights, and without what is the wrapper's own."""
+    """A state dict without the prefix and the own entries of a wrapper, be it
+    for several processes or for an average of weights."""
     wrapped = any(name.startswith('module.') for name in state)
     weights = OrderedDict((name.removeprefix('module.'), value)
                           for name, value in state.items()
@@ -44,34 +45,44 @@ def without_wrapper(state: dict) -> OrderedDict:
     return weights
 
 
+def differing_tensors(state: dict[str, Tensor], other: dict[str, Tensor]
+                      ) -> list[str]:
+    """The names of the tensors that are not equal to the bit in two state
+    dicts, or that one of them does not have."""
+    return [name for name in {**state, **other} if not (
+        name in state and name in other
+        and torch.equal(state[name].cpu(), other[name].cpu()))]
+
+
 def _load(model: nn.Module, weights: dict) -> tuple[list[str], str | None]:
-    """Load ``weights``: the names that ``model`` has no place for, and why
-    they are not all that it needs, if they are not.
+    """Load ``weights`` into ``model``; returns the names that it has no place
+    for, and, if the weights do not fit or are not enough, the cause.
 
     Raises:
-        ValueError: for rows of another number of scales.
+        ValueError: for a checkpoint with another number of scales.
     """
     try:
         missing, more = model.load_state_dict(weights, strict=False)
-    except ValueError:  # of SSBN, in its own words
+    except ValueError:  # from SSBN, whose message says what to do
         raise
-    except Exception as error:  # a host's conversion fails as it likes
+    except Exception as error:  # a host's conversion may raise anything
         lines = [line.strip(' \t.') for line in str(error).splitlines()]
         return [], (lines[1] if ''.join(lines[:1]).startswith('Error(s) in')
                     else f'{type(error).__name__}: {"".join(lines[:1])}')
-    tensors = dict(_learnt(model, remove_duplicate=False))
+    tensors = dict(_learned(model, remove_duplicate=False))
     loaded = {id(value) for name, value in tensors.items()
               if name not in set(missing)}
-    for name, value in _learnt(model):
+    for name, value in _learned(model):
         if id(value) not in loaded:
             return more, (f'{name} of shape {tuple(value.shape)} is missing '
                           'there')
     return more, None
 
 
-def _learnt(model: nn.Module, remove_duplicate: bool = True
-            ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and statistics; other buffers may be computed."""
+def _learned(model: nn.Module, remove_duplicate: bool = True
+             ) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and statistics, by name. A checkpoint may lack other
+    buffers, which a model may compute."""
     yield from model.named_parameters(remove_duplicate=remove_duplicate)
     for path, layer in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(layer, _BatchNorm):
@@ -82,7 +93,7 @@ def _learnt(model: nn.Module, remove_duplicate: bool = True
 
 def _layers_in(model: nn.Module, weights: dict, name: str
                ) -> Iterator[tuple[ScaleSpecific, Tensor]]:
-    """The layers with rows, and what ``weights`` calls their ``name``."""
+    """The SSBN layers, each with its tensor ``name`` in ``weights``."""
     for path, layer in model.named_modules():
         value = weights.get(f'{path}.{name}'.lstrip('.'))
         if isinstance(layer, ScaleSpecific) and isinstance(value, Tensor):
@@ -90,15 +101,15 @@ def _layers_in(model: nn.Module, weights: dict, name: str
 
 
 def check_scales_of(model: nn.Module, weights: dict, path: str) -> None:
-    """Refuse rows that load by their rank, but are of other scales than the
-    model's: each layer keeps in its extra state which they are.
+    """Refuse a checkpoint with as many scales as the model, but others, which
+    would load by their order. The extra state of a layer names its scales.
 
     Raises:
-        UserError: naming both.
+        UserError: naming the scales of both.
     """
     for layer, record in _layers_in(model, weights, '_extra_state'):
         if record.dim() == 2:
-            # What averages a state dict makes floats of them.
+            # An average of state dicts holds them as floats.
             scales = tuple(record[:, 0].nan_to_num().round().int().tolist())
             if scales != layer.scales:
                 raise UserError(
@@ -108,49 +119,49 @@ def check_scales_of(model: nn.Module, weights: dict, path: str) -> None:
 
 
 def is_of_one_size(model: nn.Module, state: dict) -> bool:
-    """Whether the weights, of a network for one size, fill all rows."""
+    """Whether ``state`` is of a network for one size, whose normalization
+    parameters SSBN loads for all scales."""
     return any(
         len(layer.scales) > 1 and value.dim() == 1 for layer, value
         in _layers_in(model, without_wrapper(state), 'running_mean'))
 
 
 def warn_one_row(model: nn.Module, state: dict, path: str) -> None:
-    """Say that a checkpoint of a network for one size fills all rows."""
+    """Warn if a checkpoint of a network for one size was loaded into SSBN."""
     if is_of_one_size(model, state):
-        warnings.warn(f'{path!r} is of a network for one size: the rows of '
-                      'all scales are the same. Train or calibrate them.',
-                      stacklevel=2)
+        warnings.warn(f'{path!r} is of a network for one size: the '
+                      'normalization parameters of all scales are the same. '
+                      'Train or calibrate them.', stacklevel=2)
 
 
-def _broken(name: str, value: Any, learnt: Collection[str]) -> str:
-    """What no weight may hold, and ``value`` does; '' if it is sound. A
-    buffer that is computed, such as a mask, may hold inf."""
+def _broken(name: str, value: Any, learned: Collection[str]) -> str:
+    """'NaN' or 'inf' if ``value`` holds it and must not; '' if not. Buffers
+    that are not learned, such as a mask, may hold inf."""
     if not (isinstance(value, Tensor) and value.is_floating_point()
             and value.layout == torch.strided and not value.is_meta
             and not value.is_nested):
         return ''
     if value.isnan().any():
         return 'NaN'
-    return 'inf' if name in learnt and value.isinf().any() else ''
+    return 'inf' if name in learned and value.isinf().any() else ''
 
 
 def check_fits(model: nn.Module, state: dict, path: str) -> list[str]:
-    """Load weights into ``model``, and refuse those that are missing or of
-    other shapes, which mmengine would leave as they were initialised, and
-    rows of other scales, which it would load by their rank.
+    """Load weights into ``model``, and refuse what mmengine would accept:
+    weights that are missing or of other shapes, which it would leave as they
+    were initialised, and other scales, which it would load by their order.
 
-    They are judged as they are loaded, since hosts convert some: a position
-    embedding for another image size, names of an older version.
+    The weights are checked by loading them, since hosts convert some: a
+    position embedding for another image size, names of an older version.
 
     Returns:
-        list: names of the weights that ``model`` has no place for: a deeper
-        network of a family fills a shallower one, which then computes nothing
-        of use.
+        list: names of the weights that ``model`` has no place for. If there
+        are any, the checkpoint may be of a deeper network of the same family,
+        and the shallower one that it fills computes nothing of use.
 
     Raises:
-        UserError: for weights that do not fit, rows of other scales, and
-            NaN or inf.
-        ValueError: for rows of another number of scales.
+        UserError: for weights that do not fit, other scales, NaN and inf.
+        ValueError: for another number of scales.
     """
     weights = without_wrapper(state)
     more, misfit = _load(model, weights)
@@ -158,9 +169,9 @@ def check_fits(model: nn.Module, state: dict, path: str) -> list[str]:
         raise UserError(f'{path!r} does not fit the config: {misfit}. Name '
                         'the config it was trained with.')
     check_scales_of(model, weights, path)
-    learnt = dict(_learnt(model, remove_duplicate=False))
+    learned = dict(_learned(model, remove_duplicate=False))
     for name, value in model.state_dict().items():
-        broken = name in weights and _broken(name, value, learnt)
+        broken = name in weights and _broken(name, value, learned)
         if broken:
             raise UserError(f'The weights in {path!r} must be numbers, but '
                             f'{name} holds {broken}: the training had '
@@ -172,10 +183,10 @@ def check_fits(model: nn.Module, state: dict, path: str) -> list[str]:
 
 def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
     """Load ``checkpoint`` into ``model``, and refuse one that holds less or
-    more.
+    more than the weights of ``model``.
 
     Raises:
-        UserError: as :func:`check_fits`, and for weights too many.
+        UserError: as :func:`check_fits`, and for weights without a place.
     """
     more = check_fits(model, state_in(checkpoint, path), path)
     if more:
@@ -189,7 +200,8 @@ def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
     ``checkpoint``, in evaluation mode, on the CPU.
 
     Args:
-        checkpoint: what :func:`check_checkpoint` read from ``path``.
+        checkpoint: the content of ``path``, as
+            :func:`~sct_mm.utils.checkpoint.check_checkpoint` reads it.
 
     Raises:
         UserError: for a checkpoint that holds less or more than the network,

@@ -1,4 +1,5 @@
-"""Where a run begins: at the newest whole checkpoint, or another."""
+"""Choose the checkpoint that a training resumes or starts from, or that a test
+loads: by default, the newest one that is whole."""
 import copy
 import os
 import os.path as osp
@@ -13,28 +14,26 @@ from ..utils.checkpoint import PARTIAL, check_checkpoint
 from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 
-# What mmengine's Runner.resume reads. It goes on without the last one, with
-# an optimizer that has forgotten its momentum and a schedule that restarts.
+# What mmengine's Runner.resume reads. Without the last one it would go on, but
+# with an optimizer that has lost its momentum and a schedule that restarts.
 _NEEDED = ('state_dict', 'meta', 'message_hub', 'optimizer')
-
-
-ADAPTED = 'adapted.pth'  # what tools/adapt.py writes when all is done
+ADAPTED = 'adapted.pth'  # the result of tools/adapt.py
 
 
 class Candidate(NamedTuple):
     """A checkpoint of the run; the greatest is the newest."""
     modified: int
     number: int
-    at_home: bool  # in the folder, rather than named by last_checkpoint
+    at_home: bool  # in the run's folder, not only in last_checkpoint
     path: str
 
 
 def check_resumable(path: str) -> None:
-    """Refuse a checkpoint from which a run cannot go on.
+    """Refuse a checkpoint that a training cannot be resumed from.
 
     Raises:
-        UserError: see ``check_checkpoint``; also if it lacks the state of the
-            training, as the best and published ones do.
+        UserError: as ``check_checkpoint``; also if it lacks the state of the
+            training, as the best checkpoints and published ones do.
     """
     checkpoint = check_checkpoint(path)
     lacking = [name for name in _NEEDED if name not in checkpoint]
@@ -48,7 +47,8 @@ def check_resumable(path: str) -> None:
 
 
 def _places(cfg: Config) -> Iterator[tuple[str, str]]:
-    """The folder and the template of the names of each CheckpointHook."""
+    """The folder that each CheckpointHook writes to, and the template of its
+    files' names."""
     hooks = [(cfg.get('default_hooks') or {}).get('checkpoint'),
              *(cfg.get('custom_hooks') or ())]
     for hook in hooks:
@@ -63,9 +63,9 @@ def _places(cfg: Config) -> Iterator[tuple[str, str]]:
     yield cfg.work_dir, 'iter_{}.pth'
 
 
-def _patterns(cfg: Config) -> dict:
-    """Folder -> the patterns of its checkpoints' names."""
-    patterns: dict = {}
+def _patterns(cfg: Config) -> dict[str, list[re.Pattern]]:
+    """The patterns of the names of checkpoints, for each folder of the run."""
+    patterns: dict[str, list[re.Pattern]] = {}
     for folder, template in _places(cfg):
         before, _, after = re.sub(r'\{[^{}]*\}', '\0', template,
                                   count=1).partition('\0')
@@ -78,7 +78,8 @@ def _patterns(cfg: Config) -> dict:
 
 
 def _named_last(cfg: Config) -> str | None:
-    """What ``last_checkpoint`` names, which may be nothing or no file."""
+    """The path in the run's ``last_checkpoint``, which may be missing, empty,
+    or name no file."""
     path = osp.join(cfg.work_dir, 'last_checkpoint')
     if not osp.isfile(path):
         return None
@@ -87,9 +88,9 @@ def _named_last(cfg: Config) -> str | None:
 
 
 def candidates(cfg: Config) -> list[Candidate]:
-    """The checkpoints of the run in ``cfg.work_dir``, the newest first: those
-    of its CheckpointHook, by the time that they were written, and the one
-    that ``last_checkpoint`` names."""
+    """The checkpoints of the run in ``cfg.work_dir``, the newest first by the
+    time of writing: those of its CheckpointHook, and the one that
+    ``last_checkpoint`` names."""
     found = {}
     for folder, patterns in _patterns(cfg).items():
         for name in os.listdir(folder) if osp.isdir(folder) else ():
@@ -109,19 +110,19 @@ def candidates(cfg: Config) -> list[Candidate]:
 
 
 class Use(NamedTuple):
-    """What a checkpoint is looked for, and how it is told."""
-    check: Callable[[str], Any]  # raises UserError for one that will not do
-    says: str
-    option: str  # by which a user names another
+    """The purpose that a checkpoint is searched for."""
+    check: Callable[[str], Any]  # raises UserError if it does not fit
+    says: str  # begins the message that names it
+    option: str  # the option by which a user names another
 
 
 RESUME = Use(check_resumable, 'The run goes on from', '--resume CHECKPOINT')
-TEST = Use(check_checkpoint, 'Tested is', 'CHECKPOINT')
+LOAD = Use(check_checkpoint, 'Using', 'CHECKPOINT')
 
 
-def _tell_last(last: str, chosen: Candidate, found: list[Candidate],
-               use: Use) -> None:
-    """Say why ``last``, which last_checkpoint names, is not chosen."""
+def _explain_last(last: str, chosen: Candidate, found: list[Candidate],
+                  use: Use) -> None:
+    """Print why ``last``, which last_checkpoint names, was not chosen."""
     if not osp.isfile(last):
         print(f'last_checkpoint names {last!r}, which is no file.')
         return
@@ -133,15 +134,16 @@ def _tell_last(last: str, chosen: Candidate, found: list[Candidate],
 
 
 def newest_whole(cfg: Config, use: Use = RESUME) -> str | None:
-    """The newest checkpoint of the run that will do, whatever
-    ``last_checkpoint`` says; prints which it is, and what it passes over.
+    """The newest whole checkpoint of the run that fits ``use``, whatever
+    ``last_checkpoint`` names; None for a run without checkpoints. Prints
+    which it is, and which newer ones it passes over.
 
     Raises:
         UserError: if there are checkpoints, but none is whole.
     """
     last = _named_last(cfg)
     if last and ('://' in last or osp.isdir(last)):
-        return last  # of a run that saves to a remote store, or by DeepSpeed
+        return last  # the run saves to a remote store, or by DeepSpeed
     found = candidates(cfg)
     for candidate in found:
         try:
@@ -150,7 +152,7 @@ def newest_whole(cfg: Config, use: Use = RESUME) -> str | None:
             print(f'Passed over: {error}', flush=True)
             continue
         if last:
-            _tell_last(last, candidate, found, use)
+            _explain_last(last, candidate, found, use)
         print(f'{use.says} {candidate.path!r}, the newest whole checkpoint.',
               flush=True)
         return candidate.path
@@ -168,12 +170,12 @@ def newest_whole(cfg: Config, use: Use = RESUME) -> str | None:
 
 
 def find_checkpoint(path: str, cfg: Config | None = None) -> str:
-    """The checkpoint to test at ``path``: of a work directory its newest
-    whole one, of a folder of tools/adapt.py what it made in the end, else
-    ``path``.
+    """The checkpoint that ``path`` stands for: for a work directory, its
+    newest whole one; for a folder of tools/adapt.py, its result; else
+    ``path`` itself.
 
     Args:
-        cfg: of the run, whose CheckpointHook may name files of its own.
+        cfg: the config of the run, whose CheckpointHook may name the files.
 
     Raises:
         UserError: for a folder without a whole checkpoint.
@@ -181,13 +183,14 @@ def find_checkpoint(path: str, cfg: Config | None = None) -> str:
     folder = osp.expanduser(path)
     if not osp.isdir(folder):
         return path
-    made = osp.join(folder, ADAPTED)
-    if osp.isfile(made):
-        print(f'{TEST.says} {made!r}, what tools/adapt.py made.', flush=True)
-        return made
+    result = osp.join(folder, ADAPTED)
+    if osp.isfile(result):
+        print(f'{LOAD.says} {result!r}, the result of tools/adapt.py.',
+              flush=True)
+        return result
     cfg = Config() if cfg is None else copy.deepcopy(cfg)
     cfg.work_dir = folder
-    newest = newest_whole(cfg, TEST)
+    newest = newest_whole(cfg, LOAD)
     if newest is None:
         raise UserError(f'{path!r} must hold a checkpoint of a training, but '
                         'it has none. Train first, or name a file.')
@@ -195,18 +198,19 @@ def find_checkpoint(path: str, cfg: Config | None = None) -> str:
 
 
 def _remove_partial(cfg: Config) -> None:
-    """Remove what a run that was killed while it saved has left."""
+    """Remove the partial files of a run that was killed while it saved."""
     for folder, patterns in _patterns(cfg).items():
         for name in os.listdir(folder) if osp.isdir(folder) else ():
             whole = name.removesuffix(PARTIAL)
-            # best_METRIC_epoch_3.pth ends as the name of a checkpoint does
+            # A best checkpoint ends so, too: best_METRIC_epoch_3.pth.
             if whole != name and any(
                     re.search(p.pattern + '$', whole) for p in patterns):
                 os.remove(osp.join(folder, name))
 
 
 def on_main_process(function: Callable, *args):
-    """What ``function`` returns or refuses on the main process, on each.
+    """Call ``function`` on the main process alone; what it returns, or the
+    UserError that it raises, reaches every process.
 
     Without a process group every process calls it.
     """
@@ -223,7 +227,7 @@ def on_main_process(function: Callable, *args):
 
 
 def _choose(cfg: Config, resume: str | None) -> tuple[bool, str | None]:
-    """Whether to resume, and what to load."""
+    """Whether to resume, and the path to load."""
     start = cfg.get('load_from')
     if resume is None and cfg.get('resume'):
         resume = start or 'auto'
@@ -242,17 +246,17 @@ def _choose(cfg: Config, resume: str | None) -> tuple[bool, str | None]:
 
 
 def choose_start(cfg: Config, resume: str | None = None) -> None:
-    """Set ``cfg.resume`` and ``cfg.load_from``, alike on every process.
+    """Set ``cfg.resume`` and ``cfg.load_from``, to the same on every process.
 
     Args:
-        resume: a checkpoint; 'auto' for the newest whole one of
-            ``cfg.work_dir``, if there is any, else ``cfg.load_from``; None
-            leaves it to the config.
+        resume: path or address of a checkpoint; 'auto' takes the newest whole
+            one of ``cfg.work_dir``, or ``cfg.load_from`` if there is none;
+            None leaves it to the config.
 
     Raises:
-        UserError: if it cannot be resumed or loaded.
+        UserError: if the checkpoint cannot be resumed or loaded.
     """
     cfg.resume, cfg.load_from = on_main_process(_choose, cfg, resume)
     if cfg.load_from and '://' in cfg.load_from:
-        # On every process: they wait for each other while one downloads.
+        # Every process must call this: all wait while one downloads.
         (check_resumable if cfg.resume else check_checkpoint)(cfg.load_from)

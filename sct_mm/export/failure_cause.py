@@ -1,17 +1,17 @@
-"""Which operator, and which layer, an exporter could not export."""
+"""Find the operator and the layer that an exporter could not export."""
 import re
 from collections.abc import Iterator
 from types import TracebackType
 
 from torch import nn
 
-# How torch's exporters name an operator.
+# How the messages of torch's exporters name an operator.
 _OPERATORS = (r"op='([^']+)'", r'torch\.ops\.([\w.:]+)',
               r"Python function call '(\w+)'", r'\b(\w+::\w+(?:\.\w+)?)')
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and what caused it, the first cause last."""
+    """``error`` and the errors that caused it, the first cause last."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -40,8 +40,8 @@ def first_line(error: BaseException) -> str:
 
 
 def blame(error: BaseException, net: nn.Module) -> str:
-    """What in ``net`` could not be exported, as a clause: the operator, where
-    an exporter names one, and the layer, where one was running."""
+    """A clause that says why ``net`` could not be exported: it names the
+    operator, if the exporter did, and the layer, if one was running."""
     chain = list(_chain(error))
     operator = next((match[1] for each in reversed(chain)
                      for pattern in _OPERATORS

@@ -1,4 +1,4 @@
-"""The formats of a file: how one is written, and run again for the check."""
+"""Write a file in each format, and read or run it again for the check."""
 import io
 import json
 import warnings
@@ -25,28 +25,28 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     'torchscript': ('.pt', ()),
     'pt2': ('.pt2', ())}
 WEIGHTS = ('pth', 'safetensors')
-_TOLD = 'sct_mm.json'
+_ABOUT = 'sct_mm.json'  # where a graph's metadata holds its description
 
 
 class Graph(NamedTuple):
-    """What a graph is made from.
+    """The network that becomes a graph, and what the graph is to be.
 
     Args:
-        net: images to a tuple of tensors.
-        example: (N, C, H, W), N > 1.
-        divisor: of the edges where they are dynamic, as well as N; 0 where
-            they are not.
-        names: of the outputs.
-        told: what the file says of its images.
+        net: a module from images to a tuple of tensors.
+        example: images (N, C, H, W) for the trace, N > 1.
+        divisor: N is always dynamic. 0: H and W are fixed; otherwise they are
+            dynamic, and multiples of this number.
+        names: the names of the outputs.
+        description: what the file says of its images.
     """
     net: nn.Module
     example: Tensor
     divisor: int
     names: list[str]
-    told: dict
+    description: dict
 
     def dynamic(self) -> dict:
-        """torch's form of which dimensions are dynamic."""
+        """The dynamic dimensions, as torch's exporters take them."""
         dim = torch.export.Dim
         if not self.divisor:
             return {0: dim('batch')}
@@ -72,28 +72,28 @@ def check_format(kind: str) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what torch's exporters say of themselves, and of what a trace
-    may have missed: the check on real images tells."""
+    """Without the warnings of torch's exporters about themselves and about
+    what a trace may have missed, which the check on real images finds out."""
     with warnings.catch_warnings(), torch.no_grad():
         for kind in (FutureWarning, DeprecationWarning,
                      torch.jit.TracerWarning):
             warnings.simplefilter('ignore', kind)
         warnings.filterwarnings('ignore', 'The given buffer is not writable')
-        # mmdet's, of properties that a trace looks at.
+        # mmdet's, about properties that a trace looks at.
         warnings.filterwarnings('ignore', 'DeprecationWarning: ')
         yield
 
 
 class _PoolOfOne(TorchFunctionMode):
-    """Within, a max pooling of one element is a slice, which is the same.
+    """Replaces a max pooling over one element by the slice that is equal.
 
-    mmdet's FPN makes its last map so. torch.export looks at the shape that
-    it saw there, and guards the graph against any other (torch 2.11).
+    mmdet's FPN makes its last map by such a pooling, at which torch.export
+    guards the graph against all shapes but the example's (torch 2.11).
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         names = ('input', 'kernel_size', 'stride', 'padding')
-        given = dict(zip(names, args, strict=True), **(kwargs or {}))
+        given = dict(zip(names, args, strict=False), **(kwargs or {}))
         step = given.get('stride')
         if (func is F.max_pool2d and given['kernel_size'] == 1
                 and isinstance(step, int) and not given.get('padding')):
@@ -102,12 +102,12 @@ class _PoolOfOne(TorchFunctionMode):
 
 
 def _onnx(graph: Graph, fuse: bool) -> bytes:
-    # The optimizer folds norms into convolutions, too.
+    # optimize=True would fold norms into convolutions, too.
     program = torch.onnx.export(
         graph.net, (graph.example, ), dynamo=True, verbose=False,
         input_names=['input'], output_names=graph.names, optimize=fuse,
         dynamic_shapes=(graph.dynamic(), ))
-    program.model.metadata_props[_TOLD] = json.dumps(graph.told)
+    program.model.metadata_props[_ABOUT] = json.dumps(graph.description)
     return program.model_proto.SerializeToString()
 
 
@@ -115,7 +115,7 @@ def _torchscript(graph: Graph, fuse: bool) -> bytes:
     buffer = io.BytesIO()
     traced = torch.jit.trace(graph.net, (graph.example, ), check_trace=False)
     torch.jit.save(traced, buffer,
-                   _extra_files={_TOLD: json.dumps(graph.told)})
+                   _extra_files={_ABOUT: json.dumps(graph.description)})
     return buffer.getvalue()
 
 
@@ -125,14 +125,14 @@ def _pt2(graph: Graph, fuse: bool) -> bytes:
         program = torch.export.export(graph.net, (graph.example, ),
                                       dynamic_shapes=(graph.dynamic(), ))
     torch.export.save(program, buffer,
-                      extra_files={_TOLD: json.dumps(graph.told)})
+                      extra_files={_ABOUT: json.dumps(graph.description)})
     return buffer.getvalue()
 
 
 def _run_onnx(data: bytes) -> Run:
     import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # its latency is that of one thread
+    options.intra_op_num_threads = 1  # the latency is that of one thread
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         data, options, providers=['CPUExecutionProvider'])
@@ -155,10 +155,10 @@ _RUN = dict(onnx=_run_onnx, torchscript=_run_torchscript, pt2=_run_pt2)
 
 
 def graph_bytes(kind: str, graph: Graph, fuse: bool = True) -> bytes:
-    """The file of a graph, in memory.
+    """The bytes of a graph's file.
 
     Raises:
-        UserError: naming the operator or the layer that has no counterpart.
+        UserError: naming the operator or layer that cannot be exported.
     """
     try:
         with _quietly():
@@ -166,14 +166,14 @@ def graph_bytes(kind: str, graph: Graph, fuse: bool = True) -> bytes:
     except Exception as error:  # each exporter has its own
         cause = blame(error, graph.net)
     finally:
-        # torch.onnx.export leaves it off when what it exports raises.
+        # torch.onnx.export leaves the cache off if it raises.
         torch.set_autocast_cache_enabled(True)
     raise UserError(f'The network cannot be exported as {kind}: {cause}. Take '
                     "another format or part, or format 'pth'.")
 
 
 def graph_run(kind: str, data: bytes) -> Run:
-    """The network in a file, by the runtime that the format is for."""
+    """Load a graph's file into the runtime of its format."""
     with _quietly():
         run = _RUN[kind](data)
 
@@ -185,7 +185,7 @@ def graph_run(kind: str, data: bytes) -> Run:
 
 
 def weight_bytes(kind: str, state: dict[str, Tensor], meta: dict) -> bytes:
-    """The file of a state dict, in memory; ``meta`` is plain data."""
+    """The bytes of a state dict's file; ``meta`` is plain data."""
     state = {name: value.detach().clone(
         memory_format=torch.contiguous_format)
         for name, value in state.items()}
@@ -200,7 +200,7 @@ def weight_bytes(kind: str, state: dict[str, Tensor], meta: dict) -> bytes:
 
 
 def weights_in(kind: str, data: bytes) -> dict[str, Tensor]:
-    """The state dict in a file."""
+    """The state dict in the bytes of a file."""
     if kind == 'safetensors':
         from safetensors.torch import load
         return load(data)

@@ -1,4 +1,5 @@
-"""Which part of a network is exported, and what its outputs are called."""
+"""Choose the part of a network that is exported, prepare it for inference, and
+describe it."""
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,21 +14,21 @@ from .failure_cause import first_line
 PARTS = ('network', 'features')
 
 
-def flattened(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in what a network returned, each with a name that says
-    where it stood: 'output_0_2' is the third of the first list."""
+def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in what a network returned, each named by its place:
+    'output_0_2' is the third of the first list."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield from flattened(child, f'{name}_{key}')
+            yield from named_tensors(child, f'{name}_{key}')
     elif isinstance(value, (list, tuple)):
         for index, child in enumerate(value):
-            yield from flattened(child, f'{name}_{index}')
+            yield from named_tensors(child, f'{name}_{index}')
 
 
 class Part(nn.Module):
-    """What is exported of a model: images to tensors, by position alone.
+    """The exported part of a model, as a module from images to tensors.
 
     ``'network'`` is the host's ``mode='tensor'``: a classifier's logits, or a
     detector's maps of classes and boxes, which are not decoded. ``'features'``
@@ -45,20 +46,20 @@ class Part(nn.Module):
     def named_outputs(self, x: Tensor) -> dict[str, Tensor]:
         """The outputs for preprocessed images (N, C, H, W), by name."""
         if self.part == 'features':
-            return dict(flattened(self.model.extract_feat(x), 'feature'))
+            return dict(named_tensors(self.model.extract_feat(x), 'feature'))
         value = self.model(x, mode='tensor')
         if isinstance(value, Tensor) and value.dim() == 2:
             if self.softmax:
                 return dict(scores=torch.softmax(value, dim=1))
             return dict(logits=value)
-        return dict(flattened(value, 'output'))
+        return dict(named_tensors(value, 'output'))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(x).values())
 
 
 def check_softmax(model: nn.Module, outputs: dict[str, Tensor]) -> None:
-    """Refuse scores of what has no classes that exclude each other.
+    """Refuse scores for a model without classes that exclude each other.
 
     Raises:
         UserError: for anything but a classifier of one label an image.
@@ -68,65 +69,67 @@ def check_softmax(model: nn.Module, outputs: dict[str, Tensor]) -> None:
                for kind in type(head).__mro__)
     if many or list(outputs) != ['scores']:
         what = type(head if many else model).__name__
-        raise UserError('Scores by softmax need a classifier of one label a '
+        raise UserError('Scores by softmax need a classifier of one label an '
                         f'image, but got {what}. Leave softmax out.')
 
 
 def choose_part(model: nn.Module, x: Tensor, part: str | None,
                 softmax: bool = False) -> tuple[str, str]:
-    """The part to export, and, where it is not all, why, in a sentence.
+    """The part to export, and a note if the network cannot be.
 
-    None takes the network, or its features where it does not run on images
-    alone, as mmdet's two-stage detectors, whose heads ask the samples for
-    their shapes.
+    Args:
+        x: preprocessed images (N, C, H, W) to try the part on.
+        part: one of ``PARTS``; None takes the network, or its features if the
+            network does not run on images alone: the heads of mmdet's
+            two-stage detectors ask the samples for their shapes.
 
     Raises:
         UserError: for a part that cannot be run, or has no scores.
     """
     name = type(model).__name__
-    for each in (part, ) if part else PARTS:
+    failures: list[Exception] = []
+    # Features have no scores: with softmax they are no second choice.
+    for each in (part, ) if part else PARTS[:1] if softmax else PARTS:
         try:
             outputs = Part(model, each, softmax).named_outputs(x)
+            break
         except Exception as error:  # each host has its own
-            cause = first_line(error)
-            if each == (part or PARTS[-1]) or softmax:
-                raise UserError(
-                    f'The {each} of {name} cannot be exported: it does not '
-                    f'run on images alone ({cause}). Export another '
-                    'part.') from error
-            continue
-        if softmax:
-            check_softmax(model, outputs)
-        note = '' if each == PARTS[0] or part else (
-            f'{name} does not run on images alone ({cause}): its backbone '
-            'and neck are exported.')
-        return each, note
-    raise AssertionError('one part runs, or is refused')
+            failures.append(error)
+    else:
+        raise UserError(
+            f'The {each} of {name} cannot be exported: it does not run on '
+            f'images alone ({first_line(failures[-1])}). Export another '
+            'part.') from failures[-1]
+    if softmax:
+        check_softmax(model, outputs)
+    return each, '' if not failures else (
+        f'{name} does not run on images alone ({first_line(failures[-1])}): '
+        'its backbone and neck are exported.')
 
 
-def description(model: nn.Module, size: int, part: str) -> dict:
-    """What who runs the file has to know of its images: their size in
-    pixels, and how they were normalized."""
-    preprocessor = getattr(model, 'data_preprocessor', None)
-    told: dict[str, Any] = dict(size=size, part=part)
-    for name in ('mean', 'std'):
-        value = getattr(preprocessor, name, None)
-        if isinstance(value, Tensor):
-            told[name] = value.flatten().tolist()
-    for name in ('to_rgb', '_channel_conversion'):
-        if hasattr(preprocessor, name):
-            told['bgr_to_rgb'] = bool(getattr(preprocessor, name))
-    divisor = getattr(preprocessor, 'pad_size_divisor', 1)
-    if divisor > 1:
-        told['pad_size_divisor'] = divisor
-    return told
+def reparameterize(model: nn.Module) -> None:
+    """Join the branches of layers that have a form for inference, in place:
+    by mmpretrain's ``switch_to_deploy`` or timm's ``reparameterize_model``."""
+    for child in model.children():
+        if hasattr(child, 'switch_to_deploy'):
+            child.switch_to_deploy()  # with the layers within
+        elif type(child).__module__.startswith('timm.'):
+            from timm.utils.model import reparameterize_model
+            reparameterize_model(child, inplace=True)
+        else:
+            reparameterize(child)
+
+
+def norms_in(model: nn.Module) -> int:
+    """How many batch normalizations ``model`` holds."""
+    return sum(isinstance(m, _BatchNorm) for m in model.modules())
 
 
 def relative_difference(got: Sequence[Tensor],
                         want: Sequence[Tensor]) -> float:
-    """The largest difference of two networks' outputs, as a share of the
-    largest magnitude of the output it is in; inf where shapes differ or one
-    is no number."""
+    """The largest difference between the outputs of two networks, as a share
+    of the largest magnitude in the same output; inf if their number or shapes
+    differ, or one holds NaN."""
     if len(got) != len(want):
         return float('inf')
     largest = 0.0
@@ -143,59 +146,51 @@ def relative_difference(got: Sequence[Tensor],
     return largest
 
 
-def reparameterize(model: nn.Module) -> None:
-    """Join the branches of what has a form for inference, in place:
-    mmpretrain's ``switch_to_deploy``, timm's ``reparameterize_model``."""
-    for child in model.children():
-        if hasattr(child, 'switch_to_deploy'):
-            child.switch_to_deploy()  # it sees to those within
-        elif type(child).__module__.startswith('timm.'):
-            from timm.utils.model import reparameterize_model
-            reparameterize_model(child, inplace=True)
-        else:
-            reparameterize(child)
-
-
-def norms_in(model: nn.Module) -> int:
-    return sum(isinstance(m, _BatchNorm) for m in model.modules())
-
-
 @torch.no_grad()
-def fuse(net: nn.Module, x: Tensor, tolerance: float
-         ) -> tuple[nn.Module, str]:
-    """``net`` with its norms fused into the convolutions, by mmcv's
-    ``fuse_conv_bn``; and, where they stay, a sentence that says so.
+def deployed(net: nn.Module, x: Tensor, fuse: bool = True,
+             tolerance: float = 1e-4) -> tuple[nn.Module, str]:
+    """A copy of ``net`` for inference, and a note if its norms cannot be
+    fused into the convolutions.
 
-    mmcv fuses a norm with the convolution that was *registered* before it,
-    whatever lies between: a norm behind an activation, or one that has an
-    activation of its own (timm's ``BatchNormAct2d``), would be lost. Such a
-    network keeps its norms.
+    mmcv's ``fuse_conv_bn`` fuses a norm with the convolution that was
+    *registered* before it, whatever lies between: a norm behind an activation,
+    or one that has an activation of its own (timm's ``BatchNormAct2d``), would
+    be lost. Such a network keeps its norms.
+
+    Args:
+        x: preprocessed images (N, C, H, W) to try the fused network on.
+        tolerance: the largest :func:`relative_difference` by fusing.
     """
     from mmcv.cnn import fuse_conv_bn
-    before = norms_in(net)
-    if not before:
+    net = copy.deepcopy(net)
+    reparameterize(net)
+    net.eval()
+    if not fuse or not norms_in(net):
         return net, ''
     cause = 'does not compute the same'
     try:
         fused = fuse_conv_bn(copy.deepcopy(net))
         if relative_difference(fused(x), net(x)) <= tolerance:
             return fused, ''
-    except Exception as error:  # of norms without affine parameters
+    except Exception as error:  # e.g. norms without affine parameters
         cause = f'fails ({first_line(error)})'
-    return net, (f'Its {before} norms are not fused: what mmcv makes of them '
-                 f'{cause}.')
+    return net, (f'Its {norms_in(net)} norms are not fused: what mmcv makes '
+                 f'of them {cause}.')
 
 
-def deployed(net: nn.Module, x: Tensor, fuse_norms: bool = True,
-             tolerance: float = 1e-4) -> tuple[nn.Module, str]:
-    """A copy of ``net`` for inference, and what there is to say of it.
-
-    Args:
-        x: preprocessed images (N, C, H, W) that the result is tried on.
-        fuse_norms: whether norms are fused, after the re-parameterisation.
-        tolerance: see :func:`relative_difference`.
-    """
-    net = copy.deepcopy(net)
-    reparameterize(net)
-    net.eval()
-    return fuse(net, x, tolerance) if fuse_norms else (net, '')
+def description(model: nn.Module, size: int, part: str) -> dict:
+    """What a user of the file has to know of its images: their size in
+    pixels, and how they are normalized."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    found: dict[str, Any] = dict(size=size, part=part)
+    for name in ('mean', 'std'):
+        value = getattr(preprocessor, name, None)
+        if isinstance(value, Tensor):
+            found[name] = value.flatten().tolist()
+    for name in ('to_rgb', '_channel_conversion'):
+        if hasattr(preprocessor, name):
+            found['bgr_to_rgb'] = bool(getattr(preprocessor, name))
+    divisor = getattr(preprocessor, 'pad_size_divisor', 1)
+    if divisor > 1:
+        found['pad_size_divisor'] = divisor
+    return found

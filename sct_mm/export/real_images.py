@@ -1,4 +1,4 @@
-"""Real images of a config's test set, as the network gets them."""
+"""Load real images of a config's test set, as the network gets them."""
 import copy
 from collections.abc import Sequence
 
@@ -14,24 +14,17 @@ from ..utils.config import check_test_data, set_loader_defaults
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 
-_ALONE = 4
-
-
-def spread(count: int, total: int) -> list[int]:
-    """``count`` indices, spread evenly over ``range(total)``: neighbours of a
-    test set are often of one class."""
-    count = min(count, total)
-    return [index * total // count for index in range(count)]
+_ALONE = 4  # how many images also make a batch by themselves
 
 
 class RealImages:
     """Images of the test set of ``cfg``, at any of ``sizes``.
 
     Args:
-        cfg: the config; its ``test_dataloader`` is read.
+        cfg: a config with a ``test_dataloader``.
         sizes: pixels.
-        count: how many images, at least 2: a graph whose batch is dynamic
-            is made from more than one.
+        count: how many images, at least 2, which a graph with a dynamic
+            batch is traced from.
 
     Raises:
         UserError, ValueError: for a test set that is missing or holds fewer,
@@ -53,22 +46,24 @@ class RealImages:
             raise UserError('The test set must have at least 2 images to '
                             f'compare outputs on, but has {total}. Name '
                             'another in `test_dataloader`.')
-        self.indices = spread(count, total)
-        # The shapes of whole images differ, and so may a user's.
+        # Spread evenly, since neighbours are often of the same class.
+        count = min(count, total)
+        self.indices = [index * total // count for index in range(count)]
+        # Where images keep their aspect, height and width become dynamic.
         self.shapes_differ = any(
             keeps_ratio(pipeline)
             for _, pipeline in pipelines_in(loader.dataset))
 
     def batches(self, model: nn.Module, size: int) -> list[Tensor]:
-        """All images as one batch (N, C, H, W) of ``size`` pixels, as the
-        data preprocessor of ``model`` makes it, and the first ones alone."""
+        """All images as one batch (N, C, H, W) of ``size`` pixels, made by the
+        data preprocessor of ``model``; then the first ones, a batch each."""
         with self.switch.at(size):
             samples = [self.loader.dataset[index] for index in self.indices]
         groups = [samples, *([sample] for sample in samples[:_ALONE])]
         return [self._inputs(model, group) for group in groups]
 
     def _inputs(self, model: nn.Module, samples: list) -> Tensor:
-        # What a preprocessor resizes in place is a sample's own.
+        # A copy, since preprocessors change samples in place.
         data = self.loader.collate_fn(copy.deepcopy(samples))
         with torch.no_grad():
             inputs = model.data_preprocessor(data, False)['inputs']

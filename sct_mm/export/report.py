@@ -1,4 +1,4 @@
-"""What tools/export.py prints."""
+"""Print the manifest of exported files as a table."""
 from rich.table import Table
 
 from ..utils.cli import console_for
@@ -6,7 +6,7 @@ from .formats import WEIGHTS
 
 
 def make_table(manifest: dict) -> Table:
-    """One row a file, the largest size first."""
+    """The table of a manifest: a row for each file."""
     graph = manifest['format'] not in WEIGHTS
     table = Table(title=f'{manifest["label"]} as {manifest["format"]}')
     names = ['size', 'file', 'MB', 'part', 'norms', 'largest\ndifference']
@@ -28,8 +28,9 @@ def make_table(manifest: dict) -> Table:
     return table
 
 
-def report(manifest: dict) -> None:
-    """Print a manifest: see :func:`export`."""
+def print_manifest(manifest: dict) -> None:
+    """Print what :func:`~sct_mm.apis.export` returned: a table, how the files
+    were compared, and the notes."""
     table, images = make_table(manifest), manifest['images']
     console = console_for(table)
     console.print(table)

@@ -1,4 +1,4 @@
-"""A config without this package, for one size: what a file's user needs."""
+"""Make a config for one size that needs no sct_mm, to put into a file."""
 import copy
 import warnings
 from typing import Any
@@ -9,7 +9,7 @@ from ..datasets.rescale_pipeline import rescale_pipeline
 from ..models.extract import _plain_config
 from ..utils.config_walk import pipelines_in, type_name
 
-# What inference and a test ask for; a training is over.
+# The settings that inference and a test need.
 _KEPT = ('default_scope', 'custom_imports', 'env_cfg', 'model',
          'data_preprocessor', 'test_dataloader', 'test_evaluator', 'test_cfg',
          'vis_backends', 'visualizer')
@@ -30,8 +30,8 @@ def _unwrapped(value: Any) -> Any:
 
 
 def plain_config(cfg: Config, size: int) -> Config:
-    """The part of ``cfg`` that tests a network, for images of ``size``
-    pixels, with the layers and the loop of the hosts alone."""
+    """The settings of ``cfg`` that test its network at ``size`` pixels, with
+    the layers and the loop of the hosts alone."""
     kept = {name: copy.deepcopy(value) for name, value
             in cfg._cfg_dict.to_dict().items()
             if name in _KEPT and value is not None}
@@ -53,20 +53,20 @@ def plain_config(cfg: Config, size: int) -> Config:
 
 def config_text(cfg: Config, size: int) -> str:
     """:func:`plain_config` as the text that mmengine keeps in checkpoints;
-    '' for one that text cannot hold, as with functions in it."""
+    '' if a text cannot hold it, e.g. for a config with functions."""
     text = plain_config(cfg, size).pretty_text
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of the hosts' own imports
+            warnings.simplefilter('ignore')  # from the hosts' own imports
             Config.fromstring(text, '.py')
-    except Exception:  # text of Python, in which anything can be wrong
+    except Exception:  # the text is Python code, which may raise anything
         return ''
     return text
 
 
 def plain_data(value: Any) -> Any:
-    """``value`` with the lists, dicts and scalars alone that any reader of
-    checkpoints allows; None for what is something else."""
+    """``value`` with nothing but lists, dicts and scalars, which any reader of
+    checkpoints allows; everything else becomes None."""
     if isinstance(value, dict):
         return {str(key): plain_data(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,5 @@
-"""One size of a network as the bytes of a file that was run and compared."""
+"""Make the file of one size of a network, run it, and compare what it computes
+with the network, before anything is written."""
 import copy
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ from .network import (
 
 
 class Request(NamedTuple):
-    """How a file is made; see :func:`export`."""
+    """How a file is made; see :func:`~sct_mm.apis.export`, whose ``format``
+    is ``kind``."""
     kind: str
     part: str | None = None
     fuse: bool = True
@@ -40,16 +42,17 @@ class Request(NamedTuple):
     tolerance: float = 1e-4
 
 
-class Made(NamedTuple):
-    """A file that was compared with the network: its bytes, what a manifest
-    says of it, and what there is to say beside, in sentences."""
+class VerifiedFile(NamedTuple):
+    """The bytes of a file that computes what the network computes, its entry
+    in the manifest, and notes for the user, in sentences."""
     data: bytes
     entry: dict
     notes: list[str]
 
 
 def extracted(model: nn.Module, size: int) -> nn.Module:
-    """The plain network of ``size`` pixels; a model without SSBN is one."""
+    """The plain network of ``size`` pixels, which a model without SSBN is
+    already; a copy, in evaluation mode."""
     if scales_of(model) is None:
         return copy.deepcopy(model).eval()
     return extract_scale(model, size).eval()
@@ -58,18 +61,18 @@ def extracted(model: nn.Module, size: int) -> nn.Module:
 @torch.no_grad()
 def answers(model: nn.Module, size: int, part: str, softmax: bool,
             batches: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """What the trained network, pinned to ``size``, gives for each batch:
-    what every file of it must give."""
+    """The outputs of the trained network at ``size`` for each batch, with
+    which a file is compared."""
     net = Part(model, part, softmax)
     with use_scale(model, size if scales_of(model) else None):
         return [net(batch) for batch in batches]
 
 
 def _part_at(model: nn.Module, prefix: str) -> nn.Module:
-    """The module of ``model`` that a file of weights is for.
+    """The module of ``model`` whose weights are exported.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: if no module has the name ``prefix``.
     """
     try:
         return model.get_submodule(prefix)
@@ -83,12 +86,13 @@ def _part_at(model: nn.Module, prefix: str) -> nn.Module:
 
 @torch.no_grad()
 def make_weights(model: nn.Module, size: int, batches: list[Tensor],
-                 request: Request, meta: dict) -> Made:
-    """Names and shapes of a network that never knew SSBN, read back into one
-    whose own weights were wiped out: it must answer to the bit.
+                 request: Request, meta: dict) -> VerifiedFile:
+    """A file of weights that the stock network takes. It is read back into a
+    network whose weights were overwritten by NaN.
 
     Raises:
-        RuntimeError: if it does not.
+        RuntimeError: if that network does not answer as the trained one, to
+            the bit.
     """
     part, _ = choose_part(extracted(model, size), batches[0], None)
     want = answers(model, size, part, False, batches)
@@ -102,65 +106,54 @@ def make_weights(model: nn.Module, size: int, batches: list[Tensor],
     difference = max(relative_difference(net(batch), one)
                      for batch, one in zip(batches, want, strict=True))
     kept = _part_at(extracted(model, size), request.prefix).state_dict()
-    read = target.state_dict()  # also of a head that did not run
+    read = target.state_dict()  # with weights that the part does not use
     if difference > 0 or not all(torch.equal(kept[n], read[n]) for n in kept):
         raise RuntimeError(
             f'The {request.kind} file of size {size} must give what the '
             f'network gives to the bit, but differs by {difference:.1e} of '
             'the largest output. No file was written: something in the '
             'network is kept in no state dict.')
-    return Made(data, dict(part=request.prefix or 'network',
-                           tensors=len(read),
-                           norms=norms_in(target), difference=0.0), [])
+    return VerifiedFile(data, dict(
+        part=request.prefix or 'network', tensors=len(read),
+        norms=norms_in(target), difference=0.0), [])
 
 
-def largest_difference(kind: str, run: Run, batches: list[Tensor],
-                       want: list[tuple[Tensor, ...]]) -> float:
+def check_parity(run: Run, batches: list[Tensor],
+                 want: list[tuple[Tensor, ...]], size: int,
+                 request: Request) -> float:
     """The largest :func:`relative_difference` of a file from ``want``.
 
     Raises:
-        RuntimeError: for images that the file cannot run, as those of
-            another shape than it was made from.
+        RuntimeError: if it is more than the tolerance, or if the file cannot
+            run a batch, e.g. one of another shape than it was traced with.
     """
-    largest = 0.0
+    kind, largest = request.kind, 0.0
     for batch, one in zip(batches, want, strict=True):
-        refusal = None
         try:
             largest = max(largest, relative_difference(run(batch), one))
         except Exception as error:  # each runtime has its own
-            refusal = first_line(error)
-        if refusal:
             raise RuntimeError(
                 f'The {kind} file cannot run images of shape '
-                f'{tuple(batch.shape)} ({refusal}). No file was written: '
-                'take another format or part.')
-    return largest
-
-
-def check_parity(size: int, kind: str, difference: float,
-                 tolerance: float) -> None:
-    """Refuse a file that does not compute what the network computes.
-
-    Raises:
-        RuntimeError: beyond ``tolerance``; see :func:`relative_difference`.
-    """
-    if not difference <= tolerance:
+                f'{tuple(batch.shape)} ({first_line(error)}). No file was '
+                'written: take another format or part.') from error
+    if not largest <= request.tolerance:
         raise RuntimeError(
             f'The {kind} file of size {size} differs from the network by '
-            f'{difference:.1e} of the largest output on real images, more '
-            f'than the tolerance {tolerance:.1e}. No file was written: leave '
-            'the norms unfused, or take another format or part.')
+            f'{largest:.1e} of the largest output on real images, more than '
+            f'the tolerance {request.tolerance:.1e}. No file was written: '
+            'leave the norms unfused, or take another format or part.')
+    return largest
 
 
 @torch.no_grad()
 def make_graph(model: nn.Module, size: int, batches: list[Tensor],
-               request: Request, divisor: int) -> Made:
-    """A graph of one size, for a deployment without Python's classes.
+               request: Request, divisor: int) -> VerifiedFile:
+    """The file of a graph, which runs without the Python code of a network.
 
     Args:
-        batches: the first has more than one image; a graph is made from
-            its first two, and compared on all.
-        divisor: see :class:`Graph`.
+        batches: the first has more than one image. The graph is traced with
+            its first two, and compared on all batches.
+        divisor: see :class:`~sct_mm.export.formats.Graph`.
 
     Raises:
         UserError, RuntimeError: for what cannot be exported, or does not
@@ -171,24 +164,22 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
                              request.softmax)
     stock = Part(plain, part, request.softmax)
     net, note2 = deployed(stock, batches[0], request.fuse, request.tolerance)
-    told = description(plain, size, part)
-    told['outputs'] = list(net.named_outputs(batches[0][:1]))
+    outputs = list(net.named_outputs(batches[0][:1]))
     data = graph_bytes(request.kind, Graph(
-        net, batches[0][:2].contiguous(), divisor, told['outputs'], told),
-        request.fuse)
+        net, batches[0][:2].contiguous(), divisor, outputs,
+        {**description(plain, size, part), 'outputs': outputs}), request.fuse)
     run = graph_run(request.kind, data)
     want = answers(model, size, part, request.softmax, batches)
-    difference = largest_difference(request.kind, run, batches, want)
-    check_parity(size, request.kind, difference, request.tolerance)
+    difference = check_parity(run, batches, want, size, request)
     cost = compared(lambda: run(batches[1]), lambda: stock(batches[1]))
-    entry = dict(part=part, outputs=told['outputs'], norms=norms_in(net),
+    entry = dict(part=part, outputs=outputs, norms=norms_in(net),
                  difference=difference, **cost)
-    return Made(data, entry, [each for each in (note, note2) if each])
+    return VerifiedFile(data, entry, [each for each in (note, note2) if each])
 
 
-def make(model: nn.Module, size: int, batches: list[Tensor],
-         request: Request, divisor: int, meta: dict) -> Made:
-    """The file of ``request`` for one size; see the functions above."""
+def make_file(model: nn.Module, size: int, batches: list[Tensor],
+              request: Request, divisor: int, meta: dict) -> VerifiedFile:
+    """The file of ``request`` for one size: weights or a graph."""
     if request.kind in WEIGHTS:
         return make_weights(model, size, batches, request, meta)
     return make_graph(model, size, batches, request, divisor)

@@ -1,10 +1,7 @@
-"""Early exit over sizes: small first, larger only where it is unsure."""
+"""Early exit over sizes: predict small, and larger if that is unsure."""
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
-from typing import (
-    Any,
-    NamedTuple,
-)
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import BaseModel
@@ -18,7 +15,7 @@ from .pinning import use_scale
 
 
 class Decided(NamedTuple):
-    """What a cascade says of N images.
+    """The predictions of a cascade for N images.
 
     ``scores`` (N, classes): probabilities, at the size that decided; their
     logarithms are logits. ``labels`` (N,). ``sizes`` (N,): pixels at which
@@ -30,23 +27,11 @@ class Decided(NamedTuple):
 
 
 def confidence(scores: Tensor) -> Tensor:
-    """How sure a network is of each image, from its probabilities
-    (..., classes): the largest, from 0 to 1.
+    """How sure a network is of each image: the largest of its probabilities
+    (..., classes), from 0 to 1.
 
-    Compared on 20,000 training images of Fashion-MNIST that the network was
-    not trained on, at 14 pixels: AUROC (right above wrong), and the accuracy
-    with the fifth of least confidence sent to 28, which has 92.44 for all:
-
-    - the largest probability: 0.9063, 92.25
-    - its margin to the second: 0.9044, 92.26; of the logits: 0.9022, 92.27
-    - entropy: 0.9028, 92.22; energy of the logits: 0.8622, 91.64
-    - temperatures of 0.5 and 2: 0.9043, 92.28 and 0.9023, 92.16
-    - a tenth of the logits of 14 mixed into those of 28: 92.27
-    - a network on the logits, trained on one half of the images to tell
-      wrong from right, tried on the other, and turned round: 0.9065, 92.27,
-      where the largest probability has 0.9063, 92.28
-
-    None is better by more than chance.
+    Margin, entropy, other temperatures and a network trained on the logits
+    were no better by more than chance; the energy of the logits was worse.
     """
     return scores.amax(-1)
 
@@ -70,12 +55,12 @@ def check_cascade_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
 
 def check_thresholds(thresholds: float | Sequence[float],
                      sizes: Sequence[int]) -> tuple[float, ...]:
-    """One threshold for each of ``sizes`` but the largest; a single one is
-    that of all.
+    """One threshold for each of ``sizes`` but the largest; a single one holds
+    for all of them.
 
     Raises:
-        TypeError, ValueError: for one that is not from 0 to 1.
-        UserError: for another number of them.
+        TypeError, ValueError: for a threshold that is not from 0 to 1.
+        UserError: for another number of thresholds.
     """
     if isinstance(thresholds, Real):
         thresholds = [thresholds]
@@ -95,11 +80,11 @@ def check_thresholds(thresholds: float | Sequence[float],
 
 
 def scores_in(outputs: Any) -> Tensor:
-    """The probabilities (N, classes) in what a classifier gives: logits,
+    """The probabilities (N, classes) in the output of a classifier: logits,
     probabilities, or samples with a ``pred_score``.
 
     Raises:
-        UserError: for another network's.
+        UserError: for the output of another network.
     """
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and (
             outputs.shape[1] > 1):  # one logit would always be sure
@@ -126,8 +111,8 @@ def _are_scores(values: Tensor, tolerance: float) -> bool:
 
 
 def check_scores(scores: Tensor) -> None:
-    """Refuse (N, classes) that are no probabilities of classes that exclude
-    each other, as those of several labels; NaN is never sure.
+    """Refuse scores (N, classes) that do not sum to 1, as those of several
+    labels an image. NaN is allowed: such an image is never decided early.
 
     Raises:
         UserError: for sums that are not 1.
@@ -140,15 +125,15 @@ def check_scores(scores: Tensor) -> None:
 
 
 class Cascade(BaseModel):
-    """Predict at the smallest size, and at the next where it is unsure.
+    """Predict at the smallest size, and at the next one if it is unsure.
 
     An image is decided at the first of ``sizes`` at which its
-    :func:`confidence` is above the threshold, at the largest in any case. The
-    undecided images of a batch go on together. A smaller size's images
-    are those of the largest, resized on the device as in training
-    (:class:`MultiScaleBatch`); the network is pinned to it (:func:`use_scale`,
-    so that a size between two scales is served by both). Without private rows
-    it works, too, as well as the network does at each size.
+    :func:`confidence` is above the threshold, at the largest size in any case.
+    The undecided images of a batch go on together. The images of a smaller
+    size are those of the largest, resized on the device as in training
+    (:class:`MultiScaleBatch`). The network is pinned to the size
+    (:func:`use_scale`), which may lie between two scales. A network without
+    SSBN works, too.
 
     In mmpretrain's inferencer, whose pipeline makes the largest size::
 
@@ -164,7 +149,7 @@ class Cascade(BaseModel):
             the largest, or one for all. tools/test.py --cascade finds it.
 
     Raises:
-        TypeError, ValueError: for what is no network, no size, no threshold.
+        TypeError, ValueError: for no network, no sizes or no thresholds.
         UserError: for sizes in another order or fewer than two, and for
             another number of thresholds.
     """
@@ -193,18 +178,18 @@ class Cascade(BaseModel):
 
         Args:
             inputs: (N, C, H, W), normalised, whose shorter edge is the
-                largest size. :meth:`test_step` takes what a data loader
-                gives.
-            data_samples: the host's, one an image, to write into.
+                largest size. :meth:`test_step` takes the batches of a data
+                loader.
+            data_samples: the host's, one for each image, to write into.
             mode: 'tensor', or 'predict' as mmengine's evaluators call it.
 
         Returns:
-            Decided, or with 'predict' the host's samples, each of which has
-            ``decided_at``, its size in pixels.
+            Decided, or with 'predict' the host's samples, each with
+            ``decided_at``: its size in pixels.
 
         Raises:
-            UserError: for images of another size, another mode, and a
-                network that is no classifier.
+            UserError: for images of another size, for another mode, and for
+                a network that is no classifier.
         """
         self._check(inputs, mode)
         samples: list[Any] = [None] * len(inputs)
@@ -226,9 +211,9 @@ class Cascade(BaseModel):
 
     def decide(self, inputs: Tensor, data_samples: list | None = None
                ) -> Iterator[tuple[int, Tensor, list[Any], Tensor]]:
-        """From the smallest size up, the M images that it decides: the
-        size, their indices (M,), what the network gives for each, and their
-        probabilities (M, classes)."""
+        """For each size, the smallest first, the M images that are decided
+        there: the size, their indices (M,), the network's output for each, and
+        their probabilities (M, classes)."""
         left = torch.arange(len(inputs), device=inputs.device)
         for index, size in enumerate(self.sizes):
             outputs, scores = self.at(index, inputs, data_samples, left)
@@ -244,7 +229,7 @@ class Cascade(BaseModel):
 
     def at(self, index: int, inputs: Tensor, data_samples: list | None,
            chosen: Tensor) -> tuple[Any, Tensor]:
-        """What the network gives for the M ``chosen`` of ``inputs`` at
+        """The network's output for the M ``chosen`` of ``inputs`` at
         ``sizes[index]``, and its probabilities (M, classes)."""
         if len(chosen) < len(inputs):
             inputs = inputs[chosen]

@@ -1,4 +1,4 @@
-"""Any torch model's batch normalization replaced by SSBN."""
+"""Replace the batch normalization of any torch model by SSBN."""
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .guards import check_own
 from .replace_modules import replace_modules
 from .row_mix import Row
 from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
-from .ssbn import SSBN, RowwiseNorm, SSBN1d, SSBN3d, SyncSSBN
+from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
 
 
 class _Activated:
-    """What timm's norms do behind the normalization."""
+    """Adds the dropout and the activation of timm's norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
@@ -27,17 +27,11 @@ class _Activated:
         return x
 
 
-class _Foreign(RowwiseNorm):
-    """Any other norm: its own ``forward`` runs on one row."""
+class _Foreign(ScaleSpecificNorm):
+    """Any other norm: its own ``forward`` runs on the tensors of one row."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if (torch.compiler._is_exporting_flag or torch.jit.is_tracing()
-                or isinstance(x, fx.Proxy)):
-            self.check_export()
-        size = self.choose_size(x)
-        if size in self.scales:
-            return self._with_row(x, self.row(size))
-        return self.between(x, size)
+    def _check_shape(self, shape: torch.Size) -> None:
+        """Leave the check to the norm itself."""
 
     def _with_row(self, x: Tensor, row: Row) -> Tensor:
         layer = self._plain_with(row)
@@ -51,19 +45,20 @@ class _Foreign(RowwiseNorm):
         return y
 
 
-def _reduce(layer: RowwiseNorm) -> tuple:
-    """A layer whose class is made here is pickled by what it stands in for."""
+def _reduce(layer: ScaleSpecificNorm) -> tuple:
+    """Pickle a layer by the norm that it stands in for: pickle does not find
+    a class that is made here."""
     return _blank, (layer.plain_type, ), layer.__getstate__()
 
 
-def _blank(plain: type[_BatchNorm]) -> RowwiseNorm:
-    """A layer that stands in for ``plain``, with nothing in it yet."""
+def _blank(plain: type[_BatchNorm]) -> ScaleSpecificNorm:
+    """An empty layer that stands in for ``plain``."""
     form = _form_of(plain)
     return form.__new__(form)
 
 
-# The norm that a layer stands in for -> the layer's class.
-_FORMS: dict[type, type[RowwiseNorm]] = {
+# {class of a norm: class of the layer that stands in for it}
+_FORMS: dict[type, type[ScaleSpecificNorm]] = {
     nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
     nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
                            dict(plain_type=nn.SyncBatchNorm,
@@ -71,11 +66,11 @@ _FORMS: dict[type, type[RowwiseNorm]] = {
 }
 
 
-# The types of a host's `norm_cfg`, and those of the layers extracted.
+# {type in a host's `norm_cfg`: type that builds the extracted layer}
 _PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d', SyncSSBN='BN')
 
 
-def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
+def _form_of(plain: type[_BatchNorm]) -> type[ScaleSpecificNorm]:
     """The class that stands in for ``plain``: a subclass of it, but of no
     ``nn.SyncBatchNorm`` (see :class:`SyncSSBN`).
 
@@ -94,7 +89,7 @@ def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
                             'nn.SyncBatchNorm, and what else it does, first.')
         bases = (_FORMS[base], nn.BatchNorm2d, _BatchNorm)
     else:
-        bases = (RowwiseNorm if same or activated else _Foreign, plain,
+        bases = (ScaleSpecificNorm if same or activated else _Foreign, plain,
                  _BatchNorm)
     _FORMS[plain] = type(
         f'SSBN_{plain.__name__}', (_Activated, *bases) if activated else bases,
@@ -102,9 +97,9 @@ def _form_of(plain: type[_BatchNorm]) -> type[RowwiseNorm]:
     return _FORMS[plain]
 
 
-def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
-    """``bn`` with a row for each scale: all else, as options, hooks, what is
-    frozen and in evaluation mode, is as its host made it."""
+def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> ScaleSpecificNorm:
+    """``bn`` with a row for each scale. Options, hooks, frozen parameters and
+    evaluation mode are those of ``bn``."""
     check_own(bn)
     layer = _blank(type(bn))
     layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
@@ -114,8 +109,8 @@ def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> RowwiseNorm:
 
 
 def _left_behind(model: nn.Module) -> str:
-    """Norms with statistics that are no batch normalization of torch, as
-    torchvision's FrozenBatchNorm2d: '53 FrozenBatchNorm2d'; '' if none."""
+    """Number and class of the norms with statistics that are no batch
+    normalization of torch: '53 FrozenBatchNorm2d'; '' if there is none."""
     found = Counter(
         type(m).__name__ for m in model.modules()
         if not isinstance(m, _BatchNorm)
@@ -128,19 +123,18 @@ def convert_to_ssbn(model: nn.Module,
                     scales: Sequence[int] = DEFAULT_SCALES) -> nn.Module:
     """Replace every batch normalization of any torch model by SSBN, in place.
 
-    Each scale starts from the weights and statistics at hand; options, hooks,
-    evaluation mode and what is frozen stay. ``nn.SyncBatchNorm`` becomes
+    Each scale starts from the present weights and statistics. Options, hooks,
+    evaluation mode and frozen parameters stay. ``nn.SyncBatchNorm`` becomes
     :class:`SyncSSBN`; a norm that does more, such as timm's
-    ``BatchNormAct2d``, goes on doing it; SSBN layers are left as they are.
-    Norms that look alike and are none of torch's (torchvision's
+    ``BatchNormAct2d``, goes on doing it; SSBN layers stay as they are. Norms
+    that are no batch normalization of torch (torchvision's
     ``FrozenBatchNorm2d``) stay as they are, for all scales: a warning names
-    them. A norm is replaced in lists, tuples and dicts too, and what norms
-    shared (a gamma, statistics) they still share. Returns the model, which is
-    another object only if ``model`` itself was a norm layer.
+    them. A norm is replaced in lists, tuples and dicts too, and norms that
+    shared a tensor still share it. Returns the model, which is another object
+    only if ``model`` itself was a norm layer.
 
-    The tensors of the norms are others afterwards. What holds those of before
-    (an optimizer, an averaged copy, a wrapper such as DDP) cannot be seen from
-    here: build it after this.
+    The norms have other tensors afterwards. Build whatever refers to tensors
+    (an optimizer, an averaged copy, a wrapper such as DDP) after this call.
 
     Raises:
         TypeError: for a lazy, pruned or parametrized norm, and for a subclass
@@ -166,7 +160,7 @@ def convert_to_ssbn(model: nn.Module,
                          'SCTLossHook(scales=...).')
     model = replace_modules(
         model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
-        and not isinstance(m, RowwiseNorm) else None)
+        and not isinstance(m, ScaleSpecificNorm) else None)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
                       'all scales: only batch normalization of torch becomes '
@@ -178,15 +172,15 @@ def convert_to_ssbn(model: nn.Module,
 def WithSSBN(model: dict | nn.Module,
              scales: Sequence[int] = DEFAULT_SCALES,
              data_preprocessor: Any | None = None) -> nn.Module:
-    """Build the model of another config and convert its norms to SSBN: for
-    norms that no ``norm_cfg`` reaches (timm, torchvision), or with options
-    that a ``norm_cfg`` of one's own would drop. No wrapper stays.
+    """Build the model of another config and convert its norms to SSBN. It
+    serves norms that no ``norm_cfg`` reaches (timm, torchvision), and norms
+    with options that a ``norm_cfg`` of one's own would drop. No wrapper stays.
 
     Args:
         model: config of the model, or the model.
         scales: see :class:`SSBN`.
-        data_preprocessor: of the inner model, where its config has none:
-            mmengine's Runner hands it to the outermost config.
+        data_preprocessor: of the inner model, if its config has none:
+            mmengine's Runner gives it to the outermost config.
 
     Raises:
         TypeError: for a model that is neither, and as
@@ -204,13 +198,3 @@ def WithSSBN(model: dict | nn.Module,
                         f'but got a {got}. Write model=_base_.model; a model '
                         'that is built has its data_preprocessor.')
     return convert_to_ssbn(model, scales)
-
-
-def damaged_by_sync_bn(model: nn.Module) -> bool:
-    """Whether an SSBN layer was replaced by another that keeps the tensors
-    but forgets what the rows mean, by a conversion that SSBN does not know by
-    its name (apex's ``convert_syncbn_model``; the hosts' are refused)."""
-    norms = [m for m in model.modules() if not isinstance(m, RowwiseNorm)
-             and hasattr(m, 'running_mean') and hasattr(m, 'num_features')]
-    return any(isinstance(t, Tensor) and t.shape != (m.num_features, )
-               for m in norms for t in (m.weight, m.running_mean))

@@ -1,4 +1,4 @@
-"""One scale of a network as an independent, plain network."""
+"""Extract one size of a network as an independent, plain network."""
 import copy
 from typing import Any
 
@@ -12,23 +12,24 @@ from .guards import check_own
 from .pinning import check_size
 from .replace_modules import replace_modules
 from .size_selection import ssbn_layers
-from .ssbn import RowwiseNorm
+from .ssbn import ScaleSpecificNorm
 
 
 def extract_scale(model: nn.Module, size: int) -> nn.Module:
     """An independent copy of ``model`` at one size, with the plain layers
     that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
-    for what a ``norm_cfg`` built as SSBN or SyncSSBN. Between two scales they
-    have the mix of both rows, outside of them, with a warning, the end.
+    if a ``norm_cfg`` built SSBN or SyncSSBN. Between two scales the layers
+    have the mix of both, outside of them, with a warning, the parameters of
+    the largest or smallest scale.
 
-    Its state dict has the keys and shapes of a network that never knew SSBN:
-    stock mmpretrain, mmdet and timm load it, without this package. What the
-    layers share is shared in the copy.
+    Its state dict has the keys and shapes of a network without SSBN: stock
+    mmpretrain, mmdet and timm load it, without this package. Layers that
+    share a tensor share it in the copy, too.
 
     Raises:
         TypeError, ValueError: if the model has no SSBN layer, or a pruned or
-            parametrized one, for what is no size, and as
-            :func:`convert_to_ssbn` for what is shared.
+            parametrized one, if ``size`` is no size, and as
+            :func:`convert_to_ssbn` for shared tensors.
     """
     layers = ssbn_layers(model)
     if not layers:
@@ -41,9 +42,9 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     def swap(layer: nn.Module) -> nn.Module | None:
         return (_own(layer.plain(size), layer)
-                if isinstance(layer, RowwiseNorm) else None)
+                if isinstance(layer, ScaleSpecificNorm) else None)
 
-    with torch.enable_grad():  # a mix of what trains is to train, too
+    with torch.enable_grad():  # or a mix would require no gradients
         extracted = replace_modules(copy.deepcopy(model), swap)
     for module in extracted.modules():
         _without_run_hooks(module)
@@ -54,8 +55,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
 
 def _without_run_hooks(module: nn.Module) -> None:
-    """Remove what a hook of mmengine's Runner has put on ``module``, as
-    SCTLossHook does while it trains."""
+    """Remove the forward hooks that belong to a hook of mmengine's Runner, as
+    those of SCTLossHook while it trains."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, '__self__', None), Hook):
@@ -63,9 +64,9 @@ def _without_run_hooks(module: nn.Module) -> None:
 
 
 def _plain_config(value: Any) -> Any:
-    """A ``norm_cfg`` that a host has kept, also within other configs, as it
-    would have built the plain layer: RepVGG and its like look at it before
-    they fuse. The same object, if it holds none."""
+    """``value`` with each ``norm_cfg`` in it, at any depth, as it builds the
+    plain layer: RepVGG and others keep their ``norm_cfg`` and read it before
+    they fuse. Returns the same object if it holds no ``norm_cfg`` of SSBN."""
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         new = type(value)(map(_plain_config, value))
         return new if any(a is not b for a, b in zip(new, value,
@@ -84,8 +85,8 @@ def _plain_config(value: Any) -> Any:
             else value)
 
 
-def _own(layer: _BatchNorm, rows: RowwiseNorm) -> _BatchNorm:
-    """``layer`` with tensors of its own in place of views of ``rows``."""
+def _own(layer: _BatchNorm, rows: ScaleSpecificNorm) -> _BatchNorm:
+    """``layer`` with copies in place of its views of ``rows``."""
     for name, view in layer._parameters.items():
         if view is not rows._parameters[name]:
             layer._parameters[name] = nn.Parameter(

@@ -1,5 +1,5 @@
-"""Pinning a network to a size: use_scale() for a block, set_scale() until the
-next."""
+"""Pin a network to a size: use_scale() for a block, set_scale() until the
+next call."""
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ def _this_thread() -> int | None:
 
 
 def _check_thread(layers: Sequence[nn.Module]) -> None:
-    """Refuse a pin while that of another thread holds: one of them would be
-    served by the rows of the other. Threads of autograd, which runs layers
-    again in their pass's pin, are none of Python's.
+    """Refuse a pin while another thread has pinned the network: one of them
+    would run at the size of the other. Python does not list the threads of
+    autograd, which run layers again within the pin of their pass.
 
     Raises:
         RuntimeError: naming the size that is pinned.
@@ -41,8 +41,8 @@ def _check_thread(layers: Sequence[nn.Module]) -> None:
 
 
 def check_size(layers: Sequence[nn.Module], size: int) -> int:
-    """``size`` as an int; a warning says which rows serve one outside of the
-    scales of ``layers``.
+    """``size`` as an int. Outside of the scales of ``layers`` a warning names
+    the scale whose rows serve it.
 
     Raises:
         TypeError, ValueError: if it is no positive int.
@@ -63,29 +63,32 @@ def set_scale(model: nn.Module,
               edge: int | None = None) -> None:
     """Pin every SSBN layer of ``model`` to ``size`` pixels; None unpins.
 
-    A scale is served by its rows, a size between two scales by the linear mix
-    of theirs, one outside of them, with a warning, by those of the end. A
-    model without SSBN has nothing to pin and is left as it is. A layer that is
-    pinned to a scale records the extent of its input if it is in training
-    mode, or with ``record``: a network that trains may have layers in
-    evaluation mode (``norm_eval``, ``frozen_stages``).
+    At a scale the network uses the parameters of that scale, between two
+    scales their linear mix, outside of them, with a warning, those of the
+    largest or smallest scale. A model without SSBN stays as it is. A layer
+    that is pinned to a scale records the extent of its input if it is in
+    training mode.
 
     Args:
-        edge: shorter edge of the model's input in pixels, where it is not
-            ``size``, as with a detector's images of all shapes. Recorded
-            is the extent that an image of ``size`` pixels has.
+        record: whether layers in evaluation mode record, too: a network that
+            trains may have some (``norm_eval``, ``frozen_stages``).
+        edge: shorter edge of the model's input in pixels, if it is not
+            ``size``, as a detector's images have all shapes. The layers then
+            record the extent that an image of ``size`` pixels would have.
 
     Raises:
-        TypeError, ValueError: for what is no size; nothing is pinned then.
-        RuntimeError: within use_scale() of another thread.
+        TypeError, ValueError: if ``size`` is no size; nothing is pinned then.
+        RuntimeError: if another thread is within use_scale().
     """
     layers = ssbn_layers(model)
     _set_pin(layers, size, record, edge)
 
 
 def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
-             edge: int | None, thread: int | None = None) -> None:
+             edge: int | None, thread: int | None = None,
+             freeze: bool = False) -> None:
     check_flag('record', record)
+    check_flag('freeze', freeze)
     _check_thread(layers)
     if size is not None:
         size = check_size(layers, size)
@@ -95,7 +98,10 @@ def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
                                         'edge of the input in pixels.')
     for layer in layers:
         nearest = size and min(max(size, layer.scales[-1]), layer.scales[0])
-        layer.pin = Pin(nearest, thread or layer.pin.thread, record, ratio)
+        with torch.no_grad():
+            row = layer.row_at(nearest) if freeze and nearest else None
+        layer.pin = Pin(nearest, thread or layer.pin.thread, record, ratio,
+                        row)
     preceding.size = None  # a pass begins
 
 
@@ -103,16 +109,23 @@ def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
 def use_scale(model: nn.Module,
               size: int | None,
               record: bool = False,
-              edge: int | None = None) -> Iterator[nn.Module]:
-    """Pin ``model`` to ``size`` pixels within a ``with`` block; they nest.
+              edge: int | None = None,
+              freeze: bool = False) -> Iterator[nn.Module]:
+    """Pin ``model`` to ``size`` pixels within a ``with`` block; blocks nest.
 
-    On leaving, also by an error, every layer gets back the pin it had. See
-    :func:`set_scale` for ``record`` and ``edge``.
+    At the end of the block, also after an error, every layer has its previous
+    pin again. See :func:`set_scale` for ``record`` and ``edge``.
+
+    Args:
+        freeze: mix the parameters of two scales once, at the start of the
+            block, in place of in each pass. It acts in evaluation mode
+            without gradients; the tensors of the norms must not change within
+            the block. One image is then as fast as by :func:`extract_scale`.
     """
     with _pinning:
         layers = ssbn_layers(model)
         before = [layer.pin for layer in layers]
-        _set_pin(layers, size, record, edge, _this_thread())
+        _set_pin(layers, size, record, edge, _this_thread(), freeze)
     try:
         yield model
     finally:

@@ -1,4 +1,4 @@
-"""Rows for one more size, and statistics re-estimated from images."""
+"""Give a network one more scale, and re-estimate statistics from images."""
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from ..utils.arguments import check_int
 from .guards import check_own
 from .pinning import use_scale
+from .row_mix import STATISTICS
 from .size_selection import scales_of, ssbn_layers
-from .ssbn import RowwiseNorm
-
-_STATISTICS = ('running_mean', 'running_var')
+from .ssbn import ScaleSpecificNorm
 
 
 def add_scale(model: nn.Module, size: int) -> nn.Module:
-    """Give ``size`` rows of its own, in place: the mix of its neighbours',
-    so that the network computes the same at every size as before.
+    """Make ``size`` a scale of the network, in place. Its normalization
+    parameters are the mix of its neighbours', so that the network computes
+    the same at every size as before.
 
-    The parameters of the SSBN layers are new ones: build an optimizer
-    afterwards. A config of the network must name the size among its
-    ``scales`` from then on. Returns the model.
+    The parameters of the SSBN layers are new objects: build an optimizer
+    afterwards. Name the size among the ``scales`` of the config, too. Returns
+    the model.
 
     Raises:
-        TypeError, ValueError: for what is no size, a size that is a scale
+        TypeError, ValueError: for a ``size`` that is no size or a scale
             already, a model without SSBN, and a pruned or parametrized layer.
     """
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
@@ -47,7 +47,7 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _insert(layer: RowwiseNorm, size: int) -> None:
+def _insert(layer: ScaleSpecificNorm, size: int) -> None:
     row = layer.row_at(size)
     scales = tuple(sorted((*layer.scales, size), reverse=True))
     rows = [row if scale == size else layer.row(scale) for scale in scales]
@@ -65,29 +65,28 @@ def _insert(layer: RowwiseNorm, size: int) -> None:
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
-    """Re-estimate the statistics of the rows of ``size`` from images of
-    that size: the mean over all images of their batches' mean and variance
-    (cumulative; fvcore's PreciseBN, US-Nets 1903.05134). Nothing else
-    changes.
+    """Re-estimate the statistics of scale ``size`` from images of that size:
+    the mean over all images of their batches' mean and variance (cumulative;
+    fvcore's PreciseBN, US-Nets 1903.05134). Nothing else changes.
 
-    Each layer sees what the layers before it make with the batch's own
-    statistics, as in training. Over several processes each gives its batches,
-    and all get the same rows.
+    All layers normalise with the statistics of the batch meanwhile, as in
+    training. Each of several processes gives batches of its own, and all get
+    the same statistics.
 
     Args:
         batches: tensors (N, C, H, W) whose shorter edge is ``size``, tuples
-            that begin with one, as a DataLoader's with labels, or dicts of
-            what the model's forward takes: a host's batch after its
+            that begin with one, as a DataLoader with labels gives, or dicts of
+            arguments for the model's forward: a host's batch after its
             ``data_preprocessor``.
 
     Returns:
-        int: images that were seen, by all processes.
+        int: number of images, of all processes together.
 
     Raises:
         TypeError: for a batch of another form.
         ValueError: if ``size`` is no scale of the model, for tensors of
-            another size, for statistics that are not finite, or if there are
-            less than two batches. The model is as before then.
+            another size, for statistics that are not finite, or for less than
+            two batches. The model is then as before.
     """
     layers = ssbn_layers(model)
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
@@ -97,7 +96,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
                          'by add_scale() first.')
     # Layers without running statistics have nothing to estimate.
     layers = [layer for layer in layers if layer.running_mean is not None]
-    rows = [[layer.row(size)[name] for name in _STATISTICS]
+    rows = [[layer.row(size)[name] for name in STATISTICS]
             for layer in layers]
     old = [torch.stack(row) for row in rows]
     sums, images, seen = [0] * len(rows), 0, 0
@@ -126,7 +125,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
 
 @contextmanager
 def _keeping_records(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back, after an error, what ``layers`` have seen."""
+    """Restore the records of ``layers`` after an error."""
     before = [copy.deepcopy(layer.extents) for layer in layers]
     try:
         yield
@@ -145,7 +144,7 @@ def _put(rows: list[list[Tensor]], values: Sequence[Tensor]) -> None:
 @contextmanager
 def _estimating(model: nn.Module,
                 layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Let each row become the statistics of the last batch alone."""
+    """Let the running statistics be those of the last batch alone."""
     before = [(m, m.training) for m in model.modules()]
     options = [(layer, layer.momentum, layer.num_batches_tracked)
                for layer in layers]
@@ -164,7 +163,7 @@ def _estimating(model: nn.Module,
 
 
 def _forward(model: nn.Module, batch: Any, size: int) -> int:
-    """Run ``model`` on a batch; how many images it has."""
+    """Run ``model`` on a batch and return its number of images."""
     images = batch
     if isinstance(batch, dict):
         images = batch.get('inputs')
@@ -181,7 +180,7 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
         raise ValueError(f'`batches` must be images of {size} pixels, whose '
                          f'rows they are for, but got shape '
                          f'{tuple(images.shape)}. Resize them first.')
-    # A detector's are padded, and long ones narrower.
+    # Images of a detector are padded, and long ones are narrower than `size`.
     with use_scale(model, size, edge=edge):
         if isinstance(batch, dict):
             model(**batch)
@@ -192,7 +191,8 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
 
 def _over_processes(sums: list, like: list[Tensor], images: int,
                     seen: int) -> tuple[list, int, int]:
-    """The sums of all processes; one without a batch of its own adds 0."""
+    """Sums, images and batches of all processes; one without batches adds
+    0."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return sums, images, seen
     device = like[0].device if like else 'cpu'

@@ -1,4 +1,4 @@
-"""Layers replaced wherever a model holds them; what they shared stays so."""
+"""Replace layers wherever a model holds them; shared tensors stay shared."""
 from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 from torch import Tensor, nn
 
 Pair = tuple[nn.Module, nn.Module]  # a layer, and what replaces it
-# What torch keeps in each module: tensors, hooks and registered modules.
+# Attributes of torch in each module: tensors, hooks and registered modules.
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def replace_modules(
         model: nn.Module,
         swap: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """``model`` with every module m for which swap(m) is not None replaced by
-    it, under each name, and in lists, tuples and dicts of any depth; methods
-    of it that a module keeps, too.
+    """Replace every module m for which swap(m) is not None by swap(m), under
+    each of its names, and in lists, tuples and dicts of any depth. Bound
+    methods of m that a module keeps are replaced, too. Returns the model.
 
-    What holds no such module stays the same object, and so do lists and
-    dicts, which are changed in place. Tensors that replaced modules shared
-    are shared by those that replace them. An error leaves the model as it is.
+    Lists and dicts are changed in place; whatever holds no replaced module
+    stays the same object. If replaced modules share a tensor, the modules
+    that replace them share one. An error leaves the model as it is.
 
     Raises:
-        ValueError: if a tensor that a new module has in another form is that
-            of a module that stays, too.
+        ValueError: if a tensor that a new module has in another form is
+            shared with a module that stays.
     """
     pairs = [(old, new) for old in model.modules()
              for new in (swap(old), ) if new is not None]
@@ -44,8 +44,8 @@ def replace_modules(
 
 def _replaced(value: Any, known: dict[int, tuple[Any, Any]],
               found: list[nn.Module]) -> Any:
-    """What stands in the place of ``value``; a module that was not ``known``
-    is ``found``."""
+    """The object that replaces ``value``, or ``value`` itself. A module that
+    was not ``known`` is appended to ``found``."""
     if id(value) in known:
         return known[id(value)][1]
     if isinstance(value, MethodType) and id(value.__self__) in known:
@@ -54,7 +54,7 @@ def _replaced(value: Any, known: dict[int, tuple[Any, Any]],
             return value
         if getattr(type(old), value.__name__, None) is value.__func__:
             return getattr(new, value.__name__)
-        return MethodType(value.__func__, new)  # not of its class
+        return MethodType(value.__func__, new)  # not a method of its class
     if not isinstance(value, (nn.Module, dict, list, tuple)):
         return value
     known[id(value)] = value, value  # it may hold itself
@@ -76,8 +76,8 @@ def _replaced(value: Any, known: dict[int, tuple[Any, Any]],
 
 
 def _slots(pair: Pair) -> Iterator[tuple[str, Tensor, Tensor, dict]]:
-    """(name, tensor before, tensor after, the dict it is in after) of a
-    layer's own."""
+    """(name, old tensor, new tensor, dict of the new one) of each tensor of a
+    layer."""
     old, new = pair
     for before, after in ((old._parameters, new._parameters),
                           (old._buffers, new._buffers)):
@@ -87,7 +87,7 @@ def _slots(pair: Pair) -> Iterator[tuple[str, Tensor, Tensor, dict]]:
 
 
 def _share(model: nn.Module, pairs: list[Pair]) -> None:
-    """Let the new layers of ``pairs`` share what the old ones do."""
+    """Let the new layers of ``pairs`` share tensors as the old ones do."""
     changed: dict[int, Tensor] = {}  # id of a tensor before -> after
     for pair in pairs:
         for name, before, tensor, after in list(_slots(pair)):

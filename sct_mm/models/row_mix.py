@@ -1,46 +1,57 @@
 """The linear mix of two rows, which serves the sizes between their scales.
 
-SAN ("interpolated") mixes gamma, beta, mean and variance of a network that was
-trained at the scales alone. SSBN trains through the mix, too: each scale is a
-knot of a function of the size.
+A *row* is what a layer has for one scale: gamma, beta, running mean, running
+variance and the counter of batches. SAN ("interpolated") mixes the rows of a
+network that was trained at the scales alone; SSBN also trains through the mix.
 
-Mixed linearly are the variances. Mixing standard deviations, logarithms or
-inverse deviations gave the same accuracy: 79.27, 79.23, 79.23, 79.29 % over
-eight sizes between 28, 21 and 14 where the demo's network was trained at these
-alone, and 85.60, 85.59, 85.60, 85.60 % where also between (4,000 images).
+Variances are mixed linearly: standard deviations, logarithms and inverse
+deviations gave the same accuracy at sizes between the scales.
 """
+import itertools
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Row = dict[str, Tensor | None]
-_STATISTICS = ('running_mean', 'running_var')
-_COUNTER = 'num_batches_tracked'
+AFFINE = ('weight', 'bias')
+STATISTICS = ('running_mean', 'running_var')
+COUNTER = 'num_batches_tracked'
 
 
-class _Passes:
-    """Counts passes that may train a network. What averages one (EMA, a
-    mean teacher) writes to ``tensor.data``, of which torch tells nothing: a
-    mix from before such a pass is not kept."""
-    trained = 0
+def rows_serving(scales: Sequence[int],
+                 size: float) -> tuple[tuple[int, float], ...]:
+    """The scales whose rows serve an input of ``size`` pixels, as pairs of a
+    scale and its share: the scale itself, the two around ``size`` with the
+    weights of a linear interpolation, or the largest or smallest scale.
 
-
-passes = _Passes()
+    Args:
+        scales: from the largest down.
+    """
+    if size >= scales[0]:
+        return ((scales[0], 1.0), )
+    for larger, smaller in itertools.pairwise(scales):
+        if size == smaller:
+            return ((smaller, 1.0), )
+        if size > smaller:
+            share = (size - smaller) / (larger - smaller)
+            return ((larger, share), (smaller, 1 - share))
+    return ((scales[-1], 1.0), )
 
 
 def mixed(larger: Row, smaller: Row, share: float) -> Row:
-    """The row between two: weight, bias, running_mean, running_var and
-    num_batches_tracked, those that BN has; differentiable in the first two.
+    """The mix of two rows, differentiable in weight and bias; its counter is
+    that of the nearer row.
 
     Args:
-        larger: row of the larger scale, as of ``SSBN.row``.
+        larger: row of the larger scale, as ``SSBN.row`` returns it.
         share: of ``larger`` in the mix, in (0, 1).
     """
     row: Row = {}
     for name, value in larger.items():
         other = smaller[name]
-        if value is None or name == _COUNTER:
-            row[name] = value if value is None or share >= 0.5 else other
+        if value is None or name == COUNTER:
+            row[name] = value if share >= 0.5 else other
         else:
             row[name] = torch.lerp(other, value, share)
     return row
@@ -49,39 +60,32 @@ def mixed(larger: Row, smaller: Row, share: float) -> Row:
 @torch.no_grad()
 def spread(before: Row, after: Row, larger: Row, smaller: Row,
            share: float) -> None:
-    """Give both rows, in place, what a step at a size between has changed in
-    the statistics of their mix: by their shares, as gradients go.
+    """Add to both rows, in place and by their shares, the change that a
+    training step has made to the statistics of their mix.
 
-    A row so learns what the mix lacks. It does not move towards the
-    statistics of the size between, which would spoil the ends (our choice).
+    So both rows learn what the mix lacks. They do not move towards the
+    statistics of the size between, which would spoil the rows at their own
+    scales (our choice).
+
+    Args:
+        before: the mix before the step.
+        after: the mix after the step.
+        share: of ``larger`` in the mix; ``smaller`` has the rest.
     """
     steps = None
-    if after[_COUNTER] is not None:
-        steps = after[_COUNTER] - before[_COUNTER]  # a view of one of them
+    if after[COUNTER] is not None:
+        # Computed first: the counter of `before` is a view of one of the rows.
+        steps = after[COUNTER] - before[COUNTER]
     for row, part in ((larger, share), (smaller, 1 - share)):
-        # Past autograd, as torch's own update: passes whose backward is to
-        # come have saved the rows, and do not read them.
-        mean, var = (row[name].data for name in _STATISTICS)
+        # `.data`, since passes whose backward is to come have saved the
+        # buffers for it, although they do not read them.
+        mean, var = (row[name].data for name in STATISTICS)
         mean.add_(after['running_mean'] - before['running_mean'], alpha=part)
         old, new = before['running_var'], after['running_var']
         moved = var + (new - old) * part
-        # It falls no faster than its mix: a small row stays positive.
+        # A variance that is smaller than its mix must stay positive: it falls
+        # by the factor of the mix at most.
         var.copy_(torch.where(new < old, torch.maximum(moved, var * new / old),
                               moved))
         if steps is not None:
-            row[_COUNTER].add_(steps)
-
-
-def fingerprint(layer: nn.Module, size: float) -> tuple | None:
-    """What changes when a tensor of ``layer`` does, or the size; None where
-    torch does not tell. Writing to ``tensor.data`` leaves it as it is, if no
-    network has trained before."""
-    marks = [size, passes.trained]
-    try:
-        for tensors in (layer._parameters, layer._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    marks += tensor._version, tensor.data_ptr()
-    except RuntimeError:  # inference tensors, torch.func
-        return None
-    return tuple(marks)
+            row[COUNTER].add_(steps)

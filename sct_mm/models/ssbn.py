@@ -1,4 +1,4 @@
-"""Scale-Specific Batch Normalization: the layer, in each of its forms."""
+"""SSBN: batch normalization with a row of parameters for each scale."""
 import warnings
 from collections.abc import Sequence
 
@@ -6,31 +6,117 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as _sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.arguments import check_flag, check_int, check_number
-from .guards import OneScaleAlone
-from .row_mix import Row, fingerprint, mixed, passes, spread
-from .size_selection import (
-    DEFAULT_SCALES,
-    ScaleSpecific,
-    check_scales,
-    rows_of_checkpoint,
+from .guards import Guards
+from .row_mix import (
+    AFFINE,
+    COUNTER,
+    STATISTICS,
+    Row,
+    mixed,
     rows_serving,
+    spread,
 )
-
-_AFFINE = ('weight', 'bias')
-_STATISTICS = ('running_mean', 'running_var')
+from .size_selection import DEFAULT_SCALES, ScaleSpecific, check_scales
 
 
-class RowwiseNorm(OneScaleAlone, ScaleSpecific):
-    """What every form of SSBN does; see :class:`SSBN`. It stands before the
-    class of the norm that the rows are rows of."""
+class ScaleSpecificNorm(Guards, ScaleSpecific):
+    """What all forms of :class:`SSBN` share. In the list of bases it stands
+    before ``plain_type``, the batch normalization that it stands in for."""
 
-    plain_type: type[_BatchNorm]  # of one row
-    dims: tuple[int, ...]  # that an input may have
+    plain_type: type[_BatchNorm]
+    dims: tuple[int, ...]  # numbers of dimensions that an input may have
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (N, C, H, W) with the row of its size, or between
+        two scales with the mix of theirs."""
+        self.check_export(x)
+        self._check_shape(x.shape)
+        size = self.choose_size(x)
+        if (self.training and self.track_running_stats
+                and size not in self.scales
+                and self.running_mean is not None):
+            return self._train_between(x, size)
+        row = self.pin.row  # of use_scale(freeze=True)
+        if row is None or self.training or torch.is_grad_enabled():
+            row = self.row_at(size)
+        return self._with_row(x, row)
+
+    def _with_row(self, x: Tensor, row: Row) -> Tensor:
+        """Do what BN's forward does, with the tensors of ``row``."""
+        mean, var = row['running_mean'], row['running_var']
+        factor = self.momentum
+        if self.training:
+            if not self.track_running_stats:
+                mean = var = None
+            elif row[COUNTER] is not None:
+                row[COUNTER].add_(1)
+                if factor is None:  # cumulative moving average
+                    factor = 1.0 / float(row[COUNTER])
+        return self._normalize(x, mean, var, row['weight'], row['bias'],
+                               self.training or mean is None, factor or 0.0)
+
+    def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
+        return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,
+                            self.eps)
+
+    def _train_between(self, x: Tensor, size: float) -> Tensor:
+        """Normalise with a mix, and hand its statistics to both rows."""
+        (larger, share), (smaller, _) = rows_serving(self.scales, size)
+        larger, smaller = self.row(larger), self.row(smaller)
+        before = mixed(larger, smaller, share)
+        after = {name: value if name in AFFINE or value is None
+                 else value.clone() for name, value in before.items()}
+        y = self._with_row(x, after)
+        spread(before, after, larger, smaller, share)
+        return y
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        if len(shape) not in self.dims:
+            dims = ' or '.join(map(str, self.dims))
+            raise ValueError(f'{type(self).__name__} takes an input of {dims} '
+                             f'dimensions, but got shape {tuple(shape)}. '
+                             'Use SSBN for images, SSBN1d for vectors and '
+                             'SSBN3d for volumes.')
+        if shape[1] != self.num_features:
+            raise ValueError(f'{type(self).__name__} was built for '
+                             f'{self.num_features} channels, but got shape '
+                             f'{tuple(shape)}. Set `num_features` to the '
+                             'channels of the input.')
+
+    def row(self, scale: int) -> Row:
+        """Views of weight, bias, running_mean, running_var and
+        num_batches_tracked at ``scale``, as BN has them.
+
+        Raises:
+            ValueError: if it is no scale of the layer.
+        """
+        if scale not in self.scales:
+            raise ValueError(f'`scale` must be one of {self.scales}, but got '
+                             f'{scale!r}. Give it rows by add_scale() first.')
+        index = self.scales.index(scale)
+        start = index * self.num_features
+        end = start + self.num_features
+        weight, bias, buffers = self.weight, self.bias, self._buffers
+        mean, var = buffers['running_mean'], buffers['running_var']
+        counter = buffers[COUNTER]
+        return dict(weight=None if weight is None else weight[start:end],
+                    bias=None if bias is None else bias[start:end],
+                    running_mean=None if mean is None else mean[index],
+                    running_var=None if var is None else var[index],
+                    num_batches_tracked=(None if counter is None
+                                         else counter[index]))
+
+    def row_at(self, size: float) -> Row:
+        """:meth:`row` at a scale, the mix of two between two scales, the row
+        of the largest or smallest scale outside of them."""
+        serving = rows_serving(self.scales, size)
+        rows = [self.row(scale) for scale, _ in serving]
+        return mixed(*rows, serving[0][1]) if len(rows) > 1 else rows[0]
 
     def __init__(self, num_features: int,
                  scales: Sequence[int] = DEFAULT_SCALES,
@@ -55,154 +141,30 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
         self.start(scales)
 
     def start(self, scales: Sequence[int]) -> None:
-        """Give each scale a row of its own, all like the one at hand."""
+        """Turn the tensors of one norm, which the layer has, into equal rows
+        of all ``scales``."""
         super().start(scales)
-        self.eps = self.eps  # of the norm at hand
-        for name in _AFFINE:
+        for name in AFFINE:
             single = getattr(self, name)
             if single is not None:
                 rows = single.detach().repeat(len(self.scales))
                 setattr(self, name, nn.Parameter(
                     rows, requires_grad=single.requires_grad))
-        for name in (*_STATISTICS, 'num_batches_tracked'):
+        for name in (*STATISTICS, COUNTER):
             single = getattr(self, name)
             if single is not None:
                 setattr(self, name, torch.stack([single] * len(self.scales)))
 
-    def row(self, scale: int) -> Row:
-        """Views of weight, bias, running_mean, running_var and
-        num_batches_tracked at ``scale``, as BN has them.
-
-        Raises:
-            ValueError: if it is no scale of the layer.
-        """
-        if scale not in self.scales:
-            raise ValueError(f'`scale` must be one of {self.scales}, but got '
-                             f'{scale!r}. Give it rows by add_scale() first.')
-        index = self.scales.index(scale)
-        views = {name: getattr(self, name)
-                 for name in (*_STATISTICS, 'num_batches_tracked')}
-        views = {n: None if v is None else v[index] for n, v in views.items()}
-        for name in _AFFINE:
-            rows = getattr(self, name)
-            views[name] = None if rows is None else rows.narrow(
-                0, index * self.num_features, self.num_features)
-        return views
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` (N, C, H, W) with the row of its scale."""
-        traced = (torch.compiler._is_exporting_flag or torch.jit.is_tracing()
-                  or isinstance(x, fx.Proxy))
-        if traced:
-            self.check_export()
-        shape = x.shape
-        if len(shape) not in self.dims or shape[1] != self.num_features:
-            self._refuse(shape)
-        size = self.choose_size(x)
-        if not (traced or self.training or torch.is_grad_enabled()):
-            return self._with_row(x, self._kept(size))
-        if not torch.compiler.is_compiling():
-            passes.trained += 1
-        if size not in self.scales:
-            return self.between(x, size)
-        row = self.scales.index(size)
-        mean, var = self.running_mean, self.running_var
-        if mean is not None:
-            mean, var = mean[row], var[row]
-        weight, bias = self.weight, self.bias
-        # Slicing costs half of what narrow() does.
-        start = row * self.num_features
-        end = start + self.num_features
-        if weight is not None:
-            weight = weight[start:end]
-        if bias is not None:
-            bias = bias[start:end]
-        counter = self.num_batches_tracked if self.training else None
-        if counter is not None:
-            counter = counter[row]
-        return self._batch_norm(x, mean, var, weight, bias, counter)
-
-    def _batch_norm(self, x, mean, var, weight, bias, counter):
-        training = self.training
-        factor = self.momentum
-        if training and not self.track_running_stats:
-            mean = var = None
-        elif training and counter is not None:
-            counter.add_(1)
-            if factor is None:  # cumulative moving average
-                factor = 1.0 / float(counter)
-        return self._normalize(x, mean, var, weight, bias,
-                               training or mean is None, factor or 0.0)
-
-    def _with_row(self, x: Tensor, row: Row) -> Tensor:
-        return self._batch_norm(x, row['running_mean'], row['running_var'],
-                                row['weight'], row['bias'],
-                                row['num_batches_tracked'])
-
-    def between(self, x: Tensor, size: float) -> Tensor:
-        """Normalise ``x`` with the mix of the two rows around ``size``; what
-        that changes in the statistics goes to both."""
-        if not (self.training and self.track_running_stats
-                and self._buffers['running_mean'] is not None):
-            return self._with_row(x, self.row_at(size))
-        (larger, share), (smaller, _) = rows_serving(self.scales, size)
-        larger, smaller = self.row(larger), self.row(smaller)
-        before = mixed(larger, smaller, share)
-        after = {name: value if name in _AFFINE or value is None
-                 else value.clone() for name, value in before.items()}
-        y = self._with_row(x, after)
-        spread(before, after, larger, smaller, share)
-        return y
-
-    def _kept(self, size: float) -> Row:
-        """:meth:`row_at` for inference: made once, as long as nothing changes
-        that it is made of."""
-        marks = None if torch.compiler.is_compiling() else fingerprint(self,
-                                                                       size)
-        if marks is None:
-            return self.row_at(size)
-        served = self._served  # another thread may put its own there
-        if served is None or served[0] != marks:
-            # Not views, or torch cannot swap what they are of.
-            self._served = served = marks, {
-                name: None if value is None else value.data
-                for name, value in self.row_at(size).items()}
-        return served[1]
-
-    def train(self, mode: bool = True) -> 'RowwiseNorm':
-        self._served = None  # an EMA may have been written to `tensor.data`
-        return super().train(mode)
-
-    def __getstate__(self) -> dict:
-        return dict(self.__dict__, _served=None,
-                    pin=self.pin._replace(thread=None))
-
-    def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
-        return F.batch_norm(x, mean, var, weight, bias, use_batch, factor,
-                            self._eps)
-
-    def _refuse(self, shape: torch.Size) -> None:
-        if len(shape) not in self.dims:
-            dims = ' or '.join(map(str, self.dims))
-            raise ValueError(f'{type(self).__name__} takes an input of {dims} '
-                             f'dimensions, but got shape {tuple(shape)}. '
-                             'Use SSBN for images, SSBN1d for vectors and '
-                             'SSBN3d for volumes.')
-        raise ValueError(f'{type(self).__name__} was built for '
-                         f'{self.num_features} channels, but got shape '
-                         f'{tuple(shape)}. Set `num_features` to the '
-                         'channels of the input.')
-
     def reset_running_stats(self) -> None:
-        """Reset what BN's would, for one scale: the pinned one, else the
-        base, with a warning. What calibrates statistics
+        """Reset the statistics of one scale: the pinned one, else the base,
+        with a warning. What calibrates statistics
         (``torch.optim.swa_utils.update_bn``) resets them first; the other
         scales keep theirs.
 
         Raises:
             RuntimeError: if a size between two scales is pinned.
         """
-        if 'scales' not in self.__dict__:  # as BN is built
+        if 'scales' not in self.__dict__:  # called by BN's __init__
             return super().reset_running_stats()
         if self.pinned_size is None and len(self.scales) > 1:
             warnings.warn(
@@ -225,35 +187,27 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
             row = self.row(scale)
             row['running_mean'].zero_()
             row['running_var'].fill_(1)
-            row['num_batches_tracked'].zero_()
+            row[COUNTER].zero_()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise the pinned scale; all of them where none is pinned, as
+        """Initialise the pinned scale, or all of them if none is pinned, as
         after ``to_empty()``."""
-        if 'scales' not in self.__dict__:
+        if 'scales' not in self.__dict__:  # called by BN's __init__
             return super().reset_parameters()
         pinned = self.pinned_size and self._own_scale('reset_parameters()')
         for scale in self.scales if pinned is None else (pinned, ):
             self._reset_statistics(scale)
-            for name, value in zip(_AFFINE, (1, 0), strict=True):
+            for name, value in zip(AFFINE, (1, 0), strict=True):
                 rows = self.row(scale)[name]
                 if rows is not None:
                     rows.fill_(value)
 
     def plain(self, size: float) -> _BatchNorm:
-        """The norm that this layer stands in for, at ``size`` pixels: views
-        of its tensors at a scale, the mix between two, its hooks, and what
-        else that norm does."""
+        """The norm that this layer stands in for, at ``size`` pixels, with
+        the layer's hooks and options: its tensors are views at a scale, and
+        the mix between two."""
         return self._plain_with(self.row_at(size))
-
-    def row_at(self, size: float) -> Row:
-        """:meth:`row` at a scale, the mix between two, the end outside."""
-        (larger, share), *others = rows_serving(self.scales, size)
-        row = self.row(larger)
-        for smaller, _ in others:
-            row = mixed(row, self.row(smaller), share)
-        return row
 
     def _plain_with(self, row: Row) -> _BatchNorm:
         layer = self.plain_type.__new__(self.plain_type)
@@ -268,10 +222,14 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, scales={self.scales}'
 
+    def __getstate__(self) -> dict:
+        pin = self.pin._replace(thread=None, row=None)
+        return dict(self.__dict__, pin=pin)
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
-        own = {name: getattr(self, name) for name in (
-            *_AFFINE, *_STATISTICS, 'num_batches_tracked')}
+        own = {name: getattr(self, name)
+               for name in (*AFFINE, *STATISTICS, COUNTER)}
         state_dict = {**state_dict, **rows_of_checkpoint(
             state_dict, prefix, own, self.scales)}
         record = f'{prefix}_extra_state'
@@ -285,7 +243,7 @@ class RowwiseNorm(OneScaleAlone, ScaleSpecific):
 # A host that initialises or freezes norms asks for `nn.BatchNorm2d` or for
 # `_BatchNorm`; mmengine's ConstantInit compares the names of direct bases.
 @MODELS.register_module()
-class SSBN(RowwiseNorm, nn.BatchNorm2d, _BatchNorm):
+class SSBN(ScaleSpecificNorm, nn.BatchNorm2d, _BatchNorm):
     """Batch normalization with one set of affine parameters and running
     statistics per scale (SSBN; arXiv 1909.00182, abstract).
 
@@ -297,17 +255,17 @@ class SSBN(RowwiseNorm, nn.BatchNorm2d, _BatchNorm):
     ``num_batches_tracked`` (S,). A checkpoint of plain BN, whose tensors are
     (C,), fills every row. :meth:`row` gives one.
 
-    Between two scales the layer has the linear mix of their rows, outside of
-    them the row of the end: it is a continuous function of the size. What a
-    step at 176 pixels learns goes to the rows of 192 and of 160, gradients
-    and statistics alike, by their shares of the mix.
+    Between two scales the layer uses the linear mix of their rows, outside of
+    them the row of the largest or smallest scale: it is a continuous function
+    of the size. A step at 176 pixels changes the rows of 192 and of 160, by
+    gradients and statistics alike, by their shares of the mix.
 
-    The size is the pinned one (:func:`use_scale`, :func:`set_scale`), else
-    the input tells. In training, a layer that is pinned to a scale records
-    the extent of its input; later, the layer with which a pass starts reads
-    off its extent which size the image has, and those behind it serve that
-    size, too. A network that was never pinned in training runs at the base
-    scale. The record is kept with the checkpoint, under the key
+    The size is the pinned one (:func:`use_scale`, :func:`set_scale`). Without
+    a pin it follows from the input: in training, a layer that is pinned to a
+    scale records the extent of its input; later, the layer with which a pass
+    starts finds the size of the image by its extent, and the layers behind it
+    use that size, too. A network that was never pinned in training runs at
+    the base scale. The record is kept with the checkpoint, under the key
     ``_extra_state``. How the size is chosen is our choice: the paper's text
     is not public to us.
 
@@ -318,27 +276,27 @@ class SSBN(RowwiseNorm, nn.BatchNorm2d, _BatchNorm):
         scales: trained scales in pixels, in any order; kept from the largest
             (the base) down.
 
-    The others are those of ``nn.BatchNorm2d``; as there, ``momentum=None``
-    makes the host wait for a GPU in each training step.
+    The other arguments are those of ``nn.BatchNorm2d``; as there,
+    ``momentum=None`` makes the host wait for a GPU in each training step.
 
     Raises:
         TypeError, ValueError: for scales that are no distinct positive ints
             and for options of another type; in forward for an input of other
             dimensions or channels; in loading for a checkpoint with another
             number of scales.
-        RuntimeError: where an export would fix the scale.
+        RuntimeError: if the layer is exported, which would fix its scale.
     """
     plain_type, dims = nn.BatchNorm2d, (4, )
 
 
 @MODELS.register_module()
-class SSBN1d(RowwiseNorm, nn.BatchNorm1d, _BatchNorm):
+class SSBN1d(ScaleSpecificNorm, nn.BatchNorm1d, _BatchNorm):
     """:class:`SSBN` for inputs (N, C) and (N, C, L)."""
     plain_type, dims = nn.BatchNorm1d, (2, 3)
 
 
 @MODELS.register_module()
-class SSBN3d(RowwiseNorm, nn.BatchNorm3d, _BatchNorm):
+class SSBN3d(ScaleSpecificNorm, nn.BatchNorm3d, _BatchNorm):
     """:class:`SSBN` for inputs (N, C, D, H, W)."""
     plain_type, dims = nn.BatchNorm3d, (5, )
 
@@ -370,5 +328,45 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
                                f'{processes} processes on a GPU only, but '
                                'got a tensor on the CPU. Use SSBN there.')
         return _sync_batch_norm.apply(
-            x, weight, bias, mean, var, self._eps, factor,
+            x, weight, bias, mean, var, self.eps, factor,
             self.process_group or dist.group.WORLD, processes)
+
+
+def rows_of_checkpoint(state_dict: dict, prefix: str,
+                       own: dict[str, Tensor | None],
+                       scales: tuple[int, ...]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint for one layer, in the layer's shapes: those
+    of plain BN, (C,), fill every row.
+
+    Args:
+        prefix: of the layer's keys in ``state_dict``.
+        own: {name: tensor of the layer, or None}.
+
+    Raises:
+        ValueError: if the checkpoint has another number of scales.
+    """
+    values = {name: state_dict[prefix + name] for name, tensor in own.items()
+              if tensor is not None
+              and isinstance(state_dict.get(prefix + name), Tensor)}
+    # Statistics of all scales have one dimension more than BN's. A weight is
+    # flat in both: parameters without statistics count as those of all scales.
+    in_rows = not {*STATISTICS, COUNTER} & set(values) or any(
+        value.dim() > (name != COUNTER) for name, value in values.items())
+    rows, shaped = len(scales), {}
+    for name, value in values.items():
+        shape = own[name].shape
+        width = own[name].numel() // rows
+        if value.numel() == width:
+            shaped[prefix + name] = value.reshape(-1).repeat(rows).reshape(
+                shape)
+        elif in_rows and value.numel() == rows * width:  # flat, or (S, C)
+            shaped[prefix + name] = value.reshape(shape)
+        elif in_rows and value.numel() % width == 0:
+            raise ValueError(
+                f'The checkpoint has {value.numel() // width} scales in '
+                f'{prefix}{name}, but the model has {rows} ({scales}). Set '
+                'the `scales` of its `norm_cfg` to those of the checkpoint.')
+        elif value.shape == shape:
+            # Plain BN of S * C channels: torch is to report the mismatch.
+            shaped[prefix + name] = value[None]
+    return shaped

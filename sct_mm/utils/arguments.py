@@ -1,7 +1,6 @@
-"""Arguments of the wrong type or out of range: one sentence for all parts.
+"""Check arguments: each error names the argument, what it must be, what it is.
 
-Each check returns the value as Python's own type, so that what computes with
-it meets no numpy scalar that overflows and no Fraction.
+Numbers are returned as Python's own, because numpy's overflow.
 """
 import math
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ def check_number(name: str, value: Any, low: float, hint: str,
     """``value`` as a float, if it is a finite number from ``low`` to ``high``.
 
     Raises:
-        TypeError, ValueError: saying ``name``, the value and ``hint``.
+        TypeError, ValueError: otherwise, with ``name``, ``value`` and the
+            sentence ``hint``.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'`{name}` must be a number, but got {value!r}. '
@@ -38,7 +38,7 @@ def check_int(name: str, value: Any, low: int, hint: str,
     """``value`` as an int, if it is one from ``low`` to ``high``.
 
     Raises:
-        TypeError, ValueError: saying ``name``, the value and ``hint``.
+        TypeError, ValueError: as :func:`check_number`.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f'`{name}` must be an int, but got {value!r}. {hint}')
@@ -49,10 +49,10 @@ def check_int(name: str, value: Any, low: int, hint: str,
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Whether ``value`` is a bool.
+    """Refuse a ``value`` that is no bool.
 
     Raises:
-        TypeError: saying ``name`` and the value.
+        TypeError: with ``name`` and ``value``.
     """
     if not isinstance(value, bool):
         raise TypeError(f'`{name}` must be True or False, but got {value!r}. '
@@ -60,10 +60,10 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Whether ``value`` is one of ``choices``.
+    """Refuse a ``value`` that is none of ``choices``.
 
     Raises:
-        ValueError: saying ``name``, the value and the choices.
+        ValueError: with ``name``, ``value`` and ``choices``.
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f'`{name}` must be one of {", ".join(choices)}, but '

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent on the disk, and read only if they are."""
+"""Write files whole or not at all; read checkpoints only if they are whole."""
 import contextlib
 import errno
 import os
@@ -23,13 +23,14 @@ class WriteError(OSError, UserError):
 
 
 def _sync_folder(path: str) -> None:
-    """A new name in the folder ``path`` is on the disk when this returns."""
+    """Wait until new names in the folder ``path`` are on the disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
+        # Some network file systems cannot do this.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise  # some network file systems cannot
+            raise
     finally:
         os.close(folder)
 
@@ -51,13 +52,13 @@ def _write(obj: bytes, path: str) -> None:
 
 
 def make_folder(path: str, name: str) -> None:
-    """Make the folder ``path``, before the work whose result goes into it.
+    """Make the folder ``path`` before the work whose result goes into it.
 
     Args:
-        name: what a message calls it.
+        name: what an error calls the folder.
 
     Raises:
-        UserError: if it cannot be made, or written to.
+        UserError: if it cannot be made, or cannot be written to.
     """
     try:
         os.makedirs(path, exist_ok=True)
@@ -70,19 +71,19 @@ def make_folder(path: str, name: str) -> None:
 
 
 def meta_of(checkpoint: dict) -> dict:
-    """What ``checkpoint`` says of itself, which may be nothing."""
+    """The ``meta`` of ``checkpoint``; empty if it has none."""
     meta = checkpoint.get('meta')
     return meta if isinstance(meta, dict) else {}
 
 
 def check_outputs(paths: Sequence[str], force: bool,
                   ending: str = '') -> None:
-    """Refuse, before the work, what cannot be written at its end.
+    """Refuse, before the work begins, outputs that cannot be written.
 
     Raises:
-        UserError: for a file that exists, without ``force``; a folder in its
-            place; a folder that cannot be written to; and a name of another
-            ``ending``.
+        UserError: for a file that exists, unless ``force``; for a folder of
+            that name; for a folder that cannot be written to; and for a name
+            without ``ending``.
     """
     for path in paths:
         if osp.isdir(path) or not osp.basename(path):
@@ -105,20 +106,20 @@ def check_outputs(paths: Sequence[str], force: bool,
 
 @register_backend('atomic_local')
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local file backend, whose files are whole or absent.
+    """mmengine's local file backend, with files that are whole or absent.
 
-    A file is written beside its target, is on the disk, and only then takes
-    its name, which POSIX does at once: a run killed while it saves, or a
-    machine that loses power, leaves the checkpoint before untouched. Use it as
+    A file is written beside its target, synchronised with the disk, and then
+    renamed, which POSIX does at once. If a run is killed while it saves, or
+    the machine loses power, the checkpoint before stays as it is. Use it as
     ``CheckpointHook(backend_args=dict(backend='atomic_local'))``.
 
-    ``CheckpointHook`` removes the oldest checkpoint, and the last best one,
-    before it saves the next. Here ``remove`` waits until the next file stands
-    in the same folder, so that a full disk loses nothing; the disk must have
-    room for one checkpoint more than ``max_keep_ckpts``.
+    ``CheckpointHook`` removes the oldest checkpoint, or the best one, before
+    it saves the next. Here ``remove`` waits until the next file is in the
+    folder, so that a full disk loses nothing. The disk needs room for one
+    checkpoint more than ``max_keep_ckpts``.
     """
 
-    # Of the process: the hook removes by one instance, and saves by another.
+    # Shared by all instances: the hook removes by one, and saves by another.
     _to_remove: dict[str, set[str]] = {}
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
@@ -142,7 +143,7 @@ class AtomicLocalBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove a file once the next one is written into its folder.
+        """Remove a file when the next one is written into its folder.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -159,7 +160,7 @@ class AtomicLocalBackend(LocalBackend):
 def _damage(path: str) -> str | None:
     """The first record of the archive at ``path`` whose checksum is wrong.
 
-    torch does not compare them: a page that the disk lost is read as zeros.
+    torch does not compare checksums: it reads a lost page as zeros.
     """
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
@@ -167,7 +168,7 @@ def _damage(path: str) -> str | None:
 
 def _load_file(path: str):
     """The checkpoint in a file; its tensors are read when they are used."""
-    if not zipfile.is_zipfile(path):  # of torch < 1.6, or damaged
+    if not zipfile.is_zipfile(path):  # written by torch < 1.6, or damaged
         return torch.load(path, map_location='cpu', weights_only=True)
     record = _damage(path)
     if record is not None:
@@ -175,15 +176,15 @@ def _load_file(path: str):
     try:
         return torch.load(path, map_location='cpu', weights_only=True,
                           mmap=True)
-    except RuntimeError:  # of a file system that cannot map
+    except RuntimeError:  # the file system cannot map files
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def check_checkpoint(path: str) -> dict:
-    """Load the checkpoint at ``path`` on the CPU, or say why it cannot be.
+    """Load the checkpoint at ``path`` on the CPU.
 
-    A file is compared with its checksums, and takes no memory: its tensors
-    are mapped.
+    A local file is compared with its checksums, and its tensors are mapped
+    into memory, not read.
 
     Raises:
         UserError: if it is missing, damaged, unsafe or no checkpoint.
@@ -203,9 +204,9 @@ def check_checkpoint(path: str) -> dict:
         try:
             checkpoint = (_load_checkpoint(path, map_location='cpu') if remote
                           else without_code(_load_file(local)))
-        except Exception as error:  # each format and torch has its own
+        except Exception as error:  # its type depends on format and torch
             refusal = unreadable(path, error)
-    if refusal:  # outside of `except`, whose error has torch's advice
+    if refusal:  # raised here, a traceback does not show torch's advice
         raise refusal
     if not isinstance(checkpoint, dict):
         raise UserError(f'The checkpoint {path!r} must hold a dict, but got '

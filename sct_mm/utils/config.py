@@ -1,4 +1,4 @@
-"""Reading an experiment's config, and saying what is wrong with it."""
+"""Read an experiment's config, and report what is wrong with it."""
 import atexit
 import os
 import os.path as osp
@@ -19,13 +19,20 @@ from .package import config_path
 
 
 def config_name(path: str) -> str:
-    """What a config is called, without its folder and its ending."""
+    """The name of a config's file, without its folder and its ending."""
     return osp.splitext(osp.basename(path.rpartition('::')[2]))[0]
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read the config file and merge ``options`` into it; ``sct_mm::NAME.py``
-    is one of this package, ``mmpretrain::FOLDER/NAME.py`` of another."""
+    """Read the config file and merge ``options`` into it.
+
+    ``sct_mm::NAME.py`` is a config of this package, and
+    ``mmpretrain::FOLDER/NAME.py`` one of another.
+
+    Raises:
+        UserError: if there is no such file, it cannot be read, has no
+            ``model``, or ``options`` do not fit it.
+    """
     file = config_path(path)
     if not osp.isfile(file):
         raise UserError(f'The config must be a file, but got {path!r}. Name '
@@ -57,8 +64,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 def _project_of(model: dict) -> str:
-    """The project whose classes a new-style config (`read_base`) names, where
-    its `default_scope` is None: a string in it may be of that project."""
+    """The project of the class of ``model``. New-style configs (`read_base`)
+    set no `default_scope`; strings in them may be of this project."""
     kind = model.get('type')
     path = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
     project = path.partition('.')[0] if '.' in path else 'mmengine'
@@ -69,15 +76,15 @@ def _project_of(model: dict) -> str:
 
 
 def join_processes(cfg: Config) -> None:
-    """Join the processes that a launcher started, before the Runner does, so
-    that they decide alike what to start from.
+    """Make the processes of a launcher one group before the Runner does, so
+    that all of them start from the same checkpoint.
 
-    mmengine 0.10 joins them on an accelerator only: its launcher sets a CUDA
-    device. On a CPU the backend is gloo.
+    On a CPU the backend is gloo: mmengine 0.10 makes groups on an accelerator
+    only.
     """
     launcher = cfg.get('launcher', 'none')
     if get_device() != 'cpu':
-        # FlexibleRunner's strategies join in their own ways.
+        # The strategies of a FlexibleRunner make their own groups.
         if not (launcher == 'none' or 'runner_type' in cfg
                 or is_distributed()):
             _check_gpus(launcher)
@@ -87,7 +94,7 @@ def join_processes(cfg: Config) -> None:
     elif launcher == 'pytorch':
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
-            # An interpreter that ends before gloo's threads do may abort.
+            # An interpreter that ends before gloo's threads may abort.
             atexit.register(_leave_processes)
         cfg.setdefault('model_wrapper_cfg', dict(
             type='MMDistributedDataParallel', device_ids=None,
@@ -100,7 +107,11 @@ def _leave_processes() -> None:
 
 
 def _check_gpus(launcher: str) -> None:
-    """torchrun's process N takes the GPU N of its machine."""
+    """Refuse more processes than GPUs: process N of a machine takes GPU N.
+
+    Raises:
+        UserError: for a process without a GPU.
+    """
     rank, gpus = os.environ.get('LOCAL_RANK'), torch.cuda.device_count()
     if launcher == 'pytorch' and rank and 0 < gpus <= int(rank):
         raise UserError(
@@ -111,8 +122,8 @@ def _check_gpus(launcher: str) -> None:
 
 def set_loader_defaults(loader: Config | None, cfg: Config,
                         pin_memory: bool = True) -> None:
-    """What the tools of mmpretrain set where its configs are silent; other
-    projects' configs are complete, and their samples differ in shape."""
+    """Set in ``loader`` what mmpretrain's tools set and its configs leave out.
+    Configs of other projects are complete."""
     if loader is not None and cfg.get('default_scope') == 'mmpretrain':
         loader.setdefault('collate_fn', dict(type='default_collate'))
         loader.setdefault('pin_memory',
@@ -120,9 +131,11 @@ def set_loader_defaults(loader: Config | None, cfg: Config,
 
 
 def check_data(loader: Config) -> None:
-    """Say where the data set of ``loader`` is missing, before work begins.
+    """Refuse a ``loader`` whose data set is not there, before work begins.
+    A data set that downloads itself may be absent.
 
-    A data set that downloads itself may be missing.
+    Raises:
+        UserError: if the folder or the annotations are not there.
     """
     dataset = loader.get('dataset', {})
     while 'dataset' in dataset:  # RepeatDataset and other wrappers
@@ -147,8 +160,8 @@ def check_data(loader: Config) -> None:
 
 def scales_settings(model: Any, scales: Sequence[int],
                     path: str = 'model') -> dict[str, list]:
-    """What a config must name for a checkpoint with ``scales``: each place in
-    the config ``model`` where SSBN has its own, ``{'a.b.scales': [224]}``."""
+    """The settings by which the config ``model`` fits a checkpoint that has
+    ``scales``, one for each SSBN in it: ``{'model.a.b.scales': [224]}``."""
     found: dict[str, list] = {}
     if isinstance(model, dict):
         if type_name(model).endswith(('SSBN', 'SSBN1d', 'SSBN3d')):
@@ -162,11 +175,11 @@ def scales_settings(model: Any, scales: Sequence[int],
 
 
 def check_test_set(cfg: Config) -> None:
-    """Say what a config lacks of a test set, which may itself be missing.
+    """Refuse a config without a test set. Its files are not looked for.
 
     Raises:
-        UserError, ValueError: for a config without one, and a data set
-            without a pipeline.
+        UserError, ValueError: for a config without a test set, and for a data
+            set without a pipeline.
     """
     loader = cfg.get('test_dataloader')
     if not loader or not isinstance(loader, dict):
@@ -177,11 +190,11 @@ def check_test_set(cfg: Config) -> None:
 
 
 def check_test_data(cfg: Config) -> None:
-    """Say what is missing of the test set, before it is read.
+    """Refuse a config whose test set is not there, before it is read.
 
     Raises:
-        UserError, ValueError: as :func:`check_test_set`, and for files that
-            are not there.
+        UserError, ValueError: as :func:`check_test_set` and
+            :func:`check_data`.
     """
     check_test_set(cfg)
     check_data(cfg.test_dataloader)

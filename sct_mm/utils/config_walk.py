@@ -1,20 +1,20 @@
-"""Looking into configs: names of types, pipelines, and where they stand."""
+"""Find in a config, without building it, the types and pipelines it names."""
 from collections.abc import Iterator
 from typing import Any
 
 
 def type_name(config: dict) -> str:
-    """The ``type`` of a config without its scope; it may be the class. In a
-    pipeline a function, or a transform that is built, may stand for one."""
+    """The name of the ``type`` of a config, without its scope. The type may be
+    a class, and ``config`` itself a transform that is built already."""
     kind = config.get('type') if isinstance(config, dict) else type(config)
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2]
 
 
 def pipeline_of(loader: dict) -> list | None:
-    """The pipeline of a data loader's config, inside of the wrappers of its
-    data set (``RepeatDataset``, ``MultiImageMixDataset``): the outermost.
-    None where it is built already, or there is none."""
+    """The pipeline of a data loader's config. It is looked for in the data
+    set, then in what the data set wraps (``RepeatDataset``); the first is
+    returned. None if the data set is built already, or has none."""
     dataset = loader.get('dataset')
     while isinstance(dataset, dict):
         if 'pipeline' in dataset:
@@ -25,8 +25,8 @@ def pipeline_of(loader: dict) -> list | None:
 
 def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
         tuple[tuple, list[dict]]]:
-    """Each pipeline of a data set's config, also within wrappers, and the
-    path of attributes and indices to its data set.
+    """Each pipeline of a data set's config, also within wrappers, with the
+    path of attributes and indices that leads to its data set.
 
     Raises:
         ValueError: for a data set without a pipeline.

@@ -1,4 +1,4 @@
-"""The sizes that a user types: ints, and ranges such as 128:224:16."""
+"""Read the sizes that a user types: ints, and ranges such as 128:224:16."""
 import re
 from collections.abc import Sequence
 from numbers import Integral
@@ -6,25 +6,20 @@ from typing import Any
 
 from .errors import UserError
 
-# What a user may name as sizes; see expand_sizes().
-Sizes = str | Sequence[int | str]
-
-
+Sizes = str | Sequence[int | str]  # what expand_sizes() takes
 _RANGE = re.compile('([0-9]+)(?::([0-9]+)(?::([0-9]+))?)?')
-
-
-_MOST = 1000  # sizes of one range: more are a slip of the pen
+_MOST = 1000  # sizes in one range: more are a typing error
 
 
 def expand_sizes(sizes: Sizes, name: str = 'sizes') -> tuple[int, ...]:
-    """Sizes in pixels, the largest first, of ints and of ranges as text.
+    """The sizes in pixels that ints and ranges name, the largest first.
 
     ``'128:224:16'`` is 128, 144, ..., 224: from the first number to the
-    second, up or down, in steps of the third, 1 if left out. The second
-    belongs to it where a step meets it. ``'176'`` is one size.
+    second, up or down, in steps of the third, which is 1 if left out. The
+    second is in the range only if a step meets it. ``'176'`` is one size.
 
     Raises:
-        UserError: for what is no size and no range, saying ``name``.
+        UserError: for anything else; it calls the argument ``name``.
     """
     items = [sizes] if isinstance(sizes, str) else sizes
     if not isinstance(items, (list, tuple, range)) or not items:
@@ -43,7 +38,7 @@ def expand_sizes(sizes: Sizes, name: str = 'sizes') -> tuple[int, ...]:
 
 
 def _sizes_of(text: str, name: str) -> range:
-    """What one text of :func:`expand_sizes` names."""
+    """The sizes of one number or range, smallest or largest first."""
     match = _RANGE.fullmatch(text.strip())
     if not match:
         raise _no_sizes(text, name)

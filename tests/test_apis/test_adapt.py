@@ -1,16 +1,17 @@
-"""adapt_checkpoint: a stock network with smaller sizes, and the same base."""
+"""adapt(): a stock network with smaller sizes, and the same base."""
 import os
 import os.path as osp
+import sys
 
 import pytest
 import torch
-from conftest import ROOT, become_one_of_two, free_port, two_processes
+from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from fashion_det import make_fashion_det
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import multiprocessing
 
-from sct_mm.apis import adapt_checkpoint
+from sct_mm.apis import adapt
 from sct_mm.apis.adapt import adapted_config
 from sct_mm.apis.train import train
 from sct_mm.engine.resume import find_checkpoint
@@ -22,6 +23,7 @@ CONFIG = osp.join('tools', 'benchmarks', 'experiments', 'configs', STOCK)
 FEW = {'train_dataloader.batch_size': 16,
        'train_dataloader.dataset.indices': 48}
 SCALES = (28, 21, 14)
+module = sys.modules['sct_mm.apis.adapt']  # hidden by its function
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def stock(tmp_path, monkeypatch):
     return str(tmp_path / 'a.pth'), model.eval(), str(tmp_path / 'out')
 
 
-def adapt(stock, epochs=1, scales=SCALES, **options):
-    return adapt_checkpoint(CONFIG, stock[0], scales, epochs, stock[2], 32,
-                            cfg_options=FEW, **options)
+def adapt_stock(stock, epochs=1, scales=SCALES, **options):
+    return adapt(CONFIG, stock[0], scales, epochs, stock[2], 32,
+                 cfg_options=FEW, **options)
 
 
 def tensors(path):
@@ -54,8 +56,8 @@ def rows_of(old, new, scales=3):
 
 
 def test_smaller_rows_alone_change(stock):
-    done = adapt_checkpoint(CONFIG, stock[0], ['14:28:7'], 1, stock[2], 32,
-                            cfg_options=FEW, between=0.5)
+    done = adapt(CONFIG, stock[0], ['14:28:7'], 1, stock[2], 32,
+                 cfg_options=FEW, between=0.5)
     hook = load_config(done['config']).custom_hooks[-1]
     assert hook == dict(type='SCTLossHook', adapt=True, between=0.5)
     assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
@@ -70,7 +72,7 @@ def test_smaller_rows_alone_change(stock):
 
 
 def test_what_was_written_is_a_network_for_all_sizes(stock):
-    done = adapt(stock)
+    done = adapt_stock(stock)
     config = load_config(done['config'])
     init_default_scope('mmpretrain')
     model = MODELS.build(config.model)
@@ -83,7 +85,7 @@ def test_what_was_written_is_a_network_for_all_sizes(stock):
 
 
 def test_statistics_alone(stock):
-    done = adapt(stock, epochs=0)
+    done = adapt_stock(stock, epochs=0)
     old, new = tensors(stock[0]), tensors(done['checkpoint'])
     for name, (value, rows) in rows_of(old, new).items():
         assert torch.equal(rows[0], value)
@@ -93,7 +95,7 @@ def test_statistics_alone(stock):
 
 
 def test_sizes_between_get_statistics_alone(stock):
-    done = adapt(stock, epochs=0, sizes=[18, 24])
+    done = adapt_stock(stock, epochs=0, sizes=[18, 24])
     assert done['scales'] == (28, 24, 21, 18, 14)
     model = MODELS.build(load_config(done['config']).model)
     model.load_state_dict(tensors(done['checkpoint']))
@@ -106,22 +108,23 @@ def test_sizes_between_get_statistics_alone(stock):
 
 
 def test_a_run_that_died_goes_on_to_the_bit(stock):
-    whole = tensors(adapt(stock, epochs=2, resume=True)['checkpoint'])
+    whole = tensors(adapt_stock(stock, epochs=2, resume=True)['checkpoint'])
     for name in ('adapted.pth', 'epoch_2.pth'):
         os.remove(osp.join(stock[2], name))
-    resumed = tensors(adapt(stock, epochs=2, resume=True)['checkpoint'])
+    resumed = tensors(adapt_stock(stock, epochs=2, resume=True)['checkpoint'])
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def in_process(rank, path, out, port):
     become_one_of_two(rank, port)
-    adapt((path, None, out), launcher='pytorch')
+    adapt_stock((path, None, out), launcher='pytorch')
 
 
 @two_processes
 def test_two_processes(stock):
-    multiprocessing.spawn(in_process, (stock[0], stock[2], free_port()), 2)
+    store = meeting_place()
+    multiprocessing.spawn(in_process, (stock[0], stock[2], store.port), 2)
     rows = rows_of(tensors(stock[0]),
                    tensors(osp.join(stock[2], 'adapted.pth')))
     assert rows and all(torch.equal(row[0], value)
@@ -138,7 +141,7 @@ def test_two_processes(stock):
 ])
 def test_arguments_that_are_refused(stock, options, message):
     with pytest.raises(ValueError, match=message):
-        adapt(stock, **options)
+        adapt_stock(stock, **options)
     assert not osp.exists(stock[2])
 
 
@@ -146,7 +149,7 @@ def test_arguments_that_are_refused(stock, options, message):
 def test_images_that_are_not_of_the_base(stock, base):
     """Where no transform tells, but the data set's own size."""
     with pytest.raises(ValueError, match=f'scale {base} and images of 28'):
-        adapt(stock, 0, (base, 14))
+        adapt_stock(stock, 0, (base, 14))
     assert not os.listdir(stock[2])
 
 
@@ -157,25 +160,25 @@ def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):
             runner.model.head.fc.bias[3] += 1e-6
         return runner
 
-    monkeypatch.setattr('sct_mm.apis.adapt.train', train_and_touch)
+    monkeypatch.setattr(module, 'train', train_and_touch)
     with pytest.raises(RuntimeError, match='but head.fc.bias has changed'):
-        adapt(stock)
+        adapt_stock(stock)
     assert not osp.exists(osp.join(stock[2], 'adapted.pth'))
 
 
 def test_nothing_is_overwritten(stock):
-    path = adapt(stock, epochs=0)['checkpoint']
+    path = adapt_stock(stock, epochs=0)['checkpoint']
     with pytest.raises(UserError, match='exists. Give --force'):
-        adapt(stock, epochs=0)
+        adapt_stock(stock, epochs=0)
     torch.save({}, path)
-    adapt(stock, epochs=0, force=True)
+    adapt_stock(stock, epochs=0, force=True)
     assert 'backbone.bn1.weight' in tensors(path)
 
 
 def test_it_goes_on_with_its_own_run_alone(stock):
     """mmengine takes the schedule of what it resumes, and rows by their
     rank, whatever the command line says."""
-    adapt(stock, epochs=0, sizes=['18'])
+    adapt_stock(stock, epochs=0, sizes=['18'])
     weights = torch.load(stock[0], weights_only=True)
     weights['state_dict']['head.fc.bias'] += 1
     torch.save(weights, f'{stock[0]}.other')
@@ -187,10 +190,9 @@ def test_it_goes_on_with_its_own_run_alone(stock):
             (stock, SCALES, dict(images=33), 'number of images, 33,'),
             (other, SCALES, {}, 'checkpoint')):
         with pytest.raises(UserError, match=f'but its {name} is another'):
-            adapt_checkpoint(CONFIG, run[0], scales, out=run[2],
-                             cfg_options=FEW, resume=True, **{
-                                 'epochs': 0, 'sizes': [18], 'images': 32,
-                                 **options})
+            adapt(CONFIG, run[0], scales, out=run[2], cfg_options=FEW,
+                  resume=True, **{'epochs': 0, 'sizes': [18], 'images': 32,
+                                  **options})
 
 
 def test_checkpoints_of_another_training_are_kept(stock):
@@ -200,40 +202,40 @@ def test_checkpoints_of_another_training_are_kept(stock):
     os.rename(stock[0], path)
     for options in ({}, dict(force=True), dict(resume=True)):
         with pytest.raises(UserError, match='folder of its own, .*epoch_1'):
-            adapt((path, *stock[1:]), **options)
+            adapt_stock((path, *stock[1:]), **options)
     assert os.listdir(stock[2]) == ['epoch_1.pth']
 
 
 def test_where_nothing_can_be_written(stock, monkeypatch):
     """Before the statistics are estimated."""
-    monkeypatch.delattr('sct_mm.apis.adapt.estimate')
+    monkeypatch.delattr(module, 'estimate')
     with pytest.raises(UserError, match='--out must be a folder .*a.pth/b'):
-        adapt((*stock[:2], osp.join(stock[0], 'b')))
+        adapt_stock((*stock[:2], osp.join(stock[0], 'b')))
     with pytest.raises(UserError, match="own size and smaller ones"):
-        adapt_checkpoint(CONFIG, stock[0], (28, ), out=stock[2])
+        adapt(CONFIG, stock[0], (28, ), out=stock[2])
     with pytest.raises(ValueError, match='`between` must be .* 1.5'):
-        adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
+        adapt(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
 
 
 def test_no_old_network_stands_beside_a_config_of_other_scales(
         stock, monkeypatch):
     """Of a run that was begun anew with --force, and killed."""
-    path = adapt(stock, epochs=0)['checkpoint']
+    path = adapt_stock(stock, epochs=0)['checkpoint']
 
     def die(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('sct_mm.apis.adapt.train', die)
+    monkeypatch.setattr(module, 'train', die)
     with pytest.raises(KeyboardInterrupt):
-        adapt_checkpoint(CONFIG, stock[0], (28, 20, 12), 1, stock[2], 32,
-                         cfg_options=FEW, force=True)
+        adapt(CONFIG, stock[0], (28, 20, 12), 1, stock[2], 32,
+              cfg_options=FEW, force=True)
     assert not osp.exists(path)
 
 
 def test_a_network_that_has_sizes_already(stock):
     sct = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
     with pytest.raises(UserError, match='for one size, but .* SCT config'):
-        adapt_checkpoint(sct, stock[0], SCALES, out=stock[2])
+        adapt(sct, stock[0], SCALES, out=stock[2])
 
 
 def test_a_network_that_was_never_trained(stock):
@@ -241,7 +243,7 @@ def test_a_network_that_was_never_trained(stock):
     model = MODELS.build(Config.fromfile(CONFIG).model)
     torch.save(dict(state_dict=model.state_dict()), stock[0])
     with pytest.raises(ValueError, match='have never been trained'):
-        adapt(stock)
+        adapt_stock(stock)
     assert not osp.exists(stock[2])
 
 
@@ -249,12 +251,11 @@ def test_another_size_than_the_pipelines(stock):
     options = {**FEW, 'train_dataloader.dataset.pipeline': [
         dict(type='Resize', scale=32), dict(type='PackInputs')]}
     with pytest.raises(ValueError, match='must be the nominal size .* 32'):
-        adapt_checkpoint(CONFIG, stock[0], SCALES, out=stock[2],
-                         cfg_options=options)
+        adapt(CONFIG, stock[0], SCALES, out=stock[2], cfg_options=options)
 
 
 def test_the_config_keeps_what_the_host_had(monkeypatch):
-    monkeypatch.setattr('sct_mm.apis.adapt.get_device', lambda: 'cuda')
+    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     stock = Config(dict(
         model=dict(type='X'), custom_imports=dict(imports='a.b'),
         custom_hooks=[dict(type='EMAHook'), dict(type='ProfilerHook')],
@@ -274,7 +275,7 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
     assert made.train_dataloader.sampler.type == 'DefaultSampler'
     assert made.train_cfg.max_epochs == 3
     assert stock.train_dataloader.sampler.type == 'InfiniteSampler'
-    monkeypatch.setattr('sct_mm.apis.adapt.get_device', lambda: 'cpu')
+    monkeypatch.setattr(module, 'get_device', lambda: 'cpu')
     assert 'dtype' not in adapted_config(stock, (32, 16), 3, 0.5).optim_wrapper
 
 
@@ -291,7 +292,7 @@ def test_a_detector(tmp_path, monkeypatch):
             value.uniform_(0.5, 2)
     path, out = str(tmp_path / 'a.pth'), str(tmp_path / 'out')
     torch.save(dict(state_dict=model.state_dict()), path)
-    done = adapt_checkpoint(config, path, (128, 64), 1, out, 8, cfg_options={
+    done = adapt(config, path, (128, 64), 1, out, 8, cfg_options={
         'train_dataloader.batch_size': 4,
         'train_dataloader.dataset.data_root': f'{tmp_path}/'})
     rows = rows_of(tensors(path), tensors(done['checkpoint']), 2)

@@ -1,11 +1,11 @@
-"""calibrate_checkpoint: real images, any number of processes, refusals."""
+"""calibrate(): real images, any number of processes, refusals."""
 import os
 import os.path as osp
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, become_one_of_two, free_port, two_processes
+from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from helpers import randomised
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -13,7 +13,7 @@ from torch import multiprocessing
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
-from sct_mm.apis import calibrate_checkpoint
+from sct_mm.apis import calibrate
 from sct_mm.apis.calibrate import SeededImages, batches_of
 from sct_mm.utils.config import scales_settings
 from sct_mm.utils.errors import UserError
@@ -38,8 +38,7 @@ def rows(path):
 
 def test_each_row_by_itself_and_a_size_more(checkpoint):
     path, out = checkpoint
-    done = calibrate_checkpoint(FASHION, path, [21, 24], out, 48,
-                                cfg_options=FEW)
+    done = calibrate(FASHION, path, [21, 24], out, 48, cfg_options=FEW)
     assert done['scales'] == (28, 24, 21, 14) and done['images'] == 48
     assert done['settings'] == {
         'model.backbone.norm_cfg.scales': [28, 24, 21, 14]}
@@ -48,15 +47,13 @@ def test_each_row_by_itself_and_a_size_more(checkpoint):
     assert torch.equal(new[name][[0, 3]], old[name][[0, 2]])
     assert not torch.equal(new[name][2], old[name][1])
     # The other size alone, and as the second: the same.
-    calibrate_checkpoint(FASHION, path, [24], out, 48, force=True,
-                         cfg_options=FEW)
+    calibrate(FASHION, path, [24], out, 48, force=True, cfg_options=FEW)
     assert torch.equal(rows(out)[name][1], new[name][1])
 
 
 def test_all_are_the_trained_scales(checkpoint):
     path, out = checkpoint
-    done = calibrate_checkpoint(FASHION, path, 'all', out, 32,
-                                cfg_options=FEW)
+    done = calibrate(FASHION, path, 'all', out, 32, cfg_options=FEW)
     assert done['scales'] == (28, 21, 14)
     name = 'backbone.bn1.running_mean'
     assert not torch.isclose(rows(out)[name], rows(path)[name]).any(1).all()
@@ -64,15 +61,16 @@ def test_all_are_the_trained_scales(checkpoint):
 
 def in_process(rank, path, out, port):
     become_one_of_two(rank, port)
-    calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW,
-                         launcher='pytorch')
+    calibrate(FASHION, path, [21], out, 80, cfg_options=FEW,
+              launcher='pytorch')
 
 
 @two_processes
 def test_two_processes_make_the_file_of_one(checkpoint):
     path, out = checkpoint
-    calibrate_checkpoint(FASHION, path, [21], out, 80, cfg_options=FEW)
-    multiprocessing.spawn(in_process, (path, f'{out}.2', free_port()), 2)
+    calibrate(FASHION, path, [21], out, 80, cfg_options=FEW)
+    store = meeting_place()
+    multiprocessing.spawn(in_process, (path, f'{out}.2', store.port), 2)
     for name, value in rows(out).items():
         assert_close(rows(f'{out}.2')[name], value, rtol=1e-6, atol=1e-7)
 
@@ -114,8 +112,7 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
 def test_what_is_refused(sizes, images, match, checkpoint):
     path, out = checkpoint
     with pytest.raises((UserError, ValueError), match=match):
-        calibrate_checkpoint(FASHION, path, sizes, out, images,
-                             cfg_options=FEW)
+        calibrate(FASHION, path, sizes, out, images, cfg_options=FEW)
     assert not osp.exists(out)
 
 
@@ -124,14 +121,14 @@ def test_an_output_that_exists_is_kept(checkpoint):
     with open(out, 'w') as file:
         file.write('mine')
     with pytest.raises(UserError, match='exists already. .* --force'):
-        calibrate_checkpoint(FASHION, path, [21], out)
+        calibrate(FASHION, path, [21], out)
     with open(out) as file:
         assert file.read() == 'mine'
 
 
 def test_an_output_of_another_format(checkpoint):
     with pytest.raises(UserError, match='checkpoint of torch, but got .*a.sa'):
-        calibrate_checkpoint(FASHION, checkpoint[0], [21], 'a.safetensors')
+        calibrate(FASHION, checkpoint[0], [21], 'a.safetensors')
 
 
 def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
@@ -140,9 +137,9 @@ def test_an_output_that_is_no_file_and_scales_of_others(checkpoint):
                          (out + os.sep, 'is a folder'),
                          (osp.join(path, 'b.pth'), 'cannot be written')):
         with pytest.raises(UserError, match=match):
-            calibrate_checkpoint(FASHION, path, [21], place, force=True)
+            calibrate(FASHION, path, [21], place, force=True)
     with pytest.raises(UserError, match=r'trained at the scales \(28, 21, 14'):
-        calibrate_checkpoint(FASHION, path, [24], out, cfg_options={
+        calibrate(FASHION, path, [24], out, cfg_options={
             'model.backbone.norm_cfg.scales': (28, 24, 14)})
     assert os.listdir(osp.dirname(path)) == ['a.pth']
 
@@ -155,7 +152,7 @@ def test_a_network_without_ssbn_is_refused(checkpoint):
     plain = MODELS.build(Config.fromfile(cfg).model)
     torch.save(dict(state_dict=plain.state_dict()), f'{out}.plain')
     with pytest.raises(UserError, match='must have SSBN .* tools/adapt.py'):
-        calibrate_checkpoint(cfg, f'{out}.plain', [21], out)
+        calibrate(cfg, f'{out}.plain', [21], out)
 
 
 def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool):

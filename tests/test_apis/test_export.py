@@ -1,4 +1,4 @@
-"""Files: what they hold, where they go, and what is refused."""
+"""export(): the files, their manifest, and the arguments that are refused."""
 import hashlib
 import json
 import os
@@ -52,9 +52,9 @@ def test_all_sizes_and_their_manifest(made, demo, tmp_path):
         dict(label='a', config='a', checkpoint=os.path.relpath(demo[1]),
              rows=[dict(row, scale=28, metrics=dict(top1=90.0)),
                    dict(row, scale=21, metrics=dict(top1=80.0))])])))
-    told = made('all', 'torchscript', result=str(result))
+    found = made('all', 'torchscript', result=str(result))
     manifest = json.loads((tmp_path / 'a' / 'manifest.json').read_text())
-    assert manifest == {k: v for k, v in told.items() if k != 'notes'}
+    assert manifest == {k: v for k, v in found.items() if k != 'notes'}
     assert [file['size'] for file in manifest['files']] == [28, 21, 14]
     assert [file['metrics'] for file in manifest['files']] == [
         dict(top1=90.0), dict(top1=80.0), None]

@@ -1,4 +1,5 @@
-"""A folder holds a network with all its scales, whole, and runs no code."""
+"""save_pretrained() and from_pretrained(): the network is whole, and no code
+of a folder runs."""
 import json
 import os
 import os.path as osp
@@ -27,7 +28,7 @@ DETECTOR = 'configs/sct_retinanet_r18_fpn_1xb8_fashion-det.py'
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder, and the config and checkpoint that it is of."""
+    """A folder, and the config and checkpoint that it was made from."""
     config, checkpoint, _ = fashion(tmp_path)
     folder = tmp_path / 'folder'
     save_pretrained(config, checkpoint, str(folder))
@@ -39,9 +40,10 @@ def test_a_folder_is_the_network_without_its_config(
     folder, config, checkpoint = saved
     want_cfg = load_config(config)
     want = loaded_model(want_cfg, check_checkpoint(checkpoint), checkpoint)
-    told = json.loads((folder / 'config.json').read_text())
-    assert told['scales'] == [28, 21, 14] and told['library_name'] == 'sct_mm'
-    assert ROOT not in str(told)
+    document = json.loads((folder / 'config.json').read_text())
+    assert document['scales'] == [28, 21, 14]
+    assert document['library_name'] == 'sct_mm'
+    assert ROOT not in str(document)
     monkeypatch.setattr(Config, 'fromfile', None)  # there is no other config
     monkeypatch.chdir(tmp_path)
     got = from_pretrained('folder')
@@ -60,8 +62,8 @@ def test_the_inferencer_of_mmpretrain_takes_it(saved):
     from mmpretrain import ImageClassificationInferencer
     infer = ImageClassificationInferencer(from_pretrained(str(saved[0])))
     image = np.zeros((28, 28), np.uint8)
-    said, = infer(image)
-    assert said['pred_class'] in 'abcdefghij'
+    found, = infer(image)
+    assert found['pred_class'] in 'abcdefghij'
 
 
 def test_a_detector(tmp_path, monkeypatch):
@@ -78,10 +80,10 @@ def test_a_detector(tmp_path, monkeypatch):
 
 def test_the_tool(tmp_path, run_tool):
     config, checkpoint, _ = fashion(tmp_path)
-    code, said = run_tool('hub.py', config, checkpoint, '--out',
+    code, output = run_tool('hub.py', config, checkpoint, '--out',
                           tmp_path / 'f')
-    assert code == 0, said
-    assert '(28, 21, 14) is in' in said
+    assert code == 0, output
+    assert '(28, 21, 14) is in' in output
     assert sorted(os.listdir(tmp_path / 'f')) == [
         'config.json', 'model.safetensors']
 
@@ -138,17 +140,17 @@ def test_another_config_json_is_refused(saved, text, message):
     'subprocess.call', 'os.system', 'mmengine.utils.call_command', 'this'])
 def test_a_config_runs_no_code(saved, tmp_path, kind):
     path = saved[0] / 'config.json'
-    told = json.loads(path.read_text())
-    told['config']['model']['neck'] = dict(
+    document = json.loads(path.read_text())
+    document['config']['model']['neck'] = dict(
         type=kind, args=f'touch {tmp_path}/ran', shell=True)
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(document))
     with pytest.raises(UserError, match=f"registered, but got '{kind}'"):
         from_pretrained(str(saved[0]))
     assert not (tmp_path / 'ran').exists()
 
 
 def test_paths_of_what_is_registered_build():
-    """As `read_base` configs name their classes."""
+    """Configs with `read_base` name their classes by such paths."""
     with registered_only(), DefaultScope.overwrite_default_scope('mmengine'):
         same = MODELS.build(dict(type='torch.nn.modules.linear.Identity'))
         norm = MODELS.build(dict(type='sct_mm.models.ssbn.SSBN',

@@ -1,4 +1,4 @@
-"""Which size is picked, and what the plot is of."""
+"""pick(): the size that is chosen, the front that is drawn, and refusals."""
 import json
 import os.path as osp
 import shlex
@@ -66,8 +66,8 @@ def test_a_size_without_the_metric_is_not_picked():
 
 
 def test_what_is_no_number_hides_no_other(result, monkeypatch):
-    """The cheapest size found nothing: the front is that of the others; a
-    loss is no metric to choose by."""
+    """The cheapest size found nothing, so the others make the front; a loss
+    is no metric to choose by."""
     drawn = []
     monkeypatch.setattr('sct_mm.evaluation.plots.front', lambda points: (
         drawn.append(points), front(points))[1])
@@ -133,7 +133,7 @@ def test_what_is_no_limit(arguments, kind, match, result):
     (dict(metrics={'accuracy/top1': '92'}), 'no number accuracy/top1'),
     (dict(metrics={'accuracy/top1': None}), 'no number accuracy/top1')])
 def test_a_result_that_was_edited_wrongly(changes, match, result):
-    """A cost that is no number would keep to any limit."""
+    """A cost that is not a number would keep to any limit."""
     edited = dict(MODELS[0], rows=[dict(MODELS[0]['rows'][0], **changes)])
     with pytest.raises(UserError, match=match):
         pick(result(models=[MODELS[1], edited]), max_gflops=100)
@@ -146,7 +146,7 @@ def test_a_result_without_a_metric(result):
 
 
 def test_the_command_has_the_options_of_the_test(result):
-    """Of a label with folders in it, no path is made."""
+    """The file is named by the config, since a label may hold folders."""
     models = [dict(MODELS[0], label='ours (a/b.pth)', cfg_options={
         'model.scales': [28, 21], 'data_root': '/my data'})]
     words = shlex.split(pick(result(models=models), max_latency=5)['command'])

@@ -1,6 +1,7 @@
 """SCTLossHook on a GPU: mixed precision, no waiting, the ImageNet recipe."""
 import copy
 import os.path as osp
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from sct_mm import SCTLossHook
 def test_a_step_does_not_synchronise_and_nan_is_told_later(options):
     model, hook = classifier(), SCTLossHook(**options)
     hook.attach(model)
+    run = SimpleNamespace(hooks=[hook])
     data = labelled(images())
     bad = labelled(images() * float('nan'))
     for step in range(2):  # the first does what a GPU does once
@@ -40,13 +42,13 @@ def test_a_step_does_not_synchronise_and_nan_is_told_later(options):
         with no_synchronisation() if step else torch.enable_grad():
             losses = model(**data, mode='loss')
         losses['loss'].backward()
-    hook.before_save_checkpoint(None, {})
+    hook.before_save_checkpoint(run, {})
     for hook.step in (3, 4):
         with no_synchronisation():
             model(**bad, mode='loss')
     with pytest.raises(RuntimeError, match='scale .* at step 3'):
-        hook.before_save_checkpoint(None, {})
-    hook.before_save_checkpoint(None, {})  # it was told
+        hook.before_save_checkpoint(run, {})
+    hook.before_save_checkpoint(run, {})  # it was told
 
 
 def amp(model, dtype, **options):

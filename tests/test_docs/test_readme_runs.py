@@ -45,7 +45,7 @@ val_cfg = dict(type='ScalesValLoop')
 
 @pytest.fixture
 def production(tmp_path, monkeypatch):
-    """The folder where README's commands run: a config, a checkpoint, images."""
+    """The folder where README's commands run, with config and checkpoint."""
     rng = np.random.default_rng(0)
     for label in ('bird', 'cat'):
         folder = tmp_path / 'mine' / label
@@ -83,7 +83,7 @@ def test_its_commands_run_one_after_another(production, monkeypatch, capsys):
     for script, *words in typed():
         if script == 'tools/adapt.py':
             names.update(CONFIG='stock.py', CHECKPOINT='stock.pth')
-        words = [re.sub(r'(?<![A-Z])[A-Z_]{4,}(?![A-Z])', lambda name:
+        words = [re.sub(r'[A-Z][A-Z_]{3,}', lambda name:
                         names[name[0]], word) for word in words]
         monkeypatch.setattr(sys, 'argv', [script, *words])
         tool(script).main()

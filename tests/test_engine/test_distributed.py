@@ -59,7 +59,7 @@ def work(rank, folder):
                 logged = steps(wrapped, hook, [
                     half(i, rank) for i in range(STEPS)], accumulate)
                 results[name, backward, accumulate] = (
-                    model.state_dict(), logged, hook._points)
+                    model.state_dict(), logged, hook.sct.ensemble())
                 hook.detach()
     layer = SyncSSBN(4, SCALES)
     try:
@@ -94,10 +94,11 @@ def by_one_process(start, options, accumulate):
             hook.step = step
             loss = model(**half(step, rank), mode='loss')['loss']
             (loss / 2 / accumulate).backward()
-        for scale, point in hooks[0]._points.items():
-            mean = (point + hooks[1]._points[scale]) / 2
-            for hook in hooks:
-                hook._points[scale] = mean
+        learned = [hook.sct.teacher.ensemble for hook in hooks]
+        for scale, point in learned[0].items():
+            mean = (point + learned[1][scale]) / 2
+            for ensemble in learned:
+                ensemble[scale] = mean
         if (step + 1) % accumulate == 0:
             for a, b in zip(*(m.parameters() for m in models), strict=True):
                 if not a.requires_grad:
@@ -106,7 +107,7 @@ def by_one_process(start, options, accumulate):
                 for parameter in (a, b):
                     parameter.data -= update
                     parameter.grad = None
-    points = hooks[0]._points
+    points = hooks[0].sct.ensemble()
     for hook in hooks:
         hook.detach()
     return [copy.deepcopy(m.state_dict()) for m in models], points

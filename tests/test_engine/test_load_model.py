@@ -1,5 +1,5 @@
-"""A checkpoint is judged as it is loaded: what a host converts then fits, what
-would stay as it was initialised does not."""
+"""A checkpoint fits if it does so once the host has converted it, and if no
+weight stays as it was initialised."""
 import copy
 import re
 
@@ -34,7 +34,7 @@ def built(name, size):
 @pytest.mark.parametrize('name, size', [
     ('VisionTransformer', 48), ('SwinTransformer', 64)])
 def test_what_the_host_resizes_on_loading_fits(name, size):
-    """As the position embeddings of a network for another image size."""
+    """E.g. the position embeddings of a network for another image size."""
     state = built(name, 32).state_dict()
     model = built(name, size)
     assert any(value.shape != state[key].shape
@@ -53,8 +53,8 @@ def test_what_the_host_resizes_on_loading_fits(name, size):
 
 
 class Renamed(nn.Module):
-    """It loads checkpoints of an older version, as mmcv's deformable
-    convolution and mmdet's heads do."""
+    """Loads checkpoints of an older version, as mmcv's deformable convolution
+    and mmdet's heads do."""
     _version = 2
 
     def __init__(self):
@@ -89,7 +89,7 @@ def test_rows_fit_and_what_is_of_plain_bn_fills_them():
 
 
 def test_rows_of_other_scales_are_refused():
-    """They would load by their rank, and 12 would be served as 10 was."""
+    """They would load by their order: 12 would get the parameters of 10."""
     net = convert_to_ssbn(plain_net(), (16, 12, 8))
     state = convert_to_ssbn(plain_net(), (16, 10, 8)).state_dict()
     with pytest.raises(UserError, match=re.escape(
@@ -99,7 +99,7 @@ def test_rows_of_other_scales_are_refused():
                          for name, value in state.items()}, 'a.pth')
 
 
-def test_a_network_for_one_size_in_all_rows_is_told():
+def test_a_network_for_one_size_in_all_rows_is_warned_of():
     net = convert_to_ssbn(plain_net(), (16, 8))
     with pytest.warns(UserWarning, match="'a.pth' is of a network for one"):
         warn_one_row(net, plain_net().state_dict(), 'a.pth')
@@ -128,10 +128,10 @@ def test_weights_of_a_training_that_diverged(name):
     net = nn.Sequential(nn.BatchNorm2d(3))
     state = net.state_dict()
     state[f'0.{name}'] = torch.tensor([1., float('nan'), 1.])
-    for value, told in (('nan', 'NaN'), ('inf', 'inf'), ('-inf', 'inf')):
+    for value, named in (('nan', 'NaN'), ('inf', 'inf'), ('-inf', 'inf')):
         state[f'0.{name}'] = torch.tensor([1., float(value), 1.])
         with pytest.raises(UserError,
-                           match=f"'a.pth' .* 0.{name} holds {told}"):
+                           match=f"'a.pth' .* 0.{name} holds {named}"):
             check_fits(net, state, 'a.pth')
     state[f'0.{name}'] = torch.ones(3)
     net.register_buffer('mask', torch.tensor([0., float('-inf')]))
@@ -158,7 +158,7 @@ def test_weights_that_have_no_place_are_returned():
     assert check_fits(net, state, 'a.pth') == ['more.weight']
 
 
-def test_a_file_of_safetensors_is_told_how_to_become_one_of_torch():
+def test_a_file_of_safetensors_is_refused_with_its_conversion():
     with pytest.raises(UserError, match="file of torch, but got .*a.safetens"
                        r'ors.* torch.save\(dict\(state_dict=safetensors'):
         check_checkpoint('a.safetensors')

@@ -1,6 +1,5 @@
-"""Where a run begins, whatever its work directory has been through."""
+"""The checkpoint that a run resumes or starts from, in any work directory."""
 import os
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -139,7 +138,8 @@ def test_which_of_the_ways_to_start_wins(run, tmp_path):
 
 
 def test_newest_by_time_and_then_by_number(run):
-    """A run that was started anew has lower numbers; a copy has one time."""
+    """A restarted run has lower numbers, and all files of a copied folder may
+    have the same time."""
     os.utime(at(run, 'epoch_1.pth'), (9, 9))
     assert newest_whole(run) == at(run, 'epoch_1.pth')
     save(at_path(run, 'epoch_10.pth'), 10, 9)
@@ -147,7 +147,7 @@ def test_newest_by_time_and_then_by_number(run):
     assert newest_whole(run) == at(run, 'epoch_10.pth')
 
 
-def test_a_copy_that_has_lost_its_times_is_told(run, capsys):
+def test_a_copy_that_has_lost_its_times_is_reported(run, capsys):
     at_path(run, 'last_checkpoint').write_text(at(run, 'epoch_3.pth'))
     os.utime(at(run, 'epoch_1.pth'), (9, 9))
     newest_whole(run)
@@ -180,7 +180,7 @@ def test_the_folder_and_the_names_of_the_hook(place, template, name, tmp_path):
 
 
 def test_a_file_elsewhere_that_last_checkpoint_names(run, tmp_path):
-    """The hook's out_dir was another when it was written."""
+    """The hook had another out_dir when the checkpoint was written."""
     other = save(tmp_path / 'out' / 'epoch_4.pth', 4)
     at_path(run, 'last_checkpoint').write_text(other)
     assert newest_whole(run) == other
@@ -206,7 +206,7 @@ def test_partial_files_of_a_killed_run_are_removed(run):
 @pytest.mark.parametrize('text', ['', 'gone/epoch_4.pth'])
 def test_a_work_directory_stands_for_its_newest_whole_checkpoint(
         text, run, capsys):
-    """Of one that was killed while it trained; weights are enough."""
+    """Also after a training was killed; a test needs the weights alone."""
     at_path(run, 'last_checkpoint').write_text(text)
     cut(save(at_path(run, 'epoch_5.pth'), 5))
     want = save(at_path(run, 'epoch_4.pth'), 4, without=('optimizer', ))
@@ -215,7 +215,7 @@ def test_a_work_directory_stands_for_its_newest_whole_checkpoint(
     assert find_checkpoint(f'{run.work_dir}/') == want
     output = capsys.readouterr().out
     assert f"Passed over: The checkpoint {at(run, 'epoch_5.pth')!r}" in output
-    assert f'Tested is {want!r}' in output and '--resume' not in output
+    assert f'Using {want!r}' in output and '--resume' not in output
     assert at_path(run, 'epoch_6.pth.partial').exists()
     assert newest_whole(run) == at(run, 'epoch_3.pth')
 
@@ -261,7 +261,7 @@ def test_a_work_directory_without_a_whole_checkpoint(run, tmp_path):
 
 @pytest.mark.parametrize('remote', [False, True])
 def test_last_checkpoint_may_name_what_is_no_file(remote, run, monkeypatch):
-    """A remote store, read by its own client; a folder of DeepSpeed."""
+    """A remote store, which its own client reads, or DeepSpeed's folder."""
     checked = []
     monkeypatch.setattr(resume, 'check_resumable', checked.append)
     last = 's3://bucket/epoch_9.pth' if remote else at(run, 'epoch_9.pth')
@@ -275,8 +275,7 @@ def test_last_checkpoint_may_name_what_is_no_file(remote, run, monkeypatch):
 
 def start_on(rank, folder):
     torch.distributed.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=2,
-        timeout=timedelta(seconds=60))
+        'gloo', f'file://{folder}/store', rank=rank, world_size=2)
     cfg = Config(dict(work_dir=f'{folder}/{rank}'))
     choose_start(cfg, 'auto')
     assert cfg.load_from == f'{folder}/0/epoch_1.pth' and cfg.resume
@@ -292,7 +291,8 @@ def start_on(rank, folder):
 
 
 def test_processes_decide_alike(tmp_path):
-    """The main one decides, also to refuse; the other sees another disk."""
+    """The main process decides, also to refuse; the other one has another
+    disk."""
     save(tmp_path / '0' / 'epoch_1.pth', 1)
     save(tmp_path / '1' / 'epoch_2.pth', 2)
     cut(save(tmp_path / 'bad-0' / 'epoch_1.pth', 1))

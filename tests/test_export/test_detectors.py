@@ -1,4 +1,4 @@
-"""Detectors: images of all shapes, and how much of them leaves."""
+"""Graphs of detectors: images of all shapes, and which part is exported."""
 import os.path as osp
 
 import pytest
@@ -82,7 +82,7 @@ def test_a_two_stage_detector_that_is_asked_for_as_a_whole():
 def test_real_images_of_all_shapes(tmp_path):
     model = built(Config.fromfile(ONE_STAGE).model, 'mmdet')
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
-    told = export(ONE_STAGE, str(tmp_path / 'a.pth'), 64,
+    found = export(ONE_STAGE, str(tmp_path / 'a.pth'), 64,
                   str(tmp_path / 'b.pt'), 'torchscript',
                   cfg_options=clothes(tmp_path))
-    assert told['files'][0]['difference'] < 1e-5
+    assert found['files'][0]['difference'] < 1e-5

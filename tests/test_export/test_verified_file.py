@@ -1,4 +1,5 @@
-"""Graphs: what they compute, on how many images, and what is refused."""
+"""Graphs compute what the network computes, on any number of images, and what
+cannot be exported is named."""
 import json
 
 import pytest
@@ -68,8 +69,8 @@ def test_the_norms_of_onnx(fuse, tiny):
     assert graph.graph.input[0].name == 'input'
     dims = graph.graph.input[0].type.tensor_type.shape.dim
     assert dims[0].dim_param == 'batch' and dims[2].dim_value == 12
-    told = {each.key: each.value for each in graph.metadata_props}
-    assert json.loads(told['sct_mm.json'])['size'] == 12
+    found = {each.key: each.value for each in graph.metadata_props}
+    assert json.loads(found['sct_mm.json'])['size'] == 12
 
 
 @pytest.mark.parametrize('kind', GRAPHS)
@@ -92,9 +93,9 @@ def test_a_file_says_how_its_images_are_normalized():
         head=dict(type='LinearClsHead', num_classes=3, in_channels=32),
         data_preprocessor=dict(mean=[5.], std=[2.], to_rgb=False)))
     made = make_graph(model, 8, images(8, 1), Request('torchscript'), 0)
-    told = {'sct_mm.json': ''}
-    torch.jit.load(io.BytesIO(made.data), _extra_files=told)
-    assert json.loads(told['sct_mm.json']) == dict(
+    found = {'sct_mm.json': ''}
+    torch.jit.load(io.BytesIO(made.data), _extra_files=found)
+    assert json.loads(found['sct_mm.json']) == dict(
         size=8, part='network', mean=[5.0], std=[2.0], bgr_to_rgb=False,
         outputs=['logits'])
     made = make_graph(model, 8, images(8, 1), Request(
@@ -123,7 +124,7 @@ def test_hosts_join_their_branches():
 
 
 class Behind(TinyModel):
-    """A norm that stands behind an activation."""
+    """Its norm follows an activation."""
 
     def __init__(self):
         super().__init__(lambda c: SSBN(c, SCALES))
@@ -177,7 +178,7 @@ def test_a_trace_that_missed_a_branch_is_no_file():
 
 
 class Twice(torch.autograd.Function):
-    """For a trace, a function of Python."""
+    """A function in Python, which a trace cannot hold."""
 
     @staticmethod
     def forward(ctx, x):
@@ -186,7 +187,7 @@ class Twice(torch.autograd.Function):
 
 LIBRARY = torch.library.Library('sct_test', 'DEF')
 LIBRARY.define('twice(Tensor x) -> Tensor')
-# For torch.export, an operator that does not tell the shape of its result.
+# torch.export cannot find out the shape of this operator's result.
 LIBRARY.impl('twice', lambda x: x * 2, 'CPU')
 
 
@@ -227,7 +228,7 @@ def test_an_operator_that_onnx_does_not_have_is_named(tiny):
 
 
 def test_images_of_a_shape_that_a_file_cannot_run(tiny):
-    """The graph is for 12 pixels, and is asked for 8."""
+    """The graph is for 12 pixels, and runs on 8."""
     batches = images(shapes=((3, (12, 12)), (1, (8, 8))))
     with pytest.raises(RuntimeError, match=r'The onnx file '
                        r'cannot run images of shape \(1, 3, 8, 8\)'):
@@ -239,7 +240,7 @@ def test_scores_of_what_has_no_classes():
         type='ImageClassifier', backbone=dict(
             type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
             norm_cfg=dict(type='SSBN', scales=(16, 8)))))
-    with pytest.raises(UserError, match='need a classifier of one label a '
+    with pytest.raises(UserError, match='need a classifier of one label an '
                        'image, but got ImageClassifier'):
         make_graph(model, 8, images(8), Request('onnx', softmax=True), 0)
 

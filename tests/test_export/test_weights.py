@@ -1,4 +1,4 @@
-"""Weights: what a machine without this package makes of them."""
+"""Weights load into the stock networks of the hosts, without this package."""
 import os
 import os.path as osp
 import subprocess
@@ -38,15 +38,15 @@ x = torch.load('x.pt')
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Run a script in tmp_path, in a process that cannot import sct_mm; it
-    finds ``x``, and its ``y`` is returned."""
+    """A function that runs a script in tmp_path, in a process that cannot
+    import sct_mm: the script reads ``x``, the function returns its ``y``."""
 
     def run(script, x):
         torch.save(x, tmp_path / 'x.pt')
         done = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', WITHOUT + textwrap.dedent(
                 script) + "\ntorch.save(y, 'y.pt')"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=240,
+            cwd=tmp_path, capture_output=True, text=True,
             env={name: value for name, value in os.environ.items()
                  if name != 'PYTHONPATH'})
         assert done.returncode == 0, done.stdout + done.stderr
@@ -83,10 +83,10 @@ def test_stock_mmpretrain(elsewhere, tmp_path):
     config = osp.join(ROOT, 'configs/sct_resnet18_8xb32_in1k.py')
     cfg = Config.fromfile(config)
     model = built(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
-    told = export(config, saved(model, tmp_path / 'a.pth'), 160,
+    found = export(config, saved(model, tmp_path / 'a.pth'), 160,
                   str(tmp_path / 'b.pth'), images=2,
                   cfg_options=photographs(tmp_path))
-    assert told['files'][0]['difference'] == 0
+    assert found['files'][0]['difference'] == 0
     x = torch.randn(2, 3, 160, 160)
     y = elsewhere('''
         from mmpretrain import get_model
@@ -133,8 +133,8 @@ TIMM = dict(
 
 @pytest.mark.parametrize('format', TIMM)
 def test_stock_timm(format, elsewhere, tmp_path):
-    """mmpretrain's TimmClassifier saves names of timm; of its TIMMBackbone,
-    the part that timm knows is taken."""
+    """mmpretrain's TimmClassifier saves timm's names; in its TIMMBackbone, one
+    module has timm's names."""
     prefix, inner, arguments = TIMM[format]
     (tmp_path / 'a.py').write_text(f'''
 _base_ = {osp.join(ROOT, "configs/_base_/fashion-mnist.py")!r}
@@ -144,10 +144,10 @@ model = dict(_delete_=True, type='WithSSBN', scales=(28, 14), model=dict(
     cfg = Config.fromfile(str(tmp_path / 'a.py'))
     model = built(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     options = fashion(tmp_path)[2]
-    told = export(str(tmp_path / 'a.py'), saved(model, tmp_path / 'b.pth'),
+    found = export(str(tmp_path / 'a.py'), saved(model, tmp_path / 'b.pth'),
                   14, str(tmp_path / f'c.{format}'), format, prefix=prefix,
                   cfg_options=options)
-    assert told['files'][0]['part'] == (prefix or 'network')
+    assert found['files'][0]['part'] == (prefix or 'network')
     x = torch.randn(2, 1, 14, 14)
     y = elsewhere(f'''
         import timm
@@ -162,7 +162,7 @@ model = dict(_delete_=True, type='WithSSBN', scales=(28, 14), model=dict(
 
 
 def test_stock_mmdet(elsewhere, tmp_path):
-    """At 96 pixels in place of 480: the network does not know."""
+    """At 96 pixels in place of 480, which changes nothing for the weights."""
     config = osp.join(ROOT, 'configs/sct_retinanet_r50_fpn_8xb2-1x_coco.py')
     options = {
         **clothes(tmp_path), 'model.backbone.init_cfg': None,

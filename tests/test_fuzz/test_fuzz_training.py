@@ -155,13 +155,14 @@ def test_a_step_is_the_sct_loss_or_refused(options, batches, step, norm):
     plain = Classifier(norm)  # a copy would share the record
     attached = attempt(lambda: hook.attach(model, steps=9) or True, model,
                        lambda: build_transform(options['batch_transform']))
-    hook.step = step
+    if attached:
+        hook.step = step
     weights = None
     if set(options) <= {'backward', 'seed', 'check_finite', 'loss_weights'}:
         weights = options.get('loss_weights') or (1 / 3, ) * 3
     for batch in batches if attached else ():
         run_step(model, plain, batch, weights, 'between' not in options)
-        hook._passes.restore()  # as after an optimizer step
+        hook.sct.restore()  # as after an optimizer step
     hook.detach()
     assert not (model._forward_hooks or model._forward_pre_hooks)
     assert_unpinned(model)

@@ -1,4 +1,5 @@
 """What is exported, deployed and fused: one scale, extracted."""
+import copy
 import io
 from operator import attrgetter
 
@@ -6,12 +7,14 @@ import pytest
 import torch
 from helpers import plain_net, randomised
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.testing import assert_close
 
-from sct_mm import convert_to_ssbn, extract_scale, use_scale
+from sct_mm import SCTLossHook, convert_to_ssbn, extract_scale, use_scale
+from sct_mm.models.guards import damaged_by_sync_bn
 
 EXPORTS = dict(
     export=lambda net, x: torch.export.export(net, (x, )),
@@ -85,35 +88,99 @@ def test_the_tools_of_torch_and_mmcv_fuse_what_was_extracted():
         assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
 
 
+SHAPES = [(4, (16, 8)), (2, (16, 8)), (1, (16, 8)), (4, (16, )), (1, (16, ))]
+# torch's own: shapes (S * C,) and (S, C) do not fit.
+TORCHS = ('size of tensor|expected bias to be 1-dimensional|is invalid for '
+          'input|should contain|expected 1 dims|cannot be multiplied')
+
+
+def small_net(channels=4, scales=(16, 8), eps=1e-3):
+    return randomised(convert_to_ssbn(nn.Sequential(
+        nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels, eps=eps),
+        nn.Conv2d(channels, 2, 1)), scales)).eval()
+
+
+def assert_same(net, before):
+    """Whether ``net`` is as its deep copy ``before``."""
+    assert [type(m) for m in net] == [type(m) for m in before]
+    assert net[1].eps == before[1].eps
+    assert_close(net.state_dict(), before.state_dict(), rtol=0, atol=0)
+
+
 def fused_by_its_host(net):
     from mmpretrain.models.backbones.mobileone import MobileOneBlock
-    convert_to_ssbn(MobileOneBlock(4, 4, 3, 1, padding=1),
-                    net[1].scales).switch_to_deploy()
+    channels = net[1].num_features
+    block = convert_to_ssbn(MobileOneBlock(channels, channels, 3, 1,
+                                           padding=1), net[1].scales)
+    block.switch_to_deploy()
+    return nn.Sequential(net[0], block)
 
 
 def fused_in_a_pass(net):
-    module = ConvModule(3, 4, 1, efficient_conv_bn_eval=True, norm_cfg=dict(
-        type='SSBN', scales=net[1].scales))
-    module.eval()(torch.randn(1, 3, 16, 16))
+    return ConvModule(
+        3, net[1].num_features, 1, efficient_conv_bn_eval=True,
+        norm_cfg=dict(type='SSBN', scales=net[1].scales)).eval()
 
 
-@pytest.mark.parametrize('scales', [(16, 8), (16, )])
+@pytest.mark.parametrize('channels, scales', SHAPES)
 @pytest.mark.parametrize('fuse', [
     fused_in_a_pass, fused_by_its_host, fuse_conv_bn,
     lambda net: fuse_conv_bn_eval(net[0], net[1])])
-def test_no_host_folds_rows_into_a_convolution(fuse, scales):
-    net = convert_to_ssbn(nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3)), scales).eval()
-    with pytest.raises(RuntimeError, match=r'(fuse|_eval).*\(\) knows no '
-                       r'rows, but got those of the scales \(16,.*extract_'):
-        fuse(net)
-    assert net[1].eps == 1e-3
-    x = torch.randn(1, 3, 16, 16)
+def test_no_host_folds_rows_into_a_convolution(fuse, channels, scales):
+    """An error at the latest where the fused convolution runs."""
+    net = small_net(channels, scales)
+    before, x = copy.deepcopy(net), torch.randn(1, 3, 16, 16)
     plain = extract_scale(net, 16)
     want = plain(x)
+    with pytest.raises(RuntimeError, match=TORCHS):
+        fuse(net)(x)
     assert_close(fuse_conv_bn(plain)(x), want)
+    if fuse is fuse_conv_bn and len(scales) == 1:
+        return  # it has put there what has just been refused
+    assert_same(net, before)
     net[1].eps = 10.
     assert not torch.allclose(net(x), want)
+
+
+def traced(net):
+    from torch.fx.experimental.optimization import fuse
+    fuse(net)
+
+
+def quantised(net):
+    torch.ao.quantization.fuse_modules(net, ['0', '1'])
+
+
+def rewritten(net):
+    from mmengine.model.efficient_conv_bn_eval import (
+        turn_on_efficient_conv_bn_eval_for_single_model,
+    )
+    turn_on_efficient_conv_bn_eval_for_single_model(net)
+
+
+def reparameterised(net):
+    from mmpretrain.models.backbones.repvgg import RepVGGBlock
+    RepVGGBlock(4, 4, norm_cfg=dict(
+        type='SSBN', scales=net[1].scales)).switch_to_deploy()
+
+
+def merged(net):
+    from timm.models.nextvit import merge_pre_bn
+    merge_pre_bn(net[2], net[1])
+
+
+@pytest.mark.parametrize('convert, message', [
+    (traced, r'\(16, 8\).*extract_scale'),
+    (rewritten, r'efficient_conv_bn_eval.*\(16, 8\)\. Remove it'),
+    (quantised, 'did not find fuser method'),
+    (reparameterised, 'Switch is not allowed'), (merged, TORCHS)])
+def test_it_is_refused_at_once(convert, message):
+    pytest.importorskip('timm')
+    net = small_net()
+    before = copy.deepcopy(net)
+    with pytest.raises((RuntimeError, AssertionError), match=message):
+        convert(net)
+    assert_same(net, before)
 
 
 def _timm(name, *args):
@@ -121,19 +188,29 @@ def _timm(name, *args):
         net, *args)
 
 
-def merged(net):
-    from timm.models.nextvit import merge_pre_bn
-    merge_pre_bn(nn.Conv2d(4, 4, 1), net[1])
-
-
+@pytest.mark.parametrize('channels', [4, 2, 1])
 @pytest.mark.parametrize('convert', [
-    _timm('utils.freeze', '1'), _timm('layers.convert_splitbn_model'), merged,
-    _timm('utils.model.freeze_batch_norm_2d')])
-def test_no_layer_is_built_of_rows(convert):
-    net = convert_to_ssbn(nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (16, 8)).eval()
+    _timm('utils.freeze', '1'), _timm('utils.model.freeze_batch_norm_2d'),
+    _timm('layers.convert_splitbn_model'),
+    _timm('layers.convert_sync_batchnorm'), convert_sync_batchnorm,
+    nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_a_norm_that_is_made_of_rows_does_not_run(convert, channels):
+    """All tensors are there still, and SCTLossHook says what happened."""
+    net = small_net(channels)
+    before = net.state_dict()
+    convert(net)
+    with pytest.raises(RuntimeError, match=f'{TORCHS}|expected input'):
+        net(torch.randn(2, 3, 16, 16))
+    assert damaged_by_sync_bn(net)
+    del before['1._extra_state']
+    for name, value in before.items():
+        if name in net.state_dict():  # a frozen norm counts no batches
+            assert_close(net.state_dict()[name], value, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match='`sync_bn` replaces .*SyncSSBN'):
+        SCTLossHook().attach(net)
+
+
+def test_mmengines_way_back_from_sync_leaves_rows():
+    net = convert_to_ssbn(plain_net(sync=True), (16, 8))
     norm = net[1]
-    with pytest.raises(RuntimeError, match=r'\(\) knows no rows, but got '
-                       r'those of the scales \(16, 8\).*extract_scale'):
-        convert(net)
-    assert net[1] is norm
+    assert revert_sync_batchnorm(net)[1] is norm

@@ -121,16 +121,20 @@ def test_two_threads_do_not_meet():
     meet = threading.Barrier(2)
 
     def wait(*args):
-        meet.wait(30)
+        meet.wait()
 
     for model in models:
         model.net[6].register_forward_hook(wait)
 
     def work(model, scales):
-        for scale in scales * 10:
-            x = torch.randn(2, 3, scale, scale)
-            if not torch.equal(model(x), pinned(model, x)):
-                wrong.append(scale)
+        try:
+            for scale in scales * 10:
+                x = torch.randn(2, 3, scale, scale)
+                if not torch.equal(model(x), pinned(model, x)):
+                    wrong.append(scale)
+        except BaseException:
+            meet.abort()
+            raise
 
     threads = [threading.Thread(target=work, args=(m, s))
                for m, s in zip(models, ([8, 16, 12], [12, 8, 16]),

@@ -52,7 +52,7 @@ def tool(*arguments, limit=None):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, timeout=3600,
+        [sys.executable, *map(str, arguments)], cwd=ROOT,
         capture_output=True, text=True, preexec_fn=set_limit,
         env={**os.environ, 'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1'})
     return done.returncode, done.stdout + done.stderr

@@ -148,9 +148,12 @@ def test_protection_nests_and_holds_over_threads(monkeypatch):
     inside, leave = threading.Event(), threading.Event()
 
     def other():
-        with protected_loading():
+        try:
+            with protected_loading():
+                inside.set()
+                leave.wait()
+        finally:
             inside.set()
-            leave.wait()
 
     thread = threading.Thread(target=other)
     with protected_loading():

@@ -1,10 +1,13 @@
 """The hook that turns a model's training loss into the SCT loss."""
 import copy
+import itertools
+import logging
 import math
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
@@ -12,27 +15,37 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...datasets.multi_scale_batch import padding_of
 from ...models.size_selection import check_scales
-from ...utils.arguments import check_choice, check_int, check_number
-from ..sct.adapt_step import AdaptPasses, check_adapt, check_adaptable, frozen
+from ...utils.arguments import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_number,
+)
+from ..sct.adapt_step import (
+    AdaptTeacher,
+    Kept,
+    check_adapt,
+    check_adaptable,
+    frozen,
+)
 from ..sct.checks import (
-    SCHEDULE,
-    batch_size_of,
-    check_arguments,
-    check_loss_weights,
     check_model,
     check_pipeline,
-    check_progressive,
-    check_run,
     resolve_scales,
-    schedule_of,
-    warn_of_changes,
     warn_of_norms,
 )
-from ..sct.distill_step import ENSEMBLE, DistillPasses, check_distill
-from ..sct.monitor import FiniteLosses
-from ..sct.schedule import Schedule, check_scales_per_step, sizes_between
-from ..sct.step import Passes, Resize
+from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
+from ..sct.schedule import (
+    check_count,
+    check_progressive,
+    check_weights,
+    make_schedule,
+)
+from ..sct.step import Resize, SCTStep, check_batch_transform
+from ..sct.teacher import Labels, Teacher
+from .shared_affine_hook import SharedAffineHook
 
+SCHEDULE = 'sct_schedule'  # key of a checkpoint
 _SETTLE = 50  # steps after which a GPU is asked whether losses are finite
 
 
@@ -45,8 +58,11 @@ class SCTLossHook(Hook):
     every smaller scale, on the same batch resized by ``MultiScaleBatch`` and
     with the SSBN layers pinned to that scale. The model returns ``loss``,
     which is minimised, and for the log each scale's losses and accuracies
-    (see :func:`~sct_mm.engine.sct.monitor.log_name`). Only forward hooks of torch are
-    used; after training the model is as it was.
+    (see :func:`~sct_mm.engine.sct.monitor.log_name`). Only forward hooks of
+    torch are used; after training the model is as it was.
+
+    Without a Runner: ``hook.attach(model)``, then train as usual, then
+    ``hook.detach()``. Each pass is a step, unless ``hook.step`` is set.
 
     Args:
         scales: needed only for a model without SSBN (SCT with shared
@@ -64,23 +80,21 @@ class SCTLossHook(Hook):
             the mean over the steps is the same loss, and each step weighs the
             same. With 1 a step costs what a plain one at that scale does, and
             the whole batch is at it: for batches too small to divide.
-            Momentum and weight decay act on all rows in each step (our
-            choice): the gradient of a step is a sample of that of all scales,
-            of which zeros for the rows that were not drawn are a part.
-            Defaults to all scales.
+            Momentum and weight decay act on the normalization parameters of
+            all scales in each step, also of those that were not drawn and
+            have gradients of zero (our choice). Defaults to all scales.
         partition: divide each batch over the scales of the step, in
             proportion to lambda_s, so that an image is seen at one of them,
-            and each image of a batch counts the same: the cost is the mean
+            and each image of a batch counts the same: a step costs the mean
             over the scales. Batch statistics then come from a share of the
             batch. Each share must have two images, and a step two scales.
         between: in this share of the steps, 0 to 1, each smaller scale of the
             step gives its pass to a size between it and the next larger one,
             for a network that is tested at any size; see
-            :func:`~sct_mm.engine.sct.schedule.sizes_of_step`. With every schedule
-            above, and at the same cost but for the larger sizes. The log
-            names the scale to which a size is nearest. torch.compile makes a
-            graph for each size: raise its ``recompile_limit``, or set a
-            larger ``size_divisor``.
+            :func:`~sct_mm.engine.sct.schedule.sizes_of_step`. It goes with
+            every schedule above. The log names the scale that is nearest to a
+            size. torch.compile makes a graph for each size: raise its
+            ``recompile_limit``, or set a larger ``size_divisor``.
         progressive: in this share of the steps, 0 to 1, the first ones, small
             scales get more of the compute, see
             :func:`~sct_mm.engine.sct.schedule.smallest_first`: more images are
@@ -91,35 +105,36 @@ class SCTLossHook(Hook):
         adapt: train nothing but weight, bias and statistics of the smaller
             scales, for a network that answers at the base scale as before, to
             the bit. True, 'logits', 'labels' or 'both':
-            :class:`~sct_mm.engine.sct.adapt_step.AdaptPasses`. ``loss_weights`` has an
-            entry for the base, which does not count; ``scales_per_step`` and
-            ``partition`` are of the smaller scales.
+            :class:`~sct_mm.engine.sct.adapt_step.AdaptTeacher`.
+            ``loss_weights`` has an entry for the base, which does not count;
+            ``scales_per_step`` and ``partition`` concern the smaller scales.
         distill: the scales of a step teach each other by the logits of a
             classifier, as in RS-Nets. True or 'larger': each larger scale
             every smaller one. 'ensemble': a learned mix of their logits, too:
-            :class:`~sct_mm.engine.sct.distill_step.DistillPasses`.
-        distill_weight: of what is distilled, beside the labels.
+            :class:`~sct_mm.engine.sct.distill_step.DistillTeacher`.
+        distill_weight: of the distillation loss, beside that of the labels.
         temperature: of the softmax that is distilled.
         seed: of the draw; the same for all processes.
-        batch_transform: its config, without ``scale`` and ``base_scale``.
+        batch_transform: config of the transform that resizes a batch, without
+            ``scale`` and ``base_scale``. Defaults to ``MultiScaleBatch``.
         check_finite: stop the run at a loss that is NaN or inf; on a GPU at
             the latest 50 steps later, before a checkpoint is saved.
 
-    Each scale sees the samples as made, whatever the model writes into them.
+    What the model writes into the samples of one scale reaches no other.
 
     Raises:
         TypeError: for arguments of another type; for batches that are no
             (N, C, H, W) tensor and list of samples.
         ValueError: for arguments that do not fit each other or the model, two
-            scales without a size `between`, a batch too small for
-            `partition`, or one whose images have not the base scale.
+            scales without a size `between` them, a batch too small for
+            `partition`, or images that do not have the base scale.
         RuntimeError: if SSBN was converted by ``sync_bn='torch'``; with
             'per_scale', for a model whose parameters have gradient hooks; for
             a loss that is not finite; for a ``train_step`` that does not call
             the model with ``mode='loss'``.
     """
 
-    priority = 'BELOW_NORMAL'  # behind EMAHook, see AdaptPasses.restore()
+    priority = 'BELOW_NORMAL'  # behind EMAHook, see Kept.restore()
 
     def __init__(self,
                  scales: Sequence[int] | None = None,
@@ -138,33 +153,28 @@ class SCTLossHook(Hook):
                  batch_transform: dict | None = None,
                  check_finite: bool = True) -> None:
         check_choice('backward', backward, ('per_scale', 'joint'))
-        loss_weights, seed, scales_per_step = check_arguments(
-            loss_weights, batch_transform, seed, scales_per_step,
-            partition=partition, check_finite=check_finite)
+        check_flag('check_finite', check_finite)
         self.scales = None if scales is None else check_scales(scales)
-        self.loss_weights = loss_weights
+        self.loss_weights = check_weights(loss_weights)
         self.backward = backward
-        self.scales_per_step = scales_per_step
+        self.scales_per_step = check_count(scales_per_step, partition)
         self.partition = partition
         self.between = check_number(
             'between', between, 0, 'Give the share of the steps that train '
             'between the scales.', 1)
-        self.progressive = check_progressive(progressive, partition,
-                                             scales_per_step, adapt)
+        self.progressive = check_progressive(
+            progressive, partition, self.scales_per_step, adapt)
         self.size_divisor = check_int('size_divisor', size_divisor, 1,
                                       'Give it in pixels.', 2**16)
         self.adapt = check_adapt(adapt)
         self.distill = check_distill(distill, distill_weight, temperature,
-                                     adapt, partition, scales_per_step)
-        self.seed = seed
-        self.batch_transform = batch_transform or dict(type='MultiScaleBatch')
+                                     adapt, partition, self.scales_per_step)
+        self.seed = check_int('seed', seed, 0, 'The default is 0.')
+        self.batch_transform = check_batch_transform(batch_transform)
         self.check_finite = check_finite
-        self.step = 0
-        self._told = False  # the step, by a Runner
+        self._sct: SCTStep | None = None
         self._handles: list = []
-        self._passes: Passes | None = None  # of the model attached to
-        self._finite = FiniteLosses()
-        self._points: dict = {}  # what the ensemble has learned, by scale
+        self._resumed: dict = {}  # the checkpoint that the run goes on from
 
     def before_run(self, runner) -> None:
         self.detach()  # of a run that an error ended
@@ -179,53 +189,48 @@ class SCTLossHook(Hook):
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
         check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
-        check_run(runner, self)
+        self._check_run(runner)
+        before = self._resumed.get(SCHEDULE, {})
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
                     runner.max_iters if self.progressive else 0)
+        warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):
-            self._passes.schedule.check_batch(size)
-            self._passes.shares_fit = True
+            self.sct.check_shares(size)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self.step, self._told = runner.iter, True
+        self.sct.begin(runner.iter)
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        if self._passes is not None and not self._passes.taken:
-            name = type(self._passes.model).__name__
-            raise RuntimeError(f'The train_step of {name} must call '
-                               "model(..., mode='loss'), on which SCTLossHook "
-                               'acts, but has not: it trained the base scale '
-                               'alone. Use a train_step that does, as '
-                               "mmengine's BaseModel has.")
+        self.sct.check_taken()
         self._restore(runner)
         if self.every_n_train_iters(runner, _SETTLE):
-            self._finite.settle()
+            self.sct.settle()
 
     def after_train_epoch(self, runner) -> None:
         self._restore(runner)  # SyncBuffersHook averages the buffers
 
     def _restore(self, runner) -> None:
-        if self._passes is not None:
-            self._passes.restore(
-                value.module for hook in runner.hooks
-                for value in vars(hook).values()
-                if isinstance(value, BaseAveragedModel))
+        self.sct.restore(value.module for hook in runner.hooks
+                         for value in vars(hook).values()
+                         if isinstance(value, BaseAveragedModel))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._finite.settle()
-        checkpoint[SCHEDULE] = schedule_of(self, runner)
-        if self._points:
-            checkpoint[ENSEMBLE] = {scale: point.cpu() for scale, point
-                                    in self._points.items()}
+        if self._sct is None:  # saved by hand after the training
+            return
+        self.sct.settle()
+        checkpoint[SCHEDULE] = self._schedule(runner)
+        if ensemble := self.sct.ensemble():
+            checkpoint[ENSEMBLE] = ensemble
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self._points = dict(checkpoint.get(ENSEMBLE, {}))
-            warn_of_changes(self, runner, checkpoint)
+        self._resumed = ({key: checkpoint[key] for key in (SCHEDULE, ENSEMBLE)
+                          if key in checkpoint} if runner._resume else {})
 
     def after_train(self, runner) -> None:
-        self.detach()
-        self._finite.settle()
+        try:
+            self.sct.settle()
+        finally:
+            self.detach()
 
     def attach(self, model: nn.Module, scaler=None, steps: int = 0) -> None:
         """Check the configuration against ``model`` and hook it.
@@ -234,77 +239,143 @@ class SCTLossHook(Hook):
             scaler: the ``GradScaler`` of the training loop, if it has one.
             steps: of the training, of which ``progressive`` is a share.
         """
-        if self._passes is not None:
+        if self._sct is not None:
             self.detach()
         scales = resolve_scales(model, self.scales)
-        weights = check_loss_weights(self.loss_weights, scales,
-                                     self.partition)
-        if self.adapt:
-            check_adaptable(model, scales, weights)
-        trained = scales[1:] if self.adapt else scales
-        count = (check_scales_per_step(self.scales_per_step, trained)
-                 + len(scales) - len(trained))
-        check_model(model, type(self))
-        self._finite = FiniteLosses()
         config = {**padding_of(model), **self.batch_transform}
-        resize = Resize(config, scales[0])
-        divisor = math.lcm(self.size_divisor, config.get('size_divisor', 1))
-        if self.between:
-            sizes_between(scales, divisor)
-        if self.progressive and not steps:
-            raise ValueError('`progressive` is a share of the training, whose '
-                             'steps attach() was not told. Give it `steps`.')
-        schedule = Schedule(dict(zip(scales, weights,
-                                     strict=True)), count, self.seed,
-                            self.partition, self.between, divisor,
-                            not self.adapt, self.progressive, steps)
-        kind = Passes
+        schedule = make_schedule(
+            scales, self.loss_weights, self.scales_per_step, not self.adapt,
+            steps, seed=self.seed, partition=self.partition,
+            between=self.between, progressive=self.progressive,
+            divisor=math.lcm(self.size_divisor,
+                             config.get('size_divisor', 1)))
         if self.adapt:
-            kind = partial(AdaptPasses, adapt=self.adapt)
+            check_adaptable(model, scales, tuple(schedule.weights.values()))
+        check_model(model, type(self))
+        resize = Resize(config, scales[0])
+        teacher: Teacher = Labels(model)
+        if self.adapt:
+            teacher = AdaptTeacher(model, scales[0], resize, self.adapt)
         elif self.distill:
-            kind = partial(DistillPasses, self.distill, self._points)
-        self._passes = kind(model, schedule, resize, self.backward, scaler,
-                            self._finite if self.check_finite else None)
+            teacher = DistillTeacher(model, schedule, self.distill,
+                                     self.backward,
+                                     self._resumed.get(ENSEMBLE, {}))
+        self._sct = SCTStep(
+            model, schedule, resize, teacher,
+            Kept(model) if self.adapt else None, self.backward, scaler,
+            self.check_finite)
         warn_of_norms(model)
         self._handles = [
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),
-            model.register_forward_hook(self._after_pass, with_kwargs=True,
-                                        always_call=True)
+            model.register_forward_hook(self._after_pass, always_call=True)
         ]
 
     def detach(self) -> None:
         """Remove the forward hooks; the model is as before :meth:`attach`."""
         while self._handles:
             self._handles.pop().remove()
-        if self._passes is not None:
-            self._passes.release()  # also a pass that Ctrl-C ended
-        self._passes, self._points, self._told = None, {}, False
+        if self._sct is not None:
+            self._sct.release()  # also a pass that Ctrl-C ended
+        self._sct, self._resumed = None, {}
+
+    @property
+    def sct(self) -> SCTStep:
+        """The training steps of the model that this hook is attached to.
+
+        Raises:
+            RuntimeError: if it is attached to none.
+        """
+        if self._sct is None:
+            raise RuntimeError('SCTLossHook must be attached to a model, but '
+                               'is not. Call attach(model) first.')
+        return self._sct
+
+    @property
+    def step(self) -> int:
+        """The number of the training step, from 0, by which its scales are
+        drawn. Without a Runner each pass is a step, unless this is set."""
+        return self.sct.number
+
+    @step.setter
+    def step(self, number: int) -> None:
+        self.sct.begin(number)
 
     @property
     def model(self) -> nn.Module | None:
         """The model that it is attached to."""
-        return None if self._passes is None else self._passes.model
+        return None if self._sct is None else self._sct.model
 
     def __getstate__(self) -> dict:
         """On a copy of the model, and in its pickle, the hooks rest."""
-        return dict(vars(self), _handles=[], _passes=None, _points={},
-                    _finite=FiniteLosses())
+        return dict(vars(self), _handles=[], _sct=None, _resumed={})
 
     def __deepcopy__(self, memo: dict) -> 'SCTLossHook':
         return copy.copy(self)
 
     def _before_pass(self, model: nn.Module, args: tuple,
                      kwargs: dict) -> tuple | None:
-        if model is not self.model:
-            return None
-        return self._passes.before(args, kwargs, self.step)
+        return (self.sct.before(args, kwargs) if model is self.model
+                else None)
 
-    def _after_pass(self, model: nn.Module, args: tuple, kwargs: dict,
+    def _after_pass(self, model: nn.Module, args: tuple,
                     losses: dict | None) -> dict | None:
-        if model is not self.model:
-            return None
-        losses = self._passes.after(kwargs, losses)
-        # Without a Runner each pass is a step; with one, SAM's two are one.
-        self.step += losses is not None and not self._told
-        return losses
+        return self.sct.after(losses) if model is self.model else None
+
+    def _schedule(self, runner) -> dict[str, str]:
+        """What decides what each step trains, by name, as text, which any
+        checkpoint may hold."""
+        shares = any(isinstance(hook, SharedAffineHook)
+                     for hook in runner.hooks)
+        return {**self.sct.described(), 'SharedAffineHook': repr(shares)}
+
+    def _check_run(self, runner) -> None:
+        """Compare what a Runner makes of the model with the arguments.
+
+        Raises:
+            ValueError: for DDP that wants every gradient in one backward
+                pass, and for `adapt` behind a hook that saves.
+        """
+        if self.backward != 'joint' and getattr(runner.model, 'static_graph',
+                                                False):
+            raise ValueError("`backward='per_scale'` cannot hand gradients to "
+                             'DDP with static_graph=True. Set '
+                             "backward='joint', or leave static_graph out.")
+        if not self.adapt:
+            return
+        before = itertools.takewhile(lambda each: each is not self,
+                                     runner.hooks)
+        if any(isinstance(each, CheckpointHook) for each in before):
+            raise ValueError('`priority` of SCTLossHook must be above that of '
+                             'CheckpointHook with adapt, which puts the base '
+                             'back before it is saved, but got '
+                             f'{self.priority!r}. Leave it out.')
+        if not (runner._load_from or runner._resume):
+            print_log('SCTLossHook: adapt keeps the network as its config '
+                      'builds it, since load_from is not set.', 'current',
+                      logging.WARNING)
+
+
+def batch_size_of(loader: Any) -> int | None:
+    """Images in a batch of a ``DataLoader``; None if its sampler does not
+    say. Behind a batch sampler ``batch_size`` is None."""
+    sampler = getattr(loader, 'batch_sampler', None)
+    for size in (getattr(loader, 'batch_size', None),
+                 getattr(sampler, 'batch_size', None)):
+        if isinstance(size, (list, tuple)):  # one for each data set joined
+            size = sum(size)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def warn_of_changes(before: dict[str, str], now: dict[str, str]) -> None:
+    """Warn if a run goes on with another schedule than ``before``, which its
+    checkpoint recorded. Names that the checkpoint lacks are not compared."""
+    changes = [f'{name}={text}, which was {before[name]}'
+               for name, text in now.items() if before.get(name, text) != text]
+    if changes:
+        print_log('SCTLossHook: the run goes on with another schedule than '
+                  f'it began with: {"; ".join(changes)}. Set what it was, or '
+                  'start a run of its own by load_from.', 'current',
+                  logging.WARNING)

@@ -17,13 +17,14 @@ def _same_for_all_rows(rows: int, grad: Tensor) -> Tensor:
 @HOOKS.register_module()
 class SharedAffineHook(Hook):
     """Train gamma and beta of SSBN as if all scales shared them, so that the
-    statistics alone are private: where a row sees too few steps of its own.
+    statistics alone are private: for trainings in which a scale has too few
+    steps of its own.
 
-    Rows that start equal stay so, but for rounding: each gets the sum of
-    their gradients, and an optimizer treats the entries of a parameter alike.
-    So the weights are those that shared BN would get, which normalizes by the
-    statistics of the batch, too (but for clipping by a norm, which counts
-    each row): SSBN gathers the statistics of each scale meanwhile.
+    Parameters that start equal stay equal, but for rounding: each scale gets
+    the sum of the gradients of all, and an optimizer treats the entries of a
+    parameter alike. So the weights become those of a network whose scales
+    share BN (but for clipping by a norm, which counts each scale), while SSBN
+    gathers the statistics of each scale.
     These are gradient hooks: set ``backward='joint'`` in SCTLossHook, which
     with ``scales_per_step=1`` costs no more.
 
@@ -31,9 +32,9 @@ class SharedAffineHook(Hook):
     choice, measured in docs/results.md.
 
     Raises:
-        ValueError: for a model without SSBN, or with rows that differ, and
-            beside SCTLossHook(adapt=True), which keeps the base's.
-        RuntimeError: if another one acts on the model.
+        ValueError: for a model without SSBN, for scales whose gamma or beta
+            differ, and beside SCTLossHook(adapt=True), which keeps the base.
+        RuntimeError: if another SharedAffineHook acts on the model.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Smaller scales for a trained network, whose answers at the base stay."""
+"""SCTLossHook(adapt=...): smaller scales for a trained network, whose answers
+at the base scale stay the same to the bit."""
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ...models.pinning import use_scale
 from ...models.size_selection import ScaleSpecific, ssbn_layers
-from .backward import OpenPin
 from .first_look import evaluating, leaves
 from .logits import HeadLogits, Logits, makers_of_logits
 from .monitor import named
 from .schedule import Pass
-from .step import Passes
+from .teacher import Loss, parsed
 
 ADAPT = (False, True, 'logits', 'labels', 'both')
 
@@ -35,7 +34,7 @@ def check_adapt(adapt: bool | str) -> bool | str:
 
 
 def check_labels(batch: dict) -> None:
-    """Whether the samples of ``batch`` have what a loss compares with.
+    """Whether the samples of ``batch`` have labels.
 
     Raises:
         ValueError: if one has none.
@@ -51,8 +50,8 @@ def check_labels(batch: dict) -> None:
 
 def check_adaptable(model: nn.Module, scales: Sequence[int],
                     weights: Sequence[float]) -> None:
-    """Whether ``model`` has rows for smaller scales, which may train, and a
-    base that was trained.
+    """Whether ``model`` has normalization parameters for smaller scales that
+    may train, and a base scale that was trained.
 
     Raises:
         ValueError: if not.
@@ -83,7 +82,7 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
 
 
 def freeze(model: nn.Module) -> list[nn.Parameter]:
-    """Stop the training of all but the weight and bias of SSBN; the
+    """Stop the training of all but the weight and bias of SSBN; returns the
     parameters that trained before."""
     rows = {id(p) for layer in ssbn_layers(model)
             for p in (layer.weight, layer.bias)}
@@ -107,9 +106,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def kept_tensors(model: nn.Module) -> tuple[dict[str, Tensor],
                                             dict[str, Tensor]]:
-    """What stays as it is while ``model`` adapts, by name: tensors that are
-    written to all the same (rows of the base scale, buffers of other layers),
-    and the parameters that are not."""
+    """What stays the same while ``model`` adapts, by name: tensors that a step
+    writes to all the same (normalization parameters of the base scale,
+    buffers of other layers), and the parameters that it does not."""
     written, parameters = {}, {}
     for name, module in model.named_modules():
         rows = (module.row(module.scales[0])
@@ -125,38 +124,25 @@ def kept_tensors(model: nn.Module) -> tuple[dict[str, Tensor],
     return written, parameters
 
 
-class AdaptPasses(Passes):
-    """The passes of ``SCTLossHook(adapt=...)``: the base scale runs without
-    gradients and in evaluation mode, and teaches the smaller ones.
+class Kept:
+    """All of ``model`` that must not change while its smaller scales adapt.
 
-    All but the weight and bias of SSBN is frozen. What a step changes of the
-    rest (weight decay and momentum the rows of the base, sizes next to the
-    base its statistics) is put back by :meth:`restore`.
-
-    Args:
-        adapt: True: by KL from the network's own logits at the base, without
-            labels, or, where it returns no logits (detectors), by its own
-            losses. 'logits', 'labels' and 'both' choose. A layer that its
-            host keeps in evaluation mode (``norm_eval``) trains weight and
-            bias alone.
+    Everything but the weight and bias of SSBN is frozen. A step changes more
+    all the same: weight decay and momentum the normalization parameters of
+    the base scale, a size next to the base its statistics. :meth:`restore`
+    puts that back.
     """
 
-    def __init__(self, model: nn.Module, *args,
-                 adapt: bool | str = True, **kwargs) -> None:
-        makers = makers_of_logits(model)
-        if adapt == 'both' and makers and '' not in makers:
-            raise ValueError(
-                "adapt='both' compares the logits of all images, but "
-                f'{type(model.head).__name__} has tasks, whose losses see '
-                "those with a label. Set adapt='logits'.")
-        super().__init__(model, *args, **kwargs)
-        # None until the first pass of the base tells.
-        self._adapt = None if adapt is True else adapt
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._frozen = freeze(model)
-        self._kept = {name: value.detach().clone()
-                      for name, value in kept_tensors(model)[0].items()}
-        self._teacher: dict[int, Logits] = {}  # {scale: of its share}
-        self._head = HeadLogits(model, "adapt='both'")
+        self._values = {name: value.detach().clone()
+                        for name, value in kept_tensors(model)[0].items()}
+
+    def hold(self) -> None:
+        """Before a step: put back, and freeze what another hook has freed."""
+        self.restore()
+        self._frozen += freeze(self._model)
 
     @torch.no_grad()
     def restore(self, copies: Iterable[nn.Module] = ()) -> None:
@@ -167,9 +153,9 @@ class AdaptPasses(Passes):
                 all that is frozen is copied: (1 - m) * x + m * x is not
                 always x to the bit.
         """
-        written, parameters = kept_tensors(self.model)
+        written, parameters = kept_tensors(self._model)
         for name, value in written.items():
-            kept = self._kept.get(name)
+            kept = self._values.get(name)
             if kept is not None and kept.shape == value.shape:  # no cache
                 value.copy_(kept)
         for model in copies:
@@ -179,96 +165,121 @@ class AdaptPasses(Passes):
                     value.copy_(ours[name])
 
     def release(self) -> None:
-        self.close()
+        """Put back, and let train what trained before."""
         self.restore()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
-    def close(self) -> None:
-        super().close()
-        self._teacher = {}
 
-    def _prepare(self, batch: dict, step: int) -> None:
-        self.restore()
-        self._frozen += freeze(self.model)  # what another hook has freed
-        self._divide(batch, step)
-        if self._adapt != 'labels':
-            self._teach(batch)
-        if self._adapt != 'logits':
-            check_labels(batch)
-        self._mode = 'tensor' if self._adapt == 'logits' else 'loss'
-        for part in self._parts.values():
-            part['mode'] = self._mode
-        if not self.taken:
-            self._look({**batch, 'mode': self._mode})
+class AdaptTeacher:
+    """The base scale teaches the smaller ones: it runs without gradients and
+    in evaluation mode, and they learn to answer as it does.
 
-    def _teach(self, batch: dict) -> None:
-        """Take the logits of the base scale for each pass of the step."""
-        part = {**self._resize(self._base, batch), 'mode': 'tensor'}
-        self._busy = True
-        try:
-            with named(f'scale {self._base}'), torch.no_grad(), evaluating(
-                    self.model.modules()), use_scale(
-                        self._norms, self._base, record=True,
-                        edge=min(part['inputs'].shape[-2:])):
-                output = self.model(**part)
-        except Exception as error:
-            if self._adapt is not None:
-                raise
-            # Some detectors have no such mode, but a loss.
-            print_log('SCTLossHook: adapt trains by the losses of '
-                      f"{type(self.model).__name__}, whose mode='tensor' "
-                      f'fails: {error}', 'current', logging.WARNING)
-            self._adapt = 'labels'
-            return
-        finally:
-            self._busy = False
-        logits = self._head.of(output)
-        if self._adapt is None:
-            self._adapt = 'logits' if logits else 'labels'
-        if self._adapt == 'labels':
-            return
-        if self._head.numbers:
+    Args:
+        base: scale of the batches, in pixels.
+        resize: (size in pixels, batch) -> the batch at that size.
+        adapt: True: by KL from the network's own logits at the base, without
+            labels, or, where it returns no logits (detectors), by its own
+            losses. 'logits', 'labels' and 'both' choose. A layer that its
+            host keeps in evaluation mode (``norm_eval``) trains weight and
+            bias alone.
+    """
+
+    def __init__(self, model: nn.Module, base: int,
+                 resize: Callable[[int, dict], dict],
+                 adapt: bool | str = True) -> None:
+        makers = makers_of_logits(model)
+        if adapt == 'both' and makers and '' not in makers:
             raise ValueError(
-                f'adapt={self._adapt!r} compares answers to classes, but the '
-                f'loss of {type(self.model).__name__} is of numbers. Set '
-                "adapt='labels' to train by its losses.")
-        if not logits or (self._adapt == 'both'
-                          and not makers_of_logits(self.model)):
-            raise ValueError(
-                f'adapt={self._adapt!r} needs the logits (N, classes) of a '
-                f'head, but {type(self.model).__name__} does not return '
-                "them with mode='tensor', or has no `head` that makes them. "
-                "Set adapt='labels' to train by its losses.")
-        self._teacher = {
-            p.scale: {part: each[p.share or slice(None)]
-                      for part, each in logits.items()}
-            for p in self._passes}
-
-    def _pin_of(self, p: Pass, part: dict) -> OpenPin:
-        self._last_pin = partial(self._as_student, super()._pin_of(p, part))
-        return self._last_pin
+                "adapt='both' compares the logits of all images, but "
+                f'{type(model.head).__name__} has tasks, whose losses see '
+                "those with a label. Set adapt='logits'.")
+        self.arguments: dict[str, Any] = dict(adapt=adapt)
+        self.ensemble: dict[int, Tensor] = {}
+        self._model, self._base, self._resize = model, base, resize
+        self._norms = nn.ModuleList(ssbn_layers(model))
+        # The first pass of the base shows whether it returns logits.
+        self._adapt = None if adapt is True else adapt
+        self._head = HeadLogits(model, "adapt='both'")
+        self._answers: dict[int, Logits] = {}  # {scale: for its share}
 
     @contextmanager
-    def _as_student(self, pin: OpenPin) -> Iterator[None]:
-        """``pin()``, with SSBN alone in training mode."""
+    def during(self, batch: dict, passes: Sequence[Pass]) -> Iterator[str]:
+        if self._adapt != 'labels':
+            answers = self._answers_at_base(batch)
+            self._answers = {
+                p.scale: {part: each[p.share or slice(None)]
+                          for part, each in answers.items()}
+                for p in passes}
+        if self._adapt != 'logits':
+            check_labels(batch)
+        try:
+            yield 'tensor' if self._adapt == 'logits' else 'loss'
+        finally:
+            self._answers = {}
+
+    @contextmanager
+    def around(self, p: Pass) -> Iterator[None]:
+        """SSBN alone in training mode."""
         norms = set(self._norms)
         # A loss may depend on the mode of what makes it.
-        modules = (self.model.modules() if self._mode == 'tensor'
-                   else leaves(self.model))
+        modules = (self._model.modules() if self._adapt == 'logits'
+                   else leaves(self._model))
         with ExitStack() as stack:
-            stack.enter_context(pin())
             stack.enter_context(evaluating(
                 m for m in modules if m not in norms))
             if self._adapt == 'both':
                 stack.enter_context(self._head.catching())
             yield
 
-    def _take(self, backward, output: Any, p: Pass) -> tuple[float, dict]:
+    def losses(self, output: Any, p: Pass) -> Iterator[Loss]:
         if self._adapt == 'logits':
             output = dict(loss=self._head.divergence(
-                self._teacher[p.scale], self._head.of(output)))
+                self._answers[p.scale], self._head.of(output)))
         elif self._adapt == 'both':
             output = dict(output, loss_distill=self._head.divergence(
-                self._teacher[p.scale], self._head.take()))
-        return super()._take(backward, output, p)
+                self._answers[p.scale], self._head.take()))
+        yield Loss(p, *parsed(self._model, output))
+
+    def _answers_at_base(self, batch: dict) -> Logits:
+        """The logits of the base scale; {} if the network trains by its
+        losses, which the first step finds out for ``adapt=True``.
+
+        Raises:
+            ValueError: for a network without logits to compare.
+        """
+        name = type(self._model).__name__
+        part = {**self._resize(self._base, batch), 'mode': 'tensor'}
+        try:
+            with named(f'scale {self._base}'), torch.no_grad(), evaluating(
+                    self._model.modules()), use_scale(
+                        self._norms, self._base, record=True,
+                        edge=min(part['inputs'].shape[-2:])):
+                output = self._model(**part)
+        except Exception as error:
+            if self._adapt is not None:
+                raise
+            # Some detectors have no such mode, but a loss.
+            print_log(f'SCTLossHook: adapt trains by the losses of {name}, '
+                      f"whose mode='tensor' fails: {error}", 'current',
+                      logging.WARNING)
+            self._adapt = 'labels'
+            return {}
+        logits = self._head.of(output)
+        if self._adapt is None:
+            self._adapt = 'logits' if logits else 'labels'
+        if self._adapt == 'labels':
+            return {}
+        if self._head.numbers:
+            raise ValueError(
+                f'adapt={self._adapt!r} compares answers to classes, but the '
+                f'loss of {name} is of numbers. Set '
+                "adapt='labels' to train by its losses.")
+        if not logits or (self._adapt == 'both'
+                          and not makers_of_logits(self._model)):
+            raise ValueError(
+                f'adapt={self._adapt!r} needs the logits (N, classes) of a '
+                f'head, but {name} does not return '
+                "them with mode='tensor', or has no `head` that makes them. "
+                "Set adapt='labels' to train by its losses.")
+        return logits

@@ -1,7 +1,7 @@
-"""Scales that teach each other while they train, as in RS-Nets."""
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+"""SCTLossHook(distill=...): scales that teach each other while they train, as
+in RS-Nets."""
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -9,11 +9,9 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ...utils.arguments import check_number
-from .backward import OpenPin
 from .logits import HeadLogits, Logits, gives_numbers, makers_of_logits
-from .monitor import logged
 from .schedule import Pass, Schedule
-from .step import Passes
+from .teacher import Loss, parsed
 
 DISTILL = (False, True, 'larger', 'ensemble')
 ENSEMBLE = 'sct_ensemble'  # key of a checkpoint
@@ -144,9 +142,9 @@ def detached(logits: Logits) -> Logits:
     return {part: each.detach() for part, each in logits.items()}
 
 
-class DistillPasses(Passes):
-    """The passes of ``SCTLossHook(distill=...)``: no pass more, and no memory
-    but for logits.
+class DistillTeacher:
+    """The scales of a step teach each other, without a further pass, and
+    without memory but for logits.
 
     The loss of scale s becomes, with the cross-entropy or whatever the head
     has,
@@ -183,52 +181,72 @@ class DistillPasses(Passes):
     them, and ``s128/alpha``.
 
     Args:
-        points: {scale: entry of the vector}; empty at first, written in
-            place.
+        backward: 'per_scale' or 'joint'.
+        ensemble: {scale: entry of the vector} that an earlier run has
+            learned.
     """
 
-    def __init__(self, distill: Distill, points: dict[int, Tensor],
-                 model: nn.Module, schedule: Schedule, *args) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule,
+                 distill: Distill, backward: str,
+                 ensemble: dict[int, Tensor]) -> None:
         check_distillable(model, schedule.weights, schedule.count,
                           distill.teachers)
-        super().__init__(model, schedule, *args)
-        self._distill, self._points = distill, points
+        self.arguments: dict[str, Any] = dict(distill=distill)
+        self.ensemble = dict(ensemble)
+        self._model, self._distill = model, distill
+        self._by_scale = backward == 'per_scale'
         self._mixes = distill.teachers == 'ensemble'
+        if self._mixes:  # else the gradients of both are the same
+            self.arguments['backward'] = backward
         self._head = HeadLogits(model, '`distill`')
-        self._logits: dict[int, Logits] = {}  # {scale: of this step}
+        self._looked = False  # at the scores of a first batch
+        # Of the step that is under way:
+        self._passes: Sequence[Pass] = ()
+        self._logits: dict[int, Logits] = {}  # {scale: of its pass}
         self._targets: list[Tensor] = []
 
-    def close(self) -> None:
-        super().close()
-        self._logits, self._targets = {}, []
-
-    def _divide(self, batch: dict, step: int) -> None:
-        super()._divide(batch, step)
-        if not self.taken and not self._head.several:
+    @contextmanager
+    def during(self, batch: dict, passes: Sequence[Pass]) -> Iterator[str]:
+        if not self._looked and not self._head.several:
             check_scores(batch)
+        self._looked = True
         if self._mixes:  # before a pass writes into the samples
             self._targets = targets_of(batch, self._head.several)
+        self._passes = passes
+        try:
+            yield 'loss'
+        finally:
+            self._logits, self._targets = {}, []
 
-    def _pin_of(self, p: Pass, part: dict) -> OpenPin:
-        return partial(self._caught, super()._pin_of(p, part))
+    def around(self, p: Pass) -> AbstractContextManager:
+        return self._head.catching()
 
-    @contextmanager
-    def _caught(self, pin: OpenPin) -> Iterator[None]:
-        with pin(), self._head.catching():
-            yield
-
-    def _loss_of(self, output: Any, p: Pass) -> tuple:
-        loss, log_vars = super()._loss_of(output, p)
+    def losses(self, output: Any, p: Pass) -> Iterator[Loss]:
+        loss, log_vars = parsed(self._model, output)
         logits = self._head.take()
-        if p.weight == 0:
-            return loss, log_vars
-        self._logits[p.scale] = logits
-        if self._by_scale:
+        if p.weight > 0:
+            self._logits[p.scale] = logits
+            if self._by_scale:
+                lesson = self._lesson(p)
+                self._logits[p.scale] = detached(logits)
+                if lesson is not None:
+                    loss = loss + lesson
+                    log_vars = dict(log_vars, distill=lesson)
+        yield Loss(p, loss, log_vars)
+        if p == self._passes[-1]:
+            yield from self._conclude()
+
+    def _conclude(self) -> Iterator[Loss]:
+        """What needs all passes of the step."""
+        for p in () if self._by_scale else self._passes:
             lesson = self._lesson(p)
-            self._logits[p.scale] = detached(logits)
             if lesson is not None:
-                return loss + lesson, dict(log_vars, distill=lesson)
-        return loss, log_vars
+                # Its nodes run first in the backward pass, and the logits
+                # wait for those of the loss of their own pass, before which
+                # the pin is that of the pass.
+                yield Loss(p, lesson, dict(distill=lesson))
+        if self._mixes:
+            yield from self._learn()
 
     def _lesson(self, p: Pass) -> Tensor | None:
         """What the scales that have run teach that of ``p``."""
@@ -236,7 +254,7 @@ class DistillPasses(Passes):
                     self._logits.items() if scale > p.scale]
         if self._mixes and len(self._logits) > 1:
             teachers.append(self._mix(self._vector()))
-        if not teachers or not self._logits[p.scale]:
+        if not teachers or not self._logits.get(p.scale):
             return None
         scales = sum(other.weight > 0 for other in self._passes)
         return self._distill.weight * 2 / (scales + 1) * sum(
@@ -244,24 +262,11 @@ class DistillPasses(Passes):
                                   self._distill.temperature)
             for teacher in teachers)
 
-    def _conclude(self, backward) -> list[tuple]:
-        logs = super()._conclude(backward)
-        for p in self._passes:
-            if self._by_scale or p.weight == 0:
-                continue
-            lesson = self._lesson(p)
-            if lesson is not None:
-                # Its nodes run first, and the logits wait for those of the
-                # loss, before which the pin is that of their pass.
-                self._add(backward, lesson, p)
-                logs.append(self._logged(dict(distill=lesson), p))
-        return logs + self._learn() if self._mixes else logs
-
     def _vector(self) -> Tensor:
         """The entries of the scales that have run."""
         some = next(iter(next(iter(self._logits.values())).values()))
         return torch.stack([
-            self._points.get(scale, some.new_zeros((), dtype=torch.float32)
+            self.ensemble.get(scale, some.new_zeros((), dtype=torch.float32)
                              ).to(some.device) for scale in self._logits])
 
     def _mix(self, vector: Tensor) -> Logits:
@@ -272,7 +277,7 @@ class DistillPasses(Passes):
             for alpha, logits in zip(vector.softmax(0), several, strict=True))
             for part in several[0]}
 
-    def _learn(self) -> list[tuple]:
+    def _learn(self) -> Iterator[Loss]:
         """One step of the vector; alpha before it, for the log."""
         vector = self._vector().requires_grad_()
         gradient, = torch.autograd.grad(self._head.cross_entropy(
@@ -280,6 +285,8 @@ class DistillPasses(Passes):
         all_reduce(gradient, 'mean')
         # AMP skips a step that overflows.
         after = vector.detach() - _RATE * gradient.nan_to_num(0, 0, 0)
-        self._points.update(zip(self._logits, after, strict=True))
-        return [(1.0, logged(scale, dict(alpha=alpha))) for scale, alpha in
-                zip(self._logits, vector.softmax(0), strict=True)]
+        self.ensemble.update(zip(self._logits, after, strict=True))
+        for scale, alpha in zip(self._logits, vector.softmax(0), strict=True):
+            p = next(p for p in self._passes if p.scale == scale)
+            # alpha is of the scale, whatever size its pass ran at.
+            yield Loss(p._replace(size=scale), None, dict(alpha=alpha))

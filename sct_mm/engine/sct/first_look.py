@@ -1,4 +1,5 @@
-"""What a network's layers see at scales that a first step does not train."""
+"""The first step of a training: SSBN layers see the scales that it does not
+train."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -35,8 +36,8 @@ def leaves(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """The buffers of ``model`` as they were after a ``with`` block: a head
-    may count what it sees, or hold a queue of it."""
+    """Put the buffers of ``model`` back after a ``with`` block: a head may
+    count the images that it sees, or hold a queue of them."""
     before = [(m, name, buffer, buffer.clone()) for m in model.modules()
               for name, buffer in m._buffers.items() if buffer is not None]
     try:
@@ -61,9 +62,9 @@ def record(model: nn.Module, norms: nn.Module, batch: dict,
     """Let ``norms`` see ``batch`` at each of ``scales``; nothing else of the
     model changes.
 
-    A network finds the rows for its input by what was recorded. Where a step
-    trains one scale, or between the scales, some would be missing in an early
-    checkpoint, or always.
+    Unless it is pinned, a network finds the scale of an input by the extents
+    that its layers have recorded. Where a step trains one scale, or between
+    the scales, an early checkpoint would lack some of them.
     """
     for scale in scales:
         part = dict(resize(scale, batch))

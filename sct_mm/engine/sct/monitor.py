@@ -1,4 +1,5 @@
-"""Losses that are NaN or inf, and passes that raise, name their scale."""
+"""What a training step reports of its passes, each with its scale: losses in
+the log, a loss that is NaN or inf, and a pass that raises."""
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,80 +8,6 @@ import torch
 from torch import Tensor
 
 _NEVER = 2**62  # a step that no run reaches
-
-
-class FiniteLosses:
-    """Whether each loss is finite, told by scale and step.
-
-    On a CPU at once, before it is differentiated. On a GPU a tensor there
-    keeps the first step at which a scale's loss was not: only
-    :meth:`settle` waits for it.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[str, Tensor] = {}  # scale -> its first bad step
-
-    def watch(self, loss: Tensor, where: str, step: int) -> None:
-        """Look at the ``loss`` of one pass, which ``where`` names.
-
-        Raises:
-            RuntimeError: on a CPU, if it is not finite.
-        """
-        finite = torch.isfinite(loss.detach()).all()
-        if loss.device.type == 'cpu':
-            if not finite:
-                self._stop(where, step)
-            return
-        bad = torch.full_like(finite, step, dtype=torch.long).masked_fill(
-            finite, _NEVER)
-        first = self._first.get(where)
-        self._first[where] = bad if first is None else torch.minimum(first,
-                                                                     bad)
-
-    def settle(self) -> None:
-        """Wait for the GPU.
-
-        Raises:
-            RuntimeError: if a loss was not finite since the last call.
-        """
-        if not self._first:
-            return
-        names = list(self._first)
-        steps = torch.stack([self._first[name] for name in names]).tolist()
-        self._first = {}
-        step, where = min(zip(steps, names, strict=True))
-        if step < _NEVER:
-            self._stop(where, step)
-
-    @staticmethod
-    def _stop(where: str, step: int) -> None:
-        raise RuntimeError(f'The loss of {where} is NaN or inf at step '
-                           f'{step}. Lower the learning rate, clip gradients, '
-                           'or set check_finite=False in SCTLossHook to go on '
-                           'as AMP does, which skips such steps.')
-
-
-def name_pass(where: str) -> None:
-    """Add to the message of the exception being handled in which pass it
-    came, such as "scale 128"; its type stays."""
-    error = sys.exc_info()[1]
-    text = f'in the pass of SCTLossHook at {where}'
-    if error is None or not isinstance(error, Exception):
-        return
-    if len(error.args) == 1 and isinstance(error.args[0], str):
-        error.args = (f'{error.args[0]} ({text})', )
-    elif hasattr(error, 'add_note'):  # Python 3.11
-        error.add_note(text)
-
-
-@contextmanager
-def named(where: str) -> Iterator[None]:
-    """Exceptions of the ``with`` block name the pass that it is."""
-    try:
-        yield
-    except Exception:
-        name_pass(where)
-        raise
 
 
 def log_name(scale: int, name: str) -> str:
@@ -125,3 +52,77 @@ def _mean(values: list[tuple[float, Tensor]]) -> Tensor:
     if total == 0:
         return sum(value for _, value in values) / len(values)
     return sum(weight * value for weight, value in values) / total
+
+
+class FiniteLosses:
+    """Stops a training at a loss that is NaN or inf, naming scale and step.
+
+    A loss on a CPU is looked at before it is differentiated. On a GPU a
+    tensor keeps the first step at which a scale's loss was not finite, and
+    only :meth:`settle` waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}  # scale -> its first bad step
+
+    def watch(self, loss: Tensor, where: str, step: int) -> None:
+        """Look at the ``loss`` of one pass; ``where`` names the pass.
+
+        Raises:
+            RuntimeError: on a CPU, if it is not finite.
+        """
+        finite = torch.isfinite(loss.detach()).all()
+        if loss.device.type == 'cpu':
+            if not finite:
+                self._stop(where, step)
+            return
+        bad = torch.full_like(finite, step, dtype=torch.long).masked_fill(
+            finite, _NEVER)
+        first = self._first.get(where)
+        self._first[where] = bad if first is None else torch.minimum(first,
+                                                                     bad)
+
+    def settle(self) -> None:
+        """Wait for the GPU.
+
+        Raises:
+            RuntimeError: if a loss was not finite since the last call.
+        """
+        if not self._first:
+            return
+        names = list(self._first)
+        steps = torch.stack([self._first[name] for name in names]).tolist()
+        self._first = {}
+        step, where = min(zip(steps, names, strict=True))
+        if step < _NEVER:
+            self._stop(where, step)
+
+    @staticmethod
+    def _stop(where: str, step: int) -> None:
+        raise RuntimeError(f'The loss of {where} is NaN or inf at step '
+                           f'{step}. Lower the learning rate, clip gradients, '
+                           'or set check_finite=False in SCTLossHook to go on '
+                           'as AMP does, which skips such steps.')
+
+
+def name_pass(where: str) -> None:
+    """Add ``where``, such as "scale 128", to the message of the exception
+    that is being handled; its type stays."""
+    error = sys.exc_info()[1]
+    text = f'in the pass of SCTLossHook at {where}'
+    if error is None or not isinstance(error, Exception):
+        return
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f'{error.args[0]} ({text})', )
+    elif hasattr(error, 'add_note'):  # Python 3.11
+        error.add_note(text)
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Exceptions of the ``with`` block name the pass that runs in it."""
+    try:
+        yield
+    except Exception:
+        name_pass(where)
+        raise

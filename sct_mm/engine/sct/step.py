@@ -1,100 +1,119 @@
-"""The forward passes of a training step, each pinned to its scale."""
-import sys
+"""A training step of SCT: the forward passes at its scales, and their loss."""
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import (
-    Any,
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
 )
+from functools import partial
+from typing import Any
 
 import torch
 from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
-from ...datasets.data_samples import private_copy
+from ...datasets.data_samples import content_shape, is_padded, private_copy
+from ...datasets.multi_scale_batch import check_batch
 from ...models.pinning import use_scale
 from ...models.size_selection import serving_scale, ssbn_layers
+from .adapt_step import Kept
 from .backward import BACKWARDS, OpenPin
-from .checks import check_gradients, check_images, warn_if_frozen
+from .checks import warn_if_frozen
 from .first_look import record, unrecorded
 from .monitor import FiniteLosses, joined, logged, name_pass, named
 from .schedule import Pass, Schedule
+from .teacher import Teacher
 
-_ARGUMENTS = ('inputs', 'data_samples', 'mode')
-
-
-def runs_within_itself(model: nn.Module) -> bool:
-    """Whether a call of ``model`` is within another one of it; read off the
-    call stack."""
-    calls, frame = 0, sys._getframe(1)
-    while frame is not None:
-        calls += (frame.f_code.co_name == '_call_impl'
-                  and frame.f_locals.get('self') is model)
-        frame = frame.f_back
-    return calls > 1
+_ARGUMENTS = ('inputs', 'data_samples', 'mode')  # of a model's forward
 
 
-class Passes:
-    """What SCTLossHook does to a model's pass with ``mode='loss'``: the pass
-    itself runs at the largest scale of the step, the others follow.
+class SCTStep:
+    """One training step after another of ``model``: its own pass with
+    ``mode='loss'`` runs at the largest scale of the step, and is followed by
+    a pass at each of the others.
+
+    This object owns all that a step knows: its number, whether a pass was
+    taken, what the teacher has learned, and the monitor of finite losses.
+    :meth:`before` and :meth:`after` are called around each call of the model.
 
     Args:
         resize: (size in pixels, batch) -> the batch at that size.
+        teacher: gives the loss of each pass.
+        kept: what the training must not change; None if all may change.
         backward: a key of ``BACKWARDS``.
         scaler: the ``GradScaler`` of the training loop, if it has one.
-        finite: watches the losses; None does not.
+        check_finite: stop at a loss that is NaN or inf.
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule,
-                 resize: Callable[[int, dict], dict],
+                 resize: 'Resize', teacher: Teacher, kept: Kept | None = None,
                  backward: str = 'per_scale', scaler: Any | None = None,
-                 finite: FiniteLosses | None = None) -> None:
+                 check_finite: bool = True) -> None:
         self.model = model
         self.schedule = schedule
-        self.taken = False  # whether there was a pass to act on
-        self.shares_fit = False  # whether a batch has a share for each scale
-        self._base = max(schedule.weights)
+        self.teacher = teacher
+        self.number = 0  # of the step, from 0
+        self._counts = True  # each pass that trains is a step
+        self._taken = False  # whether a pass has trained
+        self._shares_fit = False  # whether a batch has a share for each scale
         self._resize = resize
+        self._kept = kept
         self._backward = BACKWARDS[backward]
         self._by_scale = backward == 'per_scale'
-        self._scaler, self._finite = scaler, finite
+        self._scaler = scaler
+        self._finite = FiniteLosses() if check_finite else None
         self._norms = nn.ModuleList(ssbn_layers(model))
-        self._passes: list[Pass] = []  # of this step
-        self._parts: dict[int, dict] = {}  # {scale: batch} of each
-        self._mode = 'loss'  # that the passes run in
-        self._pin = None  # the open use_scale() of the model's own pass
-        self._last_pin: OpenPin | None = None  # of the pass that ran last
-        self._busy = False  # within a pass that is started here
+        # Of the step that is under way:
+        self._passes: list[Pass] = []
+        self._parts: dict[int, dict] = {}  # {scale: batch} still to run
+        self._during = ExitStack()  # the teacher's context
+        self._pin: OpenPin | None = None  # opens that of the model's own pass
+        # Contexts of the model's own pass and of the calls within it.
+        self._calls: list[AbstractContextManager] = []
+        self._thread = 0  # that runs it
+        self._busy = False  # whether a pass that is started here runs
         # Under torch.compile the passes are compiled, not what joins them.
         self._losses_of_step = torch.compiler.disable(
             self._losses_of_step, recursive=False)
-        for name in ('_take', '_start', '_conclude', 'close'):
+        for name in ('_take', '_start', '_nest', '_leave', '_is_elsewhere',
+                     'close'):
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
-    def before(self, args: tuple, kwargs: dict, step: int) -> tuple | None:
-        """What the pass that starts runs on; None leaves it as it is.
+    def begin(self, number: int) -> None:
+        """Say which step the next passes belong to: sharpness-aware
+        minimisation takes two in a step. If this is never called, each pass
+        that trains is a step of its own."""
+        self.number, self._counts = number, False
+
+    def before(self, args: tuple, kwargs: dict) -> tuple | None:
+        """The arguments on which the call of the model that starts runs; None
+        leaves them as they are.
 
         Raises:
             TypeError, ValueError: for a batch that cannot be trained on.
         """
+        if self._busy:
+            return None
         batch = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-        if self._pin is not None and not self._busy and (
-                not runs_within_itself(self.model)):
-            self.close()  # of a pass that Ctrl-C ended
-        if not self._trains(batch):
+        if not (batch.get('mode') == 'loss' and self.model.training
+                and torch.is_grad_enabled()):
+            if self._calls and not self._is_elsewhere():
+                self._nest()
             return None
         if len(args) > len(_ARGUMENTS):
             raise TypeError(f'SCTLossHook knows {_ARGUMENTS} of a model, but '
                             f'got {len(args)} arguments. Leave others out.')
-        return (), self._start(batch, step)
+        return (), self._start(batch)
 
-    def after(self, kwargs: dict, output: Any) -> dict | None:
-        """The losses that the pass returns instead of its own output.
-
-        Args:
-            output: None if the pass raised.
-        """
-        if self._pin is None or self._busy or (
-                kwargs.get('mode') != self._mode):
+    def after(self, output: Any) -> dict | None:
+        """The losses that the call of the model returns in place of its own
+        ``output``, which is None if it raised; None leaves it as it is."""
+        if self._busy or not self._calls or self._is_elsewhere():
+            return None
+        if len(self._calls) > 1:  # a call within the model's own pass
+            self._leave()
             return None
         try:
             if output is None:
@@ -104,154 +123,272 @@ class Passes:
         finally:
             self.close()
 
+    def check_taken(self) -> None:
+        """Whether the training step called the model as it should.
+
+        Raises:
+            RuntimeError: if no pass has trained yet.
+        """
+        if not self._taken:
+            name = type(self.model).__name__
+            raise RuntimeError(f'The train_step of {name} must call '
+                               "model(..., mode='loss'), on which SCTLossHook "
+                               'acts, but has not: it trained the base scale '
+                               'alone. Use a train_step that does, as '
+                               "mmengine's BaseModel has.")
+
+    def check_shares(self, images: int) -> None:
+        """Whether a batch of ``images`` has a share for each scale; batches
+        are not looked at again.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        if not self._shares_fit:
+            self.schedule.check_batch(images)
+            self._shares_fit = True
+
+    def restore(self, copies: Iterable[nn.Module] = ()) -> None:
+        """Put back what the training must not change in the model and in
+        ``copies`` of it."""
+        if self._kept is not None:
+            self._kept.restore(copies)
+
+    def settle(self) -> None:
+        """Wait for the GPU to say whether the losses were finite.
+
+        Raises:
+            RuntimeError: naming the first scale and step at which one was
+                not.
+        """
+        if self._finite is not None:
+            self._finite.settle()
+
+    def described(self) -> dict[str, str]:
+        """What decides which losses each step minimises, by name, as text."""
+        teaching = dict(adapt=False, distill=None) | self.teacher.arguments
+        return {**self.schedule.described(), 'resize': repr(self._resize),
+                **{name: repr(value) for name, value in teaching.items()}}
+
+    def ensemble(self) -> dict[int, Tensor]:
+        """{scale: number} that the teacher has learned, on the CPU."""
+        return {scale: point.cpu()
+                for scale, point in self.teacher.ensemble.items()}
+
     def close(self) -> None:
-        """The end of a step; the model is as before it."""
-        self._unpin()
+        """The end of a step: the model is as before it."""
+        while self._calls:
+            self._leave()
+        self._during.close()
         self._parts = {}
 
     def release(self) -> None:
-        """The end of the training; the model is as before it."""
+        """The end of the training: the model is as before it."""
         self.close()
+        if self._kept is not None:
+            self._kept.release()
 
-    def restore(self, copies: Iterable[nn.Module] = ()) -> None:
-        """Put back what a step must not change in the model, and in its
-        ``copies``."""
+    def _is_elsewhere(self) -> bool:
+        """Whether another thread than that of the open step calls."""
+        return threading.get_ident() != self._thread
 
-    def _unpin(self) -> None:
-        """Free the layers from the scale of the model's own pass."""
-        if self._pin is not None:
-            self._pin.__exit__(None, None, None)
-        self._pin = None
+    def _nest(self) -> None:
+        """A call of the model starts while its own pass is open.
 
-    def _trains(self, batch: dict) -> bool:
-        return (batch.get('mode') == 'loss' and self.model.training
-                and torch.is_grad_enabled() and not self._busy)
+        Either the model calls itself, or Ctrl-C has ended that pass: torch
+        calls no hook at a KeyboardInterrupt, so that the two look alike. What
+        the model calls in training mode stays in the pass and its pin. A call
+        in evaluation mode runs as without a step, at the size that its caller
+        has pinned or its input has.
+        """
+        ours = len(self._norms) and (
+            self._norms[0].pinned_size == self._passes[0].size)
+        self._enter(use_scale(self._norms, None)
+                    if ours and not self.model.training else nullcontext())
 
-    def _start(self, batch: dict, step: int) -> dict:
-        """Pin the first pass of the step; the batch that it runs on."""
-        self._prepare(batch, step)
-        part = self._parts.pop(self._passes[0].scale)
-        self._pin = self._pin_of(self._passes[0], part)()
-        self._pin.__enter__()
+    def _enter(self, context: AbstractContextManager) -> None:
+        context.__enter__()
+        self._calls.append(context)
+
+    def _leave(self) -> None:
+        self._calls.pop().__exit__(None, None, None)
+
+    def _start(self, batch: dict) -> dict:
+        """Pin the model for its own pass; the batch that it runs on."""
+        self.close()  # of a step that Ctrl-C ended
+        if self._kept is not None:
+            self._kept.hold()
+        self._divide(batch)
+        with ExitStack() as stack:
+            mode = stack.enter_context(self.teacher.during(batch,
+                                                           self._passes))
+            for part in self._parts.values():
+                part['mode'] = mode
+            if not self._taken:
+                self._taken = True
+                self._look({**batch, 'mode': mode})
+            part = self._parts.pop(self._passes[0].scale)
+            self._pin = self._pin_of(self._passes[0], part)
+            self._enter(self._pin())
+            self._thread = threading.get_ident()
+            self._during = stack.pop_all()
         return part
 
-    def _prepare(self, batch: dict, step: int) -> None:
-        """All that comes before the first pass of the step."""
-        self._divide(batch, step)
-        if not self.taken:
-            self._look(batch)
-
-    def _divide(self, batch: dict, step: int) -> None:
+    def _divide(self, batch: dict) -> None:
         """Check the batch, and make each scale's part of it."""
-        check_images(batch, self._base)
+        check_images(batch, max(self.schedule.weights))
         if self._by_scale:
             check_gradients(batch)
         images = len(batch['inputs'])
-        if not self.shares_fit:  # no sampler told: the first batch does
-            self.schedule.check_batch(images)
-            self.shares_fit = True
-        self._step = step
-        self._passes = self.schedule.passes(images, step)
+        self.check_shares(images)
+        self._passes = self.schedule.passes(images, self.number)
         self._parts = parts_of_batch(batch, self._passes, self._resize)
 
     def _look(self, batch: dict) -> None:
-        """Look at the layers in the first step; let them see the scales that
-        no pass of it runs at."""
-        self.taken = True
+        """Look at the layers in the first step, and let them see the scales
+        that no pass of it runs at."""
         warn_if_frozen(self._norms)
         ran = {p.size for p in self._passes}
-        scales = [s for s in unrecorded(self._norms, self.schedule.weights)
-                  if s not in ran]
-        self._busy = True
-        try:
-            record(self.model, self._norms, batch, self._resize, scales)
-        finally:
-            self._busy = False
+        record(self.model, self._norms, batch, self._resize, [
+            s for s in unrecorded(self._norms, self.schedule.weights)
+            if s not in ran])
 
     def _pin_of(self, p: Pass, part: dict) -> OpenPin:
-        """What pins the pass ``p`` on ``part``, now and when activation
-        checkpointing runs it again."""
-        self._last_pin = partial(use_scale, self._norms, p.size, record=True,
-                                 edge=min(part['inputs'].shape[-2:]))
-        return self._last_pin
+        """Opens the context within which the pass ``p`` runs on ``part``, at
+        first and when activation checkpointing runs it again."""
+        return partial(self._within, p, min(part['inputs'].shape[-2:]))
+
+    @contextmanager
+    def _within(self, p: Pass, edge: int):
+        with use_scale(self._norms, p.size, record=True, edge=edge), \
+                self.teacher.around(p):
+            yield
 
     def _losses_of_step(self, output: Any) -> dict:
-        """The loss to minimise and each scale's values for the log."""
+        """The loss to minimise, and each scale's values for the log."""
         first, *others = self._passes
         with self._backward(self.model, self._scaler) as backward:
-            logs = [self._take(backward, output, first)]
-            self._unpin()
+            logs = self._take(backward, output, first, self._pin)
+            self._leave()
             self._busy = True
             try:
                 for p in others:
                     part = self._parts.pop(p.scale)
-                    with named(p.where), self._pin_of(p, part)():
+                    pin = self._pin_of(p, part)
+                    with named(p.where), pin():
                         output = self.model(**part)
-                        logs.append(self._take(backward, output, p))
+                        logs += self._take(backward, output, p, pin)
             finally:
                 self._busy = False
-            logs += self._conclude(backward)
+            self.number += self._counts
             return dict(joined(logs), loss=backward.total())
 
-    def _take(self, backward, losses: dict, p: Pass) -> tuple[float, dict]:
-        """Hand the weighted loss of a pass to ``backward``; its weight, and
-        its values for the log."""
-        loss, log_vars = self._loss_of(losses, p)
-        self._add(backward, loss, p)
-        return self._logged(log_vars, p)
-
-    def _loss_of(self, losses: dict, p: Pass) -> tuple[Tensor, dict]:
-        """The loss of a pass, and its values for the log.
-
-        Raises:
-            TypeError: for a model that gives none.
-        """
-        if not isinstance(losses, dict) or not any(
-                'loss' in str(name) for name in losses):
-            got = (f'the keys {list(losses)}' if isinstance(losses, dict)
-                   else f'a {type(losses).__name__}')
-            raise TypeError(
-                f"{type(self.model).__name__} must return with mode='loss' a "
-                f"dict with a key that contains 'loss', but got {got}. Name "
-                'what is minimised so.')
-        if not hasattr(self.model, 'parse_losses'):
-            raise TypeError(
-                f'{type(self.model).__name__} must be a BaseModel of '
-                'mmengine, whose parse_losses() adds up what it returns, but '
-                'has none. Derive it from BaseModel, or attach the hook to '
-                'the `module` within a wrapper.')
-        return self.model.parse_losses(losses)
-
-    def _add(self, backward, loss: Tensor, p: Pass) -> None:
-        if self._finite is not None:
-            self._finite.watch(loss, p.where, self._step)
-        backward.add(p.weight * loss, self._last_pin)
-
-    def _logged(self, log_vars: dict, p: Pass) -> tuple[float, dict]:
-        nearest = serving_scale(tuple(self.schedule.weights), p.size)
-        return p.weight, logged(nearest, log_vars)
-
-    def _conclude(self, backward) -> list[tuple[float, dict]]:
-        """What comes after the last pass of the step; more for the log."""
-        return []
+    def _take(self, backward, output: Any, p: Pass,
+              pin: OpenPin) -> list[tuple[float, dict]]:
+        """Hand the weighted losses of a pass to ``backward``; their weights,
+        and their values for the log."""
+        logs = []
+        for of, loss, log_vars in self.teacher.losses(output, p):
+            if loss is not None:
+                if self._finite is not None:
+                    self._finite.watch(loss, of.where, self.number)
+                backward.add(of.weight * loss, pin)
+            nearest = serving_scale(tuple(self.schedule.weights), of.size)
+            logs.append((of.weight, logged(nearest, log_vars)))
+        return logs
 
 
-def divided(batch: dict, passes: Sequence[Pass]) -> dict[int, dict]:
-    """The images and samples of each pass' share, one batch a scale."""
-    def at(share: slice) -> dict:
-        if share is None:
-            return batch
-        part = {**batch, 'inputs': batch['inputs'][share]}
-        if batch.get('data_samples') is not None:
-            part['data_samples'] = batch['data_samples'][share]
-        return part
+def check_images(batch: dict, base: int) -> None:
+    """Compare a batch with what MultiScaleBatch takes, and the base scale
+    with its images.
 
-    return {p.scale: at(p.share) for p in passes}
+    Raises:
+        TypeError: as :func:`check_batch`.
+        ValueError: if the shorter edge of the images is not ``base``
+            pixels. Of padded images (detection) none may be larger; long
+            ones are narrower than the nominal scale.
+    """
+    check_batch(batch)
+    inputs, samples = batch['inputs'], batch.get('data_samples')
+    edge = min(inputs.shape[-2:])
+    padded = (samples is not None and len(samples) > 0
+              and is_padded(samples[0]))
+    if padded:
+        edge = max(min(content_shape(sample, inputs.shape[-2:]))
+                   for sample in samples)
+    if edge != base and not (padded and edge < base):
+        raise ValueError('The base scale must be the size of the images '
+                         f'that the training pipeline makes, but got scale '
+                         f'{base} and images of {edge} pixels. Change '
+                         '`scales`, or the crop or resize of the pipeline.')
+
+
+def check_gradients(batch: dict) -> None:
+    """Whether a batch may be differentiated once a scale.
+
+    Raises:
+        ValueError: if the images themselves require gradients.
+    """
+    if batch['inputs'].requires_grad:
+        raise ValueError("`backward='per_scale'` differentiates once a scale, "
+                         'but got images that require gradients. Set '
+                         "backward='joint'.")
+
+
+def parts_of_batch(batch: dict, passes: Sequence[Pass],
+                   transform: Callable[[int, dict], dict]) -> dict[int, dict]:
+    """One batch for each of ``passes``, by its scale, in their order.
+
+    All are made before the first is used: what one scale's pass writes into
+    its inputs or samples is in no other, and a sample that cannot be resized
+    is refused before anything has changed.
+
+    Args:
+        batch: ``inputs`` (N, C, H, W), ``data_samples`` and ``mode``.
+        transform: (size in pixels, batch) -> the batch at that size.
+    """
+    parts = {p.scale: transform(p.size, _share(batch, p.share))
+             for p in passes}
+    for p in passes[1:]:
+        # MultiScaleBatch shares what has no size: labels, scores.
+        if p.share is None and 'data_samples' in parts[p.scale]:
+            parts[p.scale]['data_samples'] = private_copy(
+                parts[p.scale]['data_samples'])
+    return parts
+
+
+def _share(batch: dict, images: slice | None) -> dict:
+    """The images and samples of ``batch`` in a slice; None: all of them."""
+    if images is None:
+        return batch
+    part = {**batch, 'inputs': batch['inputs'][images]}
+    if batch.get('data_samples') is not None:
+        part['data_samples'] = batch['data_samples'][images]
+    return part
+
+
+def check_batch_transform(config: dict | None) -> dict:
+    """``batch_transform`` of SCTLossHook; MultiScaleBatch by default.
+
+    Raises:
+        TypeError, ValueError: if it is no config of a batch transform, or
+            has the scales that the hook sets.
+    """
+    if config is None:
+        return dict(type='MultiScaleBatch')
+    if not isinstance(config, dict) or 'type' not in config:
+        raise TypeError('`batch_transform` must be the config of a batch '
+                        f'transform, but got {config!r}. Write '
+                        "e.g. dict(type='MultiScaleBatch', antialias=True).")
+    if {'scale', 'base_scale'} & set(config):
+        raise ValueError('`batch_transform` must leave scale and base_scale '
+                         f'to SCTLossHook, but got {config!r}. Remove them.')
+    return config
 
 
 class Resize:
-    """A batch at any size, by batch transforms that are built as they are
-    asked for.
+    """A batch at any size, by batch transforms that are built when a size is
+    first asked for.
 
     Args:
         config: of the batch transform, without its scales.
@@ -262,7 +399,7 @@ class Resize:
         self._config, self._base = config, base
         self._transforms: dict[int, Callable[[dict], dict]] = {}
         try:
-            self.at(base)  # a bad config is told before the training
+            self.at(base)  # a bad config is refused before the training
         except (KeyError, TypeError) as error:
             if '`' in str(error).partition(' ')[0]:  # of MultiScaleBatch
                 raise
@@ -282,24 +419,5 @@ class Resize:
     def __call__(self, size: int, batch: dict) -> dict:
         return self.at(size)(batch)
 
-
-def parts_of_batch(batch: dict, passes: Sequence[Pass],
-                   transform: Callable[[int, dict], dict]) -> dict[int, dict]:
-    """One batch for each of ``passes``, by its scale, in their order.
-
-    All are made before the first is used: what one scale's pass writes into
-    its inputs or samples is in no other, and a sample that cannot be resized
-    is refused before anything has changed.
-
-    Args:
-        batch: ``inputs`` (N, C, H, W), ``data_samples`` and ``mode``.
-        transform: (size in pixels, batch) -> the batch at that size.
-    """
-    shares = divided(batch, passes)
-    parts = {p.scale: transform(p.size, shares[p.scale]) for p in passes}
-    for p in passes[1:]:
-        # MultiScaleBatch shares what has no size: labels, scores.
-        if p.share is None and 'data_samples' in parts[p.scale]:
-            parts[p.scale]['data_samples'] = private_copy(
-                parts[p.scale]['data_samples'])
-    return parts
+    def __repr__(self) -> str:
+        return repr(self._config)

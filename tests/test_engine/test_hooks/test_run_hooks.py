@@ -37,14 +37,6 @@ def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
     assert not list(tmp_path.rglob('*.partial'))
 
 
-@pytest.fixture
-def double_precision():
-    """Rounding does not grow over the steps to what a test could see."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def test_both_backwards_under_ema_and_mmengines_compile(double_precision,
                                                         tmp_path):
     """Weights, their average and the checkpoint, after two epochs."""

@@ -1,5 +1,6 @@
 """The hook's loss against a loop written by hand, within real training."""
 import json
+import threading
 from unittest import mock
 
 import pytest
@@ -11,9 +12,11 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SSBN, SCTLossHook, set_scale
+from sct_mm import SSBN, SCTLossHook, set_scale, use_scale
 from sct_mm.engine.sct.monitor import log_name
 from sct_mm.models.size_selection import ssbn_layers
+
+pytestmark = pytest.mark.usefixtures('double_precision')
 
 
 @pytest.mark.parametrize('weights', [None, (1.0, 0.5, 2.0)])
@@ -112,11 +115,10 @@ def test_attached_twice_it_acts_once():
     hook = SCTLossHook(partition=True)
     hook.attach(model)
     hook.attach(model)
-    passes = hook._passes
-    with mock.patch.object(passes, '_prepare',
-                           wraps=passes._prepare) as prepare:
+    with mock.patch.object(hook.sct, '_start',
+                           wraps=hook.sct._start) as start:
         model(**batch(), mode='loss')
-    assert prepare.call_count == 1
+    assert start.call_count == 1
 
 
 def test_a_batch_too_small_for_partition(tmp_path):
@@ -151,6 +153,52 @@ def test_after_ctrl_c_the_next_call_is_not_pinned():
     stop.remove()
     with torch.no_grad():
         assert_close(model.eval()(x), want, rtol=0, atol=0)
+
+
+def test_after_ctrl_c_a_call_keeps_the_pin_of_its_caller():
+    model = ssbn_model()
+    SCTLossHook().attach(model)
+    model(**batch(), mode='loss')
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad(), use_scale(model.eval(), 12):
+        want = model(x)
+    stop = model.net.register_forward_pre_hook(
+        mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.train()(**batch(), mode='loss')
+    stop.remove()
+    with torch.no_grad(), use_scale(model.eval(), 12):
+        for _ in range(2):
+            assert_close(model(x), want, rtol=0, atol=0)
+    assert 's8/total' in model.train()(**batch(), mode='loss')
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
+
+
+@pytest.mark.parametrize('elsewhere', [False, True])
+def test_a_call_that_evaluates_within_the_pass_does_not_end_it(elsewhere):
+    """By the model itself, or by another thread."""
+    class Looks(TinyModel):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if mode == 'loss':
+                self.look(inputs)
+                self.pins.append(self.net[1].pinned_size)
+            return super().forward(inputs, data_samples, mode)
+
+        def look(self, inputs):
+            if elsewhere:
+                thread = threading.Thread(target=self, args=(inputs, ))
+                thread.start()
+                return thread.join()
+            with torch.no_grad():
+                self.eval()(inputs)
+            self.train()
+
+    model = Looks(lambda c: SSBN(c, SCALES))
+    model.pins = []
+    SCTLossHook().attach(model)
+    assert 's8/total' in model(**batch(), mode='loss')
+    assert model.pins == list(SCALES)
+    assert all(layer.pinned_size is None for layer in ssbn_layers(model))
 
 
 def test_a_model_that_calls_itself_stays_pinned():
@@ -220,6 +268,20 @@ def test_an_error_in_a_pass_unpins_the_model():
                        r'SCTLossHook at scale 16\)'):
         model(**data, mode='loss')
     assert all(layer.pinned_size is None for layer in ssbn_layers(model))
+
+
+def test_a_step_is_set_on_an_attached_hook_alone():
+    hook = SCTLossHook()
+    with pytest.raises(RuntimeError, match='Call attach'):
+        hook.step = 3
+    model = ssbn_model()
+    hook.attach(model)
+    for want in range(3):
+        assert hook.step == want
+        model(**batch(), mode='loss')
+    for hook.step in (7, 7):
+        model(**batch(), mode='loss')
+        assert hook.step == 7
 
 
 def test_names_in_the_log():

@@ -11,6 +11,8 @@ from torch import nn
 from sct_mm import SSBN, SCTLossHook, SharedAffineHook
 from sct_mm.models.size_selection import ssbn_layers
 
+pytestmark = pytest.mark.usefixtures('double_precision')
+
 
 def gradients(model, *hooks):
     """Of one step, as {name: gradient}."""

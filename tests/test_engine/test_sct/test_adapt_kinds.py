@@ -174,7 +174,11 @@ def test_distillation_is_the_kl_divergence():
         torch.distributions.Categorical(logits=x)
         for x in (teacher, student))).mean()
     assert_close(distillation_loss(teacher, student), want)
-    assert distillation_loss(teacher, teacher + 3).abs() < 1e-6
+    # The sum is rounded, and the logarithm of the softmax: two roundings of
+    # numbers below 8 each, that the sum over the probabilities averages.
+    assert teacher.abs().max() < 5
+    assert distillation_loss(teacher, teacher + 3).abs() < (
+        4 * 8 * torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize('priority', ['LOWEST', 90])

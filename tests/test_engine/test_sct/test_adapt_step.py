@@ -5,7 +5,6 @@ from adapting import assert_kept, kept, network, unlabelled
 from conftest import SCALES, TinyModel
 from helpers import (
     Dies,
-    ScaledOptimWrapper,
     batch,
     grads,
     train,
@@ -53,7 +52,7 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
         for layer in ssbn_layers(by_hand):
             layer.train()
         total = 0
-        passes = hook._passes.schedule.passes(9, hook.step)
+        passes = hook.sct.schedule.passes(9, hook.step)
         assert 16 not in {p.scale for p in passes}
         for p in passes:
             share = p.share or slice(None)
@@ -78,7 +77,7 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
             assert_close(ours.running_var[1:], theirs.running_var[1:])
             # The base's own do not move the reference's teacher either.
             theirs.running_mean[0] = ours.running_mean[0]
-            hook._passes.restore()
+            hook.sct.restore()
             for name, value in ours.row(16).items():
                 theirs.row(16)[name].data.copy_(value)
 
@@ -114,21 +113,6 @@ def test_all_but_the_smaller_rows_stays_to_the_bit(tmp_path, optimizer,
                 base, *others = rows.detach().reshape(3, -1)
                 assert all((row != base).all() for row in others), name
     assert all(p.requires_grad for p in model.parameters())
-
-
-def test_half_precision_keeps_it_too():
-    model, before = network(), network().state_dict()
-    optim = ScaledOptimWrapper(torch.bfloat16, False, optimizer=torch.optim.
-                               AdamW(model.parameters(), 0.05))
-    hook = SCTLossHook(adapt=True)
-    hook.attach(model)
-    optim.initialize_count_status(model, 0, 4)
-    for hook.step in range(4):
-        logs = model.train_step(unlabelled(seed=hook.step), optim)
-        assert logs['loss'].dtype is torch.float32
-    hook.detach()
-    assert_kept(model.state_dict(), before)
-    assert not torch.equal(model.net[1].weight, before['net.1.weight'])
 
 
 def test_the_network_learns_what_it_answers_at_the_base():

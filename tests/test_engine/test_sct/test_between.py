@@ -16,6 +16,8 @@ from sct_mm.engine.sct.monitor import joined
 from sct_mm.engine.sct.schedule import Schedule, sizes_between, sizes_of_step
 from sct_mm.models.size_selection import ssbn_layers
 
+pytestmark = pytest.mark.usefixtures('double_precision')
+
 
 def chance(index, count):
     """That the mean of two uniform numbers lies in a part of [0, 1]: two
@@ -93,7 +95,7 @@ def test_loss_and_gradients_are_those_of_a_loop(norm, options):
     for hook.step in range(4):
         data = batch(n=9, seed=hook.step)
         total = 0
-        for p in hook._passes.schedule.passes(9, hook.step):
+        for p in hook.sct.schedule.passes(9, hook.step):
             share = p.share or slice(None)
             x = tv.resize(data['inputs'][share], [p.size] * 2, antialias=True)
             with use_scale(by_hand, p.size):
@@ -145,7 +147,7 @@ def test_sizes_are_multiples_of_both_divisors():
     for ours, want in ((1, 4), (6, 12), (8, 8)):
         hook = SCTLossHook(scales=(64, 32), between=0.5, size_divisor=ours)
         hook.attach(model)
-        assert hook._passes.schedule.divisor == want
+        assert hook.sct.schedule.divisor == want
         hook.detach()
 
 

@@ -1,8 +1,10 @@
 """What the hook says before it trains."""
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from helpers import Classifier, train, with_trained_base
 from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -14,12 +16,13 @@ from sct_mm import (
     convert_to_ssbn,
     use_scale,
 )
+from sct_mm.engine.hooks.sct_loss_hook import warn_of_changes
 from sct_mm.engine.sct.checks import (
-    check_images,
     check_pipeline,
     warn_if_frozen,
     warn_of_shared_norms,
 )
+from sct_mm.engine.sct.step import check_images
 from sct_mm.models.size_selection import ssbn_layers
 
 
@@ -123,35 +126,76 @@ def test_norms_without_rows_beside_ssbn_are_told(log):
     assert not log.text
 
 
-def test_a_run_that_goes_on_with_another_schedule(log, tmp_path):
-    def saved(steps=9, hooks=(), **options):
-        checkpoint = {}
-        SCTLossHook(**options).before_save_checkpoint(
-            SimpleNamespace(max_iters=steps, hooks=hooks), checkpoint)
-        torch.save(checkpoint, tmp_path / 'a.pth')
-        return torch.load(tmp_path / 'a.pth', weights_only=True)
+def attached(steps=9, **options):
+    """A hook on a classifier of two scales, with trained statistics."""
+    hook = SCTLossHook(**options)
+    hook.attach(with_trained_base(Classifier(lambda c: SSBN(c, (16, 8)))),
+                steps=steps if options.get('progressive') else 0)
+    return hook
 
-    def resumed(checkpoint, steps=9, resume=True, **options):
-        log.clear()
-        SCTLossHook(**options).after_load_checkpoint(
-            SimpleNamespace(max_iters=steps, hooks=(), _resume=resume),
-            checkpoint)
+
+def saved(tmp_path, hooks=(), **options):
+    """What a checkpoint of a run records, read back."""
+    checkpoint = {}
+    attached(**options).before_save_checkpoint(SimpleNamespace(hooks=hooks),
+                                               checkpoint)
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    return torch.load(tmp_path / 'a.pth', weights_only=True)['sct_schedule']
+
+
+def test_a_run_that_goes_on_with_another_schedule(log, tmp_path):
+    def changes(before, hooks=(), **options):
+        now = saved(tmp_path, hooks, **options)
+        log.clear()  # of how it was built
+        warn_of_changes(before, now)
+        assert len(log.records) == bool(log.text)
         return log.text
 
+    def first(**options):
+        return saved(tmp_path, **options)
+
     small = dict(scales_per_step=1, progressive=0.5)
-    assert not resumed(saved(seed=3, distill=True), 18, seed=3, distill=True)
-    assert not resumed({}, seed=3)  # an older checkpoint
-    assert not resumed(saved(seed=3), resume=False)
-    assert not resumed(saved(**small), **small)
-    assert 'max_iters=18, which was 9. Set' in resumed(saved(**small), 18,
-                                                       **small)
-    text = resumed(saved(seed=3), loss_weights=(1, 2), distill='larger')
-    assert len(log.records) == 1
+    assert not changes(first(seed=3, distill=True), seed=3, distill=True)
+    assert not changes(first(adapt=True), adapt=True)
+    assert not changes({}, seed=3)  # an older checkpoint
+    assert not changes(first(), scales_per_step=2)  # all of them
+    assert not changes(first(**small), **small)
+    assert 'steps=18, which was 9. Set' in changes(first(**small), steps=18,
+                                                   **small)
+    text = changes(first(seed=3), loss_weights=(1, 2), distill='larger')
     for change in ('seed=0, which was 3', "distill=Distill(teachers='larger'",
-                   'loss_weights=(1.0, 2.0), which was None'):
+                   'weights={16: 1.0, 8: 2.0}, which was {16: 0.5, 8: 0.5}'):
         assert change in text
-    assert 'SharedAffineHook=False, which was True' in resumed(
-        saved(hooks=[SharedAffineHook()]))
-    assert not resumed(saved(backward='joint'))  # the same gradients
-    assert "backward='per_scale', which was 'joint'" in resumed(saved(
-        backward='joint', distill='ensemble'), distill='ensemble')
+    assert 'SharedAffineHook=False, which was True' in changes(
+        first(hooks=[SharedAffineHook()]))
+    assert not changes(first(backward='joint'))  # the same gradients
+    assert "backward='per_scale', which was 'joint'" in changes(
+        first(backward='joint', distill='ensemble'), distill='ensemble')
+    assert "adapt='labels', which was False" in changes(first(),
+                                                        adapt='labels')
+    assert 'antialias' in changes(first(), batch_transform=dict(
+        type='MultiScaleBatch', antialias=False))
+
+
+def test_a_schedule_that_an_earlier_version_recorded(log, tmp_path):
+    """By the names of the hook's arguments: what both have is compared."""
+    before = dict(scales='None', loss_weights='None', scales_per_step='None',
+                  partition='False', between='0.5', progressive='0.0',
+                  size_divisor='1', adapt='False', distill='None', seed='0',
+                  batch_transform="{'type': 'MultiScaleBatch'}",
+                  SharedAffineHook='False')
+    now = saved(tmp_path, between=0.5)
+    log.clear()
+    warn_of_changes(before, now)
+    assert not log.text
+    warn_of_changes(dict(before, seed='3', between='0.0'), now)
+    assert 'seed=0, which was 3; between=0.5, which was 0.0. Set' in log.text
+
+
+@pytest.mark.parametrize('resumes', [True, False])
+def test_a_run_compares_what_it_resumes_from(resumes, tmp_path):
+    train(tmp_path / 'a', 1, hooks=[SCTLossHook(seed=3)])
+    with mock.patch('sct_mm.engine.hooks.sct_loss_hook.print_log') as log:
+        train(tmp_path / 'b', 2, hooks=[SCTLossHook()], resume=resumes,
+              load_from=str(tmp_path / 'a' / 'epoch_1.pth'))
+    assert ('seed=0, which was 3' in str(log.mock_calls)) == resumes

@@ -148,14 +148,14 @@ def test_labels_that_are_ignored_do_not_weigh():
     hook = SCTLossHook(distill='ensemble')
     hook.attach(model)
     model(**data, mode='loss')
-    assert all(point.isfinite() for point in hook._points.values())
+    assert all(point.isfinite() for point in hook.sct.ensemble().values())
     model = classifier('MultiLabelLinearClsHead')
     hook = SCTLossHook(distill='ensemble')
     hook.attach(model)
     data = several_labels()
     data['data_samples'][1].set_gt_label([])
     model(**data, mode='loss')
-    assert all(point.isfinite() for point in hook._points.values())
+    assert all(point.isfinite() for point in hook.sct.ensemble().values())
 
 
 def test_a_class_that_is_masked_adds_nothing():

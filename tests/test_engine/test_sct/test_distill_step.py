@@ -10,7 +10,6 @@ from conftest import SCALES
 from helpers import (
     Classifier,
     Dies,
-    ScaledOptimWrapper,
     batch,
     classifier,
     grads,
@@ -35,6 +34,11 @@ def mixed(seed=0):
         batch_augments=dict(augments=[dict(type=('Mixup', 'CutMix')[seed],
                                            alpha=1.)])))
     return preprocessor(labelled(seed=seed), training=True)
+
+
+def goes_on_from(hook, ensemble):
+    """As a run that resumes, whose checkpoint holds an ``ensemble``."""
+    hook.after_load_checkpoint(mock.Mock(_resume=True), {ENSEMBLE: ensemble})
 
 
 def kl(p, q, temperature):
@@ -91,7 +95,8 @@ def test_loss_and_gradients_are_those_of_a_loop(backward, teachers, make):
         weights, options = (2., 1., .5), dict(scale_of_kl=.7, temperature=2.5)
         ours = dict(loss_weights=weights, distill_weight=.7, temperature=2.5)
     hook = SCTLossHook(distill=teachers, backward=backward, **ours)
-    hook._points = dict(zip(SCALES, vector.detach().clone(), strict=True))
+    goes_on_from(hook, dict(zip(SCALES, vector.detach().clone(),
+                                strict=True)))
     hook.attach(model)
     for seed in range(2):
         data = make(seed=seed)
@@ -173,40 +178,14 @@ def test_layers_that_run_again_have_the_size_of_their_pass(backward):
     assert_close(*found)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('teachers', ['larger', 'ensemble'])
-def test_in_half_precision(teachers, dtype):
-    """Both backwards start alike; the scaler's factor cancels."""
-    found = []
-    for backward in ('joint', 'per_scale'):
-        torch.manual_seed(0)
-        model = Classifier()
-        optim = ScaledOptimWrapper(
-            optimizer=torch.optim.SGD(model.parameters(), lr=.1), dtype=dtype,
-            scaled=dtype == torch.float16)
-        hook = SCTLossHook(distill=teachers, backward=backward)
-        hook.attach(model, optim.loss_scaler)
-        logs = [model.train_step(batch(seed=i), optim) for i in range(3)]
-        assert logs[0]['s8/distill'].dtype == torch.float32
-        if teachers == 'ensemble':
-            assert all(point.dtype == torch.float32 and point.isfinite()
-                       for point in hook._points.values())
-        found.append(logs)
-    for joint, ours in zip(*found, strict=True):
-        same = [name for name in ours if 'accuracy' not in name
-                and (teachers == 'larger' or '8/distill' in name)]
-        assert_close([joint[name] for name in same],
-                     [ours[name] for name in same], rtol=2e-2, atol=1e-4)
-
-
 def test_an_overflow_does_not_reach_the_ensemble():
     model = Classifier()
     hook = SCTLossHook(distill='ensemble', check_finite=False)
     hook.attach(model)  # of which all entries are zero
     model.net[-1].bias.data.fill_(torch.inf)
     model(**batch(), mode='loss')
-    assert set(hook._points) == set(SCALES)
-    assert all(point == 0 for point in hook._points.values())
+    assert set(hook.sct.ensemble()) == set(SCALES)
+    assert all(point == 0 for point in hook.sct.ensemble().values())
 
 
 def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path):
@@ -237,7 +216,8 @@ def test_what_is_loaded_starts_a_new_ensemble(tmp_path):
         hook.before_run(mock.Mock())
         hook.after_load_checkpoint(mock.Mock(_resume=resumes, hooks=[]),
                                    {ENSEMBLE: points})
-        assert hook._points == (points if resumes else {})
+        hook.attach(Classifier())
+        assert hook.sct.ensemble() == (points if resumes else {})
 
 
 def test_the_ensemble_is_of_one_model_and_one_hook():
@@ -245,14 +225,14 @@ def test_the_ensemble_is_of_one_model_and_one_hook():
     model = Classifier()
     hook.attach(model)
     model(**mixed(), mode='loss')
-    learned = dict(hook._points)
+    learned = hook.sct.ensemble()
     assert learned
     other = copy.deepcopy(hook)
     other.attach(Classifier())
     other.model(**mixed(), mode='loss')
-    assert_close(hook._points, learned, rtol=0, atol=0)
+    assert_close(hook.sct.ensemble(), learned, rtol=0, atol=0)
     hook.attach(Classifier())
-    assert not hook._points
+    assert not hook.sct.ensemble()
 
 
 @pytest.mark.parametrize('head, loss', [

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from sct_mm import SSBN, SCTLossHook
 
+pytestmark = pytest.mark.usefixtures('double_precision')
+
 
 class Lossy(TinyModel):
     """``change`` makes what it returns of its losses."""

@@ -55,7 +55,7 @@ class Drawn(Hook):
 
     def after_train_iter(self, runner, *args, **kwargs):
         hook = next(h for h in runner.hooks if isinstance(h, SCTLossHook))
-        self.sums.append(hook._passes.schedule.weights_at(runner.iter))
+        self.sums.append(hook.sct.schedule.weights_at(runner.iter))
 
 
 def test_the_runner_says_how_long_the_training_is(tmp_path):
