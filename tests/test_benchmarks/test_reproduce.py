@@ -192,7 +192,7 @@ def test_a_dry_run_prints_commands_of_files_that_exist(
     told = [shlex.split(line) for line in lines if not line.startswith('#')]
     assert len(set(map(tuple, told))) == len(told)
     for words in told:
-        # Of the repository only: what a config may import, a user can type.
+        # Configs of the experiments may import modules below tools/.
         assert (words[0] == 'PYTHONPATH=.') == any(
             word.startswith('tools/benchmarks') for word in words)
         words.remove('python')
