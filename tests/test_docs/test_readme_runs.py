@@ -75,7 +75,6 @@ def typed():
 
 
 @pytest.mark.filterwarnings('ignore:.* lie between the scales')
-@pytest.mark.filterwarnings('ignore:.* running statistics')
 def test_its_commands_run_one_after_another(production, monkeypatch, capsys):
     (production / 'own.py').write_text(OWN)
     names = {'CONFIG': 'own.py', 'NAME_OF_CONFIG': 'own', 'NAME': 'stock'}
