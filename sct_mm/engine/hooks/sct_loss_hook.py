@@ -194,7 +194,8 @@ class SCTLossHook(Hook):
         before = self._resumed.get(SCHEDULE, {})
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
                     runner.max_iters if self.progressive else 0)
-        warn_of_changes(before, self._schedule(runner))
+        if before:
+            warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):
             self.sct.check_shares(size)
 
