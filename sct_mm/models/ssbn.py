@@ -114,9 +114,13 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
     def row_at(self, size: float) -> Row:
         """:meth:`row` at a scale, the mix of two between two scales, the row
         of the largest or smallest scale outside of them."""
-        serving = rows_serving(self.scales, size)
-        rows = [self.row(scale) for scale, _ in serving]
-        return mixed(*rows, serving[0][1]) if len(rows) > 1 else rows[0]
+        if size in self.scales:
+            return self.row(size)
+        (scale, share), *others = rows_serving(self.scales, size)
+        row = self.row(scale)
+        for smaller, _ in others:
+            row = mixed(row, self.row(smaller), share)
+        return row
 
     def __init__(self, num_features: int,
                  scales: Sequence[int] = DEFAULT_SCALES,
