@@ -97,6 +97,7 @@ test: lint $(DATA)/fetched
 
 lint: $(VENV)/all.done
 	$(BIN)/python -m ruff check --quiet .
+	$(BIN)/python -m mypy --no-error-summary
 
 doctor: | $(VENV)/made
 	$(BIN)/python -m sct_mm.doctor

@@ -99,6 +99,7 @@ setup(
         'export': EXPORT,
         'docs': ['mkdocs-material==9.*'],
         'test': [*TORCH, *EXPORT, 'pytest', 'pytest-xdist',
-                 'hypothesis', 'ruff', 'timm==1.0.*', 'tensorboard'],
+                 'hypothesis', 'ruff', 'mypy==2.4.*', 'timm==1.0.*',
+                 'tensorboard'],
     },
 )

@@ -129,10 +129,11 @@ def doubled(owners: Owners) -> Iterator[Conflict]:
     for name, found in owners.items():
         if len(found) == 1:
             continue
-        keep = max(found, key=lambda each, name=name: (
+        ranks = {each: (
             each.startswith('onedl') == is_onedl(owners),
             each.endswith('-lite') == (name == 'mmcv' and not operators),
-            each.endswith('-headless')))
+            each.endswith('-headless')) for each in found}
+        keep = max(ranks, key=ranks.__getitem__)
         again = (build_mmcv(owners, found[keep])
                  if name == 'mmcv' and operators else
                  (pip('install', '--no-deps', '--force-reinstall',

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -119,9 +120,8 @@ def build_loader(config: dict, images: int) -> DataLoader:
     batches = batches_of(config, dataset, images)
     collate = dict(config.get('collate_fn') or dict(type='pseudo_collate'))
     kind = collate.pop('type')
-    collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
-                      **collate)
-    return DataLoader(dataset, collate_fn=collate,
+    function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    return DataLoader(dataset, collate_fn=partial(function, **collate),
                       batch_sampler=batches[get_rank()::get_world_size()],
                       num_workers=config.get('num_workers', 0))
 
@@ -148,7 +148,7 @@ def check_sizes(sizes: Sizes, model: nn.Module,
     return sizes
 
 
-def prepared(loader: DataLoader, model: nn.Module, size: int,
+def prepared(loader: DataLoader, model: BaseModel, size: int,
              base: int) -> Iterator[dict]:
     """The batches of ``loader``, preprocessed, at ``size`` pixels.
 
@@ -198,7 +198,7 @@ def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
     """
     loader, seen = build_loader(cfg.train_dataloader, images), 0
     for size in sizes:
-        if size not in scales_of(model):
+        if size not in (scales_of(model) or ()):
             precise_bn.add_scale(model, size)
         seen = precise_bn.calibrate(
             model, prepared(loader, model, size, base), size)
@@ -270,6 +270,6 @@ def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
     sizes = check_sizes(sizes, model, base)
     seen = estimate(model, cfg, sizes, base, images)
     save_weights(model, out, meta_of(weights))
-    scales = scales_of(model)
+    scales = scales_of(model) or ()
     return dict(out=out, images=seen, scales=scales,
                 settings=scales_settings(cfg.model, scales))

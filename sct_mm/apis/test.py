@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
@@ -158,7 +159,7 @@ class Workload(NamedTuple):
         return {**self.latency.latency(), **self.throughput.throughput()}
 
 
-def workload(model: nn.Module, size: int, one: dict, batch: dict,
+def workload(model: BaseModel, size: int, one: dict, batch: dict,
              fp16: bool = False) -> Workload:
     """Timers of ``model.test_step``, pinned to ``size``.
 
@@ -179,7 +180,7 @@ def workload(model: nn.Module, size: int, one: dict, batch: dict,
               within=pinned))
 
 
-def cost_at(size: int, loop: ScalesTestLoop, model: nn.Module,
+def cost_at(size: int, loop: ScalesTestLoop, model: BaseModel,
             batch: dict) -> tuple[dict, Workload]:
     """The row of one size without metrics and times, and what its times are
     measured with; the data set makes its images, and the model is pinned."""
@@ -333,9 +334,9 @@ def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:
     and whether it may cost accuracy."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for size in loop.sizes:
-        scales = serving_scales(model, size)
-        if scales not in (None, [size]):
-            groups.setdefault(tuple(scales), []).append(size)
+        served_by = serving_scales(model, size)
+        if served_by is not None and served_by != [size]:
+            groups.setdefault(tuple(served_by), []).append(size)
     for scales, group in groups.items():
         if len(scales) > 1:  # outside of the scales set_scale() warns
             warnings.warn(f'{listed(group)} pixels lie between the scales '

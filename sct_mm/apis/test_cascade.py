@@ -1,7 +1,7 @@
 """Test early exit over sizes: thresholds, accuracy, GFLOPs, throughput."""
 import itertools
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -77,11 +77,12 @@ def labels_of(samples: Sequence[Any]) -> Tensor:
         raise UserError('A cascade is tested on images of one class each, '
                         f'but got {type(samples[0]).__name__} without one '
                         '`gt_label`. Test another network by --scales.')
-    return torch.tensor([int(label) for label in labels])
+    return torch.tensor([int(sample.gt_label) for sample in samples])
 
 
 @torch.no_grad()
-def answers_of(cascade: Cascade, loader: DataLoader, title: str) -> Answers:
+def answers_of(cascade: Cascade, loader: Iterable[dict],
+               title: str) -> Answers:
     """The answers of the network at each size of ``cascade``, which resizes
     the images of ``loader``."""
     found: list[tuple[Tensor, Tensor]] = []

@@ -53,18 +53,19 @@ def content_shape(sample: BaseDataElement, padded: Sequence[int]) -> Shape:
     if is_padded(sample):
         shape = sample.metainfo.get('img_shape')
     if shape is None:
-        return tuple(padded)
+        return padded[0], padded[1]
     edges = numbers('img_shape', shape, (2, 3))[:2]
     if min(edges) < 1:
         raise ValueError('`img_shape` of a sample must be at least one pixel '
                          f'high and wide, but got {shape}. Remove such '
                          'images from the data set.')
-    return tuple(min(int(a), b) for a, b in zip(edges, padded, strict=True))
+    return min(int(edges[0]), padded[0]), min(int(edges[1]), padded[1])
 
 
 def padded_shape(shape: Sequence[int], divisor: int) -> Shape:
     """``shape`` with each edge padded to a multiple of ``divisor``."""
-    return tuple(-(-edge // divisor) * divisor for edge in shape)
+    height, width = (-(-edge // divisor) * divisor for edge in shape)
+    return height, width
 
 
 class Geometry(NamedTuple):
@@ -97,7 +98,7 @@ def _resized_boxes(boxes: Any, geometry: Geometry, path: str) -> Any:
         boxes.unbind(-1), geometry.factor * 2, strict=True)], -1)
 
 
-def _holds(shape: Shape, geometry: Geometry) -> bool:
+def _holds(shape: Sequence[int], geometry: Geometry) -> bool:
     """Whether masks or maps of ``shape`` hold the content and at most the
     batch's padding. Some batch augments pad images only."""
     return all(low <= edge <= high for low, edge, high in zip(

@@ -97,19 +97,20 @@ class MultiScaleBatch(BaseTransform):
         if self.scale == self.base_scale:
             return results
         inputs, samples = results['inputs'], results.get('data_samples')
-        base_shape = tuple(inputs.shape[-2:])
+        base_shape = inputs.shape[-2], inputs.shape[-1]
         old = [base_shape if samples is None
                else content_shape(samples[i], base_shape)
                for i in range(len(inputs))]
-        new = [tuple(resized_edge(edge, self.scale, self.base_scale)
-                     for edge in shape) for shape in old]
+        new = [(resized_edge(height, self.scale, self.base_scale),
+                resized_edge(width, self.scale, self.base_scale))
+               for height, width in old]
         padded = padded_shape([max(edges) for edges in zip(*new, strict=True)],
                               self.size_divisor)
         if samples is not None:
             samples = [resized_sample(sample, Geometry(
-                *shapes, base_shape, padded, self.size_divisor,
-                self.seg_pad_value))
-                for sample, *shapes in zip(samples, old, new, strict=True)]
+                before, after, base_shape, padded, self.size_divisor,
+                self.seg_pad_value)) for sample, before, after
+                in zip(samples, old, new, strict=True)]
         results = {**results, 'inputs': self._resize(inputs, old, new, padded)}
         return results if samples is None else {**results,
                                                 'data_samples': samples}

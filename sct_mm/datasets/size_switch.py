@@ -87,8 +87,8 @@ class SizeSwitch:
             sized.append(SizedPipeline(
                 [part.pipeline, *(build(rescale_pipeline(pipeline, size))
                                   for size in self.sizes)], self.chosen))
-        for (part, _), pipeline in zip(self.parts, sized, strict=True):
-            part.pipeline = pipeline
+        for (part, _), switched in zip(self.parts, sized, strict=True):
+            part.pipeline = switched
         self._check_images()
 
     @contextmanager

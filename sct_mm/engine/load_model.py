@@ -41,7 +41,7 @@ def without_wrapper(state: dict) -> OrderedDict:
     weights = OrderedDict((name.removeprefix('module.'), value)
                           for name, value in state.items()
                           if name.startswith('module.') or not wrapped)
-    weights._metadata = getattr(state, '_metadata', {})
+    vars(weights)['_metadata'] = getattr(state, '_metadata', {})
     return weights
 
 

@@ -20,7 +20,7 @@ from ..utils.sizes import Sizes, expand_sizes
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model within the wrapper of several processes, if there is one."""
-    return model.module if is_model_wrapper(model) else model
+    return model.get_submodule('module') if is_model_wrapper(model) else model
 
 
 def scalar(value: Any) -> float | None:

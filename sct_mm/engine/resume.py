@@ -214,7 +214,7 @@ def on_main_process(function: Callable, *args):
 
     Without a process group every process calls it.
     """
-    answer = [None, None]
+    answer: list[Any] = [None, None]
     if is_main_process():
         try:
             answer[0] = function(*args)

@@ -23,7 +23,7 @@ _VIEW = ('indices', 'pipeline', 'lazy_init', 'serialize_data', 'max_refetch')
 class HeldOut(NamedTuple):
     """``images``, made by the test pipeline; whether the network was
     ``trained`` on them; ``source``, where they are from, in words."""
-    images: Dataset
+    images: Any  # a data set
     trained: bool
     source: str
 

@@ -107,6 +107,7 @@ def _onnx(graph: Graph, fuse: bool) -> bytes:
         graph.net, (graph.example, ), dynamo=True, verbose=False,
         input_names=['input'], output_names=graph.names, optimize=fuse,
         dynamic_shapes=(graph.dynamic(), ))
+    assert program is not None  # with dynamo=True
     program.model.metadata_props[_ABOUT] = json.dumps(graph.description)
     return program.model_proto.SerializeToString()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,7 +39,7 @@ class Part(nn.Module):
         softmax: whether a classifier gives scores in place of logits.
     """
 
-    def __init__(self, model: nn.Module, part: str, softmax: bool = False
+    def __init__(self, model: BaseModel, part: str, softmax: bool = False
                  ) -> None:
         super().__init__()
         self.model, self.part, self.softmax = model, part, softmax
@@ -111,8 +112,9 @@ def reparameterize(model: nn.Module) -> None:
     """Join the branches of layers that have a form for inference, in place:
     by mmpretrain's ``switch_to_deploy`` or timm's ``reparameterize_model``."""
     for child in model.children():
-        if hasattr(child, 'switch_to_deploy'):
-            child.switch_to_deploy()  # with the layers within
+        deploy = getattr(child, 'switch_to_deploy', None)
+        if deploy is not None:
+            deploy()  # with the layers within
         elif type(child).__module__.startswith('timm.'):
             from timm.utils.model import reparameterize_model
             reparameterize_model(child, inplace=True)
@@ -147,8 +149,8 @@ def relative_difference(got: Sequence[Tensor],
 
 
 @torch.no_grad()
-def deployed(net: nn.Module, x: Tensor, fuse: bool = True,
-             tolerance: float = 1e-4) -> tuple[nn.Module, str]:
+def deployed(net: Part, x: Tensor, fuse: bool = True,
+             tolerance: float = 1e-4) -> tuple[Part, str]:
     """A copy of ``net`` for inference, and a note if its norms cannot be
     fused into the convolutions.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class RealImages:
         groups = [samples, *([sample] for sample in samples[:_ALONE])]
         return [self._inputs(model, group) for group in groups]
 
-    def _inputs(self, model: nn.Module, samples: list) -> Tensor:
+    def _inputs(self, model: BaseModel, samples: list) -> Tensor:
         # A copy, since preprocessors change samples in place.
         data = self.loader.collate_fn(copy.deepcopy(samples))
         with torch.no_grad():

@@ -62,14 +62,13 @@ def check_thresholds(thresholds: float | Sequence[float],
         TypeError, ValueError: for a threshold that is not from 0 to 1.
         UserError: for another number of thresholds.
     """
-    if isinstance(thresholds, Real):
-        thresholds = [thresholds]
-    if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
+    given: Any = [thresholds] if isinstance(thresholds, Real) else thresholds
+    if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError('`thresholds` must be a number or a list of them, but '
                         f'got {thresholds!r}. Give e.g. 0.9.')
     hint = 'A confidence above it decides: 0 decides all, 1 none.'
     found = [check_number('thresholds', each, 0, hint, 1)
-             for each in thresholds]
+             for each in given]
     if len(found) == 1:
         found *= len(sizes) - 1
     if len(found) != len(sizes) - 1:
@@ -195,9 +194,9 @@ class Cascade(BaseModel):
         samples: list[Any] = [None] * len(inputs)
         sizes = torch.zeros(len(inputs), dtype=torch.long,
                             device=inputs.device)
-        scores = None
+        scores = inputs.new_zeros(len(inputs), 0)
         for size, chosen, outputs, found in self.decide(inputs, data_samples):
-            if scores is None:
+            if not scores.shape[1]:
                 scores = found.new_zeros(len(inputs), found.shape[1])
             sizes[chosen], scores[chosen] = size, found
             if mode == 'predict':

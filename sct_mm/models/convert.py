@@ -16,14 +16,15 @@ from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
 from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
 
 
-class _Activated:
+class _Activated(nn.Module):
     """Adds the dropout and the activation of timm's norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         for name in ('drop', 'act'):
-            if name in self._modules:
-                x = self._modules[name](x)
+            layer = self._modules.get(name)
+            if layer is not None:
+                x = layer(x)
         return x
 
 
@@ -38,10 +39,10 @@ class _Foreign(ScaleSpecificNorm):
         y = layer.forward(x)
         for name in self._buffers:
             given, left = row.get(name), layer._buffers[name]
-            if given is not None and left is not given:  # a norm may rebind
-                given.copy_(left)
-            elif name not in row:
+            if name not in row:
                 self._buffers[name] = left
+            elif left is not None and given is not None and left is not given:
+                given.copy_(left)  # a norm may rebind it
         return y
 
 
@@ -79,7 +80,7 @@ def _form_of(plain: type[_BatchNorm]) -> type[ScaleSpecificNorm]:
     """
     if plain in _FORMS:
         return _FORMS[plain]
-    base = next((b for b in plain.__mro__ if b in _FORMS), nn.BatchNorm2d)
+    base: Any = next((b for b in plain.__mro__ if b in _FORMS), nn.BatchNorm2d)
     activated = plain.__module__ == 'timm.layers.norm_act'
     same = plain.forward in (base.forward, _BatchNorm.forward)
     if base is nn.SyncBatchNorm:
@@ -87,7 +88,7 @@ def _form_of(plain: type[_BatchNorm]) -> type[ScaleSpecificNorm]:
             raise TypeError(f'`model` has a {plain.__name__}, which does more '
                             'than nn.SyncBatchNorm. Replace it by '
                             'nn.SyncBatchNorm, and what else it does, first.')
-        bases = (_FORMS[base], nn.BatchNorm2d, _BatchNorm)
+        bases: tuple[type, ...] = (_FORMS[base], nn.BatchNorm2d, _BatchNorm)
     else:
         bases = (ScaleSpecificNorm if same or activated else _Foreign, plain,
                  _BatchNorm)
@@ -188,11 +189,11 @@ def WithSSBN(model: dict | nn.Module,
     """
     scales = check_scales(scales)
     if isinstance(model, dict) and 'type' in model:
-        model = dict(model)
+        config = dict(model)
         if data_preprocessor is not None:
-            model.setdefault('data_preprocessor', data_preprocessor)
-        model = MODELS.build(model)
-    elif not isinstance(model, nn.Module) or data_preprocessor is not None:
+            config.setdefault('data_preprocessor', data_preprocessor)
+        return convert_to_ssbn(MODELS.build(config), scales)
+    if not isinstance(model, nn.Module) or data_preprocessor is not None:
         got = type(model).__name__
         raise TypeError('`model` of WithSSBN must be the config of a model, '
                         f'but got a {got}. Write model=_base_.model; a model '

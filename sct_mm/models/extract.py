@@ -80,18 +80,18 @@ def _plain_config(value: Any) -> Any:
         value = type(value)(value, type=_PLAIN_NAMES[name])
         value.pop('scales', None)
         return value
-    new = {key: _plain_config(item) for key, item in value.items()}
-    return (type(value)(new) if any(new[k] is not value[k] for k in new)
-            else value)
+    items = {key: _plain_config(item) for key, item in value.items()}
+    return (type(value)(items)
+            if any(items[k] is not value[k] for k in items) else value)
 
 
 def _own(layer: _BatchNorm, rows: ScaleSpecificNorm) -> _BatchNorm:
     """``layer`` with copies in place of its views of ``rows``."""
     for name, view in layer._parameters.items():
-        if view is not rows._parameters[name]:
+        if view is not None and view is not rows._parameters[name]:
             layer._parameters[name] = nn.Parameter(
                 view.detach().clone(), requires_grad=view.requires_grad)
-    for name, view in layer._buffers.items():
-        if view is not rows._buffers[name]:
-            layer._buffers[name] = view.clone()
+    for name, buffer in layer._buffers.items():
+        if buffer is not None and buffer is not rows._buffers[name]:
+            layer._buffers[name] = buffer.clone()
     return layer

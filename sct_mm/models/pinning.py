@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..utils.arguments import check_flag, check_int
-from .size_selection import Pin, preceding, ssbn_layers
+from .size_selection import Pin, ScaleSpecific, preceding, ssbn_layers
 
 _pinning = threading.Lock()
 
@@ -19,7 +19,7 @@ def _this_thread() -> int | None:
     return None if torch.compiler.is_compiling() else threading.get_ident()
 
 
-def _check_thread(layers: Sequence[nn.Module]) -> None:
+def _check_thread(layers: Sequence[ScaleSpecific]) -> None:
     """Refuse a pin while another thread has pinned the network: one of them
     would run at the size of the other. Python does not list the threads of
     autograd, which run layers again within the pin of their pass.
@@ -40,7 +40,7 @@ def _check_thread(layers: Sequence[nn.Module]) -> None:
                 'copy.deepcopy().')
 
 
-def check_size(layers: Sequence[nn.Module], size: int) -> int:
+def check_size(layers: Sequence[ScaleSpecific], size: int) -> int:
     """``size`` as an int. Outside of the scales of ``layers`` a warning names
     the scale whose rows serve it.
 
@@ -84,8 +84,8 @@ def set_scale(model: nn.Module,
     _set_pin(layers, size, record, edge)
 
 
-def _set_pin(layers: Sequence[nn.Module], size: int | None, record: bool,
-             edge: int | None, thread: int | None = None,
+def _set_pin(layers: Sequence[ScaleSpecific], size: int | None,
+             record: bool, edge: int | None, thread: int | None = None,
              freeze: bool = False) -> None:
     check_flag('record', record)
     check_flag('freeze', freeze)

@@ -12,8 +12,7 @@ from ..utils.arguments import check_int
 from .guards import check_own
 from .pinning import use_scale
 from .row_mix import STATISTICS
-from .size_selection import scales_of, ssbn_layers
-from .ssbn import ScaleSpecificNorm
+from .size_selection import ScaleSpecific, scales_of, ssbn_layers
 
 
 def add_scale(model: nn.Module, size: int) -> nn.Module:
@@ -47,7 +46,7 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _insert(layer: ScaleSpecificNorm, size: int) -> None:
+def _insert(layer: ScaleSpecific, size: int) -> None:
     row = layer.row_at(size)
     scales = tuple(sorted((*layer.scales, size), reverse=True))
     rows = [row if scale == size else layer.row(scale) for scale in scales]
@@ -56,7 +55,7 @@ def _insert(layer: ScaleSpecificNorm, size: int) -> None:
         value = getattr(layer, name)
         if value is None:
             continue
-        parts = [each[name] for each in rows]
+        parts = [part for each in rows if (part := each[name]) is not None]
         if isinstance(value, nn.Parameter):
             setattr(layer, name, nn.Parameter(
                 torch.cat(parts), requires_grad=value.requires_grad))
@@ -96,10 +95,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
                          'by add_scale() first.')
     # Layers without running statistics have nothing to estimate.
     layers = [layer for layer in layers if layer.running_mean is not None]
-    rows = [[layer.row(size)[name] for name in STATISTICS]
+    rows = [[tensor for name in STATISTICS
+             if (tensor := layer.row(size)[name]) is not None]
             for layer in layers]
     old = [torch.stack(row) for row in rows]
-    sums, images, seen = [0] * len(rows), 0, 0
+    sums = [torch.zeros_like(row, dtype=torch.double) for row in old]
+    images = seen = 0
     with _keeping_records(layers):
         try:
             with _estimating(model, layers):
@@ -110,7 +111,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
                     images, seen = images + count, seen + 1
         finally:
             _put(rows, old)
-        sums, images, seen = _over_processes(sums, old, images, seen)
+        sums, images, seen = _over_processes(sums, images, seen)
         if seen < 2:
             raise ValueError('Statistics need at least two batches, but got '
                              f'{seen}. Give more images, or smaller '
@@ -124,7 +125,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
 
 
 @contextmanager
-def _keeping_records(layers: Sequence[nn.Module]) -> Iterator[None]:
+def _keeping_records(layers: Sequence[ScaleSpecific]) -> Iterator[None]:
     """Restore the records of ``layers`` after an error."""
     before = [copy.deepcopy(layer.extents) for layer in layers]
     try:
@@ -143,7 +144,7 @@ def _put(rows: list[list[Tensor]], values: Sequence[Tensor]) -> None:
 
 @contextmanager
 def _estimating(model: nn.Module,
-                layers: Sequence[nn.Module]) -> Iterator[None]:
+                layers: Sequence[ScaleSpecific]) -> Iterator[None]:
     """Let the running statistics be those of the last batch alone."""
     before = [(m, m.training) for m in model.modules()]
     options = [(layer, layer.momentum, layer.num_batches_tracked)
@@ -189,17 +190,15 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
     return len(images)
 
 
-def _over_processes(sums: list, like: list[Tensor], images: int,
-                    seen: int) -> tuple[list, int, int]:
-    """Sums, images and batches of all processes; one without batches adds
-    0."""
+def _over_processes(sums: list[Tensor], images: int,
+                    seen: int) -> tuple[list[Tensor], int, int]:
+    """Sums, images and batches of all processes."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return sums, images, seen
-    device = like[0].device if like else 'cpu'
+    device = sums[0].device if sums else 'cpu'
     counts = torch.tensor([images, seen], device=device)
     dist.all_reduce(counts)
-    sums = [value.new_zeros(value.shape, dtype=torch.double) + total
-            for value, total in zip(like, sums, strict=True)]
     for total in sums:
         dist.all_reduce(total)
-    return sums, *counts.tolist()
+    images, seen = counts.tolist()
+    return sums, images, seen

@@ -75,7 +75,7 @@ def _replaced(value: Any, known: dict[int, tuple[Any, Any]],
     return known[id(value)][1]
 
 
-def _slots(pair: Pair) -> Iterator[tuple[str, Tensor, Tensor, dict]]:
+def _slots(pair: Pair) -> Iterator[tuple[str, Tensor | None, Tensor, dict]]:
     """(name, old tensor, new tensor, dict of the new one) of each tensor of a
     layer."""
     old, new = pair

@@ -9,11 +9,13 @@ deviations gave the same accuracy at sizes between the scales.
 """
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Row = dict[str, Tensor | None]
+Present = dict[str, Any]  # a Row, read only where it has a tensor
 AFFINE = ('weight', 'bias')
 STATISTICS = ('running_mean', 'running_var')
 COUNTER = 'num_batches_tracked'
@@ -39,7 +41,7 @@ def rows_serving(scales: Sequence[int],
     return ((scales[-1], 1.0), )
 
 
-def mixed(larger: Row, smaller: Row, share: float) -> Row:
+def mixed(larger: Row, smaller: Present, share: float) -> Row:
     """The mix of two rows, differentiable in weight and bias; its counter is
     that of the nearer row.
 
@@ -58,8 +60,8 @@ def mixed(larger: Row, smaller: Row, share: float) -> Row:
 
 
 @torch.no_grad()
-def spread(before: Row, after: Row, larger: Row, smaller: Row,
-           share: float) -> None:
+def spread(before: Present, after: Present, larger: Present,
+           smaller: Present, share: float) -> None:
     """Add to both rows, in place and by their shares, the change that a
     training step has made to the statistics of their mix.
 

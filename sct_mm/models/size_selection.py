@@ -12,13 +12,13 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import (
-    Any,
-    NamedTuple,
-)
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .row_mix import Row
 
 DEFAULT_SCALES = (224, 192, 160, 128)
 _LARGEST = 2**20
@@ -187,7 +187,7 @@ class Pin(NamedTuple):
     thread: int | None = None  # the one within use_scale()
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
-    row: dict[str, Tensor | None] | None = None  # at `size`, if frozen
+    row: Row | None = None  # at `size`, if frozen
 
 
 class _Pass(threading.local):
@@ -200,7 +200,7 @@ preceding = _Pass()
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
 
-class ScaleSpecific:
+class ScaleSpecific(_BatchNorm):
     """A layer with parameters for each scale: how it chooses its size. The
     base class of SSBN in all its forms."""
 
@@ -208,6 +208,9 @@ class ScaleSpecific:
     # What a layer has beside the norm that it stands in for.
     STATE = ('scales', 'pin', 'extents', '_unknown_extent')
     _unknown_extent: int | None = None  # the last one whose size is not known
+    # Methods of the subclass in ssbn.py, which imports this module.
+    row: Callable[[int], Row]
+    row_at: Callable[[float], Row]
 
     def start(self, scales: Sequence[int]) -> None:
         self.scales = check_scales(scales)
@@ -224,12 +227,13 @@ class ScaleSpecific:
         if neither is known. Pinned to a scale, the layer records the extent.
         """
         pin = self.pin
-        size: float | None = pin.size
-        if size is None:
+        if pin.size is None:
             size = self._size_of(extent_of(x))
-        elif (self.training or pin.record) and size in self.scales:
-            self.extents.add(size, round(extent_of(x) * pin.ratio),
-                             preceding.size is None)
+        else:
+            size = pin.size
+            if (self.training or pin.record) and size in self.scales:
+                self.extents.add(pin.size, round(extent_of(x) * pin.ratio),
+                                 preceding.size is None)
         preceding.size = size
         return size
 
@@ -251,7 +255,7 @@ class ScaleSpecific:
         if len(self.scales) == 1 or torch.compiler.is_compiling():
             return
         model, edge = outermost_call()
-        if model in _warned or model is self or edge in (
+        if model is None or model in _warned or model is self or edge in (
                 None, self.scales[0]):
             return
         _warned.add(model)
@@ -321,7 +325,7 @@ def outermost_call() -> tuple[nn.Module | None, int | None]:
     return model, edge
 
 
-def ssbn_layers(model: nn.Module) -> list[nn.Module]:
+def ssbn_layers(model: nn.Module) -> list[ScaleSpecific]:
     """All SSBN layers of ``model``, in the order of its modules.
 
     Raises:

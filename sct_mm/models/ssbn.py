@@ -16,6 +16,7 @@ from .row_mix import (
     AFFINE,
     COUNTER,
     STATISTICS,
+    Present,
     Row,
     mixed,
     rows_serving,
@@ -53,10 +54,10 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
         if self.training:
             if not self.track_running_stats:
                 mean = var = None
-            elif row[COUNTER] is not None:
-                row[COUNTER].add_(1)
+            elif (counter := row[COUNTER]) is not None:
+                counter.add_(1)
                 if factor is None:  # cumulative moving average
-                    factor = 1.0 / float(row[COUNTER])
+                    factor = 1.0 / float(counter)
         return self._normalize(x, mean, var, row['weight'], row['bias'],
                                self.training or mean is None, factor or 0.0)
 
@@ -66,8 +67,8 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
 
     def _train_between(self, x: Tensor, size: float) -> Tensor:
         """Normalise with a mix, and hand its statistics to both rows."""
-        (larger, share), (smaller, _) = rows_serving(self.scales, size)
-        larger, smaller = self.row(larger), self.row(smaller)
+        (upper, share), (lower, _) = rows_serving(self.scales, size)
+        larger, smaller = self.row(upper), self.row(lower)
         before = mixed(larger, smaller, share)
         after = {name: value if name in AFFINE or value is None
                  else value.clone() for name, value in before.items()}
@@ -115,12 +116,12 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
         """:meth:`row` at a scale, the mix of two between two scales, the row
         of the largest or smallest scale outside of them."""
         if size in self.scales:
-            return self.row(size)
-        (scale, share), *others = rows_serving(self.scales, size)
-        row = self.row(scale)
-        for smaller, _ in others:
-            row = mixed(row, self.row(smaller), share)
-        return row
+            return self.row(int(size))
+        serving = rows_serving(self.scales, size)
+        rows = [self.row(scale) for scale, _ in serving]
+        if len(rows) == 1:
+            return rows[0]
+        return mixed(rows[0], rows[1], serving[0][1])
 
     def __init__(self, num_features: int,
                  scales: Sequence[int] = DEFAULT_SCALES,
@@ -188,7 +189,7 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
 
     def _reset_statistics(self, scale: int) -> None:
         if self.track_running_stats:
-            row = self.row(scale)
+            row: Present = self.row(scale)
             row['running_mean'].zero_()
             row['running_var'].fill_(1)
             row[COUNTER].zero_()
@@ -217,8 +218,9 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
         layer = self.plain_type.__new__(self.plain_type)
         layer.__dict__ = {name: value for name, value in self.__dict__.items()
                           if name not in self.STATE}
-        layer._parameters = {name: row.get(name, value)
-                             for name, value in self._parameters.items()}
+        layer._parameters = {
+            name: row.get(name, value)  # type: ignore[misc]  # a view
+            for name, value in self._parameters.items()}
         layer._buffers = {name: row.get(name, value)
                           for name, value in self._buffers.items()}
         return layer
@@ -232,8 +234,8 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
-        own = {name: getattr(self, name)
-               for name in (*AFFINE, *STATISTICS, COUNTER)}
+        own = {name: tensor for name in (*AFFINE, *STATISTICS, COUNTER)
+               if (tensor := getattr(self, name)) is not None}
         state_dict = {**state_dict, **rows_of_checkpoint(
             state_dict, prefix, own, self.scales)}
         record = f'{prefix}_extra_state'
@@ -290,7 +292,8 @@ class SSBN(ScaleSpecificNorm, nn.BatchNorm2d, _BatchNorm):
             number of scales.
         RuntimeError: if the layer is exported, which would fix its scale.
     """
-    plain_type, dims = nn.BatchNorm2d, (4, )
+    plain_type = nn.BatchNorm2d
+    dims: tuple[int, ...] = (4, )
 
 
 @MODELS.register_module()
@@ -337,21 +340,20 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
 
 
 def rows_of_checkpoint(state_dict: dict, prefix: str,
-                       own: dict[str, Tensor | None],
+                       own: dict[str, Tensor],
                        scales: tuple[int, ...]) -> dict[str, Tensor]:
     """The tensors of a checkpoint for one layer, in the layer's shapes: those
     of plain BN, (C,), fill every row.
 
     Args:
         prefix: of the layer's keys in ``state_dict``.
-        own: {name: tensor of the layer, or None}.
+        own: {name: tensor of the layer}.
 
     Raises:
         ValueError: if the checkpoint has another number of scales.
     """
-    values = {name: state_dict[prefix + name] for name, tensor in own.items()
-              if tensor is not None
-              and isinstance(state_dict.get(prefix + name), Tensor)}
+    values = {name: state_dict[prefix + name] for name in own
+              if isinstance(state_dict.get(prefix + name), Tensor)}
     # Statistics of all scales have one dimension more than BN's. A weight is
     # flat in both: parameters without statistics count as those of all scales.
     in_rows = not {*STATISTICS, COUNTER} & set(values) or any(

@@ -68,7 +68,7 @@ def _knows_us(host: Callable) -> Callable:
                 f'{cfg_path!r}. They are in {shipped("configs")}.')
         return path, None
 
-    get_cfg_path.knows_us = True
+    vars(get_cfg_path)['knows_us'] = True
     return get_cfg_path
 
 

@@ -72,7 +72,8 @@ def allow_checkpoint_types() -> None:
     torch.serialization.add_safe_globals([
         HistoryBuffer, MessageHub, np.ndarray, np.dtype, slice,
         (_function_of, 'builtins.getattr'),
-        (_ONE_CYCLE_OWNER, f'{_ONE_CYCLE.__module__}.{_ONE_CYCLE.__name__}'),
+        (_ONE_CYCLE_OWNER,  # type: ignore[list-item]  # any object may be one
+         f'{_ONE_CYCLE.__module__}.{_ONE_CYCLE.__name__}'),
         *((f, f'numpy.{core}.multiarray.{name}')
           for f, name in names for core in ('core', '_core')),
         *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'},
@@ -161,7 +162,7 @@ def _guarded(loader: Callable) -> Callable:
             raise refusal
         return without_code(checkpoint)
 
-    load.guarded = True
+    vars(load)['guarded'] = True
     return load
 
 
@@ -212,7 +213,8 @@ def registered_only() -> Iterator[None]:
     Raises:
         UserError: if another ``type`` was named.
     """
-    refused, own = [], threading.get_ident()
+    refused: list[str] = []
+    own = threading.get_ident()
 
     def get_registered(name: str) -> Any:
         if threading.get_ident() != own:

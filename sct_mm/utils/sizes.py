@@ -24,7 +24,7 @@ def expand_sizes(sizes: Sizes, name: str = 'sizes') -> tuple[int, ...]:
     items = [sizes] if isinstance(sizes, str) else sizes
     if not isinstance(items, (list, tuple, range)) or not items:
         raise _no_sizes(sizes, name)
-    found = set()
+    found: set[int] = set()
     for item in items:
         if isinstance(item, str):
             found.update(_sizes_of(item, name))

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...models.pinning import use_scale
+from ...models.row_mix import Present
 from ...models.size_selection import ScaleSpecific, ssbn_layers
 from .first_look import evaluating, leaves
 from .logits import HeadLogits, Logits, makers_of_logits
@@ -71,8 +72,8 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
                          f'of {type(model).__name__} requires gradients. Set '
                          'frozen_stages=-1 and requires_grad=True in its '
                          'norm_cfg.')
-    rows = [layer.row(scales[0]) for layer in norms
-            if layer.running_mean is not None]
+    rows: list[Present] = [layer.row(scales[0]) for layer in norms
+                           if layer.running_mean is not None]
     if rows and all((row['running_mean'] == 0).all()
                     and (row['running_var'] == 1).all() for row in rows):
         raise ValueError('`adapt` keeps what a trained network answers at '

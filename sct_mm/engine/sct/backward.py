@@ -166,4 +166,5 @@ class PerScaleBackward:
                                "backward='joint'.")
 
 
-BACKWARDS = dict(joint=JointBackward, per_scale=PerScaleBackward)
+BACKWARDS: dict[str, type[JointBackward] | type[PerScaleBackward]] = dict(
+    joint=JointBackward, per_scale=PerScaleBackward)

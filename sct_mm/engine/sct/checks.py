@@ -2,7 +2,7 @@
 trains: scales that fit, and normalization that serves them."""
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mmengine.logging import print_log
 from torch import nn
@@ -32,7 +32,8 @@ def resolve_scales(model: nn.Module,
         raise RuntimeError(SYNC_BN)
     built = scales_of(model)
     wanted = None if wanted is None else check_scales(wanted)
-    if built is None and wanted is None:
+    found = built or wanted
+    if found is None:
         raise ValueError('`SCTLossHook` takes its scales from SSBN layers, '
                          f'but {type(model).__name__} has none. Set '
                          "norm_cfg=dict(type='SSBN'), or give the hook "
@@ -45,7 +46,7 @@ def resolve_scales(model: nn.Module,
         print_log('SCTLossHook: the model has no SSBN, so all scales '
                   f'{wanted} share their normalization.', 'current',
                   logging.WARNING)
-    return built or wanted
+    return found
 
 
 def check_pipeline(loader: dict | None, base: int) -> None:
@@ -80,8 +81,8 @@ def check_model(model: nn.Module, hook_type: type) -> None:
     """
     owners = [getattr(hook, '__self__', None)
               for hook in model._forward_pre_hooks.values()]
-    if any(isinstance(owner, hook_type) and owner.model is model
-           for owner in owners):
+    if any(isinstance(owner, hook_type)
+           and getattr(owner, 'model', None) is model for owner in owners):
         raise RuntimeError(f'{type(model).__name__} has a '
                            f'{hook_type.__name__} already. Remove one from '
                            '`custom_hooks`, or call detach() of the one that '
@@ -143,7 +144,7 @@ def warn_of_lost_defaults(model: nn.Module) -> None:
                     'model=...).', 'current', logging.WARNING)
 
 
-def warn_if_frozen(norms: nn.ModuleList) -> None:
+def warn_if_frozen(norms: Collection[ScaleSpecific]) -> None:
     """Warn where no scale can get statistics of its own: every SSBN layer is
     in evaluation mode (``norm_eval``, ``frozen_stages``), and the statistics
     of all scales are the same."""

@@ -2,6 +2,8 @@
 in RS-Nets."""
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -257,10 +259,10 @@ class DistillTeacher:
         if not teachers or not self._logits.get(p.scale):
             return None
         scales = sum(other.weight > 0 for other in self._passes)
-        return self._distill.weight * 2 / (scales + 1) * sum(
+        return self._distill.weight * 2 / (scales + 1) * reduce(add, (
             self._head.divergence(teacher, self._logits[p.scale],
                                   self._distill.temperature)
-            for teacher in teachers)
+            for teacher in teachers))
 
     def _vector(self) -> Tensor:
         """The entries of the scales that have run."""

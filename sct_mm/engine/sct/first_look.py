@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
+from ...models.size_selection import ScaleSpecific
 from .monitor import named
 
 
@@ -48,8 +49,8 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer  # it may have been replaced
 
 
-def unrecorded(norms: Iterable[nn.Module],
-               scales: Sequence[int]) -> list[int]:
+def unrecorded(norms: Iterable[ScaleSpecific],
+               scales: Iterable[int]) -> list[int]:
     """Those of ``scales`` at which no layer of ``norms`` has seen an input."""
     norms = list(norms)
     return [scale for scale in scales if norms and not any(

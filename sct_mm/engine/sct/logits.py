@@ -2,7 +2,8 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -174,7 +175,7 @@ class HeadLogits:
         """The logits in what the model returns with ``mode='tensor'``; {} if
         it is something else."""
         if isinstance(output, dict):  # of tasks
-            flat = {}
+            flat: dict[str, Any] = {}
             for name in self._sigmoid:
                 flat[name] = output
                 for task in name.split('.')[1:]:
@@ -188,9 +189,9 @@ class HeadLogits:
     def divergence(self, teacher: Logits, student: Logits,
                    temperature: float = 1.0) -> Tensor:
         """The sum of :func:`distillation_loss` over the parts."""
-        return sum(distillation_loss(
+        return reduce(add, (distillation_loss(
             teacher[part], student[part], temperature,
-            self._sigmoid[part.rpartition('/')[0]]) for part in student)
+            self._sigmoid[part.rpartition('/')[0]]) for part in student))
 
     def cross_entropy(self, logits: Logits, targets: list[Tensor]) -> Tensor:
         """The sum over the parts, of their softmax or sigmoid.
@@ -199,14 +200,14 @@ class HeadLogits:
             targets: of each image, its labels (L,), of which a softmax has
                 one, or scores (C,).
         """
-        total = 0.
+        losses = []
         for part, values in logits.items():
             each = [target.to(values.device) for target in targets]
             soft = each[0].is_floating_point()
             if not self._sigmoid[part.rpartition('/')[0]]:
-                total = total + F.cross_entropy(values, (
+                losses.append(F.cross_entropy(values, (
                     torch.stack(each).to(values.dtype) if soft
-                    else torch.cat(each)))
+                    else torch.cat(each))))
                 continue
             binary = values.shape[1] == 1 and not names_labels(
                 self._makers.get(part.rpartition('/')[0]))
@@ -214,9 +215,9 @@ class HeadLogits:
                 target.to(row.dtype) if soft or binary else
                 torch.zeros_like(row).index_fill(0, target[target >= 0], 1)
                 for target, row in zip(each, values, strict=True)])
-            total = total + F.binary_cross_entropy_with_logits(
-                values, scores, reduction='sum') / len(values)
-        return total
+            losses.append(F.binary_cross_entropy_with_logits(
+                values, scores, reduction='sum') / len(values))
+        return reduce(add, losses)
 
     def _checked(self, outputs: dict[str, Any]) -> Logits:
         """{maker/number: logits}, of a head that returns several (Conformer)

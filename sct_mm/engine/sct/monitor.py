@@ -31,7 +31,8 @@ def logged(scale: int, log_vars: dict[str, Tensor]) -> dict[str, Tensor]:
             for name, value in log_vars.items()}
 
 
-def joined(passes: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
+def joined(passes: list[tuple[float, dict[str, Tensor]]]
+           ) -> dict[str, Tensor | float]:
     """The values of several passes by name; of passes that log under one
     name, as at sizes nearest to one scale, the mean by their weights.
 
@@ -45,7 +46,7 @@ def joined(passes: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
     return {name: _mean(values) for name, values in found.items()}
 
 
-def _mean(values: list[tuple[float, Tensor]]) -> Tensor:
+def _mean(values: list[tuple[float, Tensor]]) -> Tensor | float:
     if len(values) == 1:
         return values[0][1]
     total = sum(weight for weight, _ in values)

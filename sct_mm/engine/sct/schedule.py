@@ -35,7 +35,8 @@ class Schedule(NamedTuple):
     The fields without a comment are arguments of ``SCTLossHook``.
     """
     weights: dict[int, float]  # {scale: lambda_s}, from the largest down
-    count: int  # scales a step, the base included even if it does not train
+    # Scales a step, the base included even if it does not train.
+    count: int  # type: ignore[assignment]  # hides tuple.count()
     seed: int = 0
     partition: bool = False
     between: float = 0.0
@@ -76,8 +77,9 @@ class Schedule(NamedTuple):
                 drawn_by, self.count, self.seed, step)})
         shares: dict[int, slice | None] = dict.fromkeys(weights)
         if self.partition:
-            shares = shares_of_step(images, weights, step)
-            weights = weights_of_shares(shares, sum(weights.values()))
+            parts = shares_of_step(images, weights, step)
+            weights = weights_of_shares(parts, sum(weights.values()))
+            shares = {**parts}
         sizes = sizes_of_step(tuple(self.weights), self.between, self.divisor,
                               self.seed, step)
         return [Pass(scale, sizes[scale], weights[scale], share)
@@ -363,7 +365,7 @@ def check_shares(images: int, weights: dict[int, float]) -> None:
         ValueError: if that of one is less than two images: batches would
             leave it out.
     """
-    smallest = min(weights, key=weights.get)
+    smallest = min(weights, key=weights.__getitem__)
     part = max(weights[smallest] / sum(weights.values()), 1e-9)
     if images * part < 2 - 1e-6:
         raise ValueError(f'partition=True gives scale {smallest} a share of '

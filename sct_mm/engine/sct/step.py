@@ -69,17 +69,16 @@ class SCTStep:
         self._passes: list[Pass] = []
         self._parts: dict[int, dict] = {}  # {scale: batch} still to run
         self._during = ExitStack()  # the teacher's context
-        self._pin: OpenPin | None = None  # opens that of the model's own pass
+        self._pin: OpenPin = nullcontext  # opens that of the model's own pass
         # Contexts of the model's own pass and of the calls within it.
         self._calls: list[AbstractContextManager] = []
         self._thread = 0  # that runs it
         self._busy = False  # whether a pass that is started here runs
         # Under torch.compile the passes are compiled, not what joins them.
-        self._losses_of_step = torch.compiler.disable(
-            self._losses_of_step, recursive=False)
-        for name in ('_take', '_start', '_nest', '_leave', '_is_elsewhere',
-                     'close'):
-            setattr(self, name, torch.compiler.disable(getattr(self, name)))
+        for name in ('_losses_of_step', '_take', '_start', '_nest', '_leave',
+                     '_is_elsewhere', 'close'):
+            setattr(self, name, torch.compiler.disable(
+                getattr(self, name), recursive=name != '_losses_of_step'))
 
     def begin(self, number: int) -> None:
         """Say which step the next passes belong to; sharpness-aware
@@ -247,10 +246,11 @@ class SCTStep:
     def _look(self, batch: dict) -> None:
         """Look at the layers in the first step, and let them see the scales
         that no pass of it runs at."""
-        warn_if_frozen(self._norms)
+        norms = ssbn_layers(self._norms)
+        warn_if_frozen(norms)
         ran = {p.size for p in self._passes}
         record(self.model, self._norms, batch, self._resize, [
-            s for s in unrecorded(self._norms, self.schedule.weights)
+            s for s in unrecorded(norms, self.schedule.weights)
             if s not in ran])
 
     def _pin_of(self, p: Pass, part: dict) -> OpenPin:
@@ -309,10 +309,10 @@ def check_images(batch: dict, base: int) -> None:
             ones are narrower than the nominal scale.
     """
     check_batch(batch)
-    inputs, samples = batch['inputs'], batch.get('data_samples')
+    inputs = batch['inputs']
+    samples: Sequence[Any] = batch.get('data_samples') or ()
     edge = min(inputs.shape[-2:])
-    padded = (samples is not None and len(samples) > 0
-              and is_padded(samples[0]))
+    padded = len(samples) > 0 and is_padded(samples[0])
     if padded:
         edge = max(min(content_shape(sample, inputs.shape[-2:]))
                    for sample in samples)

@@ -79,10 +79,11 @@ def parsed(model: nn.Module, losses: Any) -> tuple[Tensor, dict[str, Tensor]]:
             f"{type(model).__name__} must return with mode='loss' a "
             f"dict with a key that contains 'loss', but got {got}. Name "
             'what is minimised so.')
-    if not hasattr(model, 'parse_losses'):
+    parse = getattr(model, 'parse_losses', None)
+    if parse is None:
         raise TypeError(
             f'{type(model).__name__} must be a BaseModel of '
             'mmengine, whose parse_losses() adds up what it returns, but '
             'has none. Derive it from BaseModel, or attach the hook to '
             'the `module` within a wrapper.')
-    return model.parse_losses(losses)
+    return parse(losses)
