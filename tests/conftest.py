@@ -10,6 +10,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+import sct_mm  # noqa: F401  (with it torch reads mmengine's checkpoints)
+
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 os.environ.setdefault('MPLBACKEND', 'Agg')
 SCALES = (16, 12, 8)
