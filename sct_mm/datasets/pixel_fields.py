@@ -1,7 +1,7 @@
 """Decide, by name and dimensions, whether a field may carry pixels.
 
-Such a field must follow its image to another size: ``data_samples.py`` resizes
-those it knows, the others are refused.
+Such a field must follow its image to another size: ``sample_fields.py`` has a
+function for those that are known, the others are refused.
 """
 import re
 from collections.abc import Sequence
@@ -84,9 +84,10 @@ def refuse(value: Any, path: str) -> None:
     what = (type(value).__name__ if shape is None
             else f'shape {tuple(shape)}')
     raise TypeError('`MultiScaleBatch` knows labels, scores, boxes, masks and '
-                    f'semantic maps, but got `{path}` of {what}, which may '
-                    'carry pixels or coordinates. Remove the field from the '
-                    'pipeline.')
+                    f'maps of the hosts, but got `{path}` of {what}, which '
+                    'may carry pixels or coordinates. Remove the field from '
+                    'the pipeline, or register a function that resizes it '
+                    '(docs/batches.md).')
 
 
 def check_plain(value: Any, path: str) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..datasets.batch_forms import views_of
 from ..utils.arguments import check_int
 from .guards import check_own
 from .pinning import use_scale
@@ -165,18 +166,22 @@ def _estimating(model: nn.Module,
 
 def _forward(model: nn.Module, batch: Any, size: int) -> int:
     """Run ``model`` on a batch and return its number of images."""
-    images = batch
+    views: list[Any] = [batch]
     if isinstance(batch, dict):
-        images = batch.get('inputs')
+        views = views_of({'inputs': None, **batch}) or [None]
     elif isinstance(batch, (list, tuple)) and batch:
-        images = batch[0]
-    if not isinstance(images, Tensor) or not images.is_floating_point():
+        views = [batch[0]]
+    images = views[0]
+    if not all(isinstance(view, Tensor) and view.is_floating_point()
+               for view in views):
         raise TypeError(
             '`batches` must be floating point tensors (N, C, H, W), or dicts '
             'with such `inputs`, but got a '
             f'{getattr(images, "dtype", type(images).__name__)}. Take '
             'what model.data_preprocessor() makes of a host\'s batch.')
-    edge = min(images.shape[-2:]) if images.dim() > 3 else size
+    edge = size
+    if images.dim() > 3:
+        edge = max(min(view.shape[-2:]) for view in views)
     if edge != size and not isinstance(batch, dict):
         raise ValueError(f'`batches` must be images of {size} pixels, whose '
                          f'rows they are for, but got shape '

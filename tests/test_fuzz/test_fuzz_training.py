@@ -46,17 +46,18 @@ def test_a_batch_is_resized_or_refused(options, batch):
     assert unchanged()
     if result is None or transform.scale == transform.base_scale:
         return
-    inputs, factor = result['inputs'], transform.scale / transform.base_scale
-    assert inputs.dtype == made['inputs'].dtype and inputs.isfinite().all()
-    assert len(inputs) == len(made['inputs'])
-    if kind in ('plain', 'boxes') and batch['form'] != 'odd inputs':
-        shape = [max(int(edge * factor + 0.5), 1) for edge in size]
-        content = inputs[..., :shape[0], :shape[1]]
-        assert [-(-edge // transform.size_divisor) * transform.size_divisor
-                for edge in shape] == list(inputs.shape[-2:])
-        if transform.antialias and inputs.dtype == torch.float32:
-            torch.testing.assert_close(content, tv.resize(
-                made['inputs'], shape, antialias=True))
+    factor = transform.scale / transform.base_scale
+    shape = [max(int(edge * factor + 0.5), 1) for edge in size]
+    for inputs, before in zip(views(result), views(made), strict=True):
+        assert inputs.dtype == before.dtype and inputs.isfinite().all()
+        assert len(inputs) == len(before)
+        if kind in ('plain', 'boxes') and batch['form'] != 'odd inputs':
+            content = inputs[..., :shape[0], :shape[1]]
+            assert [-(-edge // transform.size_divisor) * transform.size_divisor
+                    for edge in shape] == list(inputs.shape[-2:])
+            if transform.antialias and inputs.dtype == torch.float32:
+                torch.testing.assert_close(content, tv.resize(
+                    before, shape, antialias=True))
     samples = result.get('data_samples')
     if kind == 'boxes' and samples and len(samples) == n:
         old, new = (s[-1].gt_instances.bboxes for s in (
@@ -67,9 +68,17 @@ def test_a_batch_is_resized_or_refused(options, batch):
             rtol=1e-3, atol=1e-3)
 
 
+def views(batch):
+    inputs = batch['inputs']
+    return inputs if isinstance(inputs, list) else [inputs]
+
+
 def by_hand(model, batch, weights):
     """The gradients of the weighted losses, scale by scale."""
-    inputs = batch['inputs'].detach()
+    inputs = batch['inputs']
+    if isinstance(inputs, list):  # which the network does not take
+        return model(inputs, batch.get('data_samples'), 'loss')
+    inputs = inputs.detach()
     shape = inputs.shape[-2:]
     for scale, weight in weights.items():
         sizes = [int(edge * scale / 16 + 0.5) for edge in shape]
