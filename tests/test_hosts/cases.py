@@ -20,6 +20,8 @@ LENGTHS = ('scale', 'scales', 'crop_size', 'size', 'input_size',
            'heatmap_size', 'img_scale', 'img_size', 'stride', 'img_shape', 'border')
 # They need albumentations, which is not installed, or change nothing here.
 LEFT_OUT = ('mmdet.Albu', )
+# {type of a `norm_cfg`: that of SSBN}
+SSBN_OF = dict(BN='SSBN', BN2d='SSBN', SyncBN='SyncSSBN', BN3d='SSBN3d')
 
 
 class Case(NamedTuple):
@@ -46,18 +48,25 @@ class Case(NamedTuple):
 
 
 SEG = dict(ratio=1 / 8, scales=(64, 48, 32))
-POSE = dict(ratio=1 / 2, scales=(96, 48))
+POSE = dict(ratio=1, scales=(192, 96))
 VIDEO = dict(ratio=1 / 4, scales=(56, 48, 40))
 YOLO = dict(ratio=1 / 5, scales=(128, 96, 64))
 ROTATED = dict(ratio=1 / 8, scales=(128, 96, 64))
 SELF = dict(ratio=2 / 7, scales=(64, 48, 32))
-# A batch that is resized again has no size that a pipeline sets.
-NO_BATCH_RESIZE = {'model.data_preprocessor.batch_augments': None}
+# As shipped, it resizes each batch to a size from 480 to 800 pixels; without
+# it, mmyolo's YOLOX feeds bytes to its network.
+ONE_SIZE = {'model.data_preprocessor.batch_augments': [dict(
+    type='YOLOXBatchSyncRandomResize', random_size_range=(128, 128),
+    size_divisor=32)]}
 DEPTH_18 = {'model.backbone.depth': 18,
             'model.neck.in_channels': [64, 128, 256, 512]}
+FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,
+                 'model.train_cfg.rpn_proposal.max_per_img': 50,
+                 'model.test_cfg.rpn.nms_pre': 100,
+                 'model.test_cfg.rpn.max_per_img': 50}
 
-# Without configs whose losses have operators for CUDA only (rotated FCOS and
-# RTMDet with the rotated IoU), or whose heads are fixed to one size (SimCC).
+# Without configs whose losses have operators for CUDA only (rotated FCOS,
+# ATSS and RTMDet with the rotated IoU), or whose heads are fixed to one size (SimCC).
 CASES = tuple(itertools.starmap(
     lambda host, path, options, changes=None: Case(
         f'{host}::{path}.py', **options, changes=changes or {}), (
@@ -90,21 +99,22 @@ CASES = tuple(itertools.starmap(
         ('mmyolo', 'yolov5/yolov5_n-v61_syncbn_fast_8xb16-300e_coco', YOLO),
         ('mmyolo', 'yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco', YOLO),
         ('mmyolo', 'yolox/yolox_tiny_fast_8xb8-300e_coco', YOLO,
-         NO_BATCH_RESIZE),
+         ONE_SIZE),
         ('mmyolo', 'rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco', YOLO),
         ('mmrotate', 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_'
          '1x_dota', ROTATED, DEPTH_18),
         ('mmrotate', 'rotated_fcos/rotated-fcos-hbox-le90_r50_fpn_1x_dota',
          ROTATED, DEPTH_18),
         ('mmrotate', 'oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota',
-         ROTATED, DEPTH_18),
-        ('mmrotate', 'rotated_atss/rotated-atss-le90_r50_fpn_1x_dota',
-         ROTATED, DEPTH_18),
+         ROTATED, dict(DEPTH_18, **FEW_PROPOSALS)),
+        ('mmrotate', 's2anet/s2anet-le90_r50_fpn_1x_dota', ROTATED, DEPTH_18),
         ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k',
          SELF),
         ('mmpretrain', 'byol/byol_resnet50_16xb256-coslr-200e_in1k', SELF),
         ('mmpretrain', 'barlowtwins/barlowtwins_resnet50_8xb256-coslr-300e_'
-         'in1k', SELF),
+         'in1k', SELF, {'model.neck.hid_channels': 256,
+                        'model.neck.out_channels': 256,
+                        'model.head.in_channels': 256}),
         ('mmpretrain', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k',
          SELF),
         ('mmpretrain', 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k', SELF),
@@ -256,8 +266,8 @@ def with_norm_cfg(model: dict, scales: tuple[int, ...]) -> dict:
 
     def change(node: dict) -> None:
         kind = (node.get('norm_cfg') or {}).get('type')
-        if kind in ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN'):
-            node['norm_cfg'] = dict(node['norm_cfg'], type='SSBN',
+        if kind in SSBN_OF:
+            node['norm_cfg'] = dict(node['norm_cfg'], type=SSBN_OF[kind],
                                     scales=scales)
 
     walk(model, change)
