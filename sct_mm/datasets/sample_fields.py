@@ -339,7 +339,9 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
         'gt_panoptic_seg.pan_seg': _map},
     'SegDataSample': {  # mmseg: the shape of the batch
         'pad_shape': lambda value, geometry: geometry.padded},
-    'ActionDataSample': {'proposals.bboxes': _boxes},  # mmaction2
+    'ActionDataSample': {  # mmaction2; AVA has several labels an instance
+        'proposals.bboxes': _boxes,
+        'gt_instances.labels': unchanged},
     'PoseDataSample': {  # mmpose: instances in pixels of the original image
         'gt_instances.*': unchanged,
         'gt_instances.transformed_keypoints': _points,
