@@ -44,3 +44,11 @@ def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
                          'a config with a `pipeline`, or wrap such ones, but '
                          f'got {type_name(inner) or type(config).__name__}. '
                          'Set its `pipeline`.')
+
+
+def host_model(model: dict) -> dict:
+    """The config of the host's model, which ``WithSSBN`` wraps."""
+    while type_name(model) == 'WithSSBN' and isinstance(model.get('model'),
+                                                        dict):
+        model = model['model']
+    return model
