@@ -42,7 +42,7 @@ from ..utils.config import (
     scales_settings,
     set_loader_defaults,
 )
-from ..utils.config_walk import pipeline_of
+from ..utils.config_walk import train_pipelines
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -206,8 +206,9 @@ def train_base(cfg: Config, scale: int) -> BaseSize:
         scale: the edge in pixels of training images whose size the config
             does not show.
     """
-    made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
-    return base_size(cfg, made[:1] or (scale, ))
+    made = [size for pipeline in train_pipelines(cfg.train_dataloader)
+            for size in train_sizes(pipeline)]
+    return base_size(cfg, (max(made, default=scale), ))
 
 
 def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,

@@ -46,7 +46,7 @@ from ..utils.config import (
     load_config,
     set_loader_defaults,
 )
-from ..utils.config_walk import pipeline_of, type_name
+from ..utils.config_walk import train_pipelines, type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -312,8 +312,9 @@ def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
     for hook in cfg.get('custom_hooks') or ():
         if isinstance(hook, dict) and type_name(hook) == 'SCTLossHook':
             scales = hook.get('scales')
-    return tuple(scales or train_sizes(
-        pipeline_of(cfg.get('train_dataloader') or {}) or []))
+    return tuple(scales or dict.fromkeys(
+        size for pipeline in train_pipelines(cfg.get('train_dataloader') or {})
+        for size in train_sizes(pipeline)))
 
 
 def serving_scales(model: nn.Module, at: int) -> list[int] | None:

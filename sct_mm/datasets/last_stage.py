@@ -84,7 +84,7 @@ def last_stage(cfg: dict) -> tuple[dict, list[str]]:
     Returns:
         A copy of the config of the data set, and the names.
     """
-    dataset = copy.deepcopy(cfg['train_dataloader']['dataset'])
+    dataset = copy.deepcopy(cfg['train_dataloader'].get('dataset'))
     hooks = [hook for hook in cfg.get('custom_hooks') or ()
              if isinstance(hook, dict)]
     skipped = tuple(name for hook in hooks

@@ -1,10 +1,10 @@
 """Read from a pipeline the size of its images, and rewrite it for another."""
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..utils.config_walk import type_name
-from .size_transforms import SETTERS, edges_of, paths_in
+from .size_transforms import SETTERS, edges_of, paths_in, size_in
 
 _ASK = ('Resize the images in the pipeline, e.g. by dict(type=\'Resize\', '
         'scale=224), or name their shorter edge in pixels by test_base=... '
@@ -13,11 +13,6 @@ _ASK = ('Resize the images in the pipeline, e.g. by dict(type=\'Resize\', '
 
 # BatchShapePolicy adds half a multiple of 32, and rounds up to the next.
 _LETTERBOX = 65
-
-
-def _last_size(way: Sequence[dict]) -> Any:
-    """The argument that holds the size of the images behind ``way``."""
-    return way[-1][SETTERS[type_name(way[-1])].key]
 
 
 def sized_part(way: Sequence[dict]) -> list[dict]:
@@ -29,7 +24,7 @@ def sized_part(way: Sequence[dict]) -> list[dict]:
     last = None
     for transform in reversed(way):
         setter = SETTERS[type_name(transform)]
-        nominal = min(edges_of(transform[setter.key]))
+        nominal = min(edges_of(size_in(transform)))
         if last is not None and (setter.cuts or nominal != last):
             break
         part.append(transform)
@@ -46,7 +41,7 @@ def nominal_size(pipeline: list[dict]) -> int:
             pipeline set two.
     """
     ways = [way for way in paths_in(pipeline) if way]
-    found = {int(min(edges_of(_last_size(way)))) for way in ways}
+    found = {int(min(edges_of(size_in(way[-1])))) for way in ways}
     if len(found) == 1:
         return found.pop()
     if found:
@@ -77,7 +72,7 @@ def limits_of(pipeline: list[dict]) -> Limits | None:
     if not ways:
         return None
     last = ways[0][-1]
-    edges = edges_of(_last_size(ways[0]))
+    edges = edges_of(size_in(last))
     divisors = [t['size_divisor'] for t in pipeline
                 if isinstance(t, dict) and t.get('size_divisor')]
     if type_name(last) == 'LetterResize':  # mmyolo's batches add a half
@@ -102,8 +97,7 @@ def keeps_ratio(pipeline: list[dict]) -> bool:
 def _random_sizes(transform: dict) -> list[float]:
     """The sizes in pixels, or the ends of their range, that a transform draws
     from."""
-    name = type_name(transform)
-    value = transform[SETTERS[name].key]
+    name, value = type_name(transform), size_in(transform)
     pairs = (isinstance(value, (list, tuple)) and len(value) > 0
              and isinstance(value[0], (list, tuple)))
     # mmcv's RandomChoiceResize takes a list of sizes, or one tuple.
@@ -177,16 +171,17 @@ def _rescale(transform: dict, ratio: float) -> None:
         return round(edge * ratio) if whole else edge
 
     setter = SETTERS[type_name(transform)]
-    value = transform[setter.key]
-    transform[setter.key] = (scaled(value) if isinstance(value, (int, float))
-                             else tuple(map(scaled, value)))
+    value = size_in(transform)
+    transform[setter.key_in(transform)] = (
+        scaled(value) if isinstance(value, (int, float))
+        else tuple(map(scaled, value)))
     for name, default in setter.also:
         value = transform.get(name, default)
         if value:
             transform[name] = scaled(value)
     if transform.get('max_size'):  # torchvision's must be above `size`
         transform['max_size'] = max(
-            transform['max_size'], min(edges_of(transform[setter.key])) + 1)
+            transform['max_size'], min(edges_of(size_in(transform))) + 1)
 
 
 def _resized_first(pipeline: list[dict], ratio: float) -> list[dict]:

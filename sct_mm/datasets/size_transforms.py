@@ -10,15 +10,20 @@ class Setter(NamedTuple):
     """How a transform holds a size.
 
     Attributes:
-        key: the argument with the size in pixels.
+        key: the argument with the size in pixels, by the host's name.
         cuts: whether it cuts or pads, so that objects keep their size.
         also: further arguments in pixels, with their defaults.
         trains: whether it is for training only.
+        other: the argument's name in another host.
     """
     key: str
     cuts: bool = False
     also: tuple[tuple[str, float | None], ...] = ()
     trains: bool = False
+    other: str = ''
+
+    def key_in(self, transform: dict) -> str:
+        return (self.other if self.other in transform else self.key)
 
 
 SETTERS = {
@@ -31,7 +36,8 @@ SETTERS = {
     # mmpretrain
     'ResizeEdge': Setter('scale'),
     'RandomResizedCrop': Setter('scale', trains=True),
-    'RandomCrop': Setter('crop_size', cuts=True, trains=True),
+    'RandomCrop': Setter('crop_size', cuts=True, trains=True,
+                         other='size'),  # of mmaction2
     'EfficientNetCenterCrop': Setter('crop_size', also=(
         ('crop_padding', 32), )),
     'EfficientNetRandomCrop': Setter('scale', trains=True),
@@ -77,9 +83,14 @@ def setter_of(transform: Any, trains: bool = False) -> Setter | None:
         return None
     setter = SETTERS.get(type_name(transform))
     if setter is None or setter.trains > trains or (
-            transform.get(setter.key) is None):
+            transform.get(setter.key_in(transform)) is None):
         return None
     return setter
+
+
+def size_in(transform: dict) -> Any:
+    """The size that ``transform`` holds, in the form of its host."""
+    return transform[SETTERS[type_name(transform)].key_in(transform)]
 
 
 def paths_in(pipeline: Sequence, trains: bool = False) -> list[list[dict]]:

@@ -249,10 +249,11 @@ class ScalesValLoop(_ScalesLoop, ValLoop):
     model pinned to the scale that serves it (:class:`BaseSize`). One data
     set, with one set of workers, serves all sizes, from the largest down. The
     hooks see one validation: ``before_val`` to ``after_val`` run once, the
-    hooks of an iteration at each size. Metrics carry their size, ``128/accuracy/top1``,
-    and ``mean/accuracy/top1`` is the mean over the sizes; ``save_best='auto'``
-    takes the first metric of the largest size. A metric that writes a file
-    writes it at each size, so that the file of the smallest size stays.
+    hooks of an iteration at each size. Metrics carry their size,
+    ``128/accuracy/top1``, and ``mean/accuracy/top1`` is the mean over the
+    sizes; ``save_best='auto'`` takes the first metric of the largest size. A
+    metric that writes a file writes it at each size, so that the file of the
+    smallest size stays.
 
     Args:
         sizes: pixels of the test images, trained or not, also as ranges such

@@ -17,7 +17,7 @@ from ...models.size_selection import (
     scales_of,
     ssbn_layers,
 )
-from ...utils.config_walk import pipeline_of
+from ...utils.config_walk import train_pipelines
 
 
 def resolve_scales(model: nn.Module,
@@ -73,8 +73,9 @@ def check_pipeline(loader: dict | None, base: int,
                          '`data_preprocessor.batch_augments`. Set '
                          'batch_augments=None.')
     smallest = []
-    for pipeline in (pipeline_of(loader or {}), *later_pipelines(cfg or {})):
-        sizes = train_sizes(pipeline) if pipeline else ()
+    for pipeline in (*train_pipelines(loader or {}),
+                     *later_pipelines(cfg or {})):
+        sizes = train_sizes(pipeline)
         if sizes and sizes[0] != base:
             raise ValueError(
                 'The base scale must be the nominal size of the images of the '
@@ -86,7 +87,7 @@ def check_pipeline(loader: dict | None, base: int,
                       f'The nominal scale of all is {base}; smaller scales '
                       'shrink them by the same ratio.', 'current')
         smallest.append(sizes[-1] if sizes else 0)
-    return min(smallest)
+    return min(smallest, default=0)
 
 
 def check_model(model: nn.Module, hook_type: type) -> None:
