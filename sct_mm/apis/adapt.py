@@ -8,9 +8,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from ..datasets.base_size import BaseSize
+from ..datasets.last_stage import STAGES, last_stage, without_batch_mixes
 from ..datasets.multi_scale_batch import padding_of
 from ..engine.hooks.sct_loss_hook import SCTLossHook
 from ..engine.load_model import differing_tensors, loaded_model
@@ -32,7 +35,13 @@ from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
-from .calibrate import estimate, prepare_run, save_weights
+from .calibrate import (
+    estimate,
+    in_a_test,
+    prepare_run,
+    save_weights,
+    train_base,
+)
 from .train import train
 
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
@@ -92,24 +101,29 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
-    Model, images and test stay as they are. There is no validation, and no
-    moving average of the weights (EMA), which would lag behind in a training
-    this short.
+    Model and test stay as they are. The images are those of the training's
+    last stage (:func:`last_stage`), without mixes of a batch. There is no
+    validation, and no moving average of the weights (EMA), which would lag
+    behind in a training this short.
     """
     options = cfg.to_dict()
     hooks = [hook for hook in options.get('custom_hooks') or []
-             if type_name(hook) not in ('EMAHook', 'EpochSeedHook')]
+             if type_name(hook) not in ('EMAHook', 'EpochSeedHook', *STAGES)]
     imports = options.get('custom_imports') or {}
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)
     loader = options['train_dataloader']
+    loader['dataset'], left_out = last_stage(options)
+    network, mixes = without_batch_mixes(options['model'])
+    if left_out + mixes:
+        print_log('Left out of the adaptation, since no test image shows '
+                  f'what they do: {", ".join(left_out + mixes)}.', 'current')
     if 'Infinite' in type_name(loader.get('sampler') or {}):
         loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
     options.update(
         custom_imports=dict(imports=[*dict.fromkeys([*names, 'sct_mm'])],
                             allow_failed_imports=False),
-        model=dict(type='WithSSBN', scales=list(scales),
-                   model=options['model']),
+        model=dict(type='WithSSBN', scales=list(scales), model=network),
         optim_wrapper=_optimizer(cfg, lr),
         param_scheduler=[
             dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
@@ -137,18 +151,20 @@ class Adaptation:
     cfg: Config  # of the adapted network
     model: nn.Module  # the network that is adapted
     stock: nn.Module  # the network of the checkpoint, which stays as it is
+    base: BaseSize
+    scales: tuple[int, ...]  # that serve the sizes of the test, then
+    sizes: tuple[int, ...]  # those that get statistics but no training
     meta: dict  # of the checkpoint
 
     def __init__(self, config: str, scales: Sizes, epochs: int,
                  out: str | None, images: int, lr: float, sizes: Sizes,
                  resume: bool, between: float) -> None:
-        self.scales = check_scales(expand_sizes(scales, 'scales'))
-        if len(self.scales) < 2:
+        self.tested = check_scales(expand_sizes(scales, 'scales'))
+        if len(self.tested) < 2:
             raise UserError("`scales` must be the network's own size and "
-                            f'smaller ones, but got {self.scales}. Write e.g. '
+                            f'smaller ones, but got {self.tested}. Write e.g. '
                             '--scales 224 192 160 128.')
-        self.base = self.scales[0]
-        self.sizes = check_more_sizes(sizes, self.scales)
+        self.tested_more = check_more_sizes(sizes, self.tested)
         self.epochs = check_int('epochs', epochs, 0, 'The default is 2.')
         self.images = check_int('images', images, 1, 'The default is 2048.')
         self.lr = check_number('lr', lr, 0, 'The default is 0.08.')
@@ -190,7 +206,8 @@ class Adaptation:
         self.meta = meta_of(weights)
         check_stock(cfg)
         prepare_run(cfg)
-        check_pipeline(cfg.train_dataloader, self.base)
+        self._find_scales(cfg)
+        check_pipeline(cfg.train_dataloader, self.scales[0])
         self.stock = loaded_model(cfg, weights, checkpoint)
         self.cfg = adapted_config(cfg, self.scales, self.epochs, self.lr,
                                   self.between)
@@ -200,6 +217,28 @@ class Adaptation:
         if self.between:
             sizes_between(self.scales, padding_of(self.model).get(
                 'size_divisor', 1))
+
+    def _find_scales(self, cfg: Config) -> None:
+        """Find the scales that serve the sizes of the test that were named.
+
+        Raises:
+            UserError: if the first is not the network's own, or one scale
+                serves two.
+        """
+        self.base = base = train_base(cfg, self.tested[0])
+        if self.tested[0] != base.test:
+            raise UserError('`scales` must begin with the size that the '
+                            f'network is tested at, {base.test} pixels'
+                            f'{in_a_test(base)}, but got {self.tested[0]}. '
+                            'Name that, then smaller ones.')
+        named = (*self.tested, *self.tested_more)
+        scales = tuple(map(base.scale_at, named))
+        if len(set(scales)) < len(scales):
+            raise UserError(f'`scales` and `sizes` {named} must differ in '
+                            f'training, too, but make {scales} there. Leave '
+                            'one out.')
+        self.scales = scales[:len(self.tested)]
+        self.sizes = scales[len(self.tested):]
 
     def prepare(self) -> None:
         """Estimate the statistics of the smaller scales, and write what the
@@ -211,7 +250,7 @@ class Adaptation:
         if self.resume:
             self._check_same_run()
         make_folder(self.out, '--out')
-        estimate(self.model, self.cfg, self.scales[1:], self.base,
+        estimate(self.model, self.cfg, self.scales[1:], self.scales[0],
                  self.images)
         self.cfg.work_dir = osp.dirname(self.config_path)
         self.cfg.load_from = self.start_path
@@ -232,7 +271,8 @@ class Adaptation:
             model = train(self.cfg, 'auto' if self.resume else None).model
             self.model = model.module if is_model_wrapper(model) else model
         if self.sizes:
-            estimate(self.model, self.cfg, self.sizes, self.base, self.images)
+            estimate(self.model, self.cfg, self.sizes, self.scales[0],
+                     self.images)
             self.cfg.model.scales = scales_of(self.model)
             self._write_config()
 
@@ -244,16 +284,17 @@ class Adaptation:
             RuntimeError: if a tensor differs; nothing is written then.
         """
         changed = differing_tensors(
-            extract_scale(self.model, self.base).state_dict(),
+            extract_scale(self.model, self.scales[0]).state_dict(),
             self.stock.state_dict())
         if changed:
-            raise RuntimeError('The network must answer as before at '
-                               f'{self.base}, but {changed[0]} has changed. '
-                               'Remove the hook from `custom_hooks` that does '
-                               'it.')
+            raise RuntimeError(
+                f'The network must answer as before at {self.base.test}, but '
+                f'{changed[0]} has changed. Remove the hook from '
+                '`custom_hooks` that does it.')
         save_weights(self.model, self.result_path, self.meta)
         return dict(config=self.config_path, checkpoint=self.result_path,
-                    scales=scales_of(self.model))
+                    scales=tuple(map(self.base.size_of,
+                                     scales_of(self.model) or ())))
 
     def _write_config(self) -> None:
         if is_main_process():
@@ -313,9 +354,9 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         config: path of the network's own config, without a line about SCT.
         checkpoint: path or address of the checkpoint, or a work directory,
             whose newest whole one is taken.
-        scales: the network's own size, which is that of its training
-            pipeline, and smaller ones, also as ranges such as
-            ``'128:224:16'``.
+        scales: the size at which the network is tested, and smaller ones
+            (:class:`~sct_mm.datasets.base_size.BaseSize`), also as ranges
+            such as ``'128:224:16'``.
         epochs: how many to train; 0 estimates statistics alone.
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_main_process
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel
 from mmengine.registry import (
     DATA_SAMPLERS,
@@ -24,6 +24,8 @@ from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..datasets.base_size import BaseSize, base_size
+from ..datasets.last_stage import last_stage
 from ..datasets.multi_scale_batch import padding_of
 from ..datasets.rescale_pipeline import train_sizes
 from ..engine.load_model import loaded_model
@@ -40,7 +42,7 @@ from ..utils.config import (
     scales_settings,
     set_loader_defaults,
 )
-from ..utils.config_walk import pipeline_of
+from ..utils.config_walk import train_pipelines
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -127,25 +129,33 @@ def build_loader(config: dict, images: int) -> DataLoader:
 
 
 def check_sizes(sizes: Sizes, model: nn.Module,
-                base: int) -> tuple[int, ...]:
-    """The sizes to calibrate, the largest first.
+                base: BaseSize) -> tuple[int, ...]:
+    """The scales to calibrate, the largest first, for tests at ``sizes``.
 
     Raises:
         UserError: for a model without SSBN, and for what is no size or is
-            larger than ``base``, the images of the training pipeline.
+            larger than that of the ``base``.
     """
     scales = scales_of(model)
     if scales is None:
         raise UserError('The config must have SSBN to calibrate, but '
                         f'{type(model).__name__} has none. Make it a '
                         'network for several sizes by tools/adapt.py.')
-    sizes = scales if sizes == 'all' else expand_sizes(sizes)
-    if sizes[0] > base:
+    if sizes == 'all':
+        return scales
+    sizes = expand_sizes(sizes)
+    if sizes[0] > base.test:
         raise UserError('`sizes` must be at most those of the images that '
-                        f'the training pipeline makes, {base} pixels, but '
-                        f'got {sizes[0]}. Leave it out, or enlarge the '
-                        "pipeline's.")
-    return sizes
+                        f'the training pipeline makes, {base.test} pixels'
+                        f'{in_a_test(base)}, but got {sizes[0]}. Leave it '
+                        "out, or enlarge the pipeline's.")
+    return tuple(map(base.scale_at, sizes))
+
+
+def in_a_test(base: BaseSize) -> str:
+    """Where the sizes of training and test differ: what a size is."""
+    return '' if base.train == base.test else (
+        f' in a test ({base.train} in training)')
 
 
 def prepared(loader: DataLoader, model: BaseModel, size: int,
@@ -165,8 +175,9 @@ def prepared(loader: DataLoader, model: BaseModel, size: int,
 
 
 def prepare_run(cfg: Config) -> None:
-    """Check the training images of ``cfg``, and set up what a Runner would:
-    the loader's defaults, processes, the log and the scope of registries.
+    """Check the training images of ``cfg``, take those of its
+    :func:`last_stage`, and set up what a Runner would: the loader's defaults,
+    processes, the log and the scope of registries.
 
     Raises:
         UserError: for a config without training images.
@@ -176,12 +187,28 @@ def prepare_run(cfg: Config) -> None:
                         'images give the statistics, but got '
                         f'{cfg.get("train_dataloader")!r}. Set it.')
     check_data(cfg.train_dataloader)
+    cfg.train_dataloader.dataset, names = last_stage(cfg)
+    if names:
+        print_log(f'Left out of the training pipeline: {", ".join(names)}. '
+                  'No test image shows what they do.', 'current')
     set_loader_defaults(cfg.train_dataloader, cfg)
     join_processes(cfg)
     if not MMLogger.check_instance_created(__name__):
         # The hosts' messages go to this logger, which prints errors alone.
         MMLogger.get_instance(__name__, log_level='ERROR')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def train_base(cfg: Config, scale: int) -> BaseSize:
+    """The base of a network, by the images of its training.
+
+    Args:
+        scale: the edge in pixels of training images whose size the config
+            does not show.
+    """
+    made = [size for pipeline in train_pipelines(cfg.train_dataloader)
+            for size in train_sizes(pipeline)]
+    return base_size(cfg, (max(made, default=scale), ))
 
 
 def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
@@ -226,18 +253,19 @@ def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
     model, with batches of your own, is ``sct_mm.calibrate``.
 
     The statistics of each size are estimated separately, from the same
-    images, with the training pipeline's augmentation, resized as SCTLossHook
-    resizes. A size that is not a scale becomes one
-    (:func:`~sct_mm.models.precise_bn.add_scale`). The file does not depend on
-    the number of processes.
+    images, with the augmentation of the training's last stage
+    (:func:`last_stage`), resized as SCTLossHook resizes. A size that is not a
+    scale becomes one (:func:`~sct_mm.models.precise_bn.add_scale`). The file
+    does not depend on the number of processes.
 
     Args:
         config: path of the config.
         checkpoint: path or address of the checkpoint, or a work directory,
             whose newest whole one is taken.
-        sizes: pixels, also as ranges such as ``'128:224:16'``
-            (:func:`~sct_mm.utils.sizes.expand_sizes`), or 'all' for the
-            trained scales.
+        sizes: pixels of a test (:class:`~sct_mm.datasets.base_size.BaseSize`),
+            also as ranges such as ``'128:224:16'``
+            (:func:`~sct_mm.utils.sizes.expand_sizes`), or 'all' for those
+            that the trained scales serve.
         out: path of the checkpoint to write, which holds the weights alone.
         images: how many to draw from the training set.
         force: whether ``out`` is overwritten.
@@ -265,10 +293,9 @@ def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
     weights = check_checkpoint(checkpoint)
     prepare_run(cfg)
     model = loaded_model(cfg, weights, checkpoint).to(get_device())
-    made = train_sizes(pipeline_of(cfg.train_dataloader) or [])
-    base = made[0] if made else (scales_of(model) or [0])[0]
-    sizes = check_sizes(sizes, model, base)
-    seen = estimate(model, cfg, sizes, base, images)
+    base = train_base(cfg, (scales_of(model) or [0])[0])
+    seen = estimate(model, cfg, check_sizes(sizes, model, base), base.train,
+                    images)
     save_weights(model, out, meta_of(weights))
     scales = scales_of(model) or ()
     return dict(out=out, images=seen, scales=scales,

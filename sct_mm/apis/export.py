@@ -5,6 +5,7 @@ import os.path as osp
 from mmengine.config import Config
 from torch import nn
 
+from ..datasets.base_size import base_size
 from ..engine.load_model import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.resume import find_checkpoint
@@ -15,6 +16,7 @@ from ..export.network import PARTS
 from ..export.real_images import RealImages
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Request, VerifiedFile, make_file
+from ..models.size_selection import scales_of
 from ..utils.arguments import check_choice, check_int, check_number
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import config_name, load_config
@@ -64,8 +66,10 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
     divisor = 0
     if images.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+    base = base_size(cfg, scales_of(model))
     return {size: make_file(model, size, images.batches(model, size), request,
-                            divisor, _meta(cfg, size, checkpoint, images))
+                            divisor, _meta(cfg, size, checkpoint, images),
+                            base.scale_at(size))
             for size in sizes}, len(images.indices)
 
 
@@ -97,7 +101,8 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         config: path of the config.
         checkpoint: path or address of the checkpoint, or a work directory,
             whose newest whole one is taken.
-        size: in pixels, or 'all': each trained scale.
+        size: of the test images in pixels, or 'all': each that a trained
+            scale serves.
         out: path of the file; for 'all', of a folder, which gets a file a
             size and ``manifest.json``.
         format: 'pth' or 'safetensors': weights that the stock network takes;
@@ -137,7 +142,9 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
     model = loaded_model(cfg, weights, checkpoint)
     warn_one_row(model, state_in(weights, checkpoint), checkpoint)
     every = size == 'all'
-    sizes = check_sizes(None if every else (size, ), model, 'size')
+    scales = scales_of(model)
+    sizes = check_sizes(None if every else (size, ), model, 'size',
+                        base_size(cfg, scales) if scales else None)
     if len(sizes) > 1 and not every:
         raise UserError(f"`size` must be one size or 'all', but got {size!r}. "
                         'Export each by itself.')

@@ -17,7 +17,8 @@ from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import nn
 
-from ..datasets.rescale_pipeline import nominal_size, train_sizes
+from ..datasets.base_size import base_size, test_base
+from ..datasets.rescale_pipeline import train_sizes
 from ..engine.load_model import (
     check_fits,
     state_in,
@@ -35,7 +36,6 @@ from ..evaluation.measure import (
     network_stride,
     progress_bar,
 )
-from ..models.pinning import use_scale
 from ..models.row_mix import rows_serving
 from ..models.size_selection import scales_of
 from ..utils.checkpoint import check_checkpoint
@@ -46,7 +46,7 @@ from ..utils.config import (
     load_config,
     set_loader_defaults,
 )
-from ..utils.config_walk import pipeline_of, pipelines_in, type_name
+from ..utils.config_walk import train_pipelines, type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -134,7 +134,7 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     loop = runner._test_loop  # a config until the loop is built
     if loop['sizes'] is None and scales_of(model) is None:
         dataset = cfg.test_dataloader.dataset
-        loop['sizes'] = [nominal_size(next(pipelines_in(dataset))[1])]
+        loop['sizes'] = [test_base(cfg, dataset)]
     runner.test_loop  # noqa: B018  (builds it)
     runner.call_hook('before_run')
     runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -159,18 +159,17 @@ class Workload(NamedTuple):
         return {**self.latency.latency(), **self.throughput.throughput()}
 
 
-def workload(model: BaseModel, size: int, one: dict, batch: dict,
-             fp16: bool = False) -> Workload:
-    """Timers of ``model.test_step``, pinned to ``size``.
+def workload(loop: ScalesTestLoop, size: int, model: BaseModel, one: dict,
+             batch: dict) -> Workload:
+    """Timers of ``model.test_step`` at ``size``, as ``loop`` runs it.
 
     Args:
         one: a collated batch of one image, as the data loader gives it.
         batch: a collated batch to measure throughput with.
-        fp16: whether the test's loop runs the model in reduced precision.
     """
     @contextmanager
     def pinned() -> Iterator[None]:
-        with use_scale(model, size, freeze=True), autocast(enabled=fp16):
+        with loop.at(size, freeze=True), autocast(enabled=loop.fp16):
             yield
 
     step = partial(model.test_step, one)
@@ -185,13 +184,11 @@ def cost_at(size: int, loop: ScalesTestLoop, model: BaseModel,
     """The row of one size without metrics and times, and what its times are
     measured with; the data set makes its images, and the model is pinned."""
     one = first_images(loop.dataloader, 1)
-    served_by = serving_scales(model, size)
-    row = dict(scale=size, served_by=served_by,
+    row = dict(scale=size, served_by=serving_scales(
+        model, loop.base.scale_at(size)),
                gflops=flops_of(lambda: model.test_step(one)) / 1e9)
-    # A pin outside of the scales warns: not at each turn.
-    pin = served_by[0] if served_by and len(served_by) == 1 else size
     kept = kept_batch(loop.dataloader, batch, KEPT // len(loop.sizes))
-    return row, workload(model, pin, one, kept, loop.fp16)
+    return row, workload(loop, size, model, one, kept)
 
 
 def test_sizes(runner: Runner, label: str) -> list[tuple[dict, Workload]]:
@@ -305,24 +302,27 @@ def test(config: str, checkpoint: str, scales: Sizes | None = None,
 
 
 def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
-    """The sizes that a network was trained at: the scales of its SSBN, else
-    of the config's SCTLossHook, else the sizes of its training pipeline, if it
-    has any."""
+    """The sizes of a test that a network was trained for: those that the
+    scales of its SSBN serve, else the scales of the config's SCTLossHook, else
+    the sizes of its training pipeline, if it has any."""
     scales = scales_of(model)
+    if scales:
+        base = base_size(cfg, scales)
+        return tuple(map(base.size_of, scales))
     for hook in cfg.get('custom_hooks') or ():
-        if scales is None and isinstance(hook, dict) and (
-                type_name(hook) == 'SCTLossHook'):
+        if isinstance(hook, dict) and type_name(hook) == 'SCTLossHook':
             scales = hook.get('scales')
-    return tuple(scales or train_sizes(
-        pipeline_of(cfg.get('train_dataloader') or {}) or []))
+    return tuple(scales or dict.fromkeys(
+        size for pipeline in train_pipelines(cfg.get('train_dataloader') or {})
+        for size in train_sizes(pipeline)))
 
 
-def serving_scales(model: nn.Module, size: int) -> list[int] | None:
-    """The scales whose normalization parameters serve ``size``, two if it
-    lies between them; None without SSBN."""
+def serving_scales(model: nn.Module, at: int) -> list[int] | None:
+    """The scales whose normalization parameters serve the scale ``at``, two
+    if it lies between them; None without SSBN."""
     scales = scales_of(model)
     return None if scales is None else [
-        scale for scale, _ in rows_serving(scales, size)]
+        scale for scale, _ in rows_serving(scales, at)]
 
 
 def listed(sizes: Sequence[int]) -> str:
@@ -334,8 +334,9 @@ def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:
     and whether it may cost accuracy."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for size in loop.sizes:
-        served_by = serving_scales(model, size)
-        if served_by is not None and served_by != [size]:
+        at = loop.base.scale_at(size)
+        served_by = serving_scales(model, at)
+        if served_by is not None and served_by != [at]:
             groups.setdefault(tuple(served_by), []).append(size)
     for scales, group in groups.items():
         if len(scales) > 1:  # outside of the scales set_scale() warns

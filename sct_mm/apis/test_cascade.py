@@ -252,8 +252,9 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
     model = unwrapped(runner.model)
     images = None if given else held_out_images(
         cfg, sizes[-1], count, runner.test_loop.dataloader.dataset)
-    result = run_cascade(runner, Cascade(model, sizes, thresholds), images,
-                         target)
+    scales = [runner.test_loop.base.scale_at(size) for size in sizes]
+    result = run_cascade(runner, Cascade(model, sizes, thresholds, scales),
+                         images, target)
     return dict(label=label, config=config, checkpoint=checkpoint,
                 cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, model), **result)

@@ -1,152 +1,200 @@
 """Read from a pipeline the size of its images, and rewrite it for another."""
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..utils.config_walk import type_name
+from .size_transforms import SETTERS, edges_of, paths_in, size_in
 
-# Transform -> the argument that holds its size in pixels, in a test pipeline.
-_SIZES = {
-    'Resize': 'scale',
-    'ResizeEdge': 'scale',
-    'CenterCrop': 'crop_size',
-    'EfficientNetCenterCrop': 'crop_size',
-    'FixScaleResize': 'scale',
-    'Pad': 'size',
-    'torchvision/Resize': 'size',
-    'torchvision/CenterCrop': 'size',
-}
-# Those that cut or pad: objects in the image keep their size.
-_CUTS = ('CenterCrop', 'Pad', 'torchvision/CenterCrop')
-# The same, with those of training pipelines.
-_TRAIN_SIZES = {
-    **_SIZES,
-    'RandomResize': 'scale',
-    'RandomChoiceResize': 'scales',
-    'RandomResizedCrop': 'scale',
-    'RandomCrop': 'crop_size',
-}
+_ASK = ('Resize the images in the pipeline, e.g. by dict(type=\'Resize\', '
+        'scale=224), or name their shorter edge in pixels by test_base=... '
+        'in the config.')
 
 
-def _size_key(transform: dict, sizes: dict[str, str] = _SIZES
-              ) -> str | None:
-    """The argument of ``transform`` that holds a size, if it has one."""
-    if not isinstance(transform, dict):
-        return None
-    key = sizes.get(type_name(transform))
-    return key if key and transform.get(key) is not None else None
+# BatchShapePolicy adds half a multiple of 32, and rounds up to the next.
+_LETTERBOX = 65
 
 
-def _edges(value: Any) -> list[int]:
-    """The edges in pixels of a size; -1, which lets one edge follow the
-    other, is left out.
-
-    Raises:
-        ValueError: for a size without a positive edge.
-    """
-    edges = list(value) if isinstance(value, (list, tuple)) else [value]
-    numbers = all(isinstance(edge, (int, float)) for edge in edges)
-    found = [edge for edge in edges if edge > 0] if numbers else []
-    if not found:
-        raise ValueError('A size in a pipeline must be positive pixels, but '
-                         f'got {value!r}. Write e.g. scale=224.')
-    return found
+def sized_part(way: Sequence[dict]) -> list[dict]:
+    """The transforms of ``way`` (:func:`paths_in`) by which the network's
+    input has its size: the last one that resizes, what cuts or pads behind
+    it, and before it what makes the same size. Earlier resizes make another
+    size, which the last one undoes."""
+    part: list[dict] = []
+    last = None
+    for transform in reversed(way):
+        setter = SETTERS[type_name(transform)]
+        nominal = min(edges_of(size_in(transform)))
+        if last is not None and (setter.cuts or nominal != last):
+            break
+        part.append(transform)
+        last = last if setter.cuts else nominal
+    return part[::-1]
 
 
 def nominal_size(pipeline: list[dict]) -> int:
-    """The shorter edge in pixels of the images that ``pipeline`` makes, as its
-    last resize or crop gives it.
+    """The shorter edge in pixels of the images that a test pipeline makes, as
+    the last transform that sets a size gives it.
 
     Raises:
-        ValueError: if no transform sets a size.
+        ValueError: if no transform sets a size, or two ways through the
+            pipeline set two.
     """
-    for transform in reversed(pipeline):
-        key = _size_key(transform)
-        if key:
-            return int(min(_edges(transform[key])))
+    ways = [way for way in paths_in(pipeline) if way]
+    found = {int(min(edges_of(size_in(way[-1])))) for way in ways}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise ValueError('A test pipeline must make images of one size, but '
+                         f'got {sorted(found)}. Test at each by --scales.')
     names = [type_name(t) for t in pipeline]
     raise ValueError('The test pipeline must have one of '
-                     f'{sorted(_SIZES)} to set the size, but got {names}. '
-                     "Add e.g. dict(type='Resize', scale=224).")
+                     f'{sorted(n for n, s in SETTERS.items() if not s.trains)}'
+                     f' to set the size, but got {names}. {_ASK}')
+
+
+class Limits(NamedTuple):
+    """What images of one nominal size may measure, in pixels."""
+    short: int  # the shorter edge, or
+    long: int  # the longer edge of an image that is narrower
+    divisor: int = 1  # edges are rounded up to multiples of it
+
+    def admits(self, short: int, long: int) -> bool:
+        """Whether an image may have these edges."""
+        return (0 <= short - self.short < self.divisor
+                or 0 <= long - self.long < self.divisor)
+
+
+def limits_of(pipeline: list[dict]) -> Limits | None:
+    """What the images of a test pipeline may measure; None if no transform
+    sets a size."""
+    ways = [way for way in paths_in(pipeline) if way]
+    if not ways:
+        return None
+    last = ways[0][-1]
+    edges = edges_of(size_in(last))
+    divisors = [t['size_divisor'] for t in pipeline
+                if isinstance(t, dict) and t.get('size_divisor')]
+    if type_name(last) == 'LetterResize':  # mmyolo's batches add a half
+        divisors.append(_LETTERBOX)
+    return Limits(int(min(edges)),
+                  int(max(*edges, last.get('max_size') or 0, 0)),
+                  max(divisors, default=1))
 
 
 def keeps_ratio(pipeline: list[dict]) -> bool:
     """Whether ``pipeline`` keeps the aspect of images, so that the shorter
-    edge of a long image is less than the nominal size."""
-    for transform in reversed(pipeline):
-        if _size_key(transform):
-            return bool(transform.get('keep_ratio', False)
-                        or type_name(transform) == 'ResizeEdge')
+    edge of a long image may be less than the nominal size."""
+    for way in paths_in(pipeline):
+        if way:
+            last, name = way[-1], type_name(way[-1])
+            return bool(last.get('keep_ratio', False) or name in (
+                'ResizeEdge', 'FixScaleResize', 'ResizeShortestEdge',
+                'YOLOv5KeepRatioResize', 'RescaleToHeight'))
     return False
 
 
-def _random_sizes(transform: dict, value: Any) -> list[float]:
+def _random_sizes(transform: dict) -> list[float]:
     """The sizes in pixels, or the ends of their range, that a transform draws
-    from; ``value`` is its argument."""
+    from."""
+    name, value = type_name(transform), size_in(transform)
     pairs = (isinstance(value, (list, tuple)) and len(value) > 0
              and isinstance(value[0], (list, tuple)))
     # mmcv's RandomChoiceResize takes a list of sizes, or one tuple.
-    choice = (isinstance(value, list)
-              and type_name(transform) == 'RandomChoiceResize')
-    if pairs or choice:
-        return [min(_edges(each)) for each in value]
-    size = min(_edges(value))
+    if pairs or (isinstance(value, list) and name == 'RandomChoiceResize'):
+        return [min(edges_of(each)) for each in value]
+    size = min(edges_of(value))
     ratios = transform.get('ratio_range')
     # In mmpretrain's RandomResizedCrop `ratio_range` is of the aspect.
-    if ratios and type_name(transform) == 'RandomResize':
+    if ratios and name == 'RandomResize':
         return [size * ratio for ratio in ratios]
     return [size]
 
 
 def train_sizes(pipeline: list[dict]) -> tuple[int, ...]:
     """The nominal sizes in pixels of the images that a training pipeline
-    makes, the largest first; empty if no transform sets a size.
+    makes, the largest first; empty if no transform sets a size, or one draws
+    crops of any size.
 
     The last resize, crop or padding sets it: the nominal size is its shorter
-    edge. Of a ``ratio_range`` the sizes are the two ends.
+    edge. Of a ``ratio_range`` the sizes are the two ends, of views and of
+    transforms drawn by chance those of all.
     """
-    for transform in reversed(pipeline):
-        key = _size_key(transform, _TRAIN_SIZES)
-        if key and transform.get('crop_type', 'absolute') != 'absolute':
+    found: set[int] = set()
+    for way in paths_in(pipeline, trains=True):
+        if way and way[-1].get('crop_type', 'absolute') != 'absolute':
             return ()  # a crop of any size
-        if key:
-            sizes = _random_sizes(transform, transform[key])
-            return tuple(sorted({round(size) for size in sizes},
-                                reverse=True))
-    return ()
+        if way:
+            found.update(round(size) for size in _random_sizes(way[-1]))
+    return tuple(sorted(found, reverse=True))
 
 
-def rescale_pipeline(pipeline: list[dict], size: int) -> list[dict]:
-    """A copy of ``pipeline`` that makes images of ``size`` pixels.
+def rescale_pipeline(pipeline: list[dict], size: int,
+                     base: int | None = None) -> list[dict]:
+    """A copy of ``pipeline`` that makes images for a test at ``size`` pixels.
 
-    Every resize and crop changes by the same ratio, so that the network sees
-    the same part of an image at each size.
+    The last resize and what cuts or pads behind it change by the same ratio,
+    so that the network sees the same part of an image at each size.
+
+    Args:
+        base: the size in pixels at which ``pipeline`` tests; None: that of
+            its images. A window of the host's sliding inference is smaller.
 
     Raises:
-        ValueError: if no transform sets a size, or all of them only cut or
-            pad.
+        ValueError: if no transform sets a size and ``base`` is not given, or
+            all of them only cut or pad.
     """
-    nominal = nominal_size(pipeline)
-    names = [type_name(each) for each in pipeline if _size_key(each)]
-    if size != nominal and all(name in _CUTS for name in names):
-        raise ValueError('The test pipeline must resize to test at '
-                         f'{size} pixels what it shows at {nominal}, but its '
-                         f'size is set by {names[-1]} alone. Add e.g. dict('
-                         f"type='Resize', scale={nominal}) at its place.")
-
-    def scaled(edge: float) -> float:
-        return edge if edge < 0 else round(edge * size / nominal)
-
+    base = nominal_size(pipeline) if base is None else base
+    if size == base:
+        return copy.deepcopy(pipeline)
     pipeline = copy.deepcopy(pipeline)
-    for transform in pipeline:
-        key = _size_key(transform)
-        if key:
-            value = transform[key]
-            transform[key] = (scaled(value) if isinstance(value, (int, float))
-                              else tuple(scaled(edge) for edge in value))
-            if transform.get('max_size'):  # torchvision's, of the longer edge
-                transform['max_size'] = max(scaled(transform['max_size']),
-                                            size + 1)
-            if type_name(transform).startswith('EfficientNet'):
-                transform['crop_padding'] = scaled(
-                    transform.get('crop_padding', 32))  # mmpretrain's default
+    ratio = size / base
+    ways = [way for way in paths_in(pipeline) if way]
+    if not ways:
+        return _resized_first(pipeline, ratio)
+    parts = [sized_part(way) for way in ways]
+    if all(SETTERS[type_name(t)].cuts for part in parts for t in part):
+        raise ValueError('The test pipeline must resize to test at '
+                         f'{size} pixels what it shows at {base}, but its '
+                         f'size is set by {type_name(parts[0][-1])} alone. '
+                         "Add e.g. dict(type='Resize', "
+                         f'scale={base}) at its place.')
+    for transform in {id(t): t for part in parts for t in part}.values():
+        _rescale(transform, ratio)
     return pipeline
+
+
+def _rescale(transform: dict, ratio: float) -> None:
+    """Change what ``transform`` holds in pixels by ``ratio``, in place."""
+    def scaled(edge: float) -> float:
+        whole = 0 < edge < float('inf')
+        return round(edge * ratio) if whole else edge
+
+    setter = SETTERS[type_name(transform)]
+    value = size_in(transform)
+    transform[setter.key_in(transform)] = (
+        scaled(value) if isinstance(value, (int, float))
+        else tuple(map(scaled, value)))
+    for name, default in setter.also:
+        value = transform.get(name, default)
+        if value:
+            transform[name] = scaled(value)
+    if transform.get('max_size'):  # torchvision's must be above `size`
+        transform['max_size'] = max(
+            transform['max_size'], min(edges_of(size_in(transform))) + 1)
+
+
+def _resized_first(pipeline: list[dict], ratio: float) -> list[dict]:
+    """``pipeline``, which leaves images as large as they are, with a resize
+    by ``ratio`` behind the loading."""
+    for transform in pipeline:
+        if type_name(transform) == 'Resize' and transform.get('scale_factor'):
+            transform['scale_factor'] *= ratio
+            return pipeline
+    loads = [i for i, t in enumerate(pipeline)
+             if type_name(t).startswith('Load')
+             and 'Annotation' not in type_name(t)]
+    place = loads[-1] + 1 if loads else 0
+    return [*pipeline[:place],
+            dict(type='Resize', scale_factor=ratio, keep_ratio=True),
+            *pipeline[place:]]

@@ -3,12 +3,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import EMPTY
-from .rescale_pipeline import keeps_ratio, rescale_pipeline
+from .rescale_pipeline import (
+    Limits,
+    limits_of,
+    nominal_size,
+    rescale_pipeline,
+)
+
+# Sizes that a data set writes beside an image when it is built, and the
+# multiples in pixels that they are rounded up to.
+_FIELDS = {'batch_shape': 32}  # of mmyolo's BatchShapePolicy
 
 
 class SizedPipeline:
@@ -16,21 +26,28 @@ class SizedPipeline:
 
     Args:
         pipelines: callables, one a size.
+        ratios: of each size to that of the first pipeline.
         chosen: () index of the one that runs, in memory that the workers of
             a data loader share: persistent workers see a change, too.
     """
 
     def __init__(self, pipelines: Sequence[Callable],
-                 chosen: Tensor) -> None:
+                 ratios: Sequence[float], chosen: Tensor) -> None:
         self.pipelines = list(pipelines)
+        self.ratios = list(ratios)
         self.chosen = chosen
 
     def __call__(self, data: Any) -> Any:
-        return self.pipelines[int(self.chosen)](data)
+        index = int(self.chosen)
+        for name, divisor in _FIELDS.items():
+            if index and isinstance(data, dict) and name in data:
+                edges = np.asarray(data[name]) * self.ratios[index] / divisor
+                data = {**data, name: np.ceil(edges).astype(int) * divisor}
+        return self.pipelines[index](data)
 
     def __getattr__(self, name: str) -> Any:
         # Hosts read `pipeline.transforms`. Unpickling asks before __init__.
-        if name in ('pipelines', 'chosen'):
+        if name in ('pipelines', 'ratios', 'chosen'):
             raise AttributeError(name)
         return getattr(self.pipelines[int(self.chosen)], name)
 
@@ -66,6 +83,9 @@ class SizeSwitch:
             and other wrappers.
         config: the config that it was built from.
         sizes: nominal sizes in pixels.
+        base: the size that ``config`` tests at
+            (:func:`~sct_mm.datasets.base_size.test_base`); None: that of its
+            images.
 
     Raises:
         ValueError: if the data set is empty, or a pipeline cannot be
@@ -73,23 +93,36 @@ class SizeSwitch:
             :func:`rescale_pipeline`.
     """
 
-    def __init__(self, dataset: Any, config: dict,
-                 sizes: Sequence[int]) -> None:
+    def __init__(self, dataset: Any, config: dict, sizes: Sequence[int],
+                 base: int | None = None) -> None:
         if not len(dataset):
             raise ValueError(EMPTY)
         self.sizes = tuple(sizes)
         self.chosen = torch.tensor(0).share_memory_()
         self.parts = [(part_at(dataset, path), pipeline)
                       for path, pipeline in pipelines_in(config)]
+        # What images of each size may measure, for each part.
+        self.limits: list[dict[int, Limits]] = []
         sized = []
         for part, pipeline in self.parts:
+            own = nominal_size(pipeline) if base is None else base
+            scaled = [rescale_pipeline(pipeline, size, own)
+                      for size in self.sizes]
+            self.limits.append({
+                size: limits_of(each) or Limits(size, size)
+                for size, each in zip(self.sizes, scaled, strict=True)})
             build = type(part.pipeline)  # Compose, or the host's own
             sized.append(SizedPipeline(
-                [part.pipeline, *(build(rescale_pipeline(pipeline, size))
-                                  for size in self.sizes)], self.chosen))
+                [part.pipeline, *map(build, scaled)],
+                [1.0, *(size / own for size in self.sizes)], self.chosen))
         for (part, _), switched in zip(self.parts, sized, strict=True):
             part.pipeline = switched
-        self._check_images()
+        for size in self.sizes:
+            with self.at(size):
+                for (part, _), limits in zip(self.parts, self.limits,
+                                             strict=True):
+                    if len(part):
+                        check_image(part[0], size, [limits[size]])
 
     @contextmanager
     def at(self, size: int) -> Iterator[None]:
@@ -100,27 +133,41 @@ class SizeSwitch:
         finally:
             self.chosen.zero_()
 
-    def _check_images(self) -> None:
-        for size in self.sizes:
-            with self.at(size):
-                for part, pipeline in self.parts:
-                    if len(part):
-                        check_image(part[0], size, keeps_ratio(pipeline))
+    def check_batch(self, batch: Any, size: int) -> None:
+        """Measure the images of a collated batch that is tested at ``size``.
+
+        Raises:
+            ValueError: if one has another size.
+        """
+        inputs = batch.get('inputs') if isinstance(batch, dict) else None
+        for image in inputs if isinstance(inputs, (list, tuple,
+                                                   Tensor)) else ():
+            check_image(dict(inputs=image), size,
+                        [limits[size] for limits in self.limits])
 
 
-def check_image(sample: Any, size: int, narrow: bool) -> None:
-    """Refuse an image that has not ``size`` pixels.
+def check_image(sample: Any, size: int, limits: Sequence[Limits]) -> None:
+    """Refuse an image that has not the size of a test at ``size`` pixels.
 
     Args:
         sample: an item of the data set.
-        narrow: whether the short edge of a long image may be less.
+        limits: of :class:`Limits`, one of which must admit the image.
+
+    Raises:
+        ValueError: for an image of another size.
     """
     image = sample.get('inputs') if isinstance(sample, dict) else None
-    if not isinstance(image, Tensor):
+    views = image if isinstance(image, (list, tuple)) else [image]
+    edges = [tuple(view.shape[-2:]) for view in views
+             if isinstance(view, Tensor) and view.dim() > 1]
+    if not edges:
         return
-    edge = min(image.shape[-2:])
-    if edge != size and not (narrow and edge < size):
-        raise ValueError(f'The test pipeline must make images of {size} '
-                         f'pixels, but makes {edge}. A transform sets the '
-                         'size that is not known here: use Resize, or '
-                         'ResizeEdge and CenterCrop.')
+    largest = max(edges, key=min)
+    short, long = min(largest), max(largest)
+    if any(each.admits(short, long) for each in limits):
+        return
+    raise ValueError(f'The images of a test at {size} pixels must have a '
+                     f'shorter edge of {limits[0].short}, but the pipeline '
+                     f'makes {short} x {long}. A transform sets the size '
+                     'that is not known here: use Resize, or ResizeEdge and '
+                     'CenterCrop.')

@@ -1,6 +1,7 @@
 """Validation and test loops that run the host's at several input sizes."""
-from collections.abc import Generator
-from contextlib import closing
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from mmengine.runner import TestLoop, ValLoop
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
+from ..datasets.base_size import BaseSize, base_size
 from ..datasets.size_switch import SizeSwitch
+from ..models.host_sizes import host_sizes
 from ..models.pinning import use_scale
 from ..models.size_selection import scales_of
 from ..utils.errors import UserError
@@ -66,9 +69,39 @@ def refuse_views(model: nn.Module) -> None:
                         "host's TestLoop.")
 
 
-def check_sizes(sizes: Sizes | None, model: nn.Module,
-                name: str = 'sizes') -> tuple[int, ...]:
-    """The sizes to test ``model`` at, the largest first; None: its scales.
+@contextmanager
+def failing_at(size: int, model: nn.Module) -> Iterator[None]:
+    """Name the ``size`` of a test at which ``model`` raises.
+
+    Raises:
+        UserError: from the host's error in the forward pass.
+    """
+    raised = []
+
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        if output is None:  # as after an error
+            raised.append(True)
+
+    handle = model.register_forward_hook(note, always_call=True)
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, TypeError,
+            IndexError) as error:
+        if not raised or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).strip().partition('\n')[0] or 'no reason is given'
+        raise UserError(
+            f'The network cannot be tested at {size} pixels '
+            f'({type(error).__name__}: {reason}). If its host fixes it to one '
+            'size, test it at that size alone.') from error
+    finally:
+        handle.remove()
+
+
+def check_sizes(sizes: Sizes | None, model: nn.Module, name: str = 'sizes',
+                base: BaseSize | None = None) -> tuple[int, ...]:
+    """The sizes to test ``model`` at, the largest first; None: those that its
+    scales serve.
 
     Raises:
         UserError: for a model with test-time augmentation, for one that has
@@ -76,7 +109,9 @@ def check_sizes(sizes: Sizes | None, model: nn.Module,
     """
     refuse_views(model)
     if sizes is None:
-        sizes = scales_of(model)
+        scales = scales_of(model)
+        sizes = scales and tuple(
+            base.size_of(s) if base else s for s in scales)
         if sizes is None:
             raise UserError(f'`{name}` must be set for a model without SSBN, '
                             'which has no scales of its own, but got None. '
@@ -111,9 +146,8 @@ class _ScalesLoop(BaseLoop):
 
     def __init__(self, runner, dataloader, *args,
                  sizes: Sizes | None = None, **kwargs) -> None:
-        self.sizes = check_sizes(sizes, unwrapped(runner.model))
-        if self.mode == 'val':  # hooks monitor validation alone
-            check_monitors(runner, self.sizes)
+        model = unwrapped(runner.model)
+        refuse_views(model)
         if not (isinstance(dataloader, dict)
                 and isinstance(dataloader.get('dataset'), dict)):
             raise UserError(f'{type(self).__name__} rewrites the pipeline of '
@@ -121,19 +155,49 @@ class _ScalesLoop(BaseLoop):
                             f'config, but got a built one. Give the '
                             f'`{self.mode}_dataloader` and its `dataset` as '
                             'dicts.')
+        scales = scales_of(model)
+        self.base = base_size(getattr(runner, 'cfg', None) or {}, scales,
+                              dataloader['dataset'])
+        self.sizes = check_sizes(sizes, model, base=self.base)
+        if self.mode == 'val':  # hooks monitor validation alone
+            check_monitors(runner, self.sizes)
+        if self.base.train != self.base.test:
+            warnings.warn(
+                f'The network is trained on images of {self.base.train} '
+                f'pixels, and tested on those of {self.base.test}: sizes are '
+                'those of the test, and '
+                + ', '.join(f'{self.base.size_of(scale)} is served by scale '
+                            f'{scale}' for scale in scales or ()) + '.',
+                stacklevel=2)
         super().__init__(runner, dataloader, *args, **kwargs)
         self.switch = SizeSwitch(self.dataloader.dataset,
-                                 dataloader['dataset'], self.sizes)
+                                 dataloader['dataset'], self.sizes,
+                                 self.base.test)
+
+    @contextmanager
+    def at(self, size: int, freeze: bool = False) -> Iterator[None]:
+        """Within, the model serves a test at ``size``: it is pinned to the
+        scale, and has the host's settings for the size (:func:`host_sizes`).
+        See :func:`use_scale` for ``freeze``."""
+        model = self.runner.model
+        # A pin outside of the scales warns: not at each turn of a timer.
+        scale = self.base.scale_at(size)
+        scales = scales_of(unwrapped(model))
+        if freeze and scales:
+            scale = min(max(scale, scales[-1]), scales[0])
+        with use_scale(model, scale, freeze=freeze), host_sizes(
+                model, size / self.base.test):
+            yield
 
     def each_size(self) -> Generator[int, None, None]:
         """Yield each size, the largest first; meanwhile the data set makes
-        images of it and the model is pinned to it.
+        images of it and the model serves it (:meth:`at`).
 
         A caller whose own code may raise closes the generator
         (:func:`contextlib.closing`), which undoes both.
         """
         for size in self.sizes:
-            with self.switch.at(size), use_scale(self.runner.model, size):
+            with self.switch.at(size), self.at(size):
                 yield size
 
     def iter_sizes(self) -> Generator[tuple[int, dict], None, None]:
@@ -150,7 +214,9 @@ class _ScalesLoop(BaseLoop):
         results = {}
         with closing(self.each_size()) as sizes:
             for size in sizes:
-                results[size] = self._run_size()
+                with (failing_at(size, unwrapped(self.runner.model))
+                      if size != self.base.test else nullcontext()):
+                    results[size] = self._run_size(size)
                 yield size, results[size]
         hook(f'after_{self.mode}_epoch', metrics=join_metrics(results))
         hook(f'after_{self.mode}')
@@ -159,11 +225,13 @@ class _ScalesLoop(BaseLoop):
         """Run all sizes; returns the metrics of :func:`join_metrics`."""
         return join_metrics(dict(self.iter_sizes()))
 
-    def _run_size(self) -> dict:
+    def _run_size(self, size: int) -> dict:
         losses = getattr(self, f'{self.mode}_loss', None)  # mmengine >= 0.10
         if losses is not None:
             losses.clear()
         for index, batch in enumerate(self.dataloader):
+            if not index:
+                self.switch.check_batch(batch, size)
             self.run_iter(index, batch)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         losses = getattr(self, f'{self.mode}_loss', None)
@@ -178,17 +246,19 @@ class ScalesValLoop(_ScalesLoop, ValLoop):
     """Validate at several sizes: ``val_cfg=dict(type='ScalesValLoop')``.
 
     At each size the pipeline is rewritten (:func:`rescale_pipeline`) and the
-    model pinned to it (:func:`use_scale`). One data set, with one set of
-    workers, serves all sizes, from the largest down. The hooks see one
-    validation: ``before_val`` to ``after_val`` run once, the hooks of an
-    iteration at each size. Metrics carry their size, ``128/accuracy/top1``,
-    and ``mean/accuracy/top1`` is the mean over the sizes; ``save_best='auto'``
-    takes the first metric of the largest size. A metric that writes a file
-    writes it at each size, so that the file of the smallest size stays.
+    model pinned to the scale that serves it (:class:`BaseSize`). One data
+    set, with one set of workers, serves all sizes, from the largest down. The
+    hooks see one validation: ``before_val`` to ``after_val`` run once, the
+    hooks of an iteration at each size. Metrics carry their size,
+    ``128/accuracy/top1``, and ``mean/accuracy/top1`` is the mean over the
+    sizes; ``save_best='auto'`` takes the first metric of the largest size. A
+    metric that writes a file writes it at each size, so that the file of the
+    smallest size stays.
 
     Args:
-        sizes: pixels, trained or not, also as ranges such as ``'128:224:16'``
-            (:func:`expand_sizes`); None: the scales of the model's SSBN.
+        sizes: pixels of the test images, trained or not, also as ranges such
+            as ``'128:224:16'`` (:func:`expand_sizes`); None: those that the
+            scales of the model's SSBN serve.
 
     The other arguments are those of ``ValLoop``.
 

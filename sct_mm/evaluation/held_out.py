@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..datasets.base_size import test_base
 from ..datasets.rescale_pipeline import rescale_pipeline
 from ..utils.arguments import check_int
 from ..utils.config import check_data
@@ -147,7 +148,8 @@ def held_out_images(cfg: Config, size: int, count: int | None,
         UserError: as :func:`check_held_out`, and for an empty set.
     """
     train, test = check_held_out(cfg, count)
-    pipeline = rescale_pipeline(next(pipelines_in(test))[1], size)
+    pipeline = rescale_pipeline(next(pipelines_in(test))[1], size,
+                                test_base(cfg, test))
     whole = copy.deepcopy(dict(train, pipeline=pipeline))
     indices = whole.pop('indices', None)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):

@@ -9,6 +9,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..datasets.base_size import test_base
 from ..datasets.rescale_pipeline import keeps_ratio
 from ..datasets.size_switch import SizeSwitch
 from ..utils.config import check_test_data, set_loader_defaults
@@ -41,7 +42,7 @@ class RealImages:
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             self.loader = Runner.build_dataloader(loader)
             self.switch = SizeSwitch(self.loader.dataset, loader.dataset,
-                                     sizes)
+                                     sizes, test_base(cfg, loader.dataset))
         total = len(self.loader.dataset)
         if total < 2:
             raise UserError('The test set must have at least 2 images to '

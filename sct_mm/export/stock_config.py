@@ -5,8 +5,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..datasets.base_size import test_base
 from ..datasets.rescale_pipeline import rescale_pipeline
 from ..models.extract import _plain_config
+from ..models.host_sizes import host_sizes_config
 from ..utils.config_walk import pipelines_in, type_name
 
 # The settings that inference and a test need.
@@ -32,10 +34,12 @@ def _unwrapped(value: Any) -> Any:
 def plain_config(cfg: Config, size: int) -> Config:
     """The settings of ``cfg`` that test its network at ``size`` pixels, with
     the layers and the loop of the hosts alone."""
+    tested = test_base(cfg, (cfg.get('test_dataloader') or {}).get('dataset'))
     kept = {name: copy.deepcopy(value) for name, value
             in cfg._cfg_dict.to_dict().items()
             if name in _KEPT and value is not None}
-    kept['model'] = _plain_config(_unwrapped(kept['model']))
+    kept['model'] = host_sizes_config(
+        _plain_config(_unwrapped(kept['model'])), size / tested)
     own = __package__.partition('.')[0]
     imports = kept.pop('custom_imports', None)
     if imports:
@@ -47,7 +51,7 @@ def plain_config(cfg: Config, size: int) -> Config:
     if type_name(kept.get('test_cfg') or {}) == 'ScalesTestLoop':
         kept['test_cfg'] = dict(fp16=kept['test_cfg'].get('fp16', False))
     for _, pipeline in pipelines_in(kept['test_dataloader'].get('dataset')):
-        pipeline[:] = rescale_pipeline(pipeline, size)
+        pipeline[:] = rescale_pipeline(pipeline, size, tested)
     return Config(kept)
 
 

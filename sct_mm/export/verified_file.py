@@ -50,21 +50,21 @@ class VerifiedFile(NamedTuple):
     notes: list[str]
 
 
-def extracted(model: nn.Module, size: int) -> nn.Module:
-    """The plain network of ``size`` pixels, which a model without SSBN is
+def extracted(model: nn.Module, scale: int) -> nn.Module:
+    """The plain network of ``scale``, which a model without SSBN is
     already; a copy, in evaluation mode."""
     if scales_of(model) is None:
         return copy.deepcopy(model).eval()
-    return extract_scale(model, size).eval()
+    return extract_scale(model, scale).eval()
 
 
 @torch.no_grad()
-def answers(model: nn.Module, size: int, part: str, softmax: bool,
+def answers(model: nn.Module, scale: int, part: str, softmax: bool,
             batches: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """The outputs of the trained network at ``size`` for each batch, with
+    """The outputs of the trained network at ``scale`` for each batch, with
     which a file is compared."""
     net = Part(model, part, softmax)
-    with use_scale(model, size if scales_of(model) else None):
+    with use_scale(model, scale if scales_of(model) else None):
         return [net(batch) for batch in batches]
 
 
@@ -86,17 +86,22 @@ def _part_at(model: nn.Module, prefix: str) -> nn.Module:
 
 @torch.no_grad()
 def make_weights(model: nn.Module, size: int, batches: list[Tensor],
-                 request: Request, meta: dict) -> VerifiedFile:
+                 request: Request, meta: dict,
+                 scale: int | None = None) -> VerifiedFile:
     """A file of weights that the stock network takes. It is read back into a
     network whose weights were overwritten by NaN.
+
+    Args:
+        scale: that serves ``size``; None: ``size`` itself.
 
     Raises:
         RuntimeError: if that network does not answer as the trained one, to
             the bit.
     """
-    part, _ = choose_part(extracted(model, size), batches[0], None)
-    want = answers(model, size, part, False, batches)
-    plain = extracted(model, size)
+    scale = scale or size
+    part, _ = choose_part(extracted(model, scale), batches[0], None)
+    want = answers(model, scale, part, False, batches)
+    plain = extracted(model, scale)
     target = _part_at(plain, request.prefix)
     data = weight_bytes(request.kind, target.state_dict(), meta)
     for value in target.state_dict().values():
@@ -105,7 +110,7 @@ def make_weights(model: nn.Module, size: int, batches: list[Tensor],
     net = Part(plain, part)
     difference = max(relative_difference(net(batch), one)
                      for batch, one in zip(batches, want, strict=True))
-    kept = _part_at(extracted(model, size), request.prefix).state_dict()
+    kept = _part_at(extracted(model, scale), request.prefix).state_dict()
     read = target.state_dict()  # with weights that the part does not use
     if difference > 0 or not all(torch.equal(kept[n], read[n]) for n in kept):
         raise RuntimeError(
@@ -147,19 +152,22 @@ def check_parity(run: Run, batches: list[Tensor],
 
 @torch.no_grad()
 def make_graph(model: nn.Module, size: int, batches: list[Tensor],
-               request: Request, divisor: int) -> VerifiedFile:
+               request: Request, divisor: int,
+               scale: int | None = None) -> VerifiedFile:
     """The file of a graph, which runs without the Python code of a network.
 
     Args:
         batches: the first has more than one image. The graph is traced with
             its first two, and compared on all batches.
         divisor: see :class:`~sct_mm.export.formats.Graph`.
+        scale: that serves ``size``; None: ``size`` itself.
 
     Raises:
         UserError, RuntimeError: for what cannot be exported, or does not
             compute what the network computes.
     """
-    plain = extracted(model, size)
+    scale = scale or size
+    plain = extracted(model, scale)
     part, note = choose_part(plain, batches[0][:1], request.part,
                              request.softmax)
     stock = Part(plain, part, request.softmax)
@@ -169,7 +177,7 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
         net, batches[0][:2].contiguous(), divisor, outputs,
         {**description(plain, size, part), 'outputs': outputs}), request.fuse)
     run = graph_run(request.kind, data)
-    want = answers(model, size, part, request.softmax, batches)
+    want = answers(model, scale, part, request.softmax, batches)
     difference = check_parity(run, batches, want, size, request)
     cost = compared(lambda: run(batches[1]), lambda: stock(batches[1]))
     entry = dict(part=part, outputs=outputs, norms=norms_in(net),
@@ -178,8 +186,9 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
 
 
 def make_file(model: nn.Module, size: int, batches: list[Tensor],
-              request: Request, divisor: int, meta: dict) -> VerifiedFile:
+              request: Request, divisor: int, meta: dict,
+              scale: int | None = None) -> VerifiedFile:
     """The file of ``request`` for one size: weights or a graph."""
     if request.kind in WEIGHTS:
-        return make_weights(model, size, batches, request, meta)
-    return make_graph(model, size, batches, request, divisor)
+        return make_weights(model, size, batches, request, meta, scale)
+    return make_graph(model, size, batches, request, divisor, scale)

@@ -146,6 +146,8 @@ class Cascade(BaseModel):
         sizes: pixels, at least two, the smallest first, trained or not.
         thresholds: from 0 (all are decided) to 1 (none is), for each size but
             the largest, or one for all. tools/test.py --cascade finds it.
+        scales: that serve ``sizes``, where a test at the base has another
+            size than training; None: ``sizes`` themselves.
 
     Raises:
         TypeError, ValueError: for no network, no sizes or no thresholds.
@@ -154,7 +156,8 @@ class Cascade(BaseModel):
     """
 
     def __init__(self, model: nn.Module, sizes: Sequence[int],
-                 thresholds: float | Sequence[float]) -> None:
+                 thresholds: float | Sequence[float],
+                 scales: Sequence[int] | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError('`model` must be an nn.Module, but got '
                             f'{type(model).__name__}. Build it first.')
@@ -162,6 +165,7 @@ class Cascade(BaseModel):
         thresholds = check_thresholds(thresholds, sizes)
         super().__init__(getattr(model, 'data_preprocessor', None))
         self.model, self.sizes, self.thresholds = model, sizes, thresholds
+        self.scales = tuple(scales or sizes)
         padding = padding_of(model)
         self.resizes = [MultiScaleBatch(size, sizes[-1], **padding)
                         for size in sizes]
@@ -233,7 +237,7 @@ class Cascade(BaseModel):
         if len(chosen) < len(inputs):
             inputs = inputs[chosen]
         resized = self.resizes[index](dict(inputs=inputs))['inputs']
-        with use_scale(self.model, self.sizes[index]):
+        with use_scale(self.model, self.scales[index]):
             if isinstance(self.model, BaseModel):
                 samples = data_samples and [data_samples[i]
                                             for i in chosen.tolist()]

@@ -11,16 +11,22 @@ def type_name(config: dict) -> str:
     return name.rpartition('.')[2]
 
 
-def pipeline_of(loader: dict) -> list | None:
-    """The pipeline of a data loader's config. It is looked for in the data
-    set, then in what the data set wraps (``RepeatDataset``); the first is
-    returned. None if the data set is built already, or has none."""
-    dataset = loader.get('dataset')
-    while isinstance(dataset, dict):
-        if 'pipeline' in dataset:
-            return dataset['pipeline']
-        dataset = dataset.get('dataset')
-    return None
+def train_pipelines(loader: dict) -> list[list]:
+    """The pipelines of a data loader's config that make its images: those of
+    its data sets, or of what wraps them (``MultiImageMixDataset``). There are
+    none of a data set that is built already."""
+    return list(_outermost(loader.get('dataset')))
+
+
+def _outermost(dataset: Any) -> Iterator[list]:
+    if not isinstance(dataset, dict):
+        return
+    if dataset.get('pipeline'):
+        yield dataset['pipeline']
+    else:
+        for child in (dataset.get('dataset'),
+                      *(dataset.get('datasets') or ())):
+            yield from _outermost(child)
 
 
 def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
@@ -44,3 +50,11 @@ def pipelines_in(config: Any, path: tuple = ()) -> Iterator[
                          'a config with a `pipeline`, or wrap such ones, but '
                          f'got {type_name(inner) or type(config).__name__}. '
                          'Set its `pipeline`.')
+
+
+def host_model(model: dict) -> dict:
+    """The config of the host's model, which ``WithSSBN`` wraps."""
+    while type_name(model) == 'WithSSBN' and isinstance(model.get('model'),
+                                                        dict):
+        model = model['model']
+    return model

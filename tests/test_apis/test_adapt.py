@@ -148,8 +148,11 @@ def test_arguments_that_are_refused(stock, options, message):
 @pytest.mark.parametrize('base', [32, 20])
 def test_images_that_are_not_of_the_base(stock, base):
     """Where no transform tells, but the data set's own size."""
+    options = {**FEW, 'test_dataloader.dataset.pipeline': [
+        dict(type='Resize', scale=base), dict(type='PackInputs')]}
     with pytest.raises(ValueError, match=f'scale {base} and images of 28'):
-        adapt_stock(stock, 0, (base, 14))
+        adapt(CONFIG, stock[0], (base, 14), 0, out=stock[2],
+              cfg_options=options)
     assert not os.listdir(stock[2])
 
 
@@ -250,8 +253,13 @@ def test_a_network_that_was_never_trained(stock):
 def test_another_size_than_the_pipelines(stock):
     options = {**FEW, 'train_dataloader.dataset.pipeline': [
         dict(type='Resize', scale=32), dict(type='PackInputs')]}
-    with pytest.raises(ValueError, match='must be the nominal size .* 32'):
-        adapt(CONFIG, stock[0], SCALES, out=stock[2], cfg_options=options)
+    with pytest.raises(ValueError, match='is tested at, 28 pixels in a test '
+                       r'\(32 in training\), but got 32'):
+        adapt(CONFIG, stock[0], (32, 16), out=stock[2], cfg_options=options)
+    done = adapt(CONFIG, stock[0], (28, 14), 0, out=stock[2],
+                 cfg_options=options)
+    assert done['scales'] == (28, 14)
+    assert Config.fromfile(done['config']).model.scales == [32, 16]
 
 
 def test_the_config_keeps_what_the_host_had(monkeypatch):

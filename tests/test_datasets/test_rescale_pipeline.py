@@ -6,11 +6,12 @@ from mmcv.transforms import RandomResize
 
 from sct_mm.datasets.rescale_pipeline import (
     keeps_ratio,
+    limits_of,
     nominal_size,
     rescale_pipeline,
     train_sizes,
 )
-from sct_mm.utils.config_walk import pipeline_of
+from sct_mm.utils.config_walk import train_pipelines
 
 IMAGENET = [
     dict(type='LoadImageFromFile'),
@@ -138,8 +139,90 @@ def test_pipeline_within_wrappers_of_the_data_set():
     pipeline = [dict(type='Pack')]
     inner = dict(type='CocoDataset', pipeline=pipeline)
     wrapped = dict(dataset=dict(type='RepeatDataset', dataset=inner))
-    assert pipeline_of(wrapped) is pipeline
+    assert train_pipelines(wrapped) == [pipeline]
     mixed = dict(type='MultiImageMixDataset', dataset=dict(
         inner, pipeline=[dict(type='Load')]), pipeline=pipeline)
-    assert pipeline_of(dict(dataset=mixed)) is pipeline
-    assert pipeline_of({}) is None
+    assert train_pipelines(dict(dataset=mixed)) == [pipeline]
+    joined = dict(type='ConcatDataset', datasets=[inner, mixed])
+    assert train_pipelines(dict(dataset=joined)) == [pipeline, pipeline]
+    assert train_pipelines({}) == []
+
+
+def test_earlier_resizes_stay_as_they_are():
+    pipeline = [dict(type='Resize', scale=256), dict(type='CenterCrop',
+                                                     crop_size=200),
+                dict(type='Resize', scale=(112, 112))]
+    assert [t.get('scale') or t['crop_size'] for t in rescale_pipeline(
+        pipeline, 56)] == [256, 200, (56, 56)]
+
+
+@pytest.mark.parametrize('transform, size, want', [
+    (dict(type='TopdownAffine', input_size=(192, 256)), 96,
+     dict(input_size=(96, 128))),
+    (dict(type='mmaction.Resize', scale=(-1, 256)), 128,
+     dict(scale=(-1, 128))),
+    (dict(type='Resize', scale=(float('inf'), 256)), 128,
+     dict(scale=(float('inf'), 128))),
+    (dict(type='RescaleToHeight', height=48, min_width=48, max_width=160), 24,
+     dict(height=24, min_width=24, max_width=80)),
+    (dict(type='RescaleToHeight', height=48, max_width=None), 24,
+     dict(height=24, max_width=None)),
+    (dict(type='EfficientNetCenterCrop', crop_size=224), 112,
+     dict(crop_size=112, crop_padding=16)),
+    (dict(type='EfficientNetCenterCrop', crop_size=224, crop_padding=0), 112,
+     dict(crop_size=112, crop_padding=0))])
+def test_hosts_have_sizes_of_their_own(transform, size, want):
+    assert rescale_pipeline([transform], size) == [{**transform, **want}]
+
+
+def test_letterboxes_and_crops_of_a_clip_change_with_their_resize():
+    letterbox = [dict(type='YOLOv5KeepRatioResize', scale=(640, 640)),
+                 dict(type='LetterResize', scale=(640, 640))]
+    assert [t['scale'] for t in rescale_pipeline(letterbox, 320)] == [
+        (320, 320)] * 2
+    crops = [dict(type='Resize', scale=(-1, 256)),
+             dict(type='TenCrop', crop_size=224)]
+    changed = rescale_pipeline(crops, 112)
+    assert [changed[0]['scale'], changed[1]['crop_size']] == [(-1, 128), 112]
+
+
+def test_transforms_that_hold_others():
+    short = [[dict(type='RandomChoiceResize', scales=[(480, 1333),
+                                                      (800, 1333)])],
+             [dict(type='RandomChoiceResize', scales=[(400, 4200)]),
+              dict(type='RandomCrop', crop_type='absolute_range',
+                   crop_size=(384, 600)),
+              dict(type='RandomChoiceResize', scales=[(512, 1333)])]]
+    choice = dict(type='RandomChoice', transforms=short)
+    assert train_sizes([choice]) == (800, 512, 480)
+    views = dict(type='MultiView', num_views=[2, 6], transforms=[
+        [dict(type='RandomResizedCrop', scale=s)] for s in (224, 96)])
+    assert train_sizes([views, dict(type='PackInputs')]) == (224, 96)
+    maybe = dict(type='RandomApply', transforms=[dict(type='Blur')])
+    assert train_sizes([maybe, dict(type='Resize', scale=8)]) == (8, )
+
+
+def test_images_of_their_own_size_are_resized_behind_the_loading():
+    load, pack = dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
+    changed = rescale_pipeline([load, dict(type='LoadAnnotations'), pack], 64,
+                               base=128)
+    assert [t['type'] for t in changed] == [
+        'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackSegInputs']
+    assert changed[1]['scale_factor'] == 0.5
+    half = [load, dict(type='Resize', scale_factor=0.5, keep_ratio=True), pack]
+    assert rescale_pipeline(half, 64, base=128)[1]['scale_factor'] == 0.25
+    assert rescale_pipeline(half, 128, base=128) == half
+
+
+@pytest.mark.parametrize('pipeline, good, bad', [
+    ([dict(type='Resize', scale=(1333, 800), keep_ratio=True)],
+     [(800, 1200), (640, 1333)], [(800 - 1, 1200), (640, 1300)]),
+    ([dict(type='Resize', scale=(64, 64)), dict(type='Pad',
+                                                size_divisor=32)],
+     [(64, 64), (32, 64), (64, 80)], [(32, 128), (63, 63)]),
+    ([dict(type='TenCrop', crop_size=224)], [(224, 224)], [(112, 112)])])
+def test_what_images_may_measure(pipeline, good, bad):
+    limits = limits_of(pipeline)
+    assert all(limits.admits(*edges) for edges in good)
+    assert not any(limits.admits(*edges) for edges in bad)
+    assert limits_of([dict(type='Pack')]) is None

@@ -63,7 +63,7 @@ def test_what_is_no_size_and_no_range(sizes, match):
                      dict(type='mmpretrain.RandomCrop', crop_size=16,
                           pad_if_needed=True),
                      dict(type='mmpretrain.PackInputs')]))),
-     'images of 12 pixels, but makes 16'),
+     'shorter edge of 12, but the pipeline makes 16 x 16'),
     (dict(val_dataloader=loader(lambda d: dict(type='Images'))),
      'with a `pipeline`, or wrap such ones, but got Images'),
     (dict(val_dataloader=loader(lambda d: dict(d, pipeline=None))),

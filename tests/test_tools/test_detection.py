@@ -191,8 +191,8 @@ def trained(images, tmp_path_factory):
 
 def resized(cfg, scale):
     from sct_mm.datasets.rescale_pipeline import rescale_pipeline
-    from sct_mm.utils.config_walk import pipeline_of
-    pipeline = pipeline_of(cfg.test_dataloader)
+    from sct_mm.utils.config_walk import train_pipelines
+    pipeline, = train_pipelines(cfg.test_dataloader)
     pipeline[:] = rescale_pipeline(pipeline, scale)
     return cfg
 

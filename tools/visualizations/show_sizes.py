@@ -15,8 +15,9 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
+from sct_mm.datasets.base_size import BaseSize, base_size, test_base
 from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
-from sct_mm.datasets.rescale_pipeline import nominal_size, rescale_pipeline
+from sct_mm.datasets.rescale_pipeline import rescale_pipeline
 from sct_mm.datasets.size_switch import SizeSwitch
 from sct_mm.engine.load_model import loaded_model
 from sct_mm.engine.loops import check_sizes
@@ -75,7 +76,8 @@ def samples_of(cfg: Config, image: int | str, sizes: Sequence[int],
             raise UserError(f'The image must be one of {len(dataset)} of '
                             f'the test set, but got {image}. Name one from '
                             f'0 to {len(dataset) - 1}, or a file.')
-        switch, samples = SizeSwitch(dataset, config, sizes), []
+        switch, samples = SizeSwitch(dataset, config, sizes,
+                                     test_base(cfg, config)), []
         for size in sizes:
             with switch.at(size):
                 samples.append(dataset[image])
@@ -84,7 +86,8 @@ def samples_of(cfg: Config, image: int | str, sizes: Sequence[int],
         raise UserError(f'The image must be a file, but got {image!r}. '
                         'Name one, or the index of one of the test set.')
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
-    return [Compose(_of_a_file(rescale_pipeline(pipeline, size)))(
+    tested = test_base(cfg, cfg.test_dataloader.dataset)
+    return [Compose(_of_a_file(rescale_pipeline(pipeline, size, tested)))(
         _read(image, channels)) for size in sizes]
 
 
@@ -133,8 +136,8 @@ def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
 
 
 @torch.no_grad()
-def classified(model: nn.Module, sample: dict,
-               sizes: Sequence[int]) -> list[View]:
+def classified(model: nn.Module, sample: dict, sizes: Sequence[int],
+               base: BaseSize) -> list[View]:
     """A view per size, the smallest first. ``sample`` has the largest size and
     is resized as by SCTLossHook and by Cascade."""
     preprocessor, views = model.data_preprocessor, []
@@ -143,7 +146,7 @@ def classified(model: nn.Module, sample: dict,
     for size in sizes:
         resized = MultiScaleBatch(size, sizes[-1], **padding)(
             dict(inputs=inputs))['inputs']
-        with use_scale(model, size):
+        with use_scale(model, base.scale_at(size)):
             scores = scores_in(model(resized, mode='predict'))[0]
         views.append(View(size, as_pixels(resized[0], preprocessor), scores))
     return views
@@ -151,7 +154,8 @@ def classified(model: nn.Module, sample: dict,
 
 @torch.no_grad()
 def detected(model: nn.Module, samples: Sequence[dict],
-             sizes: Sequence[int], least: float) -> list[View]:
+             sizes: Sequence[int], base: BaseSize,
+             least: float) -> list[View]:
     """A view per size, each of its sample, with the boxes whose score is at
     least ``least``.
 
@@ -160,7 +164,7 @@ def detected(model: nn.Module, samples: Sequence[dict],
     """
     views = []
     for size, sample in zip(sizes, samples, strict=True):
-        with use_scale(model, size):
+        with use_scale(model, base.scale_at(size)):
             found = model.test_step(dict(
                 inputs=[sample['inputs']],
                 data_samples=[copy.deepcopy(sample['data_samples'])]))[0]
@@ -245,18 +249,18 @@ def show_sizes(config: str, checkpoint: str, image: int | str,
     weights = check_checkpoint(checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = loaded_model(cfg, weights, checkpoint)
+        base = base_size(cfg, scales_of(model))
         if wanted is None and scales_of(model) is None:
-            wanted = [nominal_size(next(pipelines_in(
-                cfg.test_dataloader.dataset))[1])]
-        found = views_of(model, cfg, image, check_sizes(wanted, model)[::-1],
-                         thresholds, least)
+            wanted = [base.test]
+        found = views_of(model, cfg, image, base, check_sizes(
+            wanted, model, base=base)[::-1], thresholds, least)
         found['classes'] = classes_of(cfg, weights)
     draw(found, str(image), out)
     return found
 
 
 def views_of(model: nn.Module, cfg: Config, image: int | str,
-             sizes: Sequence[int],
+             base: BaseSize, sizes: Sequence[int],
              thresholds: float | Sequence[float] | None,
              least: float) -> dict:
     """The result of :func:`show_sizes` without ``classes``; ``sizes`` go from
@@ -267,12 +271,16 @@ def views_of(model: nn.Module, cfg: Config, image: int | str,
     first = next((p for p in model.parameters() if p.dim() == 4), None)
     channels = len(mean) if mean is not None else (
         3 if first is None else first.shape[1])
+    if channels not in (1, 3):
+        raise UserError('The images must have 1 or 3 channels to be shown, '
+                        f'but the network takes {channels}. Test it by '
+                        'tools/test.py.')
     samples = samples_of(cfg, image, sizes, channels)
     sample = samples[-1].get('data_samples')
     if not hasattr(sample, 'gt_instances'):  # every sample of mmdet has them
-        views = classified(model, samples[-1], sizes)
+        views = classified(model, samples[-1], sizes, base)
     elif limits is None:
-        views = detected(model, samples, sizes, least)
+        views = detected(model, samples, sizes, base, least)
     else:
         raise UserError('A cascade serves classifiers, but '
                         f'{type(model).__name__} finds boxes. Leave '

@@ -189,11 +189,13 @@ class SCTLossHook(Hook):
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
-        check_pipeline(runner.cfg.get('train_dataloader'), scales[0])
+        smallest = check_pipeline(runner.cfg.get('train_dataloader'),
+                                  scales[0], runner.cfg)
         self._check_run(runner)
         before = self._resumed.get(SCHEDULE, {})
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
                     runner.max_iters if self.progressive else 0)
+        self.sct.smallest = smallest
         if before:
             warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...datasets.last_stage import batch_resize, later_pipelines
 from ...datasets.rescale_pipeline import train_sizes
 from ...models.guards import SYNC_BN, damaged_by_sync_bn
 from ...models.size_selection import (
@@ -16,7 +17,7 @@ from ...models.size_selection import (
     scales_of,
     ssbn_layers,
 )
-from ...utils.config_walk import pipeline_of
+from ...utils.config_walk import train_pipelines
 
 
 def resolve_scales(model: nn.Module,
@@ -49,25 +50,44 @@ def resolve_scales(model: nn.Module,
     return found
 
 
-def check_pipeline(loader: dict | None, base: int) -> None:
-    """Compare the base scale with the sizes that the training pipeline makes,
-    where its config shows them.
+def check_pipeline(loader: dict | None, base: int,
+                   cfg: dict | None = None) -> int:
+    """Compare the base scale with the sizes that the training pipelines make,
+    where their configs show them.
+
+    Args:
+        cfg: the whole config, with the hooks that exchange the pipeline, and
+            the model, whose data preprocessor may resize batches.
+
+    Returns:
+        int: the smallest nominal size of the images; 0 if it is not known.
 
     Raises:
-        ValueError: if the pipeline makes images of another nominal size.
+        ValueError: if a pipeline makes images of another nominal size, or
+            batches get sizes drawn by chance.
     """
-    pipeline = pipeline_of(loader or {})
-    sizes = train_sizes(pipeline) if pipeline else ()
-    if sizes and sizes[0] != base:
-        raise ValueError('The base scale must be the nominal size of the '
-                         f'images of the training pipeline, {sizes[0]} '
-                         f'pixels, but got scale {base}. Change `scales`, or '
-                         'the resize or crop of the pipeline.')
-    if len(sizes) > 1:
-        print_log('SCTLossHook: the training pipeline makes images of '
-                  f'{len(sizes)} sizes, {sizes[0]} to {sizes[-1]} pixels. '
-                  f'The nominal scale of all is {base}; smaller scales '
-                  'shrink them by the same ratio.', 'current')
+    resize = batch_resize(cfg or {})
+    if resize:
+        raise ValueError(f'{resize} gives each batch a size of its own, which '
+                         'SCT does with scales, but got it in '
+                         '`data_preprocessor.batch_augments`. Set '
+                         'batch_augments=None.')
+    smallest = []
+    for pipeline in (*train_pipelines(loader or {}),
+                     *later_pipelines(cfg or {})):
+        sizes = train_sizes(pipeline)
+        if sizes and sizes[0] != base:
+            raise ValueError(
+                'The base scale must be the nominal size of the images of the '
+                f'training pipeline, {sizes[0]} pixels, but got scale {base}. '
+                'Change `scales`, or the resize or crop of the pipeline.')
+        if len(sizes) > 1:
+            print_log('SCTLossHook: the training pipeline makes images of '
+                      f'{len(sizes)} sizes, {sizes[0]} to {sizes[-1]} pixels. '
+                      f'The nominal scale of all is {base}; smaller scales '
+                      'shrink them by the same ratio.', 'current')
+        smallest.append(sizes[-1] if sizes else 0)
+    return min(smallest, default=0)
 
 
 def check_model(model: nn.Module, hook_type: type) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...datasets.batch_forms import (
     check_batch,
+    contents_of,
     image_shape,
     nominal_edge,
     number_of_images,
@@ -62,6 +63,9 @@ class SCTStep:
         self.schedule = schedule
         self.teacher = teacher
         self.number = 0  # of the step, from 0
+        # The smallest nominal size of the images; None: that of the base, 0:
+        # any. Padded images alone have several.
+        self.smallest: int | None = None
         self._counts = True  # each pass that trains is a step
         self._taken = False  # whether a pass has trained
         self._shares_fit = False  # whether a batch has a share for each scale
@@ -242,7 +246,7 @@ class SCTStep:
 
     def _divide(self, batch: dict) -> None:
         """Check the batch, and make each scale's part of it."""
-        check_images(batch, max(self.schedule.weights))
+        check_images(batch, max(self.schedule.weights), self.smallest)
         if self._by_scale:
             check_gradients(batch)
         images = number_of_images(batch)
@@ -305,19 +309,26 @@ class SCTStep:
         return logs
 
 
-def check_images(batch: dict, base: int) -> None:
+def check_images(batch: dict, base: int, smallest: int | None = None
+                 ) -> None:
     """Compare a batch with what MultiScaleBatch takes, and the base scale
     with its images.
+
+    Args:
+        smallest: nominal size in pixels of the smallest images that the
+            pipeline makes; None: ``base``; 0: any.
 
     Raises:
         TypeError: as :func:`check_batch`.
         ValueError: if the shorter edge of the images is not ``base``
             pixels. Of padded images (detection) none may be larger; long
-            ones are narrower than the nominal scale.
+            ones are narrower than the nominal scale, but not shorter.
     """
     check_batch(batch)
     edge, padded = nominal_edge(batch)
-    if edge != base and not (padded and edge < base):
+    longest = max(max(shape) for _, shape in contents_of(batch))
+    least = base if smallest is None else smallest
+    if edge != base and not (padded and edge < base and longest >= least):
         raise ValueError('The base scale must be the size of the images '
                          f'that the training pipeline makes, but got scale '
                          f'{base} and images of {edge} pixels. Change '

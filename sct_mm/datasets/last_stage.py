@@ -1,0 +1,150 @@
+"""The images that a network ended its training on, without those that no test
+shows."""
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..utils.config_walk import host_model, type_name
+from .rescale_pipeline import sized_part, train_sizes
+from .size_transforms import paths_in
+
+# Hooks that exchange the pipeline at an epoch -> the pipelines, in order.
+STAGES: dict[str, Callable[[dict], list]] = {
+    # mmdetection, mmyolo
+    'PipelineSwitchHook': lambda hook: [hook.get('switch_pipeline')],
+    # mmyolo; that of mmdetection has names of transforms to skip
+    'YOLOXModeSwitchHook': lambda hook: [hook.get('new_train_pipeline')],
+    # mmpose
+    'YOLOXPoseModeSwitchHook': lambda hook: [hook.get('new_train_pipeline')],
+    'RTMOModeSwitchHook': lambda hook: [],
+    # mmpretrain
+    'SwitchRecipeHook': lambda hook: [
+        recipe.get('train_pipeline') for recipe in sorted(
+            hook.get('schedule') or (), key=lambda r: r['action_epoch'])],
+}
+# Transforms that mix images, or cover parts of them.
+_MIXES = (
+    'Mosaic', 'CachedMosaic', 'Mosaic9', 'MixUp', 'CachedMixUp', 'YOLOXMixUp',
+    'YOLOv5MixUp', 'CopyPaste', 'YOLOv5CopyPaste', 'RandomErasing', 'CutOut',
+    'Cutout', 'GridMask')
+# What does so to a batch, or resizes it, by the path of its setting.
+_BATCH = (
+    ('train_cfg', 'augments'),  # mmpretrain
+    ('data_preprocessor', 'batch_augments'),  # mmpretrain, mmdetection
+    ('data_preprocessor', 'blending'),  # mmaction2
+)
+# mmdetection, mmyolo: resize each batch to a size drawn by chance.
+BATCH_RESIZES = ('BatchSyncRandomResize', 'YOLOXBatchSyncRandomResize',
+                 'PPYOLOEBatchRandomResize')
+
+
+def later_pipelines(cfg: dict) -> Iterator[list]:
+    """The pipelines to which hooks of ``cfg`` switch, in their order."""
+    for hook in cfg.get('custom_hooks') or ():
+        stages = STAGES.get(type_name(hook)) if isinstance(hook,
+                                                           dict) else None
+        for pipeline in stages(hook) if stages else ():
+            if pipeline:
+                yield pipeline
+
+
+def _is_left_out(transform: Any, skipped: tuple[str, ...]) -> bool:
+    """A ``border`` below 0 cuts a mosaic, which is twice as large."""
+    if not isinstance(transform, dict):
+        return False
+    border = transform.get('border')
+    return type_name(transform) in (*_MIXES, *skipped) or (
+        isinstance(border, (list, tuple)) and min(border) < 0)
+
+
+def _without(pipeline: list, skipped: tuple[str, ...],
+             test: list | None) -> tuple[list, list[str]]:
+    """``pipeline`` without transforms that no test shows, and their names. If
+    one of them had set the size, those of the ``test`` pipeline do."""
+    kept: list = []
+    names: list[str] = []
+    place = None
+    for transform in pipeline:
+        if _is_left_out(transform, skipped):
+            names.append(type_name(transform))
+            place = len(kept) if place is None else place
+        else:
+            kept.append(copy.deepcopy(transform))
+    ways = [way for way in paths_in(test or []) if way]
+    if place is not None and ways and not train_sizes(kept):
+        kept[place:place] = copy.deepcopy(sized_part(ways[0]))
+    return kept, names
+
+
+def last_stage(cfg: dict) -> tuple[dict, list[str]]:
+    """The training set of ``cfg`` with the pipeline that its network ended
+    the training on, and the names of the transforms that are left out, since
+    test images never show what they do: mosaics, mixed and erased images.
+
+    Returns:
+        A copy of the config of the data set, and the names.
+    """
+    dataset = copy.deepcopy(cfg['train_dataloader'].get('dataset'))
+    hooks = [hook for hook in cfg.get('custom_hooks') or ()
+             if isinstance(hook, dict)]
+    skipped = tuple(name for hook in hooks
+                    if type_name(hook) == 'YOLOXModeSwitchHook'
+                    for name in hook.get('skip_type_keys') or ())
+    test: Any = (cfg.get('test_dataloader') or {}).get('dataset')
+    while isinstance(test, dict) and 'pipeline' not in test:
+        test = test.get('dataset') or (test.get('datasets') or [None])[0]
+    test = test.get('pipeline') if isinstance(test, dict) else None
+    later = list(later_pipelines(cfg))
+    names: list[str] = []
+    for part, outer in _parts(dataset):
+        pipeline = part['pipeline']
+        part['pipeline'], left_out = _without(pipeline, skipped, test)
+        names += left_out
+        if later and outer:
+            part['pipeline'], left_out = _without(later[-1], skipped, test)
+            names += left_out
+    return dataset, list(dict.fromkeys(names))
+
+
+def _parts(dataset: Any, outer: bool = True) -> Iterator[tuple[dict, bool]]:
+    """Each data set within ``dataset`` that has a pipeline, and whether none
+    around it has: ``MultiImageMixDataset`` adds one to that of its images."""
+    if not isinstance(dataset, dict):
+        return
+    has = dataset.get('pipeline') is not None
+    if has:
+        yield dataset, outer
+    for child in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
+        yield from _parts(child, outer and not has)
+
+
+def without_batch_mixes(model: dict) -> tuple[dict, list[str]]:
+    """A copy of a model's config that trains on each image as it is: without
+    mixes of a batch's images and sizes drawn for a batch; and their names."""
+    model = copy.deepcopy(model)
+    names: list[str] = []
+    for holder, name in _BATCH:
+        settings: Any = host_model(model).get(holder) or {}
+        found = settings.get(name)
+        if isinstance(found, (list, tuple)) and name == 'batch_augments':
+            kept = [each for each in found
+                    if type_name(each) not in BATCH_RESIZES]
+            names += [type_name(each) for each in found if each not in kept]
+            settings[name] = kept
+        elif found:
+            inner = (found.get('augments', found)
+                     if isinstance(found, dict) else found)
+            each = inner if isinstance(inner, (list, tuple)) else [inner]
+            names += [type_name(one) if isinstance(one, dict) else str(one)
+                      for one in each]
+            del settings[name]
+    return model, names
+
+
+def batch_resize(cfg: dict) -> str | None:
+    """The name of a batch augment that sets the size of each batch."""
+    host = host_model(cfg.get('model') or {})
+    augments = (host.get('data_preprocessor') or {}).get('batch_augments')
+    return next((type_name(each) for each in augments
+                 if type_name(each) in BATCH_RESIZES), None) if isinstance(
+                     augments, (list, tuple)) else None

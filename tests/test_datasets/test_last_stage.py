@@ -1,0 +1,113 @@
+"""The images that a network ended its training on."""
+import copy
+
+import pytest
+
+from sct_mm.datasets.last_stage import (
+    batch_resize,
+    last_stage,
+    later_pipelines,
+    without_batch_mixes,
+)
+from sct_mm.datasets.rescale_pipeline import train_sizes
+from sct_mm.utils.config_walk import type_name
+
+LOAD, PACK = dict(type='LoadImageFromFile'), dict(type='PackDetInputs')
+RESIZE = dict(type='Resize', scale=(64, 64), keep_ratio=True)
+MOSAIC = dict(type='mmdet.Mosaic', img_scale=(64, 64))
+CROP = dict(type='RandomAffine', border=(-32, -32))
+CLEAN = [LOAD, dict(type='RandomResize', scale=(64, 64)), PACK]
+
+
+def config(pipeline, hooks=(), wrap=lambda dataset: dataset):
+    test = dict(type='Coco', pipeline=[LOAD, RESIZE, PACK])
+    return dict(
+        train_dataloader=dict(dataset=wrap(dict(type='Coco',
+                                                pipeline=pipeline))),
+        test_dataloader=dict(dataset=test), custom_hooks=list(hooks))
+
+
+def names(pipeline):
+    return [type_name(transform) for transform in pipeline]
+
+
+@pytest.mark.parametrize('hook', [
+    dict(type='mmdet.PipelineSwitchHook', switch_epoch=280,
+         switch_pipeline=CLEAN),
+    dict(type='mmyolo.YOLOXModeSwitchHook', num_last_epochs=15,
+         new_train_pipeline=CLEAN),
+    dict(type='YOLOXPoseModeSwitchHook', new_train_pipeline=CLEAN),
+    dict(type='SwitchRecipeHook', schedule=[
+        dict(action_epoch=9, train_pipeline=CLEAN),
+        dict(action_epoch=3, train_pipeline=[LOAD, MOSAIC, PACK])])])
+def test_the_last_pipeline_of_a_hook_counts(hook):
+    cfg = config([LOAD, MOSAIC, CROP, RESIZE, PACK], [hook])
+    before = copy.deepcopy(cfg)
+    dataset, left_out = last_stage(cfg)
+    assert dataset['pipeline'] == CLEAN and cfg == before
+    assert left_out == ['Mosaic', 'RandomAffine']
+    assert list(later_pipelines(cfg))[-1] == CLEAN
+
+
+def test_what_no_test_image_shows_is_left_out_and_named():
+    dataset, left_out = last_stage(config([
+        LOAD, RESIZE, dict(type='RandomErasing'), dict(type='MixUp'),
+        dict(type='RandomAffine', border=(0, 0)), PACK]))
+    assert left_out == ['RandomErasing', 'MixUp']
+    assert names(dataset['pipeline']) == [
+        'LoadImageFromFile', 'Resize', 'RandomAffine', 'PackDetInputs']
+
+
+def test_the_test_resizes_where_a_mosaic_did():
+    dataset, _ = last_stage(config([LOAD, MOSAIC, CROP,
+                                    dict(type='RandomFlip'), PACK]))
+    assert names(dataset['pipeline']) == [
+        'LoadImageFromFile', 'Resize', 'RandomFlip', 'PackDetInputs']
+    assert train_sizes(dataset['pipeline']) == (64, )
+
+
+def test_a_pipeline_around_another():
+    cfg = config([LOAD], [dict(type='YOLOXModeSwitchHook',
+                               skip_type_keys=('Mosaic', 'Blur'))],
+                 lambda inner: dict(type='MultiImageMixDataset',
+                                    dataset=inner, pipeline=[
+                                        MOSAIC, dict(type='Blur'), RESIZE]))
+    dataset, left_out = last_stage(cfg)
+    assert dataset['pipeline'] == [RESIZE]
+    assert dataset['dataset']['pipeline'] == [LOAD]
+    assert left_out == ['Mosaic', 'Blur']
+
+
+def test_mixes_of_a_batch_are_left_out():
+    mixup = dict(type='Mixup', alpha=0.2)
+    fixed = dict(type='BatchFixedSizePad', size=(64, 64))
+    for model, want in [
+            (dict(train_cfg=dict(augments=[mixup])), ['Mixup']),
+            (dict(train_cfg=dict(augments=mixup)), ['Mixup']),
+            (dict(data_preprocessor=dict(batch_augments=dict(
+                augments=[mixup, dict(type='CutMix')]))), ['Mixup',
+                                                           'CutMix']),
+            (dict(data_preprocessor=dict(blending=dict(
+                augments=[dict(type='MixupBlending')]))), ['MixupBlending']),
+            (dict(data_preprocessor=dict(batch_augments=[
+                fixed, dict(type='BatchSyncRandomResize')])),
+             ['BatchSyncRandomResize']),
+            (dict(type='Plain'), [])]:
+        before = copy.deepcopy(model)
+        for outer in (model, dict(type='WithSSBN', model=model)):
+            new, found = without_batch_mixes(outer)
+            assert found == want
+            assert 'Mix' not in str(new) and 'Random' not in str(new)
+            assert ('Fixed' in str(new)) == ('Fixed' in str(before))
+        assert model == before
+
+
+def test_a_batch_resized_by_chance_is_found():
+    augments = [dict(type='BatchFixedSizePad'),
+                dict(type='mmdet.BatchSyncRandomResize')]
+    model = dict(data_preprocessor=dict(batch_augments=augments))
+    assert batch_resize(dict(model=model)) == 'BatchSyncRandomResize'
+    assert batch_resize(dict(model=dict(type='WithSSBN', model=model)))
+    assert batch_resize(dict(model=dict(data_preprocessor=dict(
+        batch_augments=augments[:1])))) is None
+    assert batch_resize({}) is None
