@@ -19,8 +19,9 @@ def replace_modules(
 
     Tensors of m that a module keeps in a list or dict, as mmengine's averaged
     models do, become those of swap(m). Lists and dicts are changed in place;
-    whatever holds nothing that is replaced stays the same object. If replaced modules share a tensor, the modules
-    that replace them share one. An error leaves the model as it is.
+    whatever holds nothing that is replaced stays the same object. If replaced
+    modules share a tensor, the modules that replace them share one. An error
+    leaves the model as it is.
 
     Raises:
         ValueError: if a tensor that a new module has in another form is

@@ -17,7 +17,8 @@ from sct_mm.utils.config import load_config
 COUNT = itertools.count()
 # Lengths in pixels in pipelines, preprocessors, codecs and `test_cfg`.
 LENGTHS = ('scale', 'scales', 'crop_size', 'size', 'input_size',
-           'heatmap_size', 'img_scale', 'img_size', 'stride', 'img_shape', 'border')
+           'heatmap_size', 'img_scale', 'img_size', 'stride', 'img_shape',
+           'border')
 # They need albumentations, which is not installed, or change nothing here.
 LEFT_OUT = ('mmdet.Albu', )
 # {type of a `norm_cfg`: that of SSBN}
@@ -66,7 +67,8 @@ FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,
                  'model.test_cfg.rpn.max_per_img': 50}
 
 # Without configs whose losses have operators for CUDA only (rotated FCOS,
-# ATSS and RTMDet with the rotated IoU), or whose heads are fixed to one size (SimCC).
+# ATSS and RTMDet with the rotated IoU), or whose heads are fixed to one size
+# (SimCC).
 CASES = tuple(itertools.starmap(
     lambda host, path, options, changes=None: Case(
         f'{host}::{path}.py', **options, changes=changes or {}), (
@@ -81,7 +83,8 @@ CASES = tuple(itertools.starmap(
           'model.decode_head.in_channels': 16,
           'model.auxiliary_head.in_channels': 32}),
         ('mmpose', 'body_2d_keypoint/topdown_heatmap/coco/'
-         'td-hm_res50_8xb64-210e_coco-256x192', POSE),
+         'td-hm_res50_8xb64-210e_coco-256x192', POSE,
+         {'model.backbone.depth': 18, 'model.head.in_channels': 512}),
         ('mmpose', 'body_2d_keypoint/topdown_heatmap/coco/'
          'td-hm_mobilenetv2_8xb64-210e_coco-256x192', POSE),
         ('mmpose', 'body_2d_keypoint/topdown_heatmap/coco/'
@@ -89,7 +92,8 @@ CASES = tuple(itertools.starmap(
         ('mmpose', 'body_2d_keypoint/topdown_regression/coco/'
          'td-reg_res50_8xb64-210e_coco-256x192', POSE),
         ('mmaction', 'recognition/tsn/tsn_imagenet-pretrained-r50_8xb32-'
-         '1x1x3-100e_kinetics400-rgb', VIDEO),
+         '1x1x3-100e_kinetics400-rgb', VIDEO,
+         {'model.backbone.depth': 18, 'model.cls_head.in_channels': 512}),
         ('mmaction', 'recognition/tsm/tsm_imagenet-pretrained-r50_8xb16-'
          '1x1x8-50e_kinetics400-rgb', VIDEO),
         ('mmaction', 'recognition/slowonly/slowonly_r50_8xb16-4x16x1-256e_'
@@ -146,6 +150,8 @@ def shrink(cfg: Config, ratio: float) -> None:
         for key in LENGTHS:
             if key in node:
                 node[key] = shrunk(node[key], ratio)
+        if 'num_clips' in node:
+            node['num_clips'] = min(node['num_clips'], 3)
         if 'hue' in node:  # mmcv 2.1's, which fails with numpy 2
             node['hue'] = 0.0
         for key in ('pipeline', 'transforms', 'switch_pipeline'):
@@ -252,7 +258,13 @@ def small(case: Case, folder: Any, work_dir: Any) -> Config:
             loader.update(num_workers=0, persistent_workers=False,
                           batch_size=2, pin_memory=False)
             loader.pop('prefetch_factor', None)
-    cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
+    if 'max_iters' in cfg.train_cfg:
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3,
+                             val_interval=3)
+        cfg.default_hooks.checkpoint.interval = 3
+    else:
+        cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook')
     cfg.work_dir, cfg.log_level = str(work_dir), 'WARNING'
     cfg.experiment_name = f'{case.name}-{next(COUNT)}'
     if cfg.get('visualizer'):

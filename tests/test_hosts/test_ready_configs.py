@@ -1,0 +1,38 @@
+"""The configs of configs/ for siblings are short, and build."""
+import glob
+import os.path as osp
+
+import pytest
+from cases import need
+from conftest import ROOT
+from fill_metafile import of_a_sibling
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+
+from sct_mm.models.size_selection import scales_of, ssbn_layers
+from sct_mm.utils.config import load_config
+
+CONFIGS = [path for path in sorted(glob.glob('configs/*.py', root_dir=ROOT))
+           if of_a_sibling(osp.join(ROOT, path))]
+HOST = {'sct_fcn': 'mmseg', 'sct_td-hm': 'mmpose', 'sct_tsn': 'mmaction'}
+SCALES = {'mmseg': (512, 384, 256), 'mmpose': (192, 96),
+          'mmaction': (224, 192, 160, 128)}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=osp.basename)
+def test_config(path):
+    host = next(HOST[name] for name in HOST if name in path)
+    need(host)
+    path = osp.join(ROOT, path)
+    with open(path) as file:
+        assert len(file.readlines()) <= 15
+    cfg = load_config(path)
+    init_default_scope(host)
+    model = MODELS.build(cfg.model)
+    assert scales_of(model) == SCALES[host]
+    norms = [m for m in model.modules() if 'BatchNorm' in type(m).__name__]
+    assert ssbn_layers(model) and not norms
+    assert cfg.val_cfg.type == 'ScalesValLoop'
+    hooks = [hook.type for hook in cfg.custom_hooks]
+    assert hooks[-1] == 'SCTLossHook'
+    assert ('SyncBuffersHook' in hooks) == (host == 'mmpose')
+    HOOKS.build(cfg.custom_hooks[-1]).attach(model, steps=2)
