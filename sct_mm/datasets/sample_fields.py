@@ -6,6 +6,7 @@ Fields without a function are refused if they may carry pixels, which
 """
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -368,13 +369,21 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
 def resizer_of(kind: type, field: str, value: Any = None) -> Resizer | None:
     """The function that resizes ``field``, such as 'gt_instances.bboxes', of
     samples of class ``kind``; None if there is none."""
+    found = _listed(kind, field)
     element, _, name = field.rpartition('.')
+    if found is None and element in INSTANCES and is_area(name, value):
+        return _areas
+    return found
+
+
+@lru_cache(maxsize=4096)  # each sample of each batch asks for the same
+def _listed(kind: type, field: str) -> Resizer | None:
+    rest = f"{field.rpartition('.')[0]}.*"
     for base in kind.__mro__:
         fields = _FIELDS.get(base.__name__, {})
-        found = fields.get(field) or fields.get(f'{element}.*')
-        if found is not None:
-            return found
-    return _areas if element in INSTANCES and is_area(name, value) else None
+        if field in fields or rest in fields:
+            return fields.get(field, fields.get(rest))
+    return None
 
 
 def register_resizer(sample: str,
@@ -409,5 +418,6 @@ def register_resizer(sample: str,
                             'docs/batches.md.')
         _FIELDS.setdefault(sample, {}).update(
             dict.fromkeys(fields or ('', ), function))
+        _listed.cache_clear()
         return function
     return register
