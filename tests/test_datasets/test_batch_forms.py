@@ -13,8 +13,9 @@ from torchvision.transforms.v2 import functional as tv
 from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
 from sct_mm.datasets.batch_forms import (
     image_shape,
-    nominal_edge,
+    nominal_shapes,
     number_of_images,
+    pads_images,
     share_of,
     views_of,
 )
@@ -40,7 +41,8 @@ FORMS = dict(
     one_view=lambda: [torch.rand(4, 3, 16, 20)],
     tuple=lambda: (torch.rand(4, 3, 7, 7), torch.rand(4, 3, 16, 16)),
     dict=lambda: dict(points=['a', 'b', 'c', 'd'],
-                      imgs=torch.rand(4, 6, 3, 16, 20)))
+                      imgs=torch.rand(4, 6, 3, 16, 20),
+                      text=torch.arange(8).view(4, 2)))
 
 
 @pytest.fixture(params=FORMS)
@@ -64,8 +66,8 @@ def test_each_image_is_resized(batch, scale):
     h, w = image_shape(batch)
     assert small['data_samples'][0].img_shape == (
         scale, int(w * scale / 16 + 0.5))
-    assert number_of_images(small) == 4 and nominal_edge(small) == (
-        scale, False)
+    assert number_of_images(small) == 4 and not pads_images(small)
+    assert nominal_shapes(small) == [(scale, int(w * scale / 16 + 0.5))]
     check_images(batch, 16)
     with pytest.raises(ValueError, match='images of 16 pixels'):
         check_images(batch, 32)
@@ -78,6 +80,7 @@ def test_a_share_is_the_batch_of_its_images(batch):
     assert [int(s.gt_label) for s in share['data_samples']] == [1, 2]
     if isinstance(batch['inputs'], dict):
         assert share['inputs']['points'] == ['b', 'c']
+        assert share['inputs']['text'].tolist() == [[2, 3], [4, 5]]
     assert number_of_images(batch) == 4
 
 
@@ -91,6 +94,7 @@ def test_a_share_is_the_batch_of_its_images(batch):
     (dict(imgs=torch.rand(1, 3, 8, 8), img=torch.rand(1, 3, 8, 8)),
      r"a dict of \['img', 'imgs'\]"),
     (dict(imgs=torch.rand(1, 3, 8, 8), voxels=dict(a=1)), "'voxels'"),
+    (dict(imgs=torch.rand(1, 3, 8, 8), maps=torch.rand(1, 3, 8, 8)), 'maps'),
     (dict(imgs=[torch.rand(1, 3, 8, 8)]), r"a dict of \['imgs'\]")])
 def test_other_forms_are_refused(inputs, match):
     with pytest.raises(TypeError, match=match + '.*docs/batches.md'):

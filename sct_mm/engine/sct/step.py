@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ...datasets.batch_forms import (
     check_batch,
     image_shape,
-    nominal_edge,
+    nominal_shapes,
     number_of_images,
+    pads_images,
     share_of,
     views_of,
 )
@@ -316,8 +317,8 @@ def check_images(batch: dict, base: int) -> None:
             ones are narrower than the nominal scale.
     """
     check_batch(batch)
-    edge, padded = nominal_edge(batch)
-    if edge != base and not (padded and edge < base):
+    edge = max(map(min, nominal_shapes(batch)))
+    if edge != base and not (pads_images(batch) and edge < base):
         raise ValueError('The base scale must be the size of the images '
                          f'that the training pipeline makes, but got scale '
                          f'{base} and images of {edge} pixels. Change '
