@@ -74,26 +74,31 @@ def unchanged(value: Any, geometry: Geometry) -> Any:
     return value
 
 
-def _check_within(points: Tensor, geometry: Geometry) -> None:
-    """Refuse instances, points (n, P, 2), that lie beyond a padded image: an
-    image whose ``img_shape`` is wrong would be cut off, its boxes would not.
-    Parts of an instance may lie beyond, as where the host does not clip.
+def _check_none(beyond: Any, geometry: Geometry) -> None:
+    """Refuse what lies beyond a padded image: at a wrong ``img_shape`` the
+    image would be cut off, its boxes would not.
 
-    Raises:
-        ValueError: for an instance of which no point is in the image.
+    Args:
+        beyond: a tensor or an array, of which all must be 0.
     """
+    if beyond.any():
+        raise ValueError(f'`{geometry.field}` must lie within their image, '
+                         f'{geometry.old}, but got some beyond it. Let each '
+                         'transform of the pipeline that changes images set '
+                         'img_shape, too.')
+
+
+def _check_within(points: Tensor, geometry: Geometry) -> None:
+    """Refuse instances with none of their points (n, P, 2) in the image. Some
+    may lie beyond it, where the host does not clip."""
     if geometry.old == geometry.batch or not points.numel():
         return
     (top, left), (h, w) = geometry.corner, geometry.old
     low, high = points.amin(-2), points.amax(-2)
     # Half a pixel, since boxes that are clipped may lie on the edge.
-    beyond = ((low[..., 0] > left + w + .5) | (low[..., 1] > top + h + .5)
-              | (high[..., 0] < left - .5) | (high[..., 1] < top - .5))
-    if beyond.any():
-        raise ValueError(f'`{geometry.field}` must lie within their image, '
-                         f'{geometry.old}, but got {int(beyond.sum())} beyond '
-                         'it. Let each transform of the pipeline that changes '
-                         'images set img_shape, too.')
+    _check_none((low[..., 0] > left + w + .5) | (low[..., 1] > top + h + .5)
+                | (high[..., 0] < left - .5) | (high[..., 1] < top - .5),
+                geometry)
 
 
 def _boxes(boxes: Any, geometry: Geometry) -> Any:
@@ -128,9 +133,10 @@ def _rotated(boxes: Tensor, geometry: Geometry) -> Tensor:
 
 def _points(points: Any, geometry: Geometry) -> Any:
     """Keypoints (n, K, 2) in pixels of the input."""
-    tensor = torch.as_tensor(points)
-    if tensor.dim() != 3 or tensor.shape[-1] != 2:
+    if (not isinstance(points, (Tensor, np.ndarray)) or points.ndim != 3
+            or points.shape[-1] != 2):
         refuse(points, geometry.field)
+    tensor = torch.as_tensor(points)
     _check_within(tensor, geometry)
     moved = geometry.moved(tensor)
     return moved if isinstance(points, Tensor) else moved.numpy()
@@ -157,14 +163,6 @@ def _holds(shape: Sequence[int], geometry: Geometry) -> bool:
         geometry.old, shape, geometry.batch, strict=True))
 
 
-def _check_padding(outside: bool, geometry: Geometry) -> None:
-    if outside:
-        raise ValueError(f'`{geometry.field}` must lie within their image, '
-                         f'{geometry.old}, but got some beyond it. Let each '
-                         'transform of the pipeline that changes images set '
-                         'img_shape, too.')
-
-
 def _masks(masks: Any, geometry: Geometry) -> Any:
     """mmdet's bitmap or polygon masks. Masks that had the batch's shape get
     the new batch's shape."""
@@ -178,11 +176,11 @@ def _masks(masks: Any, geometry: Geometry) -> Any:
                          'change masks, too.')
     content = masks.masks
     if isinstance(content, np.ndarray):
-        _check_padding(bool(content[:, h:].any()
-                            or content[:, :, w:].any()), geometry)
+        _check_none(content[:, h:], geometry)
+        _check_none(content[:, :, w:], geometry)
         content = content[:, :h, :w]
     else:
-        for polygons in content:
+        for polygons in filter(len, content):
             _check_within(torch.as_tensor(np.concatenate(polygons)).view(
                 1, -1, 2), geometry)
     resized = type(masks)(content, h, w).resize(geometry.new)
@@ -205,11 +203,11 @@ def _map(labels: Any, geometry: Geometry) -> Any:
     was_padded = shape == geometry.batch
     top, left = geometry.corner if was_padded else (0, 0)
     content = labels[:, top:top + h, left:left + w]
-    if was_padded and content.shape != labels.shape:
+    if content.shape != labels.shape:  # by one label, which may be any
         outside = torch.ones_like(labels[0], dtype=torch.bool)
         outside[top:top + h, left:left + w] = False
         padding = labels[:, outside]
-        _check_padding(bool((padding != padding[:, :1]).any()), geometry)
+        _check_none(padding != padding[:, :1], geometry)
     resized = F.interpolate(content[None].double(), geometry.new,
                             mode='nearest')[0].to(labels.dtype)
     return (F.pad(resized, geometry.padding, value=geometry.ignore)
