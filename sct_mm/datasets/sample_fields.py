@@ -238,30 +238,43 @@ def _heatmaps(maps: Any, geometry: Geometry) -> Any:
         return [_heatmaps(level, geometry) for level in maps]
     if not isinstance(maps, Tensor) or maps.dim() != 3:
         refuse(maps, geometry.field)
-    edges = [divmod(edge * after, before) for edge, before, after in zip(
-        maps.shape[-2:], geometry.batch, geometry.padded, strict=True)]
-    if any(rest or not edge for edge, rest in edges):
+    sizes = [divmod(edge * after, before) for edge, before, after in zip(
+        maps.shape[1:], geometry.batch, geometry.padded, strict=True)]
+    if any(rest or not edge for edge, rest in sizes):
         raise ValueError(f'`{geometry.field}` must have whole edges at each '
-                         f'size, but got {tuple(maps.shape[-2:])} for images '
+                         f'size, but got {tuple(maps.shape[1:])} for images '
                          f'of {geometry.batch}, and images of '
-                         f'{geometry.padded}. Take scales at which both edges '
-                         "are multiples of the network's stride.")
-    rows, columns = (_hats(old, new, geometry.aligned, maps)
-                     for old, (new, _) in zip(maps.shape[-2:], edges,
-                                              strict=True))
-    resized = rows @ maps.to(rows.dtype) @ columns.T
+                         f'{geometry.padded}. Pad to the stride of the '
+                         "network: batch_transform=dict(type='MultiScaleBatch'"
+                         ', size_divisor=32) in SCTLossHook.')
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    resized = maps.to(dtype)
+    for axis, (size, _) in enumerate(sizes):
+        old, edge = geometry.old[axis], maps.shape[axis + 1]
+        new, padded = geometry.new[axis], geometry.padded[axis]
+        step = old / new
+        if geometry.aligned:
+            step = (edge - 1) * (padded - 1) / max((size - 1) * (new - 1), 1)
+        before, after = (torch.arange(n, dtype=dtype, device=maps.device)
+                         for n in (edge, size))
+        hats = (1 - (before - step * after[:, None]).abs()).clamp(min=0)
+        resized = torch.movedim(resized.movedim(axis + 1, -1) @ hats.T,
+                                -1, axis + 1)
     return (resized if maps.is_floating_point()
-            else resized.round()).to(maps.dtype)
+            else resized.round()).to(maps.dtype).contiguous()
 
 
-def _hats(old: int, new: int, aligned: bool, like: Tensor) -> Tensor:
-    """Weights (new, old) of a linear interpolation."""
-    step = (old - 1) / max(new - 1, 1) if aligned else old / new
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    before, after = (torch.arange(edge, dtype=dtype, device=like.device)
-                     for edge in (old, new))
-    places = (after * step).clamp(max=old - 1)
-    return (1 - (before - places[:, None]).abs()).clamp(min=0)
+def _normalised(labels: Any, geometry: Geometry) -> Any:
+    """Keypoints (n, K, 2), divided by the edges of the input."""
+    x, y = (new / padded * batch / old for new, padded, batch, old in zip(
+        *(shape[::-1] for shape in (geometry.new, geometry.padded,
+                                    geometry.batch, geometry.old)),
+        strict=True))
+    if x == y == 1:
+        return labels
+    if not isinstance(labels, Tensor) or labels.shape[-1] != 2:
+        refuse(labels, geometry.field)
+    return torch.stack([labels[..., 0] * x, labels[..., 1] * y], -1)
 
 
 def _of_one_size(value: Any, geometry: Geometry) -> Any:
@@ -348,8 +361,7 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
         'input_size': _lengths('wh'),
         'input_center': unchanged,
         'input_scale': unchanged,
-        # Divided by the edges of the input.
-        **_in(('gt_instance_labels', ), keypoint_labels=unchanged,
+        **_in(('gt_instance_labels', ), keypoint_labels=_normalised,
               keypoint_weights=unchanged, keypoints_visible=unchanged,
               keypoints_visible_weights=unchanged),
         # YOLOX-Pose and RTMO: in pixels of the input.

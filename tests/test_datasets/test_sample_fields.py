@@ -303,8 +303,25 @@ def test_the_codec_of_a_model_says_where_its_grid_lies():
 def test_heatmaps_need_whole_edges():
     sample = pose(gt_fields=PixelData(heatmaps=torch.rand(3, 24, 16)))
     with pytest.raises(ValueError, match=r'whole edges .* \(24, 16\) for '
-                       r'images of \(96, 64\), and images of \(45, 30\)'):
+                       r'images of \(96, 64\), and images of \(45, 30\).*'
+                       'size_divisor'):
         resized(sample, (96, 64), 30)
+
+
+def test_an_input_that_is_padded_to_the_stride():
+    """96 x 64 at a scale of 40 is 60 x 40, padded to 64 x 64: outputs of 16 x
+    16, of which the image has 15 x 10."""
+    points = torch.tensor([[8., 16], [4, 2]])
+    labels = torch.tensor([[[.5, .5], [1, .25]]])
+    sample = pose(gt_fields=PixelData(heatmaps=gaussians(points, (24, 16), 2)),
+                  gt_instance_labels=InstanceData(keypoint_labels=labels))
+    new = resized(sample, (96, 64), 40, size_divisor=32)
+    want = gaussians(points * 5 / 8, (16, 16), 2 * 5 / 8)
+    got = new.gt_fields.heatmaps
+    assert_close(got[..., :10], want[..., :10], rtol=0, atol=0.06)
+    assert (got[..., 11:] == 0).all()
+    assert_close(new.gt_instance_labels.keypoint_labels,
+                 labels * torch.tensor([40 / 64, 60 / 64]))
 
 
 def test_labels_of_yolox_pose_are_in_pixels_of_the_input():
@@ -408,3 +425,13 @@ def test_it_is_mmposes_own_encoding():
 
     new = resized(pose(gt_fields=PixelData(heatmaps=encoded(64))), (96, 64))
     assert_close(new.gt_fields.heatmaps, encoded(32))
+
+
+def test_heatmaps_of_several_levels():
+    structures = pytest.importorskip('mmpose.structures')
+    levels = [torch.rand(3, 24, 16), torch.rand(3, 12, 8)]
+    sample = pose(gt_fields=structures.MultilevelPixelData(heatmaps=levels))
+    new = resized(sample, (96, 64)).gt_fields
+    assert type(new) is structures.MultilevelPixelData and new.nlevel == 2
+    for got, old in zip(new.heatmaps, levels, strict=True):
+        assert torch.equal(got, old[:, ::2, ::2])
