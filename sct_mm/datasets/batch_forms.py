@@ -66,15 +66,19 @@ def contents_of(batch: dict) -> list[tuple[Shape, Shape]]:
     return [content_of(sample, shape) for sample in samples]
 
 
-def nominal_edge(batch: dict) -> tuple[int, bool]:
-    """The shorter edge in pixels to compare with a scale, and whether images
-    are padded as in detection: the edge is then that of the largest image
-    without its padding, and less than the scale where all are long."""
+def pads_images(batch: dict) -> bool:
+    """Whether images are padded as in detection, see :func:`is_padded`."""
     samples = batch.get('data_samples')
-    if isinstance(samples, (list, tuple)) and samples and is_padded(
-            samples[0]):
-        return max(min(shape) for _, shape in contents_of(batch)), True
-    return min(image_shape(batch)), False
+    return (isinstance(samples, (list, tuple)) and len(samples) > 0
+            and is_padded(samples[0]))
+
+
+def nominal_shapes(batch: dict) -> list[Shape]:
+    """(H, W) of what is compared with a scale: of each image without its
+    padding if :func:`pads_images`, else of the largest view."""
+    if pads_images(batch):
+        return [shape for _, shape in contents_of(batch)]
+    return [image_shape(batch)]
 
 
 def share_of(batch: dict, images: slice) -> dict:
@@ -178,11 +182,12 @@ def _is_known(inputs: Any) -> bool:
     """Whether ``inputs`` have a form of the table above."""
     if isinstance(inputs, dict):
         images = [inputs[key] for key in _IMAGES if key in inputs]
+        others = [inputs[key] for key in inputs if key not in _IMAGES]
         return (len(images) == 1 and isinstance(images[0], Tensor)
                 and _is_known(images[0]) and all(
-                    isinstance(value, (list, tuple))
+                    isinstance(value, (list, tuple, Tensor))
                     and len(value) == len(images[0])
-                    for key, value in inputs.items() if key not in _IMAGES))
+                    and getattr(value, 'ndim', 1) < 4 for value in others))
     views = inputs if type(inputs) in (list, tuple) else [inputs]
     return len(views) > 0 and all(
         isinstance(view, Tensor) and 4 <= view.dim() <= 6

@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from .pixel_fields import check_metainfo, check_plain, numbers
-from .sample_fields import Geometry, Shape, resizer_of
+from .sample_fields import Geometry, Shape, resizer_of, unchanged
 
 # mmseg's names of left, right, top, bottom, in training and in testing.
 _PADDING = ('padding_size', 'img_padding_size')
@@ -76,13 +76,17 @@ def content_of(sample: Any, batch: Sequence[int]) -> tuple[Shape, Shape]:
 def _resized_metainfo(kind: type, metainfo: dict, geometry: Geometry,
                       element: str = '') -> dict:
     """A copy of the metainfo in which shapes and lengths are the new ones."""
-    path = '.'.join(filter(None, (kind.__name__, element)))
-    found = {name: resizer_of(kind, f'{element}.{name}' if element else name)
-             or resizer_of(kind, name) for name in metainfo}
-    check_metainfo(metainfo, path, [n for n in found if found[n] is not None])
-    return {name: value if (resize := found[name]) is None else resize(
-        value, geometry._replace(field=f'{path}.{name}'))
-        for name, value in metainfo.items()}
+    prefix = f'{element}.' if element else ''
+    path, resized, others = f'{kind.__name__}.{prefix}', dict(metainfo), {}
+    for name, value in metainfo.items():
+        resize = (resizer_of(kind, prefix + name)
+                  or resizer_of(kind, name))
+        if resize is None:
+            others[name] = value
+        elif resize is not unchanged:
+            resized[name] = resize(value, geometry._replace(field=path + name))
+    check_metainfo(others, path)
+    return resized
 
 
 def _resized_element(kind: type, name: str, element: BaseDataElement,

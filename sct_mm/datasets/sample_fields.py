@@ -6,6 +6,7 @@ Fields without a function are refused if they may carry pixels, which
 """
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -73,26 +74,31 @@ def unchanged(value: Any, geometry: Geometry) -> Any:
     return value
 
 
-def _check_within(points: Tensor, geometry: Geometry) -> None:
-    """Refuse instances, points (n, P, 2), that lie beyond a padded image: an
-    image whose ``img_shape`` is wrong would be cut off, its boxes would not.
-    Parts of an instance may lie beyond, as where the host does not clip.
+def _check_none(beyond: Any, geometry: Geometry) -> None:
+    """Refuse what lies beyond a padded image: at a wrong ``img_shape`` the
+    image would be cut off, its boxes would not.
 
-    Raises:
-        ValueError: for an instance of which no point is in the image.
+    Args:
+        beyond: a tensor or an array, of which all must be 0.
     """
+    if beyond.any():
+        raise ValueError(f'`{geometry.field}` must lie within their image, '
+                         f'{geometry.old}, but got some beyond it. Let each '
+                         'transform of the pipeline that changes images set '
+                         'img_shape, too.')
+
+
+def _check_within(points: Tensor, geometry: Geometry) -> None:
+    """Refuse instances with none of their points (n, P, 2) in the image. Some
+    may lie beyond it, where the host does not clip."""
     if geometry.old == geometry.batch or not points.numel():
         return
     (top, left), (h, w) = geometry.corner, geometry.old
     low, high = points.amin(-2), points.amax(-2)
     # Half a pixel, since boxes that are clipped may lie on the edge.
-    beyond = ((low[..., 0] > left + w + .5) | (low[..., 1] > top + h + .5)
-              | (high[..., 0] < left - .5) | (high[..., 1] < top - .5))
-    if beyond.any():
-        raise ValueError(f'`{geometry.field}` must lie within their image, '
-                         f'{geometry.old}, but got {int(beyond.sum())} beyond '
-                         'it. Let each transform of the pipeline that changes '
-                         'images set img_shape, too.')
+    _check_none((low[..., 0] > left + w + .5) | (low[..., 1] > top + h + .5)
+                | (high[..., 0] < left - .5) | (high[..., 1] < top - .5),
+                geometry)
 
 
 def _boxes(boxes: Any, geometry: Geometry) -> Any:
@@ -127,9 +133,10 @@ def _rotated(boxes: Tensor, geometry: Geometry) -> Tensor:
 
 def _points(points: Any, geometry: Geometry) -> Any:
     """Keypoints (n, K, 2) in pixels of the input."""
-    tensor = torch.as_tensor(points)
-    if tensor.dim() != 3 or tensor.shape[-1] != 2:
+    if (not isinstance(points, (Tensor, np.ndarray)) or points.ndim != 3
+            or points.shape[-1] != 2):
         refuse(points, geometry.field)
+    tensor = torch.as_tensor(points)
     _check_within(tensor, geometry)
     moved = geometry.moved(tensor)
     return moved if isinstance(points, Tensor) else moved.numpy()
@@ -156,14 +163,6 @@ def _holds(shape: Sequence[int], geometry: Geometry) -> bool:
         geometry.old, shape, geometry.batch, strict=True))
 
 
-def _check_padding(outside: bool, geometry: Geometry) -> None:
-    if outside:
-        raise ValueError(f'`{geometry.field}` must lie within their image, '
-                         f'{geometry.old}, but got some beyond it. Let each '
-                         'transform of the pipeline that changes images set '
-                         'img_shape, too.')
-
-
 def _masks(masks: Any, geometry: Geometry) -> Any:
     """mmdet's bitmap or polygon masks. Masks that had the batch's shape get
     the new batch's shape."""
@@ -177,11 +176,11 @@ def _masks(masks: Any, geometry: Geometry) -> Any:
                          'change masks, too.')
     content = masks.masks
     if isinstance(content, np.ndarray):
-        _check_padding(bool(content[:, h:].any()
-                            or content[:, :, w:].any()), geometry)
+        _check_none(content[:, h:], geometry)
+        _check_none(content[:, :, w:], geometry)
         content = content[:, :h, :w]
     else:
-        for polygons in content:
+        for polygons in filter(len, content):
             _check_within(torch.as_tensor(np.concatenate(polygons)).view(
                 1, -1, 2), geometry)
     resized = type(masks)(content, h, w).resize(geometry.new)
@@ -204,11 +203,11 @@ def _map(labels: Any, geometry: Geometry) -> Any:
     was_padded = shape == geometry.batch
     top, left = geometry.corner if was_padded else (0, 0)
     content = labels[:, top:top + h, left:left + w]
-    if was_padded and content.shape != labels.shape:
+    if content.shape != labels.shape:  # by one label, which may be any
         outside = torch.ones_like(labels[0], dtype=torch.bool)
         outside[top:top + h, left:left + w] = False
         padding = labels[:, outside]
-        _check_padding(bool((padding != padding[:, :1]).any()), geometry)
+        _check_none(padding != padding[:, :1], geometry)
     resized = F.interpolate(content[None].double(), geometry.new,
                             mode='nearest')[0].to(labels.dtype)
     return (F.pad(resized, geometry.padding, value=geometry.ignore)
@@ -239,30 +238,43 @@ def _heatmaps(maps: Any, geometry: Geometry) -> Any:
         return [_heatmaps(level, geometry) for level in maps]
     if not isinstance(maps, Tensor) or maps.dim() != 3:
         refuse(maps, geometry.field)
-    edges = [divmod(edge * after, before) for edge, before, after in zip(
-        maps.shape[-2:], geometry.batch, geometry.padded, strict=True)]
-    if any(rest or not edge for edge, rest in edges):
+    sizes = [divmod(edge * after, before) for edge, before, after in zip(
+        maps.shape[1:], geometry.batch, geometry.padded, strict=True)]
+    if any(rest or not edge for edge, rest in sizes):
         raise ValueError(f'`{geometry.field}` must have whole edges at each '
-                         f'size, but got {tuple(maps.shape[-2:])} for images '
+                         f'size, but got {tuple(maps.shape[1:])} for images '
                          f'of {geometry.batch}, and images of '
-                         f'{geometry.padded}. Take scales at which both edges '
-                         "are multiples of the network's stride.")
-    rows, columns = (_hats(old, new, geometry.aligned, maps)
-                     for old, (new, _) in zip(maps.shape[-2:], edges,
-                                              strict=True))
-    resized = rows @ maps.to(rows.dtype) @ columns.T
+                         f'{geometry.padded}. Pad to the stride of the '
+                         "network: batch_transform=dict(type='MultiScaleBatch'"
+                         ', size_divisor=32) in SCTLossHook.')
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    resized = maps.to(dtype)
+    for axis, (size, _) in enumerate(sizes):
+        old, edge = geometry.old[axis], maps.shape[axis + 1]
+        new, padded = geometry.new[axis], geometry.padded[axis]
+        step = old / new
+        if geometry.aligned:
+            step = (edge - 1) * (padded - 1) / max((size - 1) * (new - 1), 1)
+        before, after = (torch.arange(n, dtype=dtype, device=maps.device)
+                         for n in (edge, size))
+        hats = (1 - (before - step * after[:, None]).abs()).clamp(min=0)
+        resized = torch.movedim(resized.movedim(axis + 1, -1) @ hats.T,
+                                -1, axis + 1)
     return (resized if maps.is_floating_point()
-            else resized.round()).to(maps.dtype)
+            else resized.round()).to(maps.dtype).contiguous()
 
 
-def _hats(old: int, new: int, aligned: bool, like: Tensor) -> Tensor:
-    """Weights (new, old) of a linear interpolation."""
-    step = (old - 1) / max(new - 1, 1) if aligned else old / new
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    before, after = (torch.arange(edge, dtype=dtype, device=like.device)
-                     for edge in (old, new))
-    places = (after * step).clamp(max=old - 1)
-    return (1 - (before - places[:, None]).abs()).clamp(min=0)
+def _normalised(labels: Any, geometry: Geometry) -> Any:
+    """Keypoints (n, K, 2), divided by the edges of the input."""
+    x, y = (new / padded * batch / old for new, padded, batch, old in zip(
+        *(shape[::-1] for shape in (geometry.new, geometry.padded,
+                                    geometry.batch, geometry.old)),
+        strict=True))
+    if x == y == 1:
+        return labels
+    if not isinstance(labels, Tensor) or labels.shape[-1] != 2:
+        refuse(labels, geometry.field)
+    return torch.stack([labels[..., 0] * x, labels[..., 1] * y], -1)
 
 
 def _of_one_size(value: Any, geometry: Geometry) -> Any:
@@ -349,8 +361,7 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
         'input_size': _lengths('wh'),
         'input_center': unchanged,
         'input_scale': unchanged,
-        # Divided by the edges of the input.
-        **_in(('gt_instance_labels', ), keypoint_labels=unchanged,
+        **_in(('gt_instance_labels', ), keypoint_labels=_normalised,
               keypoint_weights=unchanged, keypoints_visible=unchanged,
               keypoints_visible_weights=unchanged),
         # YOLOX-Pose and RTMO: in pixels of the input.
@@ -368,13 +379,21 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
 def resizer_of(kind: type, field: str, value: Any = None) -> Resizer | None:
     """The function that resizes ``field``, such as 'gt_instances.bboxes', of
     samples of class ``kind``; None if there is none."""
+    found = _listed(kind, field)
     element, _, name = field.rpartition('.')
+    if found is None and element in INSTANCES and is_area(name, value):
+        return _areas
+    return found
+
+
+@lru_cache(maxsize=4096)  # each sample of each batch asks for the same
+def _listed(kind: type, field: str) -> Resizer | None:
+    rest = f"{field.rpartition('.')[0]}.*"
     for base in kind.__mro__:
         fields = _FIELDS.get(base.__name__, {})
-        found = fields.get(field) or fields.get(f'{element}.*')
-        if found is not None:
-            return found
-    return _areas if element in INSTANCES and is_area(name, value) else None
+        if field in fields or rest in fields:
+            return fields.get(field, fields.get(rest))
+    return None
 
 
 def register_resizer(sample: str,
@@ -409,5 +428,6 @@ def register_resizer(sample: str,
                             'docs/batches.md.')
         _FIELDS.setdefault(sample, {}).update(
             dict.fromkeys(fields or ('', ), function))
+        _listed.cache_clear()
         return function
     return register

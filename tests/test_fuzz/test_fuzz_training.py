@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
+from sct_mm.datasets.batch_forms import views_of
 
 
 def untouched(batch):
@@ -47,10 +48,11 @@ def test_a_batch_is_resized_or_refused(options, batch):
     if result is None or transform.scale == transform.base_scale:
         return
     factor = transform.scale / transform.base_scale
-    shape = [max(int(edge * factor + 0.5), 1) for edge in size]
-    for inputs, before in zip(views(result), views(made), strict=True):
+    for inputs, before in zip(views_of(result), views_of(made), strict=True):
         assert inputs.dtype == before.dtype and inputs.isfinite().all()
         assert len(inputs) == len(before)
+        shape = [max(int(edge * factor + 0.5), 1)
+                 for edge in before.shape[-2:]]
         if kind in ('plain', 'boxes') and batch['form'] != 'odd inputs':
             content = inputs[..., :shape[0], :shape[1]]
             assert [-(-edge // transform.size_divisor) * transform.size_divisor
@@ -62,21 +64,17 @@ def test_a_batch_is_resized_or_refused(options, batch):
     if kind == 'boxes' and samples and len(samples) == n:
         old, new = (s[-1].gt_instances.bboxes for s in (
             made['data_samples'], samples))
-        by = [w / v for w, v in zip(shape[::-1], size[::-1], strict=True)] * 2
+        by = [max(int(edge * factor + 0.5), 1) / edge
+              for edge in size[::-1]] * 2
         torch.testing.assert_close(
             new.double(), old.double() * torch.tensor(by).double(),
             rtol=1e-3, atol=1e-3)
 
 
-def views(batch):
-    inputs = batch['inputs']
-    return inputs if isinstance(inputs, list) else [inputs]
-
-
 def by_hand(model, batch, weights):
     """The gradients of the weighted losses, scale by scale."""
     inputs = batch['inputs']
-    if isinstance(inputs, list):  # which the network does not take
+    if not isinstance(inputs, torch.Tensor):  # which the network does not take
         return model(inputs, batch.get('data_samples'), 'loss')
     inputs = inputs.detach()
     shape = inputs.shape[-2:]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ...datasets.batch_forms import (
     check_batch,
-    contents_of,
     image_shape,
-    nominal_edge,
+    nominal_shapes,
     number_of_images,
+    pads_images,
     share_of,
     views_of,
 )
@@ -325,10 +325,11 @@ def check_images(batch: dict, base: int, smallest: int | None = None
             ones are narrower than the nominal scale, but not shorter.
     """
     check_batch(batch)
-    edge, padded = nominal_edge(batch)
-    longest = max(max(shape) for _, shape in contents_of(batch))
+    shapes = nominal_shapes(batch)
+    edge, longest = max(map(min, shapes)), max(map(max, shapes))
     least = base if smallest is None else smallest
-    if edge != base and not (padded and edge < base and longest >= least):
+    if edge != base and not (pads_images(batch) and edge < base
+                             and longest >= least):
         raise ValueError('The base scale must be the size of the images '
                          f'that the training pipeline makes, but got scale '
                          f'{base} and images of {edge} pixels. Change '
