@@ -18,6 +18,7 @@ from mmengine.runner.amp import autocast
 from torch import nn
 
 from ..datasets.base_size import base_size, test_base
+from ..datasets.last_stage import sizes_in_training
 from ..engine.load_model import (
     check_fits,
     state_in,
