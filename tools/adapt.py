@@ -18,7 +18,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                         'work directory: its newest whole one')
     parser.add_argument(
         '--scales', nargs='+', required=True, metavar='PIXELS',
-        help="the network's own size and the smaller ones to train: numbers, "
+        help='the size that the network is tested at, and the smaller ones to '
+        'train: numbers, '
         'ranges such as 128:224:16, or both')
     parser.add_argument(
         '--sizes', nargs='+', default=(), metavar='PIXELS',

@@ -53,8 +53,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                         'work directory: its newest whole one')
     parser.add_argument(
         '--scales', nargs='+', metavar='PIXELS',
-        help='input sizes: numbers, ranges such as 128:224:16, or both; '
-        "default: the trained scales, else the config's")
+        help='sizes of the test images: numbers, ranges such as 128:224:16, '
+        "or both; default: what the scales serve, else the config's")
     parser.add_argument(
         '--compare', nargs=2, action='append', default=[],
         metavar=('CONFIG', 'CHECKPOINT'),

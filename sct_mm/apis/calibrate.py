@@ -25,9 +25,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..datasets.base_size import BaseSize, base_size
-from ..datasets.last_stage import last_stage
+from ..datasets.last_stage import last_stage, sizes_in_training
 from ..datasets.multi_scale_batch import padding_of
-from ..datasets.rescale_pipeline import train_sizes
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
 from ..engine.sct.step import check_images
@@ -42,7 +41,6 @@ from ..utils.config import (
     scales_settings,
     set_loader_defaults,
 )
-from ..utils.config_walk import train_pipelines
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -206,9 +204,9 @@ def train_base(cfg: Config, scale: int) -> BaseSize:
         scale: the edge in pixels of training images whose size the config
             does not show.
     """
-    made = [size for pipeline in train_pipelines(cfg.train_dataloader)
-            for size in train_sizes(pipeline)]
-    return base_size(cfg, (max(made, default=scale), ))
+    sizes = sizes_in_training(dict(train_dataloader=cfg.train_dataloader))
+    return base_size(cfg, (max((s for each in sizes for s in each),
+                               default=scale), ))
 
 
 def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,

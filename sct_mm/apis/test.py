@@ -18,7 +18,7 @@ from mmengine.runner.amp import autocast
 from torch import nn
 
 from ..datasets.base_size import base_size, test_base
-from ..datasets.rescale_pipeline import train_sizes
+from ..datasets.last_stage import sizes_in_training
 from ..engine.load_model import (
     check_fits,
     state_in,
@@ -46,7 +46,7 @@ from ..utils.config import (
     load_config,
     set_loader_defaults,
 )
-from ..utils.config_walk import train_pipelines, type_name
+from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -313,8 +313,7 @@ def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
         if isinstance(hook, dict) and type_name(hook) == 'SCTLossHook':
             scales = hook.get('scales')
     return tuple(scales or dict.fromkeys(
-        size for pipeline in train_pipelines(cfg.get('train_dataloader') or {})
-        for size in train_sizes(pipeline)))
+        size for sizes in sizes_in_training(cfg) for size in sizes))
 
 
 def serving_scales(model: nn.Module, at: int) -> list[int] | None:

@@ -4,9 +4,9 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..utils.config_walk import host_model, type_name
+from ..utils.config_walk import host_model, train_pipelines, type_name
 from .rescale_pipeline import sized_part, train_sizes
-from .size_transforms import paths_in
+from .size_transforms import edges_of, paths_in
 
 # Hooks that exchange the pipeline at an epoch -> the pipelines, in order.
 STAGES: dict[str, Callable[[dict], list]] = {
@@ -141,10 +141,27 @@ def without_batch_mixes(model: dict) -> tuple[dict, list[str]]:
     return model, names
 
 
-def batch_resize(cfg: dict) -> str | None:
-    """The name of a batch augment that sets the size of each batch."""
+def _batch_augments(cfg: dict) -> list[dict]:
     host = host_model(cfg.get('model') or {})
-    augments = (host.get('data_preprocessor') or {}).get('batch_augments')
-    return next((type_name(each) for each in augments
-                 if type_name(each) in BATCH_RESIZES), None) if isinstance(
-                     augments, (list, tuple)) else None
+    preprocessor = host.get('data_preprocessor') or cfg.get(
+        'data_preprocessor') or {}
+    augments = preprocessor.get('batch_augments')
+    return list(augments) if isinstance(augments, (list, tuple)) else []
+
+
+def batch_resize(cfg: dict) -> str | None:
+    """The name of a batch augment that draws the size of each batch."""
+    return next((type_name(each) for each in _batch_augments(cfg)
+                 if type_name(each) in BATCH_RESIZES), None)
+
+
+def sizes_in_training(cfg: dict) -> list[tuple[int, ...]]:
+    """The nominal sizes in pixels of the images of each training pipeline of
+    ``cfg``, later ones included (:func:`train_sizes`). mmdetection's
+    ``BatchResize`` sets another one behind all of them."""
+    pipelines = [*train_pipelines(cfg.get('train_dataloader') or {}),
+                 *later_pipelines(cfg)]
+    for each in _batch_augments(cfg):
+        if type_name(each) == 'BatchResize':
+            return [(int(min(edges_of(each['scale']))), )]
+    return [train_sizes(pipeline) for pipeline in pipelines]

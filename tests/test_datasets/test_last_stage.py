@@ -7,6 +7,7 @@ from sct_mm.datasets.last_stage import (
     batch_resize,
     last_stage,
     later_pipelines,
+    sizes_in_training,
     without_batch_mixes,
 )
 from sct_mm.datasets.rescale_pipeline import train_sizes
@@ -111,3 +112,14 @@ def test_a_batch_resized_by_chance_is_found():
     assert batch_resize(dict(model=dict(data_preprocessor=dict(
         batch_augments=augments[:1])))) is None
     assert batch_resize({}) is None
+
+
+def test_sizes_of_all_pipelines_of_a_training():
+    switch = dict(type='PipelineSwitchHook', switch_pipeline=[
+        LOAD, dict(type='Resize', scale=48), PACK])
+    cfg = config([LOAD, RESIZE, PACK], [switch])
+    assert sizes_in_training(cfg) == [(64, ), (48, )]
+    cfg['model'] = dict(data_preprocessor=dict(batch_augments=[
+        dict(type='BatchResize', scale=(96, 32))]))
+    assert sizes_in_training(cfg) == [(32, )]
+    assert sizes_in_training({}) == []

@@ -104,7 +104,8 @@ def test_train_validate_test_and_export(case, folder_of, tmp_path):
     # The host's own test of what was exported, without a word about SCT.
     out = tmp_path / 'plain.pth'
     export(path, cfg.work_dir, sizes[0], str(out), images=2)
-    stock.load_from, stock.experiment_name = str(out), cfg.experiment_name + 't'
+    stock.load_from = str(out)
+    stock.experiment_name += '-test'
     init_default_scope(case.host)
     metrics = Runner.from_cfg(stock).test()
     for name, value in rows[sizes[0]]['metrics'].items():

@@ -8,8 +8,7 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...datasets.last_stage import batch_resize, later_pipelines
-from ...datasets.rescale_pipeline import train_sizes
+from ...datasets.last_stage import batch_resize, sizes_in_training
 from ...models.guards import SYNC_BN, damaged_by_sync_bn
 from ...models.size_selection import (
     ScaleSpecific,
@@ -17,7 +16,6 @@ from ...models.size_selection import (
     scales_of,
     ssbn_layers,
 )
-from ...utils.config_walk import train_pipelines
 
 
 def resolve_scales(model: nn.Module,
@@ -56,6 +54,7 @@ def check_pipeline(loader: dict | None, base: int,
     where their configs show them.
 
     Args:
+        loader: the config of the training images.
         cfg: the whole config, with the hooks that exchange the pipeline, and
             the model, whose data preprocessor may resize batches.
 
@@ -73,9 +72,8 @@ def check_pipeline(loader: dict | None, base: int,
                          '`data_preprocessor.batch_augments`. Set '
                          'batch_augments=None.')
     smallest = []
-    for pipeline in (*train_pipelines(loader or {}),
-                     *later_pipelines(cfg or {})):
-        sizes = train_sizes(pipeline)
+    for sizes in sizes_in_training({**(cfg or {}),
+                                    'train_dataloader': loader}):
         if sizes and sizes[0] != base:
             raise ValueError(
                 'The base scale must be the nominal size of the images of the '
