@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import folders
@@ -15,6 +16,10 @@ from torch import nn
 from sct_mm.utils.config import load_config
 
 COUNT = itertools.count()
+# Of the hosts' imports and pipelines: deprecated names, and images of noise.
+HOSTS_OWN = [pytest.mark.filterwarnings(f'ignore::{kind}') for kind in (
+    'DeprecationWarning', 'FutureWarning', 'UserWarning', 'SyntaxWarning',
+    'ResourceWarning', 'RuntimeWarning')]
 # Lengths in pixels in pipelines, preprocessors, codecs and `test_cfg`.
 LENGTHS = ('scale', 'scales', 'crop_size', 'size', 'input_size',
            'heatmap_size', 'img_scale', 'img_size', 'stride', 'img_shape',
@@ -235,7 +240,17 @@ def need(host: str) -> None:
     import_module(f'{host}.models')
 
 
-def small(case: Case, folder: Any, work_dir: Any) -> Config:
+def folder_of(host: str, factory: pytest.TempPathFactory) -> Path:
+    """The folder of images that ``host`` reads, written once."""
+    need(host)
+    folder = factory.getbasetemp() / host
+    if not folder.exists():
+        folder.mkdir()
+        WRITE[host](folder)
+    return folder
+
+
+def small(case: Case, folder: Path, work_dir: Path) -> Config:
     """The config of ``case`` at a few pixels, on the images of ``folder``, in
     two steps of two images, without pretrained weights."""
     cfg = load_config(case.config)

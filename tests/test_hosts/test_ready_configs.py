@@ -3,7 +3,7 @@ import glob
 import os.path as osp
 
 import pytest
-from cases import need
+from cases import HOSTS_OWN, need
 from conftest import ROOT
 from fill_metafile import of_a_sibling
 from mmengine.registry import HOOKS, MODELS, init_default_scope
@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from sct_mm.models.size_selection import scales_of, ssbn_layers
 from sct_mm.utils.config import load_config
 
+pytestmark = HOSTS_OWN
 CONFIGS = [path for path in sorted(glob.glob('configs/*.py', root_dir=ROOT))
            if of_a_sibling(osp.join(ROOT, path))]
 HOST = {'sct_fcn': 'mmseg', 'sct_td-hm': 'mmpose', 'sct_tsn': 'mmaction'}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, plain_and_sct, small
+from cases import CASES, HOSTS_OWN, folder_of, plain_and_sct, small
 from mmengine.logging import MessageHub
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import init_default_scope
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sct_mm import SCTLossHook
 
+pytestmark = HOSTS_OWN
 CLOSE = 1e-4  # of the largest gradient of a tensor, in single precision
 
 
@@ -116,9 +117,9 @@ def norms_of(net):
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
-def test_a_step_is_one_of_plain_networks(case, folder_of, tmp_path,
+def test_a_step_is_one_of_plain_networks(case, tmp_path_factory, tmp_path,
                                          record_property):
-    cfg = small(case, folder_of(case.host), tmp_path)
+    cfg = small(case, folder_of(case.host, tmp_path_factory), tmp_path)
     init_default_scope(case.host)
     torch.manual_seed(0)
     plain, sct = plain_and_sct(case, cfg)

@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from cases import CASES, small, with_norm_cfg
+from cases import CASES, HOSTS_OWN, folder_of, small, with_norm_cfg
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, MODELS, init_default_scope
@@ -13,6 +13,7 @@ from mmengine.structures import BaseDataElement
 from sct_mm.apis import adapt, export, test, train
 from sct_mm.models.size_selection import scales_of
 
+pytestmark = HOSTS_OWN
 # {name of a case: sizes of its test in pixels, the base first}
 TESTED = {'fcn_r18-d8_4xb2-80k_cityscapes-512x1024': (128, 96, 64),
           'unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024': (128, 96, 64),
@@ -83,8 +84,9 @@ def sct(cfg, case):
 
 
 @pytest.mark.parametrize('case', CHOSEN, ids=lambda case: case.name)
-def test_train_validate_test_and_export(case, folder_of, tmp_path):
-    stock = with_sum(small(case, folder_of(case.host), tmp_path / 'stock'))
+def test_train_validate_test_and_export(case, tmp_path_factory, tmp_path):
+    folder = folder_of(case.host, tmp_path_factory)
+    stock = with_sum(small(case, folder, tmp_path / 'stock'))
     cfg = sct(stock, case)
     cfg.work_dir = str(tmp_path / 'sct')
     path = dumped(cfg, tmp_path, 'sct')
@@ -113,8 +115,9 @@ def test_train_validate_test_and_export(case, folder_of, tmp_path):
 
 
 @pytest.mark.parametrize('case', CHOSEN, ids=lambda case: case.name)
-def test_adapt(case, folder_of, tmp_path):
-    stock = with_sum(small(case, folder_of(case.host), tmp_path / 'stock'))
+def test_adapt(case, tmp_path_factory, tmp_path):
+    folder = folder_of(case.host, tmp_path_factory)
+    stock = with_sum(small(case, folder, tmp_path / 'stock'))
     path = dumped(stock, tmp_path, 'stock')
     init_default_scope(case.host)
     torch.manual_seed(0)
@@ -129,8 +132,9 @@ def test_adapt(case, folder_of, tmp_path):
 
 
 @pytest.mark.parametrize('case', SELF, ids=lambda case: case.name)
-def test_self_supervised(case, folder_of, tmp_path):
-    cfg = sct(small(case, folder_of(case.host), tmp_path), case)
+def test_self_supervised(case, tmp_path_factory, tmp_path):
+    folder = folder_of(case.host, tmp_path_factory)
+    cfg = sct(small(case, folder, tmp_path), case)
     runner = train(Config.fromfile(dumped(cfg, tmp_path, 'config')))
     assert scales_of(runner.model) == case.scales
     from sct_mm import extract_scale

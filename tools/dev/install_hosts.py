@@ -53,6 +53,9 @@ EDITS = (
          'from collections import Sequence',
          'from collections.abc import Sequence',
          'Python 3.10 has removed the name'),
+    Edit('mmpose', 'xtcocotools/mask.py', 'import xtcocotools._mask as _mask',
+         'import pycocotools._mask as _mask',
+         'its binary is compiled against numpy 1'),
     *(Edit('mmrazor', f'mmrazor/{file}',
            "digit_version(torch.__version__) >= digit_version('1.13.0')",
            "digit_version(torch.__version__) == digit_version('1.13.0')",
@@ -75,13 +78,7 @@ def jit(*args, **kwargs):
 
 njit = jit
 """
-# The binary of xtcocotools is compiled against numpy 1, and pycocotools has
-# the functions of it that are tested.
 ADDED = (
-    *(Added('mmpose', f'xtcocotools/{module}.py',
-            f'from pycocotools.{module} import *\n',
-            'the binary of xtcocotools needs numpy 1')
-      for module in ('coco', 'cocoeval', 'mask')),
     Added('mmaction2', 'mmaction/models/localizers/drn/drn.py',
           'class DRN:\n    """Not in the wheel of mmaction2 1.2.0."""\n',
           'its wheel lacks the module'),
