@@ -5,8 +5,8 @@ how many and how large they are, and how it is cut into shares.
 |---|---|
 | (N, C, H, W) | most networks |
 | (N, S, C, H, W), (N, C, T, H, W), (N, M, C, T, H, W) | mmaction2 |
-| a list of views (N, C, H, W), also of several sizes | mmpretrain's SSL |
-| a dict with one of these tensors, and lists (N, ) | mmdet3d, mmaction2 |
+| a list of views (N, C, H, W), also of several sizes | self-supervised |
+| a dict with one of these tensors, and lists of N | mmdet3d, mmaction2 |
 
 ``data_samples`` is a list of N samples, or mmyolo's dict (``_COLLATED``).
 """
@@ -165,7 +165,7 @@ def check_batch(batch: dict) -> None:
             '`inputs` of a batch at several scales must be a tensor '
             '(N, C, H, W), (N, S, C, H, W) or (N, M, C, T, H, W), a list of '
             f'such views of the same images, or a dict with one of {_IMAGES} '
-            f'and lists (N, ), but got {_form_of(batch["inputs"])}. {_FIX}')
+            f'and lists of N, but got {_form_of(batch["inputs"])}. {_FIX}')
     for view in views_of(batch):
         if not view.is_floating_point():
             raise TypeError('`inputs` must be floating point to be resized, '

@@ -258,8 +258,9 @@ def _heatmaps(maps: Any, geometry: Geometry) -> Any:
         before, after = (torch.arange(n, dtype=dtype, device=maps.device)
                          for n in (edge, size))
         hats = (1 - (before - step * after[:, None]).abs()).clamp(min=0)
-        resized = torch.movedim(resized.movedim(axis + 1, -1) @ hats.T,
-                                -1, axis + 1)
+        with torch.autocast(maps.device.type, enabled=False):
+            resized = (resized.movedim(axis + 1, -1) @ hats.T).movedim(
+                -1, axis + 1)
     return (resized if maps.is_floating_point()
             else resized.round()).to(maps.dtype).contiguous()
 
