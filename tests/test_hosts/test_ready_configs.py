@@ -14,6 +14,7 @@ from sct_mm.utils.config import load_config
 pytestmark = HOSTS_OWN
 CONFIGS = [path for path in sorted(glob.glob('configs/*.py', root_dir=ROOT))
            if of_a_sibling(osp.join(ROOT, path))]
+PAGES = {'mmseg': 'segment', 'mmpose': 'pose', 'mmaction': 'video'}
 HOST = {'sct_fcn': 'mmseg', 'sct_td-hm': 'mmpose', 'sct_tsn': 'mmaction'}
 SCALES = {'mmseg': (512, 384, 256), 'mmpose': (192, 96),
           'mmaction': (224, 192, 160, 128)}
@@ -25,7 +26,11 @@ def test_config(path):
     need(host)
     path = osp.join(ROOT, path)
     with open(path) as file:
-        assert len(file.readlines()) <= 15
+        lines = file.readlines()
+    assert len(lines) <= 15
+    with open(osp.join(ROOT, 'docs', f'{PAGES[host]}.md')) as file:
+        assert ''.join(line for line in lines if line[0] != '#'
+                       ) in file.read()
     cfg = load_config(path)
     init_default_scope(host)
     model = MODELS.build(cfg.model)
