@@ -3,6 +3,8 @@ import glob
 import os.path as osp
 
 import pytest
+import torch
+import torchvision
 from cases import HOSTS_OWN, need
 from conftest import ROOT
 from fill_metafile import of_a_sibling
@@ -42,3 +44,21 @@ def test_config(path):
     assert hooks[-1] == 'SCTLossHook'
     assert ('SyncBuffersHook' in hooks) == (host == 'mmpose')
     HOOKS.build(cfg.custom_hooks[-1]).attach(model, steps=2)
+
+
+def test_pretrained_weights_reach_each_scale(tmp_path):
+    need('mmaction')
+    cfg = load_config(osp.join(
+        ROOT, 'configs/sct_tsn_r50_8xb32-1x1x3-100e_kinetics400-rgb.py'))
+    init_default_scope('mmaction')
+    stock = torchvision.models.resnet18()
+    torch.nn.init.uniform_(stock.layer4[1].bn2.bias)
+    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
+    cfg.model.backbone.depth = 18
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'stock.pth')
+    cfg.model.cls_head.in_channels = 512
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for scale in SCALES['mmaction']:
+        assert torch.equal(model.backbone.layer4[1].bn2.row(scale)['bias'],
+                           stock.layer4[1].bn2.bias)

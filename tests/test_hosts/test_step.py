@@ -119,6 +119,7 @@ def norms_of(net):
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
 def test_a_step_is_one_of_plain_networks(case, tmp_path_factory, tmp_path,
                                          record_property):
+    record_property('host', case.host)
     cfg = small(case, folder_of(case.host, tmp_path_factory), tmp_path)
     init_default_scope(case.host)
     torch.manual_seed(0)

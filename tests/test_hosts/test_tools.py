@@ -10,7 +10,9 @@ from mmengine.registry import METRICS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from sct_mm import extract_scale
 from sct_mm.apis import adapt, export, test, train
+from sct_mm.evaluation import measure
 from sct_mm.models.size_selection import scales_of
 
 pytestmark = HOSTS_OWN
@@ -25,6 +27,11 @@ TESTED = {'fcn_r18-d8_4xb2-80k_cityscapes-512x1024': (128, 96, 64),
           'rotated-retinanet-rbox-le90_r50_fpn_1x_dota': (128, 96, 64)}
 CHOSEN = [case for case in CASES if case.name in TESTED]
 SELF = [case for case in CASES if case.host == 'mmpretrain'][:1]
+
+
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch):
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
 
 
 def numbers_in(value):
@@ -84,7 +91,9 @@ def sct(cfg, case):
 
 
 @pytest.mark.parametrize('case', CHOSEN, ids=lambda case: case.name)
-def test_train_validate_test_and_export(case, tmp_path_factory, tmp_path):
+def test_train_validate_test_and_export(case, tmp_path_factory,
+                                        tmp_path, record_property):
+    record_property('host', case.host)
     folder = folder_of(case.host, tmp_path_factory)
     stock = with_sum(small(case, folder, tmp_path / 'stock'))
     cfg = sct(stock, case)
@@ -115,7 +124,9 @@ def test_train_validate_test_and_export(case, tmp_path_factory, tmp_path):
 
 
 @pytest.mark.parametrize('case', CHOSEN, ids=lambda case: case.name)
-def test_adapt(case, tmp_path_factory, tmp_path):
+def test_adapt(case, tmp_path_factory,
+               tmp_path, record_property):
+    record_property('host', case.host)
     folder = folder_of(case.host, tmp_path_factory)
     stock = with_sum(small(case, folder, tmp_path / 'stock'))
     path = dumped(stock, tmp_path, 'stock')
@@ -132,12 +143,13 @@ def test_adapt(case, tmp_path_factory, tmp_path):
 
 
 @pytest.mark.parametrize('case', SELF, ids=lambda case: case.name)
-def test_self_supervised(case, tmp_path_factory, tmp_path):
+def test_self_supervised(case, tmp_path_factory,
+                         tmp_path, record_property):
+    record_property('host', case.host)
     folder = folder_of(case.host, tmp_path_factory)
     cfg = sct(small(case, folder, tmp_path), case)
     runner = train(Config.fromfile(dumped(cfg, tmp_path, 'config')))
     assert scales_of(runner.model) == case.scales
-    from sct_mm import extract_scale
     alone = extract_scale(runner.model, case.scales[-1])
     backbone = MODELS.build(dict(cfg.model.model.backbone, norm_cfg=dict(
         type='BN')))
