@@ -28,6 +28,10 @@ def _scaled(value: Any, ratio: float) -> Any:
     return max(round(value * ratio), 1)
 
 
+def _is_made(retriever: nn.Module) -> Callable:
+    return lambda *args: hasattr(retriever, 'prototype_vecs')
+
+
 def _udp_factor(codec: Any, value: Any, ratio: float) -> np.ndarray:
     """The stride of aligned corners, by the sizes that ``codec`` has."""
     size, grid = (np.array(getattr(codec, name)) - 1 for name in _CODEC)
@@ -88,7 +92,8 @@ def host_sizes(model: nn.Module, ratio: float,
     the gallery of a retriever (mmpretrain), which is made anew.
 
     Args:
-        galleries: whether galleries are made anew; a timer needs any.
+        galleries: whether galleries are made anew. A timer takes the one that
+            is there, whatever its size.
 
     Raises:
         UserError: for a gallery that cannot be made at another size.
@@ -98,7 +103,7 @@ def host_sizes(model: nn.Module, ratio: float,
         for owner, name, change in (list(_changes(model)) if ratio != 1
                                     else ()):
             if name == 'prototype' and not galleries:
-                continue
+                name, change = 'prototype_inited', _is_made(owner)
             value = getattr(owner, name)
             scaled = change(value, ratio)
             before.append((owner, name, value))
