@@ -114,7 +114,8 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     names = [names] if isinstance(names, str) else list(names)
     loader = options['train_dataloader']
     loader['dataset'], left_out = last_stage(options)
-    network, mixes = without_batch_mixes(options['model'])
+    options, mixes = without_batch_mixes(options)
+    loader = options['train_dataloader']
     if left_out + mixes:
         print_log('Left out of the adaptation, since no test image shows '
                   f'what they do: {", ".join(left_out + mixes)}.', 'current')
@@ -123,7 +124,8 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     options.update(
         custom_imports=dict(imports=[*dict.fromkeys([*names, 'sct_mm'])],
                             allow_failed_imports=False),
-        model=dict(type='WithSSBN', scales=list(scales), model=network),
+        model=dict(type='WithSSBN', scales=list(scales),
+                   model=options['model']),
         optim_wrapper=_optimizer(cfg, lr),
         param_scheduler=[
             dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),

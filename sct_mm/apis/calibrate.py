@@ -25,7 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..datasets.base_size import BaseSize, base_size
-from ..datasets.last_stage import last_stage, sizes_in_training
+from ..datasets.last_stage import (
+    last_stage,
+    sizes_in_training,
+    smallest_in_training,
+)
 from ..datasets.multi_scale_batch import padding_of
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
@@ -156,9 +160,12 @@ def in_a_test(base: BaseSize) -> str:
         f' in a test ({base.train} in training)')
 
 
-def prepared(loader: DataLoader, model: BaseModel, size: int,
-             base: int) -> Iterator[dict]:
+def prepared(loader: DataLoader, model: BaseModel, size: int, base: int,
+             smallest: int | None = None) -> Iterator[dict]:
     """The batches of ``loader``, preprocessed, at ``size`` pixels.
+
+    Args:
+        smallest: see :func:`check_images`.
 
     Raises:
         ValueError: for images of another size than ``base``.
@@ -168,7 +175,7 @@ def prepared(loader: DataLoader, model: BaseModel, size: int,
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
             batch = model.data_preprocessor(batch, False)
-            check_images(batch, base)
+            check_images(batch, base, smallest)
             yield resize(batch)
 
 
@@ -226,7 +233,8 @@ def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
         if size not in (scales_of(model) or ()):
             precise_bn.add_scale(model, size)
         seen = precise_bn.calibrate(
-            model, prepared(loader, model, size, base), size)
+            model, prepared(loader, model, size, base,
+                            smallest_in_training(cfg)), size)
     return seen
 
 

@@ -303,17 +303,16 @@ def test(config: str, checkpoint: str, scales: Sizes | None = None,
 
 def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:
     """The sizes of a test that a network was trained for: those that the
-    scales of its SSBN serve, else the scales of the config's SCTLossHook, else
-    the sizes of its training pipeline, if it has any."""
+    scales of its SSBN serve, else those of the config's SCTLossHook, else of
+    its training pipeline, if it sets any."""
     scales = scales_of(model)
-    if scales:
-        base = base_size(cfg, scales)
-        return tuple(map(base.size_of, scales))
     for hook in cfg.get('custom_hooks') or ():
-        if isinstance(hook, dict) and type_name(hook) == 'SCTLossHook':
+        if scales is None and isinstance(hook, dict) and (
+                type_name(hook) == 'SCTLossHook'):
             scales = hook.get('scales')
-    return tuple(scales or dict.fromkeys(
-        size for sizes in sizes_in_training(cfg) for size in sizes))
+    found = sorted(scales or {size for sizes in sizes_in_training(cfg)
+                              for size in sizes}, reverse=True)
+    return tuple(map(base_size(cfg, found).size_of, found))
 
 
 def serving_scales(model: nn.Module, at: int) -> list[int] | None:

@@ -21,12 +21,17 @@ class BaseSize(NamedTuple):
     Attributes:
         train: edge of the training images, which names the scales.
         test: edge of the test images.
+        scales: that are trained.
     """
     train: int
     test: int
+    scales: tuple[int, ...] = ()
 
     def scale_at(self, size: int) -> int:
         """The scale, trained or not, that serves a test at ``size``."""
+        for scale in self.scales:  # rounded twice, it may be another
+            if self.size_of(scale) == size:
+                return scale
         return _rounded(size * self.train / self.test)
 
     def size_of(self, scale: int) -> int:
@@ -37,10 +42,14 @@ class BaseSize(NamedTuple):
 def window_of(model: dict) -> int | None:
     """The shorter edge in pixels of the windows of sliding inference (mmseg),
     which are what the network sees; None without."""
-    settings = host_model(model).get('test_cfg')
-    if isinstance(settings, dict) and settings.get('mode') == 'slide':
-        return min(settings['crop_size'])
-    return None
+    settings: Any = host_model(model).get('test_cfg')
+    return min(settings['crop_size']) if slides(settings) else None
+
+
+def slides(settings: Any) -> bool:
+    """Whether a segmentor's ``test_cfg`` is that of sliding inference."""
+    return (isinstance(settings, dict) and bool(settings.get('crop_size'))
+            and settings.get('mode') in ('slide', 'slide_flip'))
 
 
 def test_base(cfg: dict, dataset: Any) -> int:
@@ -49,7 +58,7 @@ def test_base(cfg: dict, dataset: Any) -> int:
     else ``test_base`` of the config.
 
     Raises:
-        ValueError: if none of them tells, or two contradict each other.
+        ValueError: if none of them sets it, or two contradict each other.
     """
     named: Any = cfg.get('test_base')
     if named is not None:
@@ -93,6 +102,7 @@ def base_size(cfg: dict, scales: Sequence[int] | None,
     if dataset is None:
         dataset = (cfg.get('test_dataloader') or {}).get('dataset')
         if dataset is None and scales:
-            return BaseSize(scales[0], cfg.get('test_base') or scales[0])
+            return BaseSize(scales[0], cfg.get('test_base') or scales[0],
+                            tuple(scales))
     test = test_base(cfg, dataset)
-    return BaseSize(scales[0] if scales else test, test)
+    return BaseSize(scales[0] if scales else test, test, tuple(scales or ()))

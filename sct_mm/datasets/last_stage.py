@@ -1,11 +1,12 @@
 """The images that a network ended its training on, without those that no test
 shows."""
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..utils.config_walk import host_model, train_pipelines, type_name
-from .rescale_pipeline import sized_part, train_sizes
+from .rescale_pipeline import sized_part, smallest_size, train_sizes
 from .size_transforms import edges_of, paths_in
 
 # Hooks that exchange the pipeline at an epoch -> the pipelines, in order.
@@ -26,7 +27,7 @@ STAGES: dict[str, Callable[[dict], list]] = {
 _MIXES = (
     'Mosaic', 'CachedMosaic', 'Mosaic9', 'MixUp', 'CachedMixUp', 'YOLOXMixUp',
     'YOLOv5MixUp', 'CopyPaste', 'YOLOv5CopyPaste', 'RandomErasing', 'CutOut',
-    'Cutout', 'GridMask')
+    'Cutout', 'RandomCutOut', 'RandomMosaic', 'GridMask')
 # What does so to a batch, or resizes it, by the path of its setting.
 _BATCH = (
     ('train_cfg', 'augments'),  # mmpretrain
@@ -57,6 +58,31 @@ def _is_left_out(transform: Any, skipped: tuple[str, ...]) -> bool:
         isinstance(border, (list, tuple)) and min(border) < 0)
 
 
+def _cleaned(transform: Any, skipped: tuple[str, ...]
+             ) -> tuple[list, list[str]]:
+    """``transform`` in a list, empty if it is left out, without those that it
+    holds and that are left out; and the names of all of these. A choice loses
+    the alternatives that have one."""
+    if _is_left_out(transform, skipped):
+        return [], [type_name(transform)]
+    inner = transform.get('transforms') if isinstance(transform, dict) else ()
+    if not isinstance(inner, (list, tuple)):
+        return [copy.deepcopy(transform)], []
+    names: list[str] = []
+    kept: list = []
+    for each in inner:
+        group = isinstance(each, (list, tuple))
+        parts = [_cleaned(one, skipped) for one in (each if group
+                                                    else [each])]
+        found = [name for _, left_out in parts for name in left_out]
+        names += found
+        new = [one for part, _ in parts for one in part]
+        if not (found and type_name(transform) == 'RandomChoice'):
+            kept += [new] if group else new
+    return [dict(transform, transforms=kept)] if kept or not inner else [
+    ], names
+
+
 def _without(pipeline: list, skipped: tuple[str, ...],
              test: list | None) -> tuple[list, list[str]]:
     """``pipeline`` without transforms that no test shows, and their names. If
@@ -65,11 +91,11 @@ def _without(pipeline: list, skipped: tuple[str, ...],
     names: list[str] = []
     place = None
     for transform in pipeline:
-        if _is_left_out(transform, skipped):
-            names.append(type_name(transform))
-            place = len(kept) if place is None else place
-        else:
-            kept.append(copy.deepcopy(transform))
+        new, found = _cleaned(transform, skipped)
+        names += found
+        if found and place is None:
+            place = len(kept)
+        kept += new
     ways = [way for way in paths_in(test or []) if way]
     if place is not None and ways and not train_sizes(kept):
         kept[place:place] = copy.deepcopy(sized_part(ways[0]))
@@ -118,13 +144,14 @@ def _parts(dataset: Any, outer: bool = True) -> Iterator[tuple[dict, bool]]:
         yield from _parts(child, outer and not has)
 
 
-def without_batch_mixes(model: dict) -> tuple[dict, list[str]]:
-    """A copy of a model's config that trains on each image as it is: without
-    mixes of a batch's images and sizes drawn for a batch; and their names."""
-    model = copy.deepcopy(model)
+def without_batch_mixes(cfg: dict) -> tuple[dict, list[str]]:
+    """A copy of ``cfg`` that trains on each image as it is: without mixes of
+    a batch's images and sizes drawn for a batch; and their names."""
+    cfg = copy.deepcopy(cfg)
     names: list[str] = []
-    for holder, name in _BATCH:
-        settings: Any = host_model(model).get(holder) or {}
+    for owner, (holder, name) in itertools.product(
+            (host_model(cfg['model']), cfg), _BATCH):
+        settings: Any = owner.get(holder) or {}
         found = settings.get(name)
         if isinstance(found, (list, tuple)) and name == 'batch_augments':
             kept = [each for each in found
@@ -138,7 +165,7 @@ def without_batch_mixes(model: dict) -> tuple[dict, list[str]]:
             names += [type_name(one) if isinstance(one, dict) else str(one)
                       for one in each]
             del settings[name]
-    return model, names
+    return cfg, names
 
 
 def _batch_augments(cfg: dict) -> list[dict]:
@@ -165,3 +192,11 @@ def sizes_in_training(cfg: dict) -> list[tuple[int, ...]]:
         if type_name(each) == 'BatchResize':
             return [(int(min(edges_of(each['scale']))), )]
     return [train_sizes(pipeline) for pipeline in pipelines]
+
+
+def smallest_in_training(cfg: dict) -> int:
+    """The nominal size in pixels of the smallest training images of ``cfg``;
+    0 if they may have any (:func:`smallest_size`)."""
+    pipelines = [*train_pipelines(cfg.get('train_dataloader') or {}),
+                 *later_pipelines(cfg)]
+    return min(map(smallest_size, pipelines), default=0)

@@ -4,15 +4,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..utils.config_walk import type_name
-from .size_transforms import SETTERS, edges_of, paths_in, size_in
+from .size_transforms import (
+    SETTERS,
+    divisor_of,
+    edges_of,
+    main_of,
+    paths_in,
+    size_in,
+)
 
 _ASK = ('Resize the images in the pipeline, e.g. by dict(type=\'Resize\', '
         'scale=224), or name their shorter edge in pixels by test_base=... '
         'in the config.')
 
 
-# BatchShapePolicy adds half a multiple of 32, and rounds up to the next.
-_LETTERBOX = 65
+# mmyolo's BatchShapePolicy adds half a multiple of 32 or 64, and rounds up.
+_LETTERBOX = 129
 
 
 def sized_part(way: Sequence[dict]) -> list[dict]:
@@ -41,7 +48,7 @@ def nominal_size(pipeline: list[dict]) -> int:
             pipeline set two.
     """
     ways = [way for way in paths_in(pipeline) if way]
-    found = {int(min(edges_of(size_in(way[-1])))) for way in ways}
+    found = {int(min(edges_of(size_in(main_of(way))))) for way in ways}
     if len(found) == 1:
         return found.pop()
     if found:
@@ -67,19 +74,20 @@ class Limits(NamedTuple):
 
 def limits_of(pipeline: list[dict]) -> Limits | None:
     """What the images of a test pipeline may measure; None if no transform
-    sets a size."""
+    sets a size, or small images stay as they are."""
     ways = [way for way in paths_in(pipeline) if way]
     if not ways:
         return None
-    last = ways[0][-1]
+    last = main_of(ways[0])
     edges = edges_of(size_in(last))
-    divisors = [t['size_divisor'] for t in pipeline
-                if isinstance(t, dict) and t.get('size_divisor')]
-    if type_name(last) == 'LetterResize':  # mmyolo's batches add a half
+    divisors = [1, *map(divisor_of, pipeline)]
+    if type_name(last) == 'LetterResize':
+        if last.get('use_mini_pad') and not last.get('allow_scale_up', True):
+            return None  # small images stay small
         divisors.append(_LETTERBOX)
     return Limits(int(min(edges)),
                   int(max(*edges, last.get('max_size') or 0, 0)),
-                  max(divisors, default=1))
+                  max(divisors))
 
 
 def keeps_ratio(pipeline: list[dict]) -> bool:
@@ -87,7 +95,8 @@ def keeps_ratio(pipeline: list[dict]) -> bool:
     edge of a long image may be less than the nominal size."""
     for way in paths_in(pipeline):
         if way:
-            last, name = way[-1], type_name(way[-1])
+            last = main_of(way)
+            name = type_name(last)
             return bool(last.get('keep_ratio', False) or name in (
                 'ResizeEdge', 'FixScaleResize', 'ResizeShortestEdge',
                 'YOLOv5KeepRatioResize', 'RescaleToHeight'))
@@ -122,11 +131,23 @@ def train_sizes(pipeline: list[dict]) -> tuple[int, ...]:
     """
     found: set[int] = set()
     for way in paths_in(pipeline, trains=True):
-        if way and way[-1].get('crop_type', 'absolute') != 'absolute':
+        if not way:
+            continue
+        last = main_of(way)
+        if last.get('crop_type', 'absolute') != 'absolute':
             return ()  # a crop of any size
-        if way:
-            found.update(round(size) for size in _random_sizes(way[-1]))
+        found.update(round(size) for size in _random_sizes(last))
     return tuple(sorted(found, reverse=True))
+
+
+def smallest_size(pipeline: list[dict]) -> int:
+    """The nominal size in pixels of the smallest images that a training
+    pipeline makes; 0 if they may have any, as where a crop leaves an image
+    that is smaller as it is."""
+    ways = [way for way in paths_in(pipeline, trains=True) if way]
+    cuts = any(SETTERS[type_name(main_of(way))].cuts
+               and type_name(main_of(way)) != 'Pad' for way in ways)
+    return 0 if cuts else min(train_sizes(pipeline), default=0)
 
 
 def rescale_pipeline(pipeline: list[dict], size: int,
@@ -188,9 +209,18 @@ def _resized_first(pipeline: list[dict], ratio: float) -> list[dict]:
     """``pipeline``, which leaves images as large as they are, with a resize
     by ``ratio`` behind the loading."""
     for transform in pipeline:
-        if type_name(transform) == 'Resize' and transform.get('scale_factor'):
-            transform['scale_factor'] *= ratio
+        factor = (transform.get('scale_factor')
+                  if type_name(transform) == 'Resize' else None)
+        if factor:
+            transform['scale_factor'] = (
+                tuple(each * ratio for each in factor)
+                if isinstance(factor, (list, tuple)) else factor * ratio)
             return pipeline
+    if any(type_name(t).endswith('Decode') for t in pipeline):  # mmaction2's
+        raise ValueError('A test pipeline of videos must resize them to be '
+                         'tested at several sizes, but none of its '
+                         "transforms does. Add e.g. dict(type='Resize', "
+                         'scale=(-1, 256)).')
     loads = [i for i, t in enumerate(pipeline)
              if type_name(t).startswith('Load')
              and 'Annotation' not in type_name(t)]

@@ -16,10 +16,6 @@ from .rescale_pipeline import (
     rescale_pipeline,
 )
 
-# Sizes that a data set writes beside an image when it is built, and the
-# multiples in pixels that they are rounded up to.
-_FIELDS = {'batch_shape': 32}  # of mmyolo's BatchShapePolicy
-
 
 class SizedPipeline:
     """The pipelines of one data set for several sizes; one of them runs.
@@ -27,22 +23,27 @@ class SizedPipeline:
     Args:
         pipelines: callables, one a size.
         ratios: of each size to that of the first pipeline.
+        divisor: of the shapes of batches that a data set of mmyolo writes
+            beside an image when it is built (``BatchShapePolicy``).
         chosen: () index of the one that runs, in memory that the workers of
             a data loader share: persistent workers see a change, too.
     """
 
     def __init__(self, pipelines: Sequence[Callable],
-                 ratios: Sequence[float], chosen: Tensor) -> None:
+                 ratios: Sequence[float], chosen: Tensor,
+                 divisor: int = 32) -> None:
         self.pipelines = list(pipelines)
         self.ratios = list(ratios)
         self.chosen = chosen
+        self.divisor = divisor
 
     def __call__(self, data: Any) -> Any:
         index = int(self.chosen)
-        for name, divisor in _FIELDS.items():
-            if index and isinstance(data, dict) and name in data:
-                edges = np.asarray(data[name]) * self.ratios[index] / divisor
-                data = {**data, name: np.ceil(edges).astype(int) * divisor}
+        shape = data.get('batch_shape') if isinstance(data, dict) else None
+        if index and shape is not None:
+            edges = np.asarray(shape) * self.ratios[index] / self.divisor
+            data = {**data, 'batch_shape': np.ceil(edges).astype(int)
+                    * self.divisor}
         return self.pipelines[index](data)
 
     def __getattr__(self, name: str) -> Any:
@@ -52,8 +53,9 @@ class SizedPipeline:
         return getattr(self.pipelines[int(self.chosen)], name)
 
 
-def part_at(dataset: Any, path: tuple) -> Any:
-    """The data set at ``path`` within ``dataset``; its pipeline is callable.
+def parts_at(dataset: Any, path: tuple) -> list[Any]:
+    """The data sets at ``path`` within ``dataset``: one, whose pipeline is
+    callable, or those to which it hands its pipeline (mmocr).
 
     Raises:
         ValueError: for one that runs its transforms in another way.
@@ -63,12 +65,15 @@ def part_at(dataset: Any, path: tuple) -> Any:
     for key in path:
         dataset = (dataset[key] if isinstance(key, int)
                    else getattr(dataset, key))
+    if not hasattr(dataset, 'pipeline') and getattr(dataset, 'datasets', None):
+        return [part for i in range(len(dataset.datasets))
+                for part in parts_at(dataset, ('datasets', i))]
     if not callable(getattr(dataset, 'pipeline', None)):
         raise ValueError('A data set that is tested at several sizes must '
                          'have a `pipeline` that can be called, but got '
                          f'{type(dataset).__name__}. Test at each size by a '
                          'config of its own.')
-    return dataset
+    return [dataset]
 
 
 class SizeSwitch:
@@ -99,22 +104,25 @@ class SizeSwitch:
             raise ValueError(EMPTY)
         self.sizes = tuple(sizes)
         self.chosen = torch.tensor(0).share_memory_()
-        self.parts = [(part_at(dataset, path), pipeline)
-                      for path, pipeline in pipelines_in(config)]
+        self.parts = [(part, pipeline)
+                      for path, pipeline in pipelines_in(config)
+                      for part in parts_at(dataset, path)]
         # What images of each size may measure, for each part.
-        self.limits: list[dict[int, Limits]] = []
+        self.limits: list[dict[int, Limits | None]] = []
         sized = []
         for part, pipeline in self.parts:
             own = nominal_size(pipeline) if base is None else base
             scaled = [rescale_pipeline(pipeline, size, own)
                       for size in self.sizes]
             self.limits.append({
-                size: limits_of(each) or Limits(size, size)
+                size: limits_of(each)
                 for size, each in zip(self.sizes, scaled, strict=True)})
             build = type(part.pipeline)  # Compose, or the host's own
+            shapes = getattr(part, 'batch_shapes_cfg', None) or {}
             sized.append(SizedPipeline(
                 [part.pipeline, *map(build, scaled)],
-                [1.0, *(size / own for size in self.sizes)], self.chosen))
+                [1.0, *(size / own for size in self.sizes)], self.chosen,
+                shapes.get('size_divisor', 32)))
         for (part, _), switched in zip(self.parts, sized, strict=True):
             part.pipeline = switched
         for size in self.sizes:
@@ -146,12 +154,13 @@ class SizeSwitch:
                         [limits[size] for limits in self.limits])
 
 
-def check_image(sample: Any, size: int, limits: Sequence[Limits]) -> None:
+def check_image(sample: Any, size: int,
+                limits: Sequence[Limits | None]) -> None:
     """Refuse an image that has not the size of a test at ``size`` pixels.
 
     Args:
         sample: an item of the data set.
-        limits: of :class:`Limits`, one of which must admit the image.
+        limits: one of which must admit the image; None admits all.
 
     Raises:
         ValueError: for an image of another size.
@@ -164,10 +173,12 @@ def check_image(sample: Any, size: int, limits: Sequence[Limits]) -> None:
         return
     largest = max(edges, key=min)
     short, long = min(largest), max(largest)
-    if any(each.admits(short, long) for each in limits):
+    known = [each for each in limits if each is not None]
+    if len(known) < len(limits) or any(each.admits(short, long)
+                                       for each in known):
         return
     raise ValueError(f'The images of a test at {size} pixels must have a '
-                     f'shorter edge of {limits[0].short}, but the pipeline '
+                     f'shorter edge of {known[0].short}, but the pipeline '
                      f'makes {short} x {long}. A transform sets the size '
                      'that is not known here: use Resize, or ResizeEdge and '
                      'CenterCrop.')

@@ -15,12 +15,20 @@ class Setter(NamedTuple):
         also: further arguments in pixels, with their defaults.
         trains: whether it is for training only.
         other: the argument's name in another host.
+        minor: whether it sets one edge alone, so that the size is that of the
+            transform before it.
+        divisor: the argument by whose multiples edges are rounded up, and its
+            default.
+        alone: whether no other transform may set a size before it.
     """
     key: str
     cuts: bool = False
     also: tuple[tuple[str, float | None], ...] = ()
     trains: bool = False
     other: str = ''
+    minor: bool = False
+    divisor: tuple[str, int] = ('size_divisor', 1)
+    alone: bool = False
 
     def key_in(self, transform: dict) -> str:
         return (self.other if self.other in transform else self.key)
@@ -49,10 +57,12 @@ SETTERS = {
     'torchvision/RandomCrop': Setter('size', cuts=True, trains=True),
     # mmdet
     'FixScaleResize': Setter('scale'),
+    'FixShapeResize': Setter('height', also=(('width', None), ), alone=True),
     'Mosaic': Setter('img_scale', trains=True),
     'CachedMosaic': Setter('img_scale', trains=True),
     'RandomCenterCropPad': Setter('crop_size', cuts=True, trains=True),
     # mmseg
+    'RandomMosaic': Setter('img_scale', trains=True),
     'ResizeShortestEdge': Setter('scale', also=(('max_size', None), )),
     # mmyolo
     'LetterResize': Setter('scale'),
@@ -60,7 +70,7 @@ SETTERS = {
     'Mosaic9': Setter('img_scale', trains=True),
     # mmpose
     'TopdownAffine': Setter('input_size'),
-    'BottomupResize': Setter('input_size'),
+    'BottomupResize': Setter('input_size', divisor=('size_factor', 32)),
     'BottomupRandomAffine': Setter('input_size', trains=True),
     # mmaction2
     'TenCrop': Setter('crop_size', cuts=True),
@@ -69,8 +79,10 @@ SETTERS = {
     # mmocr
     'RescaleToHeight': Setter('height', also=(
         ('min_width', None), ('max_width', None))),
-    'PadToWidth': Setter('width', cuts=True),
+    'PadToWidth': Setter('width', cuts=True, minor=True),
 }
+# Transforms that set no size, but round edges up to multiples.
+_ROUNDS = {'ResizeToMultiple': ('size_divisor', 32)}  # mmseg
 
 
 def setter_of(transform: Any, trains: bool = False) -> Setter | None:
@@ -91,6 +103,31 @@ def setter_of(transform: Any, trains: bool = False) -> Setter | None:
 def size_in(transform: dict) -> Any:
     """The size that ``transform`` holds, in the form of its host."""
     return transform[SETTERS[type_name(transform)].key_in(transform)]
+
+
+def divisor_of(transform: Any) -> int:
+    """The multiples in pixels to which ``transform`` rounds edges up."""
+    if not isinstance(transform, dict):
+        return 1
+    name = type_name(transform)
+    setter = SETTERS.get(name)
+    key, default = setter.divisor if setter else _ROUNDS.get(name, ('', 1))
+    value = transform.get(key) or default
+    return int(max(edges_of(value)))
+
+
+def main_of(way: Sequence[dict]) -> dict:
+    """The last transform of ``way`` that sets the size.
+
+    Raises:
+        ValueError: for one that must be the only one, but is not.
+    """
+    last = [t for t in way if not SETTERS[type_name(t)].minor][-1]
+    if SETTERS[type_name(last)].alone and last is not way[0]:
+        raise ValueError(f'{type_name(last)} must be the only transform that '
+                         'sets the size of images, but comes after '
+                         f'{type_name(way[0])}. Leave one of them out.')
+    return last
 
 
 def paths_in(pipeline: Sequence, trains: bool = False) -> list[list[dict]]:

@@ -85,9 +85,9 @@ def failing_at(size: int, model: nn.Module) -> Iterator[None]:
     handle = model.register_forward_hook(note, always_call=True)
     try:
         yield
-    except (RuntimeError, ValueError, AssertionError, TypeError,
-            IndexError) as error:
-        if not raised or isinstance(error, torch.OutOfMemoryError):
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if not raised or isinstance(error, (UserError,
+                                            torch.OutOfMemoryError)):
             raise
         reason = str(error).strip().partition('\n')[0] or 'no reason is given'
         raise UserError(
@@ -178,7 +178,7 @@ class _ScalesLoop(BaseLoop):
     def at(self, size: int, freeze: bool = False) -> Iterator[None]:
         """Within, the model serves a test at ``size``: it is pinned to the
         scale, and has the host's settings for the size (:func:`host_sizes`).
-        See :func:`use_scale` for ``freeze``."""
+        See :func:`use_scale` for ``freeze``, which is for timers."""
         model = self.runner.model
         # A pin outside of the scales warns: not at each turn of a timer.
         scale = self.base.scale_at(size)
@@ -186,7 +186,7 @@ class _ScalesLoop(BaseLoop):
         if freeze and scales:
             scale = min(max(scale, scales[-1]), scales[0])
         with use_scale(model, scale, freeze=freeze), host_sizes(
-                model, size / self.base.test):
+                model, size / self.base.test, galleries=not freeze):
             yield
 
     def each_size(self) -> Generator[int, None, None]:

@@ -2,11 +2,13 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from ..datasets.base_size import slides
 from ..datasets.rescale_pipeline import nominal_size, rescale_pipeline
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
@@ -26,16 +28,22 @@ def _scaled(value: Any, ratio: float) -> Any:
     return max(round(value * ratio), 1)
 
 
+def _is_made(retriever: nn.Module) -> Callable:
+    return lambda *args: hasattr(retriever, 'prototype_vecs')
+
+
+def _udp_factor(codec: Any, value: Any, ratio: float) -> np.ndarray:
+    """The stride of aligned corners, by the sizes that ``codec`` has."""
+    size, grid = (np.array(getattr(codec, name)) - 1 for name in _CODEC)
+    return (size / grid).astype(value.dtype)
+
+
 def _windows(settings: Any, ratio: float) -> Any:
     """A copy of a segmentor's ``test_cfg`` with windows of another size."""
     settings = copy.deepcopy(settings)
     settings.update((name, _scaled(settings[name], ratio))
                     for name in _WINDOWS if name in settings)
     return settings
-
-
-def _slides(settings: Any) -> bool:
-    return isinstance(settings, dict) and settings.get('mode') == 'slide'
 
 
 def _gallery(prototype: Any, ratio: float) -> dict:
@@ -60,7 +68,7 @@ def _changes(model: nn.Module) -> Iterator[tuple[Any, str, Callable]]:
     """Each object with a setting for one size, its name, and the function
     (value, ratio) that makes that of another size."""
     for module in model.modules():
-        if _slides(getattr(module, 'test_cfg', None)):
+        if slides(getattr(module, 'test_cfg', None)):
             yield module, 'test_cfg', _windows
         if hasattr(module, 'prototype_inited'):  # of mmpretrain's retrievers
             yield module, 'prototype', _gallery
@@ -70,14 +78,22 @@ def _changes(model: nn.Module) -> Iterator[tuple[Any, str, Callable]]:
             for name in _CODEC:
                 if getattr(codec, name, None) is not None:
                     yield codec, name, _scaled
+            if getattr(codec, 'use_udp', False) and hasattr(codec,
+                                                            'scale_factor'):
+                yield codec, 'scale_factor', partial(_udp_factor, codec)
 
 
 @contextmanager
-def host_sizes(model: nn.Module, ratio: float) -> Iterator[None]:
+def host_sizes(model: nn.Module, ratio: float,
+               galleries: bool = True) -> Iterator[None]:
     """Within a ``with`` block, ``model`` has the settings for an input
     ``ratio`` times as large as that of its config: the windows of sliding
     inference (mmsegmentation), the codecs that decode keypoints (mmpose), and
     the gallery of a retriever (mmpretrain), which is made anew.
+
+    Args:
+        galleries: whether galleries are made anew. A timer takes the one that
+            is there, whatever its size.
 
     Raises:
         UserError: for a gallery that cannot be made at another size.
@@ -86,6 +102,8 @@ def host_sizes(model: nn.Module, ratio: float) -> Iterator[None]:
     try:
         for owner, name, change in (list(_changes(model)) if ratio != 1
                                     else ()):
+            if name == 'prototype' and not galleries:
+                name, change = 'prototype_inited', _is_made(owner)
             value = getattr(owner, name)
             scaled = change(value, ratio)
             before.append((owner, name, value))
@@ -112,8 +130,11 @@ def host_sizes_config(model: Any, ratio: float) -> Any:
         return model
     new = {name: host_sizes_config(value, ratio)
            for name, value in model.items()}
-    if _slides(new.get('test_cfg')):
+    if slides(new.get('test_cfg')):
         new['test_cfg'] = _windows(new['test_cfg'], ratio)
+    gallery = new.get('prototype')
+    if isinstance(gallery, dict) and isinstance(gallery.get('dataset'), dict):
+        new['prototype'] = _gallery(gallery, ratio)
     for codec in _codecs(new.get('decoder')):
         codec.update((name, _scaled(codec[name], ratio)) for name in _CODEC
                      if codec.get(name) is not None)

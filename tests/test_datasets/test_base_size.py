@@ -35,8 +35,9 @@ def test_a_scale_serves_a_size_of_the_test(base, pairs):
     ([dict(type='TopdownAffine', input_size=(192, 256))], 192),
     ([dict(type='YOLOv5KeepRatioResize', scale=(640, 640)),
       dict(type='LetterResize', scale=(640, 640), allow_scale_up=False)], 640),
-    ([dict(type='RescaleToHeight', height=32, min_width=32, max_width=None),
-      dict(type='PadToWidth', width=128)], 128),
+    ([dict(type='RescaleToHeight', height=48, min_width=32, max_width=None),
+      dict(type='PadToWidth', width=160)], 48),
+    ([dict(type='FixShapeResize', width=96, height=64)], 64),
     ([dict(type='Resize', scale=512), dict(type='Resize', scale=64)], 64),
     ([dict(type='TestTimeAug', transforms=[
         [dict(type='Resize', scale=64)], [dict(type='RandomFlip', prob=0),
@@ -46,8 +47,15 @@ def test_the_last_transform_that_sets_the_size_counts(transforms, want):
     cfg = config(dict(type='LoadImageFromFile'), *transforms,
                  dict(type='Pack'))
     assert base_of_test(cfg, dataset_of(cfg)) == want
-    assert base_size(cfg, (48, 24)) == (48, want)
-    assert base_size(cfg, None) == (want, want)
+    assert base_size(cfg, (48, 24)) == (48, want, (48, 24))
+    assert base_size(cfg, None) == (want, want, ())
+
+
+@pytest.mark.parametrize('train, test, scales', [
+    (640, 416, (640, 576, 544, 416, 384)), (1280, 1024, (1280, 1152, 992))])
+def test_each_scale_serves_its_own_size(train, test, scales):
+    base = BaseSize(train, test, scales)
+    assert [base.scale_at(base.size_of(s)) for s in scales] == [*scales]
 
 
 def test_windows_are_what_the_network_sees():
@@ -57,7 +65,9 @@ def test_windows_are_what_the_network_sees():
     assert window_of(model) == 512
     assert window_of(dict(inner, test_cfg=dict(mode='whole'))) is None
     cfg = config(dict(type='Resize', scale=(2048, 1024)), model=model)
-    assert base_size(cfg, (512, 256)) == (512, 512)
+    assert base_size(cfg, (512, 256))[:2] == (512, 512)
+    points = dict(test_cfg=dict(mode='slide', num_points=4096))  # mmdet3d
+    assert window_of(points) is None
 
 
 def test_a_size_that_no_transform_sets_is_asked_for():
@@ -66,10 +76,18 @@ def test_a_size_that_no_transform_sets_is_asked_for():
                        r'.PackInputs.\].* by test_base=\.\.\. in the config'):
         base_of_test(cfg, dataset_of(cfg))
     named = dict(cfg, test_base=28)
-    assert base_size(named, (28, 14)) == (28, 28)
+    assert base_size(named, (28, 14))[:2] == (28, 28)
     for wrong in ('28', 0):
         with pytest.raises((TypeError, ValueError), match='`test_base`'):
             base_of_test(dict(cfg, test_base=wrong), dataset_of(cfg))
+
+
+def test_a_resize_before_one_to_a_shape():
+    cfg = config(dict(type='Resize', scale=(64, 64), keep_ratio=True),
+                 dict(type='FixShapeResize', width=64, height=64))
+    with pytest.raises(ValueError, match='FixShapeResize must be the only .* '
+                       'comes after Resize. Leave one of them out'):
+        base_of_test(cfg, dataset_of(cfg))
 
 
 def test_sizes_that_contradict_each_other():
@@ -86,5 +104,5 @@ def test_sizes_that_contradict_each_other():
 
 
 def test_without_a_test_set_it_is_the_size_of_training():
-    assert base_size({}, (64, 32)) == (64, 64)
-    assert base_size(dict(test_base=128), (64, 32)) == (64, 128)
+    assert base_size({}, (64, 32))[:2] == (64, 64)
+    assert base_size(dict(test_base=128), (64, 32))[:2] == (64, 128)

@@ -8,6 +8,7 @@ from sct_mm.datasets.last_stage import (
     last_stage,
     later_pipelines,
     sizes_in_training,
+    smallest_in_training,
     without_batch_mixes,
 )
 from sct_mm.datasets.rescale_pipeline import train_sizes
@@ -67,6 +68,34 @@ def test_the_test_resizes_where_a_mosaic_did():
     assert train_sizes(dataset['pipeline']) == (64, )
 
 
+def test_transforms_that_hold_mixes():
+    choice = dict(type='RandomChoice', transforms=[
+        [MOSAIC, CROP], [dict(type='Mosaic9', img_scale=(64, 64))],
+        [dict(type='RandomFlip')]])
+    maybe = dict(type='RandomApply', transforms=[dict(type='RandomErasing')])
+    blur = dict(type='RandomApply', transforms=[
+        dict(type='RandomMosaic', img_scale=(64, 64)), dict(type='Blur')])
+    dataset, left_out = last_stage(config([LOAD, choice, maybe, blur,
+                                           RESIZE, PACK]))
+    assert left_out == ['Mosaic', 'RandomAffine', 'Mosaic9', 'RandomErasing',
+                        'RandomMosaic']
+    assert dataset['pipeline'] == [
+        LOAD, dict(choice, transforms=[[dict(type='RandomFlip')]]),
+        dict(blur, transforms=[dict(type='Blur')]), RESIZE, PACK]
+
+
+def test_the_smallest_images_of_a_training():
+    jitter = dict(type='RandomResize', scale=(64, 64), ratio_range=(0.1, 2))
+    crop = dict(type='RandomCrop', crop_size=(64, 64))
+    for transforms, want in [
+            ([RESIZE], 64), ([jitter], 6), ([jitter, crop], 0),
+            ([jitter, crop, dict(type='Pad', size=(64, 64))], 64), ([], 0),
+            ([dict(type='RandomChoiceResize',
+                   scales=[(40, 90), (64, 90)])], 40)]:
+        assert smallest_in_training(config([LOAD, *transforms])) == want
+    assert smallest_in_training({}) == 0
+
+
 def test_a_pipeline_around_another():
     cfg = config([LOAD], [dict(type='YOLOXModeSwitchHook',
                                skip_type_keys=('Mosaic', 'Blur'))],
@@ -95,8 +124,12 @@ def test_mixes_of_a_batch_are_left_out():
              ['BatchSyncRandomResize']),
             (dict(type='Plain'), [])]:
         before = copy.deepcopy(model)
-        for outer in (model, dict(type='WithSSBN', model=model)):
-            new, found = without_batch_mixes(outer)
+        for cfg in (dict(model=model), dict(model=dict(
+                type='WithSSBN', model=model)), {
+                    'model': dict(type='Plain'), **model}):
+            if 'type' in model:
+                cfg.pop('type', None)
+            new, found = without_batch_mixes(cfg)
             assert found == want
             assert 'Mix' not in str(new) and 'Random' not in str(new)
             assert ('Fixed' in str(new)) == ('Fixed' in str(before))

@@ -212,6 +212,11 @@ def test_images_of_their_own_size_are_resized_behind_the_loading():
     half = [load, dict(type='Resize', scale_factor=0.5, keep_ratio=True), pack]
     assert rescale_pipeline(half, 64, base=128)[1]['scale_factor'] == 0.25
     assert rescale_pipeline(half, 128, base=128) == half
+    pair = [load, dict(type='Resize', scale_factor=(1.0, 0.5))]
+    assert rescale_pipeline(pair, 64, base=128)[1]['scale_factor'] == (
+        0.5, 0.25)
+    with pytest.raises(ValueError, match='of videos must resize them'):
+        rescale_pipeline([dict(type='RawFrameDecode')], 64, base=128)
 
 
 @pytest.mark.parametrize('pipeline, good, bad', [
@@ -220,9 +225,15 @@ def test_images_of_their_own_size_are_resized_behind_the_loading():
     ([dict(type='Resize', scale=(64, 64)), dict(type='Pad',
                                                 size_divisor=32)],
      [(64, 64), (32, 64), (64, 80)], [(32, 128), (63, 63)]),
+    ([dict(type='BottomupResize', input_size=(400, 400))], [(416, 640)],
+     [(399, 640)]),
+    ([dict(type='Resize', scale=60), dict(type='ResizeToMultiple')],
+     [(64, 96)], [(96, 96)]),
     ([dict(type='TenCrop', crop_size=224)], [(224, 224)], [(112, 112)])])
 def test_what_images_may_measure(pipeline, good, bad):
     limits = limits_of(pipeline)
     assert all(limits.admits(*edges) for edges in good)
     assert not any(limits.admits(*edges) for edges in bad)
     assert limits_of([dict(type='Pack')]) is None
+    assert limits_of([dict(type='LetterResize', scale=(64, 64),
+                           use_mini_pad=True, allow_scale_up=False)]) is None

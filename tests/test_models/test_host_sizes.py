@@ -81,3 +81,10 @@ def test_galleries_are_made_anew_at_each_size():
             with host_sizes(model, 0.5):
                 pass
         assert model.prototype is prototype
+    config = dict(type='ImageToImageRetriever', prototype=gallery)
+    assert host_sizes_config(config, 0.5)['prototype']['dataset'][
+        'pipeline'][0]['scale'] == 14
+    model = Model(prototype=gallery, prototype_inited=False, prototype_vecs=1)
+    with host_sizes(model, 0.5, galleries=False):  # of a timer
+        assert model.prototype is gallery and model.prototype_inited
+    assert not model.prototype_inited

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...datasets.last_stage import smallest_in_training
 from ...datasets.multi_scale_batch import padding_of
 from ...models.size_selection import check_scales
 from ...utils.arguments import (
@@ -189,13 +190,13 @@ class SCTLossHook(Hook):
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         scales = resolve_scales(model, self.scales)
-        smallest = check_pipeline(runner.cfg.get('train_dataloader'),
-                                  scales[0], runner.cfg)
+        check_pipeline(runner.cfg.get('train_dataloader'), scales[0],
+                       runner.cfg)
         self._check_run(runner)
         before = self._resumed.get(SCHEDULE, {})
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
                     runner.max_iters if self.progressive else 0)
-        self.sct.smallest = smallest
+        self.sct.smallest = smallest_in_training(runner.cfg)
         if before:
             warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):

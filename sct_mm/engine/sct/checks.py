@@ -49,7 +49,7 @@ def resolve_scales(model: nn.Module,
 
 
 def check_pipeline(loader: dict | None, base: int,
-                   cfg: dict | None = None) -> int:
+                   cfg: dict | None = None) -> None:
     """Compare the base scale with the sizes that the training pipelines make,
     where their configs show them.
 
@@ -57,9 +57,6 @@ def check_pipeline(loader: dict | None, base: int,
         loader: the config of the training images.
         cfg: the whole config, with the hooks that exchange the pipeline, and
             the model, whose data preprocessor may resize batches.
-
-    Returns:
-        int: the smallest nominal size of the images; 0 if it is not known.
 
     Raises:
         ValueError: if a pipeline makes images of another nominal size, or
@@ -71,7 +68,6 @@ def check_pipeline(loader: dict | None, base: int,
                          'SCT does with scales, but got it in '
                          '`data_preprocessor.batch_augments`. Set '
                          'batch_augments=None.')
-    smallest = []
     for sizes in sizes_in_training({**(cfg or {}),
                                     'train_dataloader': loader}):
         if sizes and sizes[0] != base:
@@ -84,8 +80,6 @@ def check_pipeline(loader: dict | None, base: int,
                       f'{len(sizes)} sizes, {sizes[0]} to {sizes[-1]} pixels. '
                       f'The nominal scale of all is {base}; smaller scales '
                       'shrink them by the same ratio.', 'current')
-        smallest.append(sizes[-1] if sizes else 0)
-    return min(smallest, default=0)
 
 
 def check_model(model: nn.Module, hook_type: type) -> None:
