@@ -21,6 +21,8 @@ from .data_samples import content_of, is_padded
 from .sample_fields import Geometry, Shape, unchanged
 
 _IMAGES = ('imgs', 'img', 'images', 'image')  # in a dict
+# mmpretrain's, whose lists hold views of the same images.
+_VIEWS = ('SelfSupDataPreprocessor', 'TwoNormDataPreprocessor')
 _FIX = ('Use a model and a data preprocessor whose batches have one of the '
         'forms of docs/batches.md.')
 
@@ -176,6 +178,24 @@ def check_batch(batch: dict) -> None:
                              f'images, but got shape {tuple(view.shape)}. '
                              'Leave empty batches out.')
     _check_samples(batch.get('data_samples'), number_of_images(batch))
+
+
+def check_views(batch: dict, model: Any) -> None:
+    """Whether a list of ``inputs`` comes from a data preprocessor whose lists
+    are views: another may list images, frames or pairs.
+
+    Raises:
+        TypeError: if it does not.
+    """
+    kind = type(getattr(model, 'data_preprocessor', None))
+    if isinstance(batch['inputs'], (list, tuple)) and not any(
+            base.__name__ in _VIEWS for base in kind.__mro__):
+        raise TypeError(
+            f'`inputs` of {type(model).__name__} must be a tensor, or views '
+            f'that one of {_VIEWS} makes, but got '
+            f'{_form_of(batch["inputs"])} from a {kind.__name__}. Derive the '
+            'data preprocessor from one of these if the list holds views of '
+            'the same images (docs/batches.md).')
 
 
 def _is_known(inputs: Any) -> bool:

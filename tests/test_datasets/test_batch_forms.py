@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TinyModel, grads
+from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import BaseDataElement
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
@@ -170,8 +171,16 @@ def test_other_samples_of_a_whole_batch_are_refused(change, match):
         MultiScaleBatch(8, 16)(data)
 
 
+class SelfSupDataPreprocessor(BaseDataPreprocessor):
+    """A stand-in for mmpretrain's, which is found by its name."""
+
+
 class Views(TinyModel):
     """Compares views, as self-supervised models do."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.data_preprocessor = SelfSupDataPreprocessor()
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         u, v = (self.net(view) for view in inputs)
@@ -195,6 +204,17 @@ def test_a_step_on_views_is_that_of_each_scale(backward):
                           for view in views])['loss']
         (loss / 3).backward()
     assert_close(grads(model), grads(other))
+
+
+def test_a_list_of_another_preprocessor_is_refused():
+    model = Views(lambda c: SSBN(c, SCALES)).train()
+    model.data_preprocessor = BaseDataPreprocessor()
+    SCTLossHook().attach(model)
+    with pytest.raises(TypeError, match=r'`inputs` of Views must be a tensor, '
+                       r'or views .* but got a list of shape \(8, 3, 16, 16\) '
+                       'from a BaseDataPreprocessor. .*docs/batches.md'):
+        model(inputs=[torch.rand(8, 3, 16, 16)] * 2, data_samples=None,
+              mode='loss')
 
 
 def test_views_that_require_gradients_are_refused():

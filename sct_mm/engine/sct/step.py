@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...datasets.batch_forms import (
     check_batch,
+    check_views,
     image_shape,
     nominal_shapes,
     number_of_images,
@@ -247,6 +248,7 @@ class SCTStep:
     def _divide(self, batch: dict) -> None:
         """Check the batch, and make each scale's part of it."""
         check_images(batch, max(self.schedule.weights), self.smallest)
+        check_views(batch, self.model)
         if self._by_scale:
             check_gradients(batch)
         images = number_of_images(batch)

@@ -108,15 +108,23 @@ def test_bad_arguments(options, error, match):
         SCTLossHook(**options)
 
 
+class Tuple(TinyModel):
+    """Takes views in a list, as self-supervised models do."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        u, v = (self.net(view) for view in inputs)
+        return dict(loss=(u - v).pow(2).mean())
+
+
 @pytest.mark.parametrize('schedule', [{}, dict(partition=True),
                                       dict(scales_per_step=2),
                                       dict(scales_per_step=1)])
 @pytest.mark.parametrize('inputs, samples, match', [
-    ([torch.rand(3, 16, 16)] * 8, None, 'but got a list'),
+    ([torch.rand(8, 3, 16, 16)] * 2, None, 'but got a list'),
     (dict(sup=torch.rand(8, 3, 16, 16)), dict(sup=[]), 'but got a dict'),
     (torch.rand(8, 3, 16, 16), dict(sup=[]), 'must be a list, but got a di')])
-def test_other_forms_change_nothing(inputs, samples, match, schedule):
-    model = TinyModel(lambda c: SSBN(c, SCALES))
+def test_views_and_dicts_change_nothing(inputs, samples, match, schedule):
+    model = Tuple(lambda c: SSBN(c, SCALES))
     SCTLossHook(**schedule).attach(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(TypeError, match=match):
