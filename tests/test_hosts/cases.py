@@ -59,11 +59,11 @@ VIDEO = dict(ratio=1 / 4, scales=(56, 48, 40))
 YOLO = dict(ratio=1 / 5, scales=(128, 96, 64))
 ROTATED = dict(ratio=1 / 8, scales=(128, 96, 64))
 SELF = dict(ratio=2 / 7, scales=(64, 48, 32))
-# As shipped, it resizes each batch to a size from 480 to 800 pixels; without
-# it, mmyolo's YOLOX feeds bytes to its network.
-ONE_SIZE = {'model.data_preprocessor.batch_augments': [dict(
-    type='YOLOXBatchSyncRandomResize', random_size_range=(128, 128),
-    size_divisor=32)]}
+# As shipped, it resizes each batch to a size from 480 to 800 pixels, and makes
+# images floating point by that.
+ONE_SIZE = {'model.data_preprocessor.batch_augments': None,
+            'model.data_preprocessor.mean': [0., 0., 0.],
+            'model.data_preprocessor.std': [1., 1., 1.]}
 DEPTH_18 = {'model.backbone.depth': 18,
             'model.neck.in_channels': [64, 128, 256, 512]}
 FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,

@@ -62,3 +62,16 @@ def test_pretrained_weights_reach_each_scale(tmp_path):
     for scale in SCALES['mmaction']:
         assert torch.equal(model.backbone.layer4[1].bn2.row(scale)['bias'],
                            stock.layer4[1].bn2.bias)
+
+
+def test_the_config_of_mmyolo_in_the_docs_builds(tmp_path):
+    need('mmyolo')
+    with open(osp.join(ROOT, 'docs/detect.md')) as file:
+        text, = [part for part in file.read().split('```') if 'mmyolo::' in
+                 part]
+    (tmp_path / 'config.py').write_text(text.removeprefix('python\n'))
+    cfg = load_config(str(tmp_path / 'config.py'))
+    assert cfg.train_dataloader.collate_fn == dict(type='yolov5_collate')
+    init_default_scope('mmyolo')
+    assert scales_of(MODELS.build(cfg.model)) == (640, 512, 384)
+    assert [HOOKS.build(hook) for hook in cfg.custom_hooks]

@@ -124,7 +124,7 @@ def test_a_step_is_one_of_plain_networks(case, tmp_path_factory, tmp_path,
     init_default_scope(case.host)
     torch.manual_seed(0)
     plain, sct = plain_and_sct(case, cfg)
-    # As a Runner sets them, for the momentum of BYOL and the sizes of YOLOX.
+    # As a Runner sets them, for the momentum of BYOL.
     MessageHub.get_current_instance().update_info_dict(
         dict(iter=0, max_iters=100))
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)

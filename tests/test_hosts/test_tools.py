@@ -10,8 +10,7 @@ from mmengine.registry import METRICS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from sct_mm import extract_scale
-from sct_mm.apis import adapt, export, test, train
+from sct_mm import apis, extract_scale
 from sct_mm.evaluation import measure
 from sct_mm.models.size_selection import scales_of
 
@@ -99,7 +98,7 @@ def test_train_validate_test_and_export(case, tmp_path_factory,
     cfg = sct(stock, case)
     cfg.work_dir = str(tmp_path / 'sct')
     path = dumped(cfg, tmp_path, 'sct')
-    runner = train(Config.fromfile(path))
+    runner = apis.train(Config.fromfile(path))
     assert scales_of(runner.model) == case.scales
     logged = runner.message_hub.log_scalars
     for scale in case.scales:
@@ -108,13 +107,13 @@ def test_train_validate_test_and_export(case, tmp_path_factory,
     assert any('sum/predictions' in name for name in logged)
 
     sizes = TESTED[case.name]
-    result, = test(path, cfg.work_dir, sizes, str(tmp_path / 'test'))
+    result, = apis.test(path, cfg.work_dir, sizes, str(tmp_path / 'test'))
     rows = {row['scale']: row for row in result['rows']}
     assert set(rows) == set(sizes)
 
     # The host's own test of what was exported, without a word about SCT.
     out = tmp_path / 'plain.pth'
-    export(path, cfg.work_dir, sizes[0], str(out), images=2)
+    apis.export(path, cfg.work_dir, sizes[0], str(out), images=2)
     stock.load_from = str(out)
     stock.experiment_name += '-test'
     init_default_scope(case.host)
@@ -132,13 +131,14 @@ def test_adapt(case, tmp_path_factory,
     path = dumped(stock, tmp_path, 'stock')
     init_default_scope(case.host)
     torch.manual_seed(0)
-    train(Config.fromfile(path))
-    sizes = TESTED[case.name]
-    found = adapt(path, stock.work_dir, [s for s in sizes if s <= sizes[0]],
-                  epochs=1, out=str(tmp_path / 'adapted'), images=4)
-    result, = test(found['config'], found['checkpoint'], sizes[:1],
-                   str(tmp_path / 'test'))
-    plain, = test(path, stock.work_dir, sizes[:1], str(tmp_path / 'test'))
+    apis.train(Config.fromfile(path))
+    base = TESTED[case.name][0]
+    found = apis.adapt(
+        path, stock.work_dir, [s for s in TESTED[case.name] if s <= base],
+        epochs=1, out=str(tmp_path / 'adapted'), images=4)
+    out = str(tmp_path / 'test')
+    result, = apis.test(found['config'], found['checkpoint'], [base], out)
+    plain, = apis.test(path, stock.work_dir, [base], out)
     assert result['rows'][0]['metrics'] == plain['rows'][0]['metrics']
 
 
@@ -148,7 +148,7 @@ def test_self_supervised(case, tmp_path_factory,
     record_property('host', case.host)
     folder = folder_of(case.host, tmp_path_factory)
     cfg = sct(small(case, folder, tmp_path), case)
-    runner = train(Config.fromfile(dumped(cfg, tmp_path, 'config')))
+    runner = apis.train(Config.fromfile(dumped(cfg, tmp_path, 'config')))
     assert scales_of(runner.model) == case.scales
     alone = extract_scale(runner.model, case.scales[-1])
     backbone = MODELS.build(dict(cfg.model.model.backbone, norm_cfg=dict(
