@@ -8,7 +8,7 @@ __all__ = [
     'MultiScaleBatch', 'SCTLossHook', 'SSBN', 'SSBN1d', 'SSBN3d',
     'ScalesTestLoop', 'ScalesValLoop', 'SharedAffineHook', 'SyncSSBN',
     'WithSSBN', 'add_scale', 'calibrate', 'convert_to_ssbn', 'extract_scale',
-    'set_scale', 'use_scale'
+    'register_resizer', 'set_scale', 'unchanged', 'use_scale'
 ]
 
 # Before `python -m sct_mm.doctor`, Python runs this file; the doctor must work
@@ -16,6 +16,7 @@ __all__ = [
 if ('-m', 'sct_mm.doctor') not in itertools.pairwise(sys.orig_argv):
     try:
         from .datasets.multi_scale_batch import MultiScaleBatch
+        from .datasets.sample_fields import register_resizer, unchanged
         from .engine.hooks.channels_last_hook import ChannelsLastHook
         from .engine.hooks.epoch_seed_hook import EpochSeedHook
         from .engine.hooks.sct_loss_hook import SCTLossHook

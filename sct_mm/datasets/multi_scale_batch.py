@@ -1,4 +1,5 @@
 """Resize a preprocessed batch and its data samples to another scale."""
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,13 +9,17 @@ from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
 from ..utils.arguments import check_choice, check_flag, check_int, check_number
-from .data_samples import (
-    Geometry,
-    Shape,
-    content_shape,
-    padded_shape,
-    resized_sample,
+from .batch_forms import (
+    check_batch,
+    contents_of,
+    image_shape,
+    is_collated,
+    resized_collated,
+    views_of,
+    with_views,
 )
+from .data_samples import has_padding_size, resized_sample
+from .sample_fields import Geometry, Shape, padded_shape
 
 _INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'nearest-exact', 'area')
 
@@ -41,11 +46,12 @@ class MultiScaleBatch(BaseTransform):
     makes of an image at that scale. Images without padding are resized in one
     call.
 
-    Required key: ``inputs`` (N, C, H, W), float. Optional keys:
-    ``data_samples`` (a list of mmpretrain's ``DataSample`` or mmdet's
-    ``DetDataSample``, or None; see :func:`resized_sample`) and ``mode``.
-    Nothing of the input is changed in place. At the base scale the result is
-    the input itself. Half precision is resized in single precision.
+    Required key: ``inputs``, float, of a form that ``batch_forms.py`` lists:
+    (N, C, H, W), or e.g. views of several sizes, which are all resized by the
+    same ratio. Optional keys: ``data_samples`` (a list of the hosts' samples,
+    see :func:`resized_sample`, mmyolo's dict, or None) and ``mode``. Nothing
+    of the input is changed in place. At the base scale the result is the
+    input itself. Half precision is resized in single precision.
 
     Args:
         scale: the scale of the result in pixels.
@@ -53,17 +59,18 @@ class MultiScaleBatch(BaseTransform):
         size_divisor: edges of the result are padded to multiples of it.
         pad_value: value of padded pixels, in the units of ``inputs``.
         seg_pad_value: label of padded pixels in semantic maps.
+        aligned_heatmaps: the corners of mmpose's heatmaps are those of the
+            image, as of its UDP codecs.
         interpolation: a mode of ``torch.nn.functional.interpolate``.
         antialias: low-pass filter before reducing; for 'bilinear' and
             'bicubic'.
 
     Raises:
         TypeError: for a field of a sample that may carry pixels and is not
-            known, for other keys, for samples that are no list, and for
-            inputs that are no floating point tensor (N, C, H, W).
+            known, for other keys, and for inputs and samples of another form.
         ValueError: for arguments out of range, for ``antialias`` with another
-            interpolation, and for a semantic map that is not as large as its
-            image.
+            interpolation, for a semantic map that is not as large as its
+            image, and for instances beyond their image.
     """
 
     def __init__(self,
@@ -73,9 +80,11 @@ class MultiScaleBatch(BaseTransform):
                  pad_value: float = 0,
                  seg_pad_value: int = 255,
                  interpolation: str = 'bilinear',
-                 antialias: bool = True) -> None:
+                 antialias: bool = True,
+                 aligned_heatmaps: bool = False) -> None:
         check_choice('interpolation', interpolation, _INTERPOLATIONS)
         check_flag('antialias', antialias)
+        check_flag('aligned_heatmaps', aligned_heatmaps)
         self.scale = check_int('scale', scale, 1, 'Give it in pixels.')
         self.base_scale = check_int('base_scale', base_scale, 1,
                                     'Give it in pixels.')
@@ -91,44 +100,81 @@ class MultiScaleBatch(BaseTransform):
                              'antialias=False.')
         self.interpolation = interpolation
         self.antialias = antialias
+        self.aligned_heatmaps = aligned_heatmaps
 
     def transform(self, results: dict) -> dict:
         check_batch(results)
         if self.scale == self.base_scale:
             return results
-        inputs, samples = results['inputs'], results.get('data_samples')
-        base_shape = inputs.shape[-2], inputs.shape[-1]
-        old = [base_shape if samples is None
-               else content_shape(samples[i], base_shape)
-               for i in range(len(inputs))]
-        new = [(resized_edge(height, self.scale, self.base_scale),
-                resized_edge(width, self.scale, self.base_scale))
-               for height, width in old]
-        padded = padded_shape([max(edges) for edges in zip(*new, strict=True)],
-                              self.size_divisor)
-        if samples is not None:
-            samples = [resized_sample(sample, Geometry(
-                before, after, base_shape, padded, self.size_divisor,
-                self.seg_pad_value)) for sample, before, after
-                in zip(samples, old, new, strict=True)]
-        results = {**results, 'inputs': self._resize(inputs, old, new, padded)}
+        several = len(views_of(results)) > 1
+        samples: Any = results.get('data_samples')
+        keeps_padding = (isinstance(samples, (list, tuple)) and any(
+            map(has_padding_size, samples)))
+        geometries = self._geometries(contents_of(results),
+                                      image_shape(results), keeps_padding)
+        if is_collated(samples):
+            samples = resized_collated(samples, geometries[0])
+        elif samples is not None:
+            samples = [resized_sample(*pair) for pair in zip(
+                samples, geometries, strict=True)]
+
+        def resized(view: Tensor) -> Tensor:
+            shape = view.shape[-2], view.shape[-1]
+            return self._resize(view, self._geometries(
+                [((0, 0), shape)], shape) if several else geometries)
+
+        results = with_views(results, resized)
         return results if samples is None else {**results,
                                                 'data_samples': samples}
 
-    def _resize(self, inputs: Tensor, old: list[Shape], new: list[Shape],
-                padded: Shape) -> Tensor:
-        if len(set(old)) == 1:
-            h, w = old[0]
-            parts = [self._interpolate(inputs[..., :h, :w], new[0])]
-            if new[0] == padded:
-                return parts[0]
-        else:
-            parts = [self._interpolate(inputs[i:i + 1, :, :h, :w], new[i])
-                     for i, (h, w) in enumerate(old)]
-        return torch.cat([
-            F.pad(part, (0, padded[1] - part.shape[-1],
-                         0, padded[0] - part.shape[-2]), value=self.pad_value)
-            for part in parts])
+    def _geometries(self, contents: Sequence[tuple[Shape, Shape]],
+                    batch: Shape, keeps_padding: bool = False
+                    ) -> list[Geometry]:
+        """How each image is resized.
+
+        Args:
+            contents: of each, top and left edge, and shape.
+            batch: (H, W) with padding.
+            keeps_padding: the padding is part of the scale.
+        """
+        new = [((corner[0] and self._at(corner[0]),
+                 corner[1] and self._at(corner[1])),
+                (self._at(shape[0]), self._at(shape[1])))
+               for corner, shape in contents]
+        edges = [max(corner[axis] + shape[axis] for corner, shape in new)
+                 for axis in (0, 1)]
+        if keeps_padding and self.size_divisor == 1:
+            edges = [max(edge, self._at(before)) for edge, before in zip(
+                edges, batch, strict=True)]
+        padded = padded_shape(edges, self.size_divisor)
+        return [Geometry(old, shape, batch, padded, self.size_divisor,
+                         self.seg_pad_value, old_corner, corner,
+                         self.aligned_heatmaps)
+                for (old_corner, old), (corner, shape) in zip(
+                    contents, new, strict=True)]
+
+    def _at(self, edge: int) -> int:
+        return resized_edge(edge, self.scale, self.base_scale)
+
+    def _resize(self, images: Tensor, geometries: Sequence[Geometry]
+                ) -> Tensor:
+        """Images (N, ..., H, W) by a geometry for each; one if all have the
+        same."""
+        first = geometries[0]
+        if len(set(geometries)) == 1:
+            return self._resize_alike(images, first)
+        return torch.cat([self._resize_alike(images[i:i + 1], geometry)
+                          for i, geometry in enumerate(geometries)])
+
+    def _resize_alike(self, images: Tensor, geometry: Geometry) -> Tensor:
+        (top, left), (h, w) = geometry.corner, geometry.old
+        content = images[..., top:top + h, left:left + w]
+        # One image for each frame or segment.
+        flat = self._interpolate(content.flatten(0, -4), geometry.new)
+        resized = flat.reshape(*images.shape[:-2], *geometry.new)
+        if not any(geometry.padding):
+            return resized
+        return F.pad(resized, geometry.padding, value=self.pad_value)
 
     def _interpolate(self, images: Tensor, shape: Shape) -> Tensor:
         smooth = self.interpolation in ('bilinear', 'bicubic')
@@ -146,56 +192,20 @@ class MultiScaleBatch(BaseTransform):
                 f'antialias={self.antialias})')
 
 
-def check_batch(batch: dict) -> None:
-    """Refuse a batch that :class:`MultiScaleBatch` cannot resize.
-
-    Raises:
-        TypeError: for images or samples of another form, and for other keys.
-        ValueError: for a batch without images.
-    """
-    fix = ('Use a model and a data preprocessor whose batches are one tensor '
-           'and one list of samples.')
-    if not isinstance(batch, dict):
-        raise TypeError('A batch at several scales must be a dict, but got '
-                        f'a {type(batch).__name__}. {fix}')
-    other = sorted(map(str, set(batch) - {'inputs', 'data_samples', 'mode'}))
-    if other or 'inputs' not in batch:
-        raise TypeError('A batch at several scales has the keys inputs, '
-                        'data_samples and mode, but got '
-                        f'{other or sorted(batch)}. {fix}')
-    inputs: Any = batch['inputs']
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
-        got = (f'shape {tuple(inputs.shape)}' if isinstance(inputs, Tensor)
-               else f'a {type(inputs).__name__}')
-        raise TypeError('`inputs` of a batch at several scales must be a '
-                        f'tensor (N, C, H, W), but got {got}. {fix}')
-    if not inputs.is_floating_point():
-        raise TypeError('`inputs` must be floating point to be resized, but '
-                        f'got {inputs.dtype}. Let the data preprocessor '
-                        'normalise the images.')
-    if not inputs.numel():
-        raise ValueError('`inputs` of a batch at several scales must hold '
-                         f'images, but got shape {tuple(inputs.shape)}. '
-                         'Leave empty batches out.')
-    samples: Any = batch.get('data_samples')
-    if samples is None:
-        return
-    if not isinstance(samples, (list, tuple)):
-        raise TypeError('`data_samples` of a batch at several scales must be '
-                        f'a list, but got a {type(samples).__name__}. {fix}')
-    if len(samples) != len(inputs):
-        raise TypeError('`data_samples` must be one for each image, but got '
-                        f'{len(samples)} for {len(inputs)} images. {fix}')
-
-
 def padding_of(model: nn.Module) -> dict:
     """The arguments of :class:`MultiScaleBatch` that make it pad as the data
-    preprocessor of ``model`` does."""
+    preprocessor of ``model`` does, and resize heatmaps on its grid."""
     preprocessor = getattr(model, 'data_preprocessor', None)
     # mmdet's name, then mmseg's.
     names = dict(pad_size_divisor='size_divisor', size_divisor='size_divisor',
                  pad_value='pad_value', pad_val='pad_value',
                  seg_pad_value='seg_pad_value', seg_pad_val='seg_pad_value')
-    return {ours: getattr(preprocessor, theirs)
-            for theirs, ours in names.items()
-            if getattr(preprocessor, theirs, None) is not None}
+    found = {ours: getattr(preprocessor, theirs)
+             for theirs, ours in names.items()
+             if getattr(preprocessor, theirs, None) is not None}
+    # mmpose: UDPHeatmap, and AssociativeEmbedding(use_udp=True).
+    codec = getattr(getattr(model, 'head', None), 'decoder', None)
+    if type(codec).__name__ == 'UDPHeatmap' or getattr(
+            codec, 'use_udp', False):
+        found['aligned_heatmaps'] = True
+    return found

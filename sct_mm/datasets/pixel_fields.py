@@ -1,7 +1,7 @@
 """Decide, by name and dimensions, whether a field may carry pixels.
 
-Such a field must follow its image to another size: ``data_samples.py`` resizes
-those it knows, the others are refused.
+Such a field must follow its image to another size: ``sample_fields.py`` has a
+function for those that are known, the others are refused.
 """
 import re
 from collections.abc import Sequence
@@ -84,9 +84,10 @@ def refuse(value: Any, path: str) -> None:
     what = (type(value).__name__ if shape is None
             else f'shape {tuple(shape)}')
     raise TypeError('`MultiScaleBatch` knows labels, scores, boxes, masks and '
-                    f'semantic maps, but got `{path}` of {what}, which may '
-                    'carry pixels or coordinates. Remove the field from the '
-                    'pipeline.')
+                    f'maps of the hosts, but got `{path}` of {what}, which '
+                    'may carry pixels or coordinates. Remove the field from '
+                    'the pipeline, or register a function that resizes it '
+                    '(docs/batches.md).')
 
 
 def check_plain(value: Any, path: str) -> None:
@@ -96,7 +97,7 @@ def check_plain(value: Any, path: str) -> None:
         TypeError: if it may, or a field of it may.
     """
     if isinstance(value, BaseDataElement):
-        check_metainfo(value.metainfo, path)
+        check_metainfo(value.metainfo, f'{path}.')
         for name, field in value.items():
             check_plain(field, f'{path}.{name}')
     elif not _is_plain(value) or _names_pixels(path.rpartition('.')[2],
@@ -104,17 +105,15 @@ def check_plain(value: Any, path: str) -> None:
         refuse(value, path)
 
 
-def check_metainfo(metainfo: dict, path: str,
-                   known: Sequence[str] = ()) -> None:
-    """Refuse metainfo that may carry pixels, except for ``known`` names.
-    Numbers under a name that the hosts do not use are not recognised.
+def check_metainfo(metainfo: dict, path: str) -> None:
+    """Refuse metainfo that may carry pixels; ``path`` ends with a dot. Numbers
+    under a name that the hosts do not use are not recognised.
 
     Raises:
         TypeError: for an array of two dimensions or more, and for a name of
             coordinates.
     """
     for name, value in metainfo.items():
-        if name not in known and (
-                isinstance(value, (Tensor, np.ndarray)) and value.ndim > 1
-                or _names_pixels(name, value)):
-            refuse(value, f'{path}.{name}')
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 1 or (
+                _names_pixels(name, value)):
+            refuse(value, path + name)

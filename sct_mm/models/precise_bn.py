@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..datasets.batch_forms import views_of
 from ..utils.arguments import check_int
 from .guards import check_own
 from .pinning import use_scale
@@ -170,24 +171,31 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
         images = batch.get('inputs')
     elif isinstance(batch, (list, tuple)) and batch:
         images = batch[0]
-    if not isinstance(images, Tensor) or not images.is_floating_point():
+    # A host's views of several sizes; labels stand beside a tensor.
+    views = (views_of(dict(inputs=images)) if isinstance(batch, dict)
+             else [images])
+    if not views or not all(
+            isinstance(view, Tensor) and view.is_floating_point()
+            and (view is images or view.dim() > 3) for view in views):
         raise TypeError(
             '`batches` must be floating point tensors (N, C, H, W), or dicts '
             'with such `inputs`, but got a '
             f'{getattr(images, "dtype", type(images).__name__)}. Take '
             'what model.data_preprocessor() makes of a host\'s batch.')
-    edge = min(images.shape[-2:]) if images.dim() > 3 else size
+    edge = size
+    if views[0].dim() > 3:
+        edge = max(min(view.shape[-2:]) for view in views)
     if edge != size and not isinstance(batch, dict):
         raise ValueError(f'`batches` must be images of {size} pixels, whose '
                          f'rows they are for, but got shape '
-                         f'{tuple(images.shape)}. Resize them first.')
+                         f'{tuple(views[0].shape)}. Resize them first.')
     # Images of a detector are padded, and long ones are narrower than `size`.
     with use_scale(model, size, edge=edge):
         if isinstance(batch, dict):
             model(**batch)
         else:
             model(images)
-    return len(images)
+    return len(views[0])
 
 
 def _over_processes(sums: list[Tensor], images: int,

@@ -86,8 +86,8 @@ def test_other_interpolation_and_dtype():
      r'DataSample.proposals.bboxes` of shape \(2, 4\)'),
     ('gt_instances', InstanceData(keypoints=torch.zeros(2, 17, 2)),
      r'DataSample.gt_instances.keypoints` of shape \(2, 17, 2\)'),
-    ('gt_instances', InstanceData(bboxes=torch.zeros(2, 5)),
-     r'DataSample.gt_instances.bboxes` of shape \(2, 5\)'),
+    ('gt_instances', InstanceData(bboxes=torch.zeros(2, 6)),
+     r'DataSample.gt_instances.bboxes` of shape \(2, 6\)'),
     ('gt_instances', InstanceData(masks=torch.zeros(2, 16, 16)),
      r'DataSample.gt_instances.masks` of shape \(2, 16, 16\)'),
     ('depth', torch.zeros(16, 16), r'DataSample.depth` of shape \(16, 16\)'),
@@ -133,7 +133,7 @@ def test_inputs_must_be_stacked():
 
 @pytest.mark.parametrize('batch, match', [
     (dict(inputs=dict(sup=torch.rand(1, 3, 16, 16))), 'but got a dict'),
-    (dict(inputs=torch.rand(1, 2, 3, 16, 16)), r'shape \(1, 2, 3, 16, 16\)'),
+    (dict(inputs=torch.rand(3, 16, 16)), r'shape \(3, 16, 16\)'),
     (dict(inputs=np.zeros((1, 3, 16, 16))), 'but got a ndarray'),
     (dict(inputs=torch.zeros(1, 3, 16, 16, dtype=torch.uint8)),
      'floating point to be resized, but got torch.uint8'),
@@ -176,6 +176,7 @@ def test_maps_of_mmseg_follow_their_image(name, dtype):
     labels = torch.randint(0, 200, (1, 16, 16)).to(dtype)
     sample = data['data_samples'][0]
     sample.set_field(PixelData(data=labels), name)
+    labels[:, 14:], labels[:, :, 12:] = 255, 255
     sample.set_metainfo(dict(padding_size=(0, 4, 0, 2)))
     small = MultiScaleBatch(scale=8, base_scale=16)(data)
     got = small['data_samples'][0]

@@ -29,7 +29,7 @@ FIELDS = dict(
 COORDINATES = [
     ('bbox', [1., 2., 3., 4.]), ('gt_bboxes', torch.ones(4)),
     ('box', np.ones(4)), ('gt_bboxes_ignore', torch.ones(4)),
-    ('center', (3, 4)), ('bbox_center', np.ones(2)), ('scale', 1.5),
+    ('center', (3, 4)), ('bbox_center', np.ones(2)),
     ('bbox_scales', torch.ones(2)), ('keypoints', torch.ones(34)),
     ('landmarks', [1., 2.]), ('point', (1, 2)), ('gt_offset', torch.ones(2)),
     ('head_size', np.ones(1)), ('centers_2d', torch.ones(2)),
@@ -76,9 +76,8 @@ def test_coordinates_in_one_dimension_are_refused_by_name(name, value):
     match = f'but got `BaseDataElement.{name}`.* may carry pixels'
     with pytest.raises(TypeError, match=match):
         resized(**{name: value})
-    if name != 'scale':  # which mmcv's Resize writes
-        with pytest.raises(TypeError, match=match):
-            resized(metainfo={name: value})
+    with pytest.raises(TypeError, match=match):
+        resized(metainfo={name: value})
     if len(np.shape(value)) == 1:
         match = f'`BaseDataElement.gt_instances.{name}`'
         given = InstanceData()
@@ -112,14 +111,12 @@ def test_what_no_resize_changes_passes():
 
 def test_metainfo_that_hosts_know_in_pixels_is_resized():
     """mmcv's Resize and Pad write (w, h), mmdet's CenterNet top, bottom,
-    left, right, mmseg left, right, top, bottom. 17 rows become 9."""
+    left, right. 17 rows become 9."""
     new = resized((17, 32), metainfo=dict(
         scale=(32, 17), pad_fixed_size=(32, 17),
-        border=np.array([17., 0., 8., 32.]),
-        img_padding_size=[8, 32, 17, 0], scale_factor=(2.0, 1.0)))
+        border=np.array([17., 0., 8., 32.]), scale_factor=(2.0, 1.0)))
     assert new.scale == (16, 9) and new.pad_fixed_size == (16, 9)
     assert new.border == (9, 0, 4, 16)
-    assert new.img_padding_size == (4, 16, 9, 0)
     assert new.scale_factor == (1.0, 9 / 17)
 
 

@@ -14,6 +14,7 @@ from pages import blocks, is_config
 from PIL import Image
 from torch import nn
 
+import sct_mm
 from sct_mm import convert_to_ssbn
 from sct_mm.apis import export, save_pretrained
 from sct_mm.evaluation import measure
@@ -97,6 +98,7 @@ def names_for(page):
             model=convert_to_ssbn(nn.Sequential(*plain_net()[:2]),
                                   (224, 160)),
             batches_176=[torch.rand(2, 3, 176, 176) for _ in range(2)]),
+        'docs/batches.md': dict(sct_mm=sct_mm),
         'docs/configs.md': dict(
             criterion=nn.CrossEntropyLoss(), labels=torch.tensor([1, 2]),
             images_160=torch.rand(2, 3, 160, 160)),

@@ -55,8 +55,9 @@ BATCHES = st.fixed_dictionaries(dict(
         torch.complex64, torch.bool]),
     layout=LAYOUTS, odd=SAMPLES,
     form=st.sampled_from(['good'] * 9 + [
-        'none', 'empty', 'short', 'tuple', 'dict', 'missing', 'views', '5-D',
-        '3-D', 'key', 'odd key', 'grad', 'leaf', 'odd inputs', 'odd'])))
+        'none', 'empty', 'short', 'tuple', 'dict', 'missing', 'views', 'sizes',
+        'imgs', '5-D', '3-D', 'key', 'odd key', 'grad', 'leaf',
+        'odd inputs', 'odd'])))
 
 
 def batch_of(n, channels, size, dtype, layout, odd, form):
@@ -75,6 +76,8 @@ def batch_of(n, channels, size, dtype, layout, odd, form):
         'tuple': dict(data_samples=tuple(labels)),
         'dict': dict(data_samples=dict(enumerate(labels))),
         'views': dict(inputs=[inputs, inputs]),
+        'sizes': dict(inputs=(inputs, inputs[..., :5])),
+        'imgs': dict(inputs=dict(imgs=inputs, points=labels)),
         '5-D': dict(inputs=inputs[None]), '3-D': dict(inputs=inputs[0:1][0]
                                                       if n else inputs),
         'key': dict(other=1), 'odd key': {2: 3},

@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SSBN, MultiScaleBatch, SCTLossHook, use_scale
+from sct_mm.datasets.batch_forms import views_of
 
 
 def untouched(batch):
@@ -46,22 +47,25 @@ def test_a_batch_is_resized_or_refused(options, batch):
     assert unchanged()
     if result is None or transform.scale == transform.base_scale:
         return
-    inputs, factor = result['inputs'], transform.scale / transform.base_scale
-    assert inputs.dtype == made['inputs'].dtype and inputs.isfinite().all()
-    assert len(inputs) == len(made['inputs'])
-    if kind in ('plain', 'boxes') and batch['form'] != 'odd inputs':
-        shape = [max(int(edge * factor + 0.5), 1) for edge in size]
-        content = inputs[..., :shape[0], :shape[1]]
-        assert [-(-edge // transform.size_divisor) * transform.size_divisor
-                for edge in shape] == list(inputs.shape[-2:])
-        if transform.antialias and inputs.dtype == torch.float32:
-            torch.testing.assert_close(content, tv.resize(
-                made['inputs'], shape, antialias=True))
+    factor = transform.scale / transform.base_scale
+    for inputs, before in zip(views_of(result), views_of(made), strict=True):
+        assert inputs.dtype == before.dtype and inputs.isfinite().all()
+        assert len(inputs) == len(before)
+        shape = [max(int(edge * factor + 0.5), 1)
+                 for edge in before.shape[-2:]]
+        if kind in ('plain', 'boxes') and batch['form'] != 'odd inputs':
+            content = inputs[..., :shape[0], :shape[1]]
+            assert [-(-edge // transform.size_divisor) * transform.size_divisor
+                    for edge in shape] == list(inputs.shape[-2:])
+            if transform.antialias and inputs.dtype == torch.float32:
+                torch.testing.assert_close(content, tv.resize(
+                    before, shape, antialias=True))
     samples = result.get('data_samples')
     if kind == 'boxes' and samples and len(samples) == n:
         old, new = (s[-1].gt_instances.bboxes for s in (
             made['data_samples'], samples))
-        by = [w / v for w, v in zip(shape[::-1], size[::-1], strict=True)] * 2
+        by = [max(int(edge * factor + 0.5), 1) / edge
+              for edge in size[::-1]] * 2
         torch.testing.assert_close(
             new.double(), old.double() * torch.tensor(by).double(),
             rtol=1e-3, atol=1e-3)
@@ -69,7 +73,10 @@ def test_a_batch_is_resized_or_refused(options, batch):
 
 def by_hand(model, batch, weights):
     """The gradients of the weighted losses, scale by scale."""
-    inputs = batch['inputs'].detach()
+    inputs = batch['inputs']
+    if not isinstance(inputs, torch.Tensor):  # which the network does not take
+        return model(inputs, batch.get('data_samples'), 'loss')
+    inputs = inputs.detach()
     shape = inputs.shape[-2:]
     for scale, weight in weights.items():
         sizes = [int(edge * scale / 16 + 0.5) for edge in shape]

@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ...datasets.batch_forms import image_shape, is_collated, views_of
 from ...models.pinning import use_scale
 from ...models.row_mix import Present
 from ...models.size_selection import ScaleSpecific, ssbn_layers
@@ -35,12 +36,14 @@ def check_adapt(adapt: bool | str) -> bool | str:
 
 
 def check_labels(batch: dict) -> None:
-    """Whether the samples of ``batch`` have labels.
+    """Whether the samples of ``batch`` have labels, or its views need none.
 
     Raises:
         ValueError: if one has none.
     """
     samples = batch.get('data_samples')
+    if is_collated(samples) or len(views_of(batch)) > 1:
+        return
     if samples is None or not all(any(
             name.startswith('gt_') for name in sample.keys())
             for sample in samples):
@@ -255,7 +258,7 @@ class AdaptTeacher:
             with named(f'scale {self._base}'), torch.no_grad(), evaluating(
                     self._model.modules()), use_scale(
                         self._norms, self._base, record=True,
-                        edge=min(part['inputs'].shape[-2:])):
+                        edge=min(image_shape(part))):
                 output = self._model(**part)
         except Exception as error:
             if self._adapt is not None:

@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from ...datasets.batch_forms import number_of_images
 from ...utils.arguments import check_number
 from .logits import HeadLogits, Logits, gives_numbers, makers_of_logits
 from .schedule import Pass, Schedule
@@ -113,7 +114,7 @@ def targets_of(batch: dict, several: bool) -> list[Tensor]:
             return [s.gt_score.float() for s in samples]
         labels = [torch.as_tensor(s.gt_label).long().reshape(-1)
                   for s in samples]
-        if len(labels) == len(batch['inputs']) and (
+        if len(labels) == number_of_images(batch) and (
                 several or all(len(each) == 1 for each in labels)):
             return labels
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):

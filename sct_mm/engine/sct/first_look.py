@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...datasets.batch_forms import image_shape, with_views
 from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
 from ...models.size_selection import ScaleSpecific
@@ -68,12 +69,11 @@ def record(model: nn.Module, norms: nn.Module, batch: dict,
     the scales, an early checkpoint would lack some of them.
     """
     for scale in scales:
-        part = dict(resize(scale, batch))
-        part['inputs'] = part['inputs'].clone()
+        part = with_views(resize(scale, batch), Tensor.clone)
         if 'data_samples' in part:
             part['data_samples'] = private_copy(part['data_samples'])
         with named(f'scale {scale}'), torch.no_grad(), evaluating(
                 leaves(model)), keeping_buffers(model), use_scale(
                     norms, scale, record=True,
-                    edge=min(part['inputs'].shape[-2:])):
+                    edge=min(image_shape(part))):
             model(**part)

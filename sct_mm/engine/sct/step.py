@@ -13,8 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...datasets.data_samples import content_shape, is_padded, private_copy
-from ...datasets.multi_scale_batch import check_batch
+from ...datasets.batch_forms import (
+    check_batch,
+    check_views,
+    image_shape,
+    nominal_shapes,
+    number_of_images,
+    pads_images,
+    share_of,
+    views_of,
+)
+from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
 from ...models.size_selection import serving_scale, ssbn_layers
 from .adapt_step import Kept
@@ -239,9 +248,10 @@ class SCTStep:
     def _divide(self, batch: dict) -> None:
         """Check the batch, and make each scale's part of it."""
         check_images(batch, max(self.schedule.weights), self.smallest)
+        check_views(batch, self.model)
         if self._by_scale:
             check_gradients(batch)
-        images = len(batch['inputs'])
+        images = number_of_images(batch)
         self.check_shares(images)
         self._passes = self.schedule.passes(images, self.number)
         self._parts = parts_of_batch(batch, self._passes, self._resize)
@@ -259,7 +269,7 @@ class SCTStep:
     def _pin_of(self, p: Pass, part: dict) -> OpenPin:
         """Opens the context within which the pass ``p`` runs on ``part``, at
         first and when activation checkpointing runs it again."""
-        return partial(self._within, p, min(part['inputs'].shape[-2:]))
+        return partial(self._within, p, min(image_shape(part)))
 
     @contextmanager
     def _within(self, p: Pass, edge: int) -> Iterator[None]:
@@ -317,16 +327,11 @@ def check_images(batch: dict, base: int, smallest: int | None = None
             ones are narrower than the nominal scale, but not shorter.
     """
     check_batch(batch)
-    inputs = batch['inputs']
-    samples: Sequence[Any] = batch.get('data_samples') or ()
-    edge = longest = min(inputs.shape[-2:])
-    padded = len(samples) > 0 and is_padded(samples[0])
-    if padded:
-        shapes = [content_shape(sample, inputs.shape[-2:])
-                  for sample in samples]
-        edge, longest = max(map(min, shapes)), max(map(max, shapes))
+    shapes = nominal_shapes(batch)
+    edge, longest = max(map(min, shapes)), max(map(max, shapes))
     least = base if smallest is None else smallest
-    if edge != base and not (padded and edge < base and longest >= least):
+    if edge != base and not (pads_images(batch) and edge < base
+                             and longest >= least):
         raise ValueError('The base scale must be the size of the images '
                          f'that the training pipeline makes, but got scale '
                          f'{base} and images of {edge} pixels. Change '
@@ -339,7 +344,7 @@ def check_gradients(batch: dict) -> None:
     Raises:
         ValueError: if the images themselves require gradients.
     """
-    if batch['inputs'].requires_grad:
+    if any(view.requires_grad for view in views_of(batch)):
         raise ValueError("`backward='per_scale'` differentiates once a scale, "
                          'but got images that require gradients. Set '
                          "backward='joint'.")
@@ -354,10 +359,11 @@ def parts_of_batch(batch: dict, passes: Sequence[Pass],
     is refused before anything has changed.
 
     Args:
-        batch: ``inputs`` (N, C, H, W), ``data_samples`` and ``mode``.
+        batch: ``inputs``, ``data_samples`` and ``mode``.
         transform: (size in pixels, batch) -> the batch at that size.
     """
-    parts = {p.scale: transform(p.size, _share(batch, p.share))
+    parts = {p.scale: transform(p.size, batch if p.share is None
+                                else share_of(batch, p.share))
              for p in passes}
     for p in passes[1:]:
         # MultiScaleBatch shares what has no size: labels, scores.
@@ -365,13 +371,3 @@ def parts_of_batch(batch: dict, passes: Sequence[Pass],
             parts[p.scale]['data_samples'] = private_copy(
                 parts[p.scale]['data_samples'])
     return parts
-
-
-def _share(batch: dict, images: slice | None) -> dict:
-    """The images and samples of ``batch`` in a slice; None: all of them."""
-    if images is None:
-        return batch
-    part = {**batch, 'inputs': batch['inputs'][images]}
-    if batch.get('data_samples') is not None:
-        part['data_samples'] = batch['data_samples'][images]
-    return part
