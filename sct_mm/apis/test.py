@@ -37,7 +37,7 @@ from ..evaluation.measure import (
 )
 from ..models.pinning import use_scale
 from ..models.row_mix import rows_serving
-from ..models.size_selection import scales_of
+from ..models.size_selection import scales_of, warn_of_unseen
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,
@@ -331,7 +331,8 @@ def listed(sizes: Sequence[int]) -> str:
 
 def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:
     """Warn of each size of ``loop`` that is no scale: which scales serve it,
-    and whether it may cost accuracy."""
+    and whether it may cost accuracy. Warn of scales that were not trained."""
+    warn_of_unseen(model, loop.sizes)
     groups: dict[tuple[int, ...], list[int]] = {}
     for size in loop.sizes:
         served_by = serving_scales(model, size)

@@ -11,7 +11,7 @@ from .convert import _PLAIN_NAMES
 from .guards import check_own
 from .pinning import check_size
 from .replace_modules import replace_modules
-from .size_selection import ssbn_layers
+from .size_selection import ssbn_layers, warn_of_unseen
 from .ssbn import ScaleSpecificNorm
 
 
@@ -20,7 +20,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
     if a ``norm_cfg`` built SSBN or SyncSSBN. Between two scales the layers
     have the mix of both, outside of them, with a warning, the parameters of
-    the largest or smallest scale.
+    the largest or smallest scale. A scale that has seen no batch, while others
+    have, is extracted with a warning, too.
 
     Its state dict has the keys and shapes of a network without SSBN: stock
     mmpretrain, mmdet and timm load it, without this package. Layers that
@@ -39,6 +40,7 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     size = check_size(layers, size)
     for layer in layers:
         check_own(layer)
+    warn_of_unseen(model, (size, ))
 
     def swap(layer: nn.Module) -> nn.Module | None:
         return (_own(layer.plain(size), layer)

@@ -244,6 +244,7 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
                                       error_msgs)
         if record in missing_keys:  # as in a checkpoint of plain BN
             missing_keys.remove(record)
+        self.look_for_unseen()
 
 
 # A host that initialises or freezes norms asks for `nn.BatchNorm2d` or for
