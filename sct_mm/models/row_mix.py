@@ -59,6 +59,15 @@ def mixed(larger: Row, smaller: Present, share: float) -> Row:
     return row
 
 
+def is_built(row: Present) -> bool:
+    """Whether the statistics of ``row`` are as a layer is built with. It
+    waits for a GPU."""
+    mean, var = (row[name] for name in STATISTICS)
+    return (mean is not None and row[COUNTER] is not None
+            and not row[COUNTER] and bool((mean == 0).all())
+            and bool((var == 1).all()))
+
+
 def unseen(scales: Sequence[int], mean: Tensor | None, var: Tensor | None,
            counter: Tensor | None) -> tuple[int, ...]:
     """Those of ``scales`` whose rows are as they were built, while others have

@@ -29,10 +29,12 @@ from ..sct.adapt_step import (
     frozen,
 )
 from ..sct.checks import (
+    check_every_scale,
     check_model,
     check_pipeline,
     resolve_scales,
     warn_of_norms,
+    warn_of_rare_scales,
 )
 from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
 from ..sct.resize import Resize, check_batch_transform
@@ -198,6 +200,7 @@ class SCTLossHook(Hook):
             warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):
             self.sct.check_shares(size)
+        warn_of_rare_scales(self.sct.schedule, runner.max_iters)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.sct.begin(runner.iter)
@@ -254,6 +257,7 @@ class SCTLossHook(Hook):
         if self.adapt:
             check_adaptable(model, scales, tuple(schedule.weights.values()))
         check_model(model, type(self))
+        check_every_scale(model, schedule)
         resize = Resize(config, scales[0])
         teacher: Teacher = Labels(model)
         if self.adapt:

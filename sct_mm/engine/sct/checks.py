@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...datasets.rescale_pipeline import train_sizes
 from ...models.guards import SYNC_BN, damaged_by_sync_bn
+from ...models.row_mix import is_built
 from ...models.size_selection import (
     ScaleSpecific,
     check_scales,
@@ -17,6 +18,7 @@ from ...models.size_selection import (
     ssbn_layers,
 )
 from ...utils.config_walk import pipeline_of
+from .schedule import Schedule
 
 
 def resolve_scales(model: nn.Module,
@@ -94,6 +96,37 @@ def check_model(model: nn.Module, hook_type: type) -> None:
                              'tensors of BN and knows no scales, but got it '
                              f'in a {type(module).__name__}. Remove it from '
                              'the config.')
+
+
+def check_every_scale(model: nn.Module, schedule: Schedule) -> None:
+    """Whether each scale of ``model`` gets normalization parameters: from the
+    training, or from the checkpoint that it starts from.
+
+    Raises:
+        ValueError: for a scale that no step trains and that has no statistics.
+    """
+    norms = [layer for layer in ssbn_layers(model)
+             if layer.running_mean is not None]
+    for scale, steps in schedule.expected(1).items():
+        if not steps and norms and all(
+                is_built(layer.row(scale)) for layer in norms):
+            raise ValueError('`loss_weights` must be > 0 for each scale that '
+                             'has no statistics, but got 0 for scale '
+                             f'{scale}, which no step trains. Give it a '
+                             'weight, or leave it out of `scales`.')
+
+
+def warn_of_rare_scales(schedule: Schedule, steps: int) -> None:
+    """Warn of a scale that less than one of the ``steps`` of a training may
+    be expected to train."""
+    rare = [scale for scale, expected in schedule.expected(steps).items()
+            if 0 < expected < 1]
+    if rare:
+        print_log(f'SCTLossHook: by its weights scale {rare[0]} is drawn in '
+                  f'less than one of the {steps} steps, and may stay '
+                  'untrained. Set larger `loss_weights` for it, or a smaller '
+                  'share of `progressive` steps.', 'current',
+                  logging.WARNING)
 
 
 def warn_of_norms(model: nn.Module) -> None:
