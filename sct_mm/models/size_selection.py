@@ -115,6 +115,11 @@ class ExtentRecord(dict[int, list[int]]):
             answers[question] = rule(*question, self)
         return answers[question]
 
+    def rows(self, scales: Sequence[int]) -> list[tuple[int, ...]]:
+        """Of ``scales``, as :meth:`take` takes them."""
+        return [(scale, *self.get(scale, _NOT_RECORDED), int(self.leads))
+                for scale in scales]
+
     def take(self, rows: Sequence[Sequence[int]]) -> None:
         """Replace the record by ``rows`` of (scale, smallest extent, largest
         extent, whether a pass starts here). A scale whose smallest extent is
@@ -320,11 +325,9 @@ class ScaleSpecific(_BatchNorm):
         SyncNormHook joins the tensors of a state dict."""
         own = next((t for t in (self.running_mean, self.weight)
                     if t is not None and not t.is_meta), None)
-        known = self.extents.known()
         return torch.tensor(
-            [(scale, *known.get(scale, _NOT_RECORDED), known.leads)
-             for scale in self.scales],
-            dtype=torch.long, device='cpu' if own is None else own.device)
+            self.extents.known().rows(self.scales), dtype=torch.long,
+            device='cpu' if own is None else own.device)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Load a record of the same scales. One of other scales is ignored,

@@ -29,6 +29,7 @@ from ..sct.adapt_step import (
     frozen,
 )
 from ..sct.checks import (
+    check_backward,
     check_every_scale,
     check_model,
     check_pipeline,
@@ -258,6 +259,7 @@ class SCTLossHook(Hook):
             check_adaptable(model, scales, tuple(schedule.weights.values()))
         check_model(model, type(self))
         check_every_scale(model, schedule)
+        check_backward(model, self.backward)
         resize = Resize(config, scales[0])
         teacher: Teacher = Labels(model)
         if self.adapt:
@@ -339,14 +341,10 @@ class SCTLossHook(Hook):
         """Compare what a Runner makes of the model with the arguments.
 
         Raises:
-            ValueError: for DDP that wants every gradient in one backward
-                pass, and for `adapt` behind a hook that saves.
+            ValueError: as :func:`check_backward`, and for `adapt` behind a
+                hook that saves.
         """
-        if self.backward != 'joint' and getattr(runner.model, 'static_graph',
-                                                False):
-            raise ValueError("`backward='per_scale'` cannot hand gradients to "
-                             'DDP with static_graph=True. Set '
-                             "backward='joint', or leave static_graph out.")
+        check_backward(runner.model, self.backward)
         if not self.adapt:
             return
         before = itertools.takewhile(lambda each: each is not self,

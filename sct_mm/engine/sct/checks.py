@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...datasets.rescale_pipeline import train_sizes
-from ...models.guards import SYNC_BN, damaged_by_sync_bn
+from ...models.guards import SYNC_BN, damaged_by_sync_bn, is_sharded
 from ...models.row_mix import is_built
 from ...models.size_selection import (
     ScaleSpecific,
@@ -96,6 +96,20 @@ def check_model(model: nn.Module, hook_type: type) -> None:
                              'tensors of BN and knows no scales, but got it '
                              f'in a {type(module).__name__}. Remove it from '
                              'the config.')
+
+
+def check_backward(model: nn.Module, backward: str) -> None:
+    """Whether ``model`` or its wrapper takes gradients once a scale.
+
+    Raises:
+        ValueError: for a wrapper that wants all in one backward pass.
+    """
+    static = getattr(model, 'static_graph', False)
+    if backward == 'per_scale' and (static or is_sharded(model)):
+        name, fix = (('DDP with static_graph=True', ', or leave static_graph '
+                      'out') if static else ('FSDP and DeepSpeed', ''))
+        raise ValueError("`backward='per_scale'` cannot hand gradients to "
+                         f"{name}. Set backward='joint'{fix}.")
 
 
 def check_every_scale(model: nn.Module, schedule: Schedule) -> None:
