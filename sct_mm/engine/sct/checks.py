@@ -104,12 +104,15 @@ def check_backward(model: nn.Module, backward: str) -> None:
     Raises:
         ValueError: for a wrapper that wants all in one backward pass.
     """
-    static = getattr(model, 'static_graph', False)
-    if backward == 'per_scale' and (static or is_sharded(model)):
-        name, fix = (('DDP with static_graph=True', ', or leave static_graph '
-                      'out') if static else ('FSDP and DeepSpeed', ''))
+    if backward == 'joint':
+        return
+    if getattr(model, 'static_graph', False):
         raise ValueError("`backward='per_scale'` cannot hand gradients to "
-                         f"{name}. Set backward='joint'{fix}.")
+                         'DDP with static_graph=True. Set '
+                         "backward='joint', or leave static_graph out.")
+    if is_sharded(model):
+        raise ValueError("`backward='per_scale'` cannot hand gradients to "
+                         "FSDP or DeepSpeed. Set backward='joint'.")
 
 
 def check_every_scale(model: nn.Module, schedule: Schedule) -> None:
