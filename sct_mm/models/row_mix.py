@@ -81,11 +81,11 @@ def unseen(scales: Sequence[int], mean: Tensor | None, var: Tensor | None,
         return ()
     try:
         counts = counter.tolist()
+        if 0 not in counts or not any(counts):
+            return ()
+        untouched = ((mean == 0) & (var == 1)).all(1).tolist()
     except RuntimeError:  # meta and fake tensors have no values
         return ()
-    if 0 not in counts or not any(counts):
-        return ()
-    untouched = ((mean == 0) & (var == 1)).all(1).tolist()
     return tuple(scale for scale, count, built in zip(
         scales, counts, untouched, strict=True) if built and not count)
 

@@ -1,10 +1,14 @@
 """Rows that no batch has reached, while others have seen some."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import SCALES, TinyModel
 from test_size_selection import trained
+from torch._subclasses import FakeTensorMode
 
 from sct_mm import SSBN, calibrate, extract_scale, use_scale
+from sct_mm.apis.test import warn_untrained
 from sct_mm.models.size_selection import ssbn_layers, warn_of_unseen
 
 UNSEEN = '{} pixels are served by .*scale 8, which have seen no batch'
@@ -66,6 +70,18 @@ def test_it_is_reported_for_the_sizes_of_a_test(sizes, size):
         warn_of_unseen(model, sizes)
     assert len(seen) == 1
     warn_of_unseen(model, (16, 12))
+
+
+def test_the_test_tool_reports_it():
+    loop = SimpleNamespace(sizes=[8])
+    warn_untrained(trained(), loop)
+    with pytest.warns(UserWarning, match=UNSEEN.format(8)):
+        warn_untrained(reset(trained()), loop)
+
+
+def test_a_network_of_fake_tensors_is_silent():
+    with FakeTensorMode():
+        SSBN(3, SCALES).eval()
 
 
 @pytest.mark.filterwarnings('ignore:4 pixels lie outside')
