@@ -34,6 +34,7 @@ from ..sct.checks import (
     check_every_scale,
     check_model,
     check_pipeline,
+    check_queue,
     resolve_scales,
     warn_of_norms,
     warn_of_rare_scales,
@@ -262,6 +263,7 @@ class SCTLossHook(Hook):
             check_adaptable(model, scales, tuple(schedule.weights.values()))
         check_model(model, type(self))
         check_every_scale(model, schedule)
+        check_queue(model, schedule)
         check_backward(model, self.backward)
         resize = Resize(config, scales[0])
         teacher: Teacher = Labels(model)

@@ -145,6 +145,30 @@ def check_every_scale(model: nn.Module, schedule: Schedule) -> None:
                              'weight, or leave it out of `scales`.')
 
 
+# Buffers that hold the keys of earlier batches: mmpretrain's MoCo and DenseCL.
+_QUEUES = ('queue', 'queue2')
+
+
+def check_queue(model: nn.Module, schedule: Schedule) -> None:
+    """Whether a queue of ``model`` holds other images than those of a pass.
+
+    Raises:
+        ValueError: for a model with a queue whose steps run the same images
+            at several scales: keys of one scale would count as negatives of
+            the same images at the next.
+    """
+    if schedule.partition or schedule.count == 1:
+        return
+    for module in model.modules():
+        if set(_QUEUES) & set(module._buffers):
+            raise ValueError(
+                '`scales_per_step` must be 1 for a network with a queue of '
+                f'earlier images, as {type(module).__name__}, but a step has '
+                f'{schedule.count} scales: keys of one would be negatives of '
+                'the same images at the next. Set scales_per_step=1 or '
+                'partition=True.')
+
+
 def warn_of_rare_scales(schedule: Schedule, steps: int) -> None:
     """Warn of a scale that less than one of the ``steps`` of a training may
     be expected to train."""
