@@ -37,7 +37,7 @@ from ..evaluation.measure import (
     progress_bar,
 )
 from ..models.row_mix import rows_serving
-from ..models.size_selection import scales_of
+from ..models.size_selection import scales_of, warn_of_unseen
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,
@@ -329,7 +329,8 @@ def listed(sizes: Sequence[int]) -> str:
 
 def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:
     """Warn of each size of ``loop`` that is no scale: which scales serve it,
-    and whether it may cost accuracy."""
+    and whether it may cost accuracy. Warn of scales that were not trained."""
+    warn_of_unseen(model, loop.sizes)
     groups: dict[tuple[int, ...], list[int]] = {}
     for size in loop.sizes:
         at = loop.base.scale_at(size)

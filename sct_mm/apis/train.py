@@ -1,12 +1,15 @@
 """Train a config of an OpenMMLab project: what tools/train.py does."""
 import os.path as osp
+import warnings
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..engine import hooks
 from ..engine.load_model import check_is_of, is_of_one_size
 from ..engine.loops import unwrapped
 from ..engine.resume import choose_start
@@ -15,6 +18,7 @@ from ..utils.checkpoint import check_checkpoint, make_folder
 from ..utils.config import check_data, join_processes, set_loader_defaults
 from ..utils.config_walk import type_name
 from ..utils.errors import UserError
+from ..utils.lost_hooks import lost_hooks
 from ..utils.safe_load import protected_loading
 
 
@@ -71,6 +75,19 @@ def check_same(model: nn.Module, path: str) -> None:
                         '`load_from`.')
 
 
+def warn_of_lost_hooks(cfg: Config) -> None:
+    """Warn of a host's hooks in the base configs that a config with
+    SCTLossHook has dropped: its list replaces theirs."""
+    kept = [type_name(hook) for hook in cfg.get('custom_hooks') or ()]
+    lost = [name for name in lost_hooks(cfg) if name not in hooks.__all__
+            ] if 'SCTLossHook' in kept else []
+    if lost:
+        warnings.warn('`custom_hooks` replaces those of the base config, and '
+                      f'drops {", ".join(lost)}. Write custom_hooks='
+                      "[*_base_.custom_hooks, dict(type='SCTLossHook')] to "
+                      'keep them.', stacklevel=2)
+
+
 @protected_loading()
 def train(cfg: Config, resume: str | None = None) -> Runner:
     """Train ``cfg``, which has a `work_dir`; returns the Runner.
@@ -89,6 +106,8 @@ def train(cfg: Config, resume: str | None = None) -> Runner:
         check_data(cfg.val_dataloader)
     make_folder(cfg.work_dir, '`work_dir`')
     join_processes(cfg)
+    if is_main_process():
+        warn_of_lost_hooks(cfg)
     choose_start(cfg, resume)
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
               else Runner.from_cfg(cfg))

@@ -3,7 +3,12 @@ stride."""
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from typing import Any
 
@@ -14,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.pinning import use_scale
+from ..models.scratch_copy import keeping_random_state, scratch_copy
 from ..models.size_selection import scales_of
 
 WORTHLESS = 0.25  # of a median, between its quartiles
@@ -178,18 +184,22 @@ def network_stride(model: nn.Module, channels: int,
     None if the network cannot run at ``size`` pixels, or has no grid.
 
     The maps of a pass in evaluation mode tell the stride; if the host has
-    ``extract_feat``, only that runs, since a head may need samples. ``size``
+    ``extract_feat``, only that runs, since a head may need samples. It runs on
+    a copy, so that nothing in the network counts the pass. ``size``
     must be a multiple of the stride. Maps of one element do not count: they
     lie behind a pooling.
     """
     device = next(model.parameters()).device
     image = torch.zeros(1, channels, size, size, device=device)
+    with suppress(Exception):  # what cannot be copied runs itself
+        model = scratch_copy(model)
     modes = [(module, module.training) for module in model.modules()]
     base = (scales_of(model) or (None, ))[0]
     model.eval()
     try:
         for run in (getattr(model, 'extract_feat', None), model):
-            with use_scale(model, base):  # which it is does not matter
+            # Which scale it is does not matter.
+            with use_scale(model, base), keeping_random_state(model):
                 edges = run and _edges_of(partial(run, image), model)
             if edges:
                 edge = min((e for e in edges if e > 1), default=size)

@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .guards import check_own
-from .replace_modules import replace_modules
+from .guards import check_before_wrapping, check_own
+from .replace_modules import refresh_averages, replace_modules
 from .row_mix import Row
 from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
 from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
@@ -138,8 +138,9 @@ def convert_to_ssbn(model: nn.Module,
     (an optimizer, an averaged copy, a wrapper such as DDP) after this call.
 
     Raises:
-        TypeError: for a lazy, pruned or parametrized norm, and for a subclass
-            of ``nn.SyncBatchNorm`` that does more than it.
+        TypeError: for a lazy, pruned or parametrized norm, for a subclass of
+            ``nn.SyncBatchNorm`` that does more than it, and for a model that
+            is wrapped already.
         ValueError: for a model without batch normalization, or with SSBN of
             other scales, and for a norm that shares a tensor with another
             kind of layer.
@@ -148,6 +149,7 @@ def convert_to_ssbn(model: nn.Module,
     if not isinstance(model, nn.Module):
         raise TypeError('`model` must be an nn.Module, but got a '
                         f'{type(model).__name__}. Build it first.')
+    check_before_wrapping(model, 'convert_to_ssbn')
     for built in {layer.scales for layer in ssbn_layers(model)} - {scales}:
         raise ValueError('`scales` must be those of the SSBN layers, '
                          f'{built}, but got {scales}. Convert the plain '
@@ -162,6 +164,7 @@ def convert_to_ssbn(model: nn.Module,
     model = replace_modules(
         model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
         and not isinstance(m, ScaleSpecificNorm) else None)
+    refresh_averages(model)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
                       'all scales: only batch normalization of torch becomes '

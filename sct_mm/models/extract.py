@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .convert import _PLAIN_NAMES
-from .guards import check_own
+from .guards import check_own, check_unwrapped
 from .pinning import check_size
-from .replace_modules import replace_modules
-from .size_selection import ssbn_layers
+from .replace_modules import refresh_averages, replace_modules
+from .size_selection import ssbn_layers, warn_of_unseen
 from .ssbn import ScaleSpecificNorm
 
 
@@ -20,7 +20,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
     if a ``norm_cfg`` built SSBN or SyncSSBN. Between two scales the layers
     have the mix of both, outside of them, with a warning, the parameters of
-    the largest or smallest scale.
+    the largest or smallest scale. A scale that has seen no batch, while others
+    have, is extracted with a warning, too.
 
     Its state dict has the keys and shapes of a network without SSBN: stock
     mmpretrain, mmdet and timm load it, without this package. Layers that
@@ -28,17 +29,20 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     Raises:
         TypeError, ValueError: if the model has no SSBN layer, or a pruned or
-            parametrized one, if ``size`` is no size, and as
-            :func:`convert_to_ssbn` for shared tensors.
+            parametrized one, or is in a wrapper (DDP, an average, a compiled
+            module), if ``size`` is no size, and as :func:`convert_to_ssbn`
+            for shared tensors.
     """
     layers = ssbn_layers(model)
     if not layers:
         raise ValueError('`model` must have SSBN layers to extract a scale '
                          f'from, but {type(model).__name__} has none. It is '
                          'an ordinary model already.')
+    check_unwrapped(model, 'extract_scale')
     size = check_size(layers, size)
     for layer in layers:
         check_own(layer)
+    warn_of_unseen(model, (size, ))
 
     def swap(layer: nn.Module) -> nn.Module | None:
         return (_own(layer.plain(size), layer)
@@ -46,6 +50,7 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     with torch.enable_grad():  # or a mix would require no gradients
         extracted = replace_modules(copy.deepcopy(model), swap)
+    refresh_averages(extracted)
     for module in extracted.modules():
         _without_run_hooks(module)
         for name, value in vars(module).items():

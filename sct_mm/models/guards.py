@@ -1,6 +1,7 @@
 """Refuses what would take the tensors of all scales for those of one norm."""
 import warnings
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,11 +12,77 @@ SYNC_BN = ('`sync_bn` replaces SSBN by SyncBatchNorm and drops the statistics '
            "of each scale. Remove it and set norm_cfg=dict(type='SyncSSBN').")
 
 
+# {class of a wrapper, by name: how to reach what it wraps}
+_PARALLEL = {  # they hold its tensors, or replace them by shards
+    'DistributedDataParallel': 'model.module',
+    'FullyShardedDataParallel': 'a model that is not sharded',
+    'FSDPModule': 'a model that is not sharded',  # of fully_shard()
+    'DeepSpeedEngine': 'model.module',
+}
+_AVERAGES = {  # they hold a copy, and are updated from the model
+    'BaseAveragedModel': 'model.module',  # mmengine's, as of EMAHook
+    'AveragedModel': 'model.module',  # torch's
+}
+_CALLERS = {  # they only call it
+    'DataParallel': 'model.module',
+    'OptimizedModule': 'model._orig_mod',  # of torch.compile()
+}
+
+
+def _wrapper_in(model: nn.Module, inside: dict[str, str],
+                outermost: dict[str, str]) -> tuple[str, str] | None:
+    """The name of a wrapper and how to reach what it wraps: one of ``inside``
+    anywhere in ``model``, or ``model`` itself if it is one of ``outermost``.
+    """
+    for module in model.modules():
+        names = {**inside, **(outermost if module is model else {})}
+        for kind in type(module).__mro__:
+            if kind.__name__ in names:
+                return type(module).__name__, names[kind.__name__]
+    return None
+
+
+def check_before_wrapping(model: nn.Module, function: str) -> None:
+    """Whether no wrapper holds the tensors of ``model``, which ``function``
+    replaces. A copy of a part within the model, as momentum encoders are, is
+    none.
+
+    Raises:
+        TypeError: naming the wrapper.
+    """
+    if found := _wrapper_in(model, _PARALLEL, _AVERAGES):
+        raise TypeError(f'`model` of {function}() must not be wrapped, but '
+                        f'got {found[0]}, which would keep the tensors that '
+                        'it replaces. Call it before the model is wrapped.')
+
+
+def check_unwrapped(model: nn.Module, function: str) -> None:
+    """Whether ``model`` is the network itself, of which ``function`` makes an
+    independent copy.
+
+    Raises:
+        TypeError: naming the wrapper.
+    """
+    if found := _wrapper_in(model, _PARALLEL, {**_AVERAGES, **_CALLERS}):
+        raise TypeError(f'`model` of {function}() must be the network '
+                        f'itself, but got {found[0]}. Pass {found[1]}.')
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP or DeepSpeed holds the parameters of ``model``."""
+    names = set(_PARALLEL) - {'DistributedDataParallel'}
+    return any(kind.__name__ in names for module in model.modules()
+               for kind in type(module).__mro__)
+
+
 class Guards:
     """What a layer with several scales refuses: to be exported and scripted.
 
-    Functions that fuse a convolution and a norm multiply weights (S * C,) by
-    deviations (S, C). torch refuses that at once, or where the result runs:
+    torch.ao's ``fuse_modules`` is refused by :func:`refuse_fusing`. Functions
+    that compute with the tensors of a norm without a call of it
+    (``fuse_conv_bn_eval`` of torch, ``fuse_conv_bn`` of mmcv, hosts' own)
+    multiply weights (S * C,) by deviations (S, C). torch refuses that at once,
+    or where the result runs:
     The size of tensor a (…) must match the size of tensor b (…)
     expected bias to be 1-dimensional
     What makes another norm of the tensors, makes one that refuses its input:
@@ -54,6 +121,35 @@ class Guards:
         raise RuntimeError('torch.jit.script cannot choose among the scales '
                            f'{self.scales}. Take one scale by '
                            'sct_mm.extract_scale() first.')
+
+
+def refuse_fusing(is_qat: bool, *layers: nn.Module) -> NoReturn:
+    """A fuser method of torch.ao for layers of which one is SSBN.
+
+    Raises:
+        RuntimeError: in any case.
+    """
+    raise RuntimeError('fuse_modules() cannot fold the rows of several scales '
+                       'into '
+                       f'{" and ".join(type(m).__name__ for m in layers)}. '
+                       'Take one scale by sct_mm.extract_scale() first.')
+
+
+def refuse_to_fuse(forms: Iterable[type]) -> None:
+    """Let torch.ao's fuse_modules() refuse the classes ``forms`` wherever it
+    fuses the norm that they stand in for: it picks by the exact class, and its
+    own error does not say what to do."""
+    try:
+        from torch.ao.quantization.fuser_method_mappings import (
+            _DEFAULT_OP_LIST_TO_FUSER_METHOD as methods,
+        )
+    except ImportError:  # torch is to move it to torchao
+        return
+    for form in forms:
+        plain: Any = form.plain_type  # type: ignore[attr-defined]
+        for classes in [key for key in methods if plain in key]:
+            methods[tuple(form if kind is plain else kind
+                          for kind in classes)] = refuse_fusing
 
 
 def check_own(norm: nn.Module) -> None:

@@ -1,5 +1,4 @@
 """Give a network one more scale, and re-estimate statistics from images."""
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,13 +6,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..datasets.batch_forms import views_of
 from ..utils.arguments import check_int
-from .guards import check_own
+from .guards import check_before_wrapping, check_own
 from .pinning import use_scale
+from .replace_modules import refresh_averages
 from .row_mix import STATISTICS
 from .size_selection import ScaleSpecific, scales_of, ssbn_layers
+
+_NO_VARIANCE = 'Expected more than 1 value per channel'  # torch's words
 
 
 def add_scale(model: nn.Module, size: int) -> nn.Module:
@@ -27,7 +30,8 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
 
     Raises:
         TypeError, ValueError: for a ``size`` that is no size or a scale
-            already, a model without SSBN, and a pruned or parametrized layer.
+            already, a model without SSBN or in a wrapper that holds its
+            tensors, and a pruned or parametrized layer.
     """
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
     scales = scales_of(model)
@@ -38,11 +42,13 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
     if size in scales:
         raise ValueError('`size` must be none of the scales of the model, '
                          f'{scales}, but got {size}. It has rows already.')
+    check_before_wrapping(model, 'add_scale')
     layers = ssbn_layers(model)
     for layer in layers:
         check_own(layer)
     for layer in layers:
         _insert(layer, size)
+    refresh_averages(model)
     return model
 
 
@@ -69,9 +75,11 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     the mean over all images of their batches' mean and variance (cumulative;
     fvcore's PreciseBN, US-Nets 1903.05134). Nothing else changes.
 
-    All layers normalise with the statistics of the batch meanwhile, as in
-    training. Each of several processes gives batches of its own, and all get
-    the same statistics.
+    A batch of one image is left out where a layer sees a single value per
+    channel, as behind a global pooling: it has no variance. All layers
+    normalise with the statistics of the batch meanwhile, as in training. Each
+    of several processes gives batches of its own, and all get the same
+    statistics.
 
     Args:
         batches: tensors (N, C, H, W) whose shorter edge is ``size``, tuples
@@ -80,7 +88,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
             ``data_preprocessor``.
 
     Returns:
-        int: number of images, of all processes together.
+        int: number of images that were used, of all processes together.
 
     Raises:
         TypeError: for a batch of another form.
@@ -88,6 +96,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
             another size, for statistics that are not finite, or for less than
             two batches. The model is then as before.
     """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # else it waits for the passes of the others
     layers = ssbn_layers(model)
     size = check_int('size', size, 1, 'Give the edge of the input in pixels.')
     if not layers or any(size not in layer.scales for layer in layers):
@@ -101,12 +111,15 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
             for layer in layers]
     old = [torch.stack(row) for row in rows]
     sums = [torch.zeros_like(row, dtype=torch.double) for row in old]
-    images = seen = 0
+    images = seen = alone = 0
     with _keeping_records(layers):
         try:
             with _estimating(model, layers):
                 for batch in batches:
                     count = _forward(model, batch, size)
+                    if not count:
+                        alone += 1
+                        continue
                     sums = [total + count * torch.stack(row).double()
                             for total, row in zip(sums, rows, strict=True)]
                     images, seen = images + count, seen + 1
@@ -114,8 +127,11 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
             _put(rows, old)
         sums, images, seen = _over_processes(sums, images, seen)
         if seen < 2:
+            text, fix = (f', and {alone} of one image, which has no variance '
+                         'behind a pooling', 'larger') if alone else (
+                             '', 'smaller')
             raise ValueError('Statistics need at least two batches, but got '
-                             f'{seen}. Give more images, or smaller '
+                             f'{seen}{text}. Give more images, or {fix} '
                              'batches.')
         if not all(total.isfinite().all() for total in sums):
             raise ValueError(f'Statistics at {size} pixels must be finite, '
@@ -128,12 +144,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
 @contextmanager
 def _keeping_records(layers: Sequence[ScaleSpecific]) -> Iterator[None]:
     """Restore the records of ``layers`` after an error."""
-    before = [copy.deepcopy(layer.extents) for layer in layers]
+    before = [layer.extents.rows(layer.scales) for layer in layers]
     try:
         yield
     except BaseException:
-        for layer, extents in zip(layers, before, strict=True):
-            layer.extents = extents
+        for layer, rows in zip(layers, before, strict=True):
+            layer.extents.take(rows)
         raise
 
 
@@ -165,7 +181,8 @@ def _estimating(model: nn.Module,
 
 
 def _forward(model: nn.Module, batch: Any, size: int) -> int:
-    """Run ``model`` on a batch and return its number of images."""
+    """Run ``model`` on a batch and return its number of images; 0 if it is
+    one image without a variance."""
     images = batch
     if isinstance(batch, dict):
         images = batch.get('inputs')
@@ -191,10 +208,12 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
                          f'{tuple(views[0].shape)}. Resize them first.')
     # Images of a detector are padded, and long ones are narrower than `size`.
     with use_scale(model, size, edge=edge):
-        if isinstance(batch, dict):
-            model(**batch)
-        else:
-            model(images)
+        try:
+            model(**batch) if isinstance(batch, dict) else model(images)
+        except ValueError as error:
+            if len(views[0]) == 1 and _NO_VARIANCE in str(error):
+                return 0
+            raise
     return len(views[0])
 
 

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
+from mmengine.model import BaseAveragedModel
 from torch import Tensor, nn
 
 Pair = tuple[nn.Module, nn.Module]  # a layer, and what replaces it
@@ -46,6 +47,17 @@ def replace_modules(
             if name not in _OF_TORCH:
                 module.__dict__[name] = _replaced(value, known, found)
     return root
+
+
+def refresh_averages(model: nn.Module) -> None:
+    """Let the averaged models within ``model``, as momentum encoders are, list
+    the tensors that their module has: mmengine's list them once, when they
+    are built."""
+    for module in model.modules():
+        if isinstance(module, BaseAveragedModel):
+            module.avg_parameters = (
+                module.module.state_dict() if module.update_buffers
+                else dict(module.module.named_parameters()))
 
 
 def _replaced(value: Any, known: dict[int, tuple[Any, Any]],

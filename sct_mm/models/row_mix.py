@@ -59,6 +59,37 @@ def mixed(larger: Row, smaller: Present, share: float) -> Row:
     return row
 
 
+def is_built(row: Present) -> bool:
+    """Whether the statistics of ``row`` are as a layer is built with. It
+    waits for a GPU."""
+    mean, var = (row[name] for name in STATISTICS)
+    return (mean is not None and row[COUNTER] is not None
+            and not row[COUNTER] and bool((mean == 0).all())
+            and bool((var == 1).all()))
+
+
+def unseen(scales: Sequence[int], mean: Tensor | None, var: Tensor | None,
+           counter: Tensor | None) -> tuple[int, ...]:
+    """Those of ``scales`` whose rows are as they were built, while others have
+    seen batches. It waits for a GPU.
+
+    Args:
+        mean, var, counter: of all scales, (S, C), (S, C) and (S,); None if
+            the layer has none.
+    """
+    if mean is None or var is None or counter is None:
+        return ()
+    try:
+        counts = counter.tolist()
+        if 0 not in counts or not any(counts):
+            return ()
+        untouched = ((mean == 0) & (var == 1)).all(1).tolist()
+    except RuntimeError:  # meta and fake tensors have no values
+        return ()
+    return tuple(scale for scale, count, built in zip(
+        scales, counts, untouched, strict=True) if built and not count)
+
+
 @torch.no_grad()
 def spread(before: Present, after: Present, larger: Present,
            smaller: Present, share: float) -> None:

@@ -8,7 +8,6 @@ the scales, and later finds the size of an image by them.
 """
 import itertools
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,10 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .row_mix import Row
+from .pass_order import preceding
+from .row_mix import COUNTER, STATISTICS, Row, rows_serving, unseen
 
 DEFAULT_SCALES = (224, 192, 160, 128)
 _LARGEST = 2**20
+# The extents of a scale that was not recorded: from infinity down to minus
+# infinity, so that an average of it and of a record is none.
+_NOT_RECORDED = (_LARGEST, -_LARGEST)
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
@@ -100,17 +103,29 @@ class ExtentRecord(dict[int, list[int]]):
         fits = known._looked_up(fitting_size, extent)
         return pass_size if fits is None else fits
 
+    def may_have(self, extent: int, size: float) -> bool:
+        """Whether the input may have ``extent`` at ``size`` pixels."""
+        known = self.known()
+        return known._looked_up(fitting_size, extent) is None or (
+            known._looked_up(admits, extent, size))
+
     def _looked_up(self, rule: Callable, *question) -> Any:
         answers = self._answers  # add() replaces it, maybe in another thread
         if question not in answers:
             answers[question] = rule(*question, self)
         return answers[question]
 
+    def rows(self, scales: Sequence[int]) -> list[tuple[int, ...]]:
+        """Of ``scales``, as :meth:`take` takes them."""
+        return [(scale, *self.get(scale, _NOT_RECORDED), int(self.leads))
+                for scale in scales]
+
     def take(self, rows: Sequence[Sequence[int]]) -> None:
         """Replace the record by ``rows`` of (scale, smallest extent, largest
-        extent, whether a pass starts here). Extents of 0 were not recorded.
-        Rows of an older version have no last number: a layer leads then if no
-        two scales have an extent in common."""
+        extent, whether a pass starts here). A scale whose smallest extent is
+        above its largest, or 0, was not recorded. Rows of an older version
+        have no last number: a layer leads then if no two scales have an
+        extent in common."""
         self.clear()
         self.update({row[0]: [row[1], row[2]] for row in rows
                      if 0 < row[1] <= row[2]})
@@ -190,14 +205,8 @@ class Pin(NamedTuple):
     row: Row | None = None  # at `size`, if frozen
 
 
-class _Pass(threading.local):
-    """The size at which the preceding SSBN layer of the same thread ran; None
-    where a pass starts."""
-    size: float | None = None
-
-
-preceding = _Pass()
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
+_warned_of_unseen: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
 
 class ScaleSpecific(_BatchNorm):
@@ -206,8 +215,9 @@ class ScaleSpecific(_BatchNorm):
 
     pin = Pin()  # class attribute: a pickle of an older version has no pin
     # What a layer has beside the norm that it stands in for.
-    STATE = ('scales', 'pin', 'extents', '_unknown_extent')
+    STATE = ('scales', 'pin', 'extents', '_unknown_extent', '_unseen')
     _unknown_extent: int | None = None  # the last one whose size is not known
+    _unseen: tuple[int, ...] = ()  # scales to warn of if they serve an image
     # Methods of the subclass in ssbn.py, which imports this module.
     row: Callable[[int], Row]
     row_at: Callable[[float], Row]
@@ -229,6 +239,8 @@ class ScaleSpecific(_BatchNorm):
         pin = self.pin
         if pin.size is None:
             size = self._size_of(extent_of(x))
+            if self._unseen and not self.training:
+                self._warn_of_unseen(size)
         else:
             size = pin.size
             if (self.training or pin.record) and size in self.scales:
@@ -248,54 +260,130 @@ class ScaleSpecific(_BatchNorm):
             return self.scales[0]
         if not self.scales[-1] <= size <= self.scales[0]:
             return self.scales[0]  # `preceding` is of another network
+        if not torch.compiler.is_compiling():
+            record = self.extents
+            if (record if len(record) else record.known()).leads:
+                preceding.begin(self, size)
+            else:
+                preceding.follow(self, extent, size)
         return size
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if not mode:
+            self.look_for_unseen()
+        return self
+
+    def look_for_unseen(self) -> None:
+        """Note the scales that no batch has reached, while others have seen
+        some. It waits for a GPU, which a forward pass must not."""
+        if 'scales' in self.__dict__ and len(self.scales) > 1:
+            self._unseen = unseen(self.scales, *(
+                self._buffers[name] for name in (*STATISTICS, COUNTER)))
+
+    def _warn_of_unseen(self, size: float) -> None:
+        """Warn once for each model that an image is served by a row that has
+        seen no batch."""
+        serving = {scale for scale, _ in rows_serving(self.scales, size)}
+        if torch.compiler.is_compiling() or not serving & {*self._unseen}:
+            return
+        self.look_for_unseen()  # it may have been calibrated since
+        scales = sorted(serving & {*self._unseen})
+        self._unseen = ()  # until the next call of eval()
+        model = outermost_call()[0] or self
+        if scales and model not in _warned_of_unseen:
+            _warned_of_unseen.add(model)
+            warnings.warn(unseen_text(size, scales[0]), stacklevel=2)
 
     def _warn_of_base(self) -> None:
         """Warn once for each model that the base scale serves all sizes."""
         if len(self.scales) == 1 or torch.compiler.is_compiling():
             return
         model, edge = outermost_call()
-        if model is None or model in _warned or model is self or edge in (
-                None, self.scales[0]):
+        known = len(self.extents.known()) > 0
+        if model is None or model in _warned or model is self or (
+                edge == self.scales[0] or edge is None and not known):
             return
         _warned.add(model)
+        images = 'an input' if edge is None else f'images of {edge} pixels'
         reason, fix = (
             ('its first SSBN layer sees the same at several of them, as '
-             'behind a pooling', 'Pin a size') if self.extents.known() else
+             'behind a pooling', 'Pin a size') if known else
             ('it has no record of what its layers see at each scale',
              'Train it with SCTLossHook, load a checkpoint with its '
              '`_extra_state` keys, or pin a size'))
         warnings.warn(
-            f'{type(model).__name__} serves images of {edge} pixels by the '
-            f'rows of its base scale {self.scales[0]}: {reason}. {fix} by '
-            'use_scale().', stacklevel=2)
+            f'{type(model).__name__} serves {images} by the rows of its base '
+            f'scale {self.scales[0]}: {reason}. {fix} by use_scale().',
+            stacklevel=2)
 
     def get_extra_state(self) -> Tensor:
         """The record as int64 (S, 4): each scale, the smallest and the largest
-        extent at it (0 if none was recorded), and 1 if a pass starts with this
-        layer. A tensor goes through any carrier: a plain dict, safetensors, a
-        hub. It is on the layer's device, since mmdet's SyncNormHook joins the
-        tensors of a state dict."""
+        extent at it (2**20 and -2**20 if none was recorded), and 1 if a pass
+        starts with this layer. A tensor goes through any carrier: a plain
+        dict, safetensors, a hub. It is on the layer's device, since mmdet's
+        SyncNormHook joins the tensors of a state dict."""
         own = next((t for t in (self.running_mean, self.weight)
                     if t is not None and not t.is_meta), None)
-        known = self.extents.known()
         return torch.tensor(
-            [(scale, *known.get(scale, (0, 0)), known.leads)
-             for scale in self.scales],
-            dtype=torch.long, device='cpu' if own is None else own.device)
+            self.extents.known().rows(self.scales), dtype=torch.long,
+            device='cpu' if own is None else own.device)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Load a record of the same scales. One of other scales is ignored,
         although the weights load by rank: a detector at 800/480 may start
-        from a classifier at 224/128."""
+        from a classifier at 224/128. So is an average of different records,
+        as an average of state dicts holds it, with a warning if the layer
+        has no record of its own."""
         if not isinstance(state, Tensor) or state.is_meta or (
                 state.dim() != 2 or len(state) != len(self.scales)
                 or state.shape[1] not in (3, 4)):  # 3 in older checkpoints
             return
-        # An average of state dicts over processes consists of floats.
-        rows = state.nan_to_num().round().long().tolist()
-        if tuple(row[0] for row in rows) == self.scales:
+        # An average of equal records consists of floats, but for rounding
+        # whole ones.
+        values = state.nan_to_num(0, _LARGEST, -_LARGEST)
+        rows = values.round().long().tolist()
+        if tuple(row[0] for row in rows) != self.scales:
+            return
+        if is_whole(values) and not any(map(is_averaged, rows)):
             self.extents.take(rows)
+        elif not len(self.extents.known()):
+            warnings.warn(
+                'The checkpoint averages records (`_extra_state`) that '
+                'differ, so that no size can be found by them, and they are '
+                'left out. Average the weights alone, and take the records '
+                'of one network.', stacklevel=2)
+
+
+def is_whole(values: Tensor) -> bool:
+    """Whether ``values`` are ints but for the rounding of averages."""
+    return not bool(((values - values.round()).abs() > 0.05).any())
+
+
+def is_averaged(row: Sequence[int]) -> bool:
+    """Whether ``row`` of a record averages one with a scale that was not
+    recorded."""
+    return row[1] > row[2] and (row[1], row[2]) != _NOT_RECORDED
+
+
+def unseen_text(size: float, scale: int) -> str:
+    """What a warning says of an image that an untrained row serves."""
+    return (f'Images of {size:g} pixels are served by the normalization '
+            f'parameters of scale {scale}, which have seen no batch, while '
+            'those of other scales have. Train that scale, or re-estimate '
+            'its statistics by calibrate().')
+
+
+def warn_of_unseen(model: nn.Module, sizes: Sequence[float]) -> None:
+    """Warn of the first of ``sizes`` that is served by normalization
+    parameters which have seen no batch, while those of other scales have."""
+    for layer in ssbn_layers(model):
+        layer.look_for_unseen()
+        for size in sizes if layer._unseen else ():
+            for scale, _ in rows_serving(layer.scales, size):
+                if scale in layer._unseen:
+                    warnings.warn(unseen_text(size, scale), stacklevel=3)
+                    return
 
 
 def extent_of(x: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch.nn.modules._functions import SyncBatchNorm as _sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.arguments import check_flag, check_int, check_number
-from .guards import Guards
+from .guards import Guards, refuse_to_fuse
 from .row_mix import (
     AFFINE,
     COUNTER,
@@ -244,6 +244,7 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
                                       error_msgs)
         if record in missing_keys:  # as in a checkpoint of plain BN
             missing_keys.remove(record)
+        self.look_for_unseen()
 
 
 # A host that initialises or freezes norms asks for `nn.BatchNorm2d` or for
@@ -337,6 +338,9 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
         return _sync_batch_norm.apply(
             x, weight, bias, mean, var, self.eps, factor,
             self.process_group or dist.group.WORLD, processes)
+
+
+refuse_to_fuse((SSBN, SSBN1d, SSBN3d, SyncSSBN))
 
 
 def rows_of_checkpoint(state_dict: dict, prefix: str,

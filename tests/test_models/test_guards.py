@@ -10,10 +10,20 @@ from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.testing import assert_close
 
-from sct_mm import SCTLossHook, convert_to_ssbn, extract_scale, use_scale
+from sct_mm import (
+    SSBN,
+    SCTLossHook,
+    SSBN1d,
+    SSBN3d,
+    SyncSSBN,
+    convert_to_ssbn,
+    extract_scale,
+    use_scale,
+)
 from sct_mm.models.guards import damaged_by_sync_bn
 
 EXPORTS = dict(
@@ -147,8 +157,25 @@ def traced(net):
     fuse(net)
 
 
-def quantised(net):
+def fused_by_ao(net):
     torch.ao.quantization.fuse_modules(net, ['0', '1'])
+
+
+def fused_by_ao_for_training(net):
+    torch.ao.quantization.fuse_modules_qat(net.train(), [['0', '1']],
+                                           inplace=True)
+
+
+def fused_by_fx(net):
+    from torch.ao.quantization.quantize_fx import fuse_fx
+    fuse_fx(net)
+
+
+def quantised_by_fx(net):
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+    prepare_fx(net, get_default_qconfig_mapping(),
+               (torch.randn(1, 3, 16, 16), ))
 
 
 def rewritten(net):
@@ -169,10 +196,13 @@ def merged(net):
     merge_pre_bn(net[2], net[1])
 
 
+@pytest.mark.filterwarnings('ignore:torch.ao.quantization is deprecated')
 @pytest.mark.parametrize('convert, message', [
     (traced, r'\(16, 8\).*extract_scale'),
     (rewritten, r'efficient_conv_bn_eval.*\(16, 8\)\. Remove it'),
-    (quantised, 'did not find fuser method'),
+    (fused_by_ao, 'into Conv2d and SSBN. Take .*extract_scale'),
+    (fused_by_ao_for_training, 'into Conv2d and SSBN. Take .*extract_scale'),
+    (fused_by_fx, 'extract_scale'), (quantised_by_fx, 'extract_scale'),
     (reparameterised, 'Switch is not allowed'), (merged, TORCHS)])
 def test_it_is_refused_at_once(convert, message):
     pytest.importorskip('timm')
@@ -181,6 +211,26 @@ def test_it_is_refused_at_once(convert, message):
     with pytest.raises((RuntimeError, AssertionError), match=message):
         convert(net)
     assert_same(net, before)
+
+
+@pytest.mark.parametrize('layers, norm', [
+    ([nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)], SSBN1d(4, (16, 8))),
+    ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()], SSBN(4, (16, 8))),
+    ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], SyncSSBN(4, (16, 8))),
+    ([nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4)], SSBN3d(4, (16, 8))),
+    ([nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4)], SSBN(4, (16, 8))),
+    ([nn.Linear(3, 4), nn.BatchNorm1d(4)], SSBN1d(4, (16, 8))),
+    ([nn.BatchNorm2d(4), nn.ReLU()], SSBN(4, (16, 8)))])
+def test_whatever_torch_fuses_eagerly_names_what_to_do(layers, norm):
+    names = [str(i) for i in range(len(layers))]
+    fuse = torch.ao.quantization.fuse_modules
+    net = nn.Sequential(*layers).eval()
+    assert isinstance(fuse(net, names)[-1], nn.Identity)  # stock
+    net = nn.Sequential(*(norm if isinstance(m, _BatchNorm) else m
+                          for m in layers)).eval()
+    with pytest.raises(RuntimeError, match=type(norm).__name__ + r'.*extract'):
+        fuse(net, names)
+    fuse(extract_scale(net, 8), names)
 
 
 def _timm(name, *args):

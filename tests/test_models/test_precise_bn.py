@@ -160,6 +160,38 @@ def test_too_few_images_change_nothing(count):
         assert torch.equal(value, state[name])
 
 
+def pooled():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    return convert_to_ssbn(net, (16, 8))
+
+
+def test_a_lone_last_image_behind_a_pooling_is_left_out():
+    images, last = batches(8, 2), [torch.randn(1, 3, 8, 8)]
+    models = [pooled(), pooled()]
+    count = sum(map(len, images))
+    assert calibrate(models[0], images + last, 8) == count
+    assert calibrate(models[1], images, 8) == count
+    assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0,
+                 atol=0)
+    # Where a map has a variance, it counts.
+    assert calibrate(trained(), images + last, 8) in (count, count + 1)
+    net = convert_to_ssbn(nn.Sequential(nn.BatchNorm2d(3)), (16, 8))
+    assert calibrate(net, images + last, 8) == count + 1
+
+
+@pytest.mark.parametrize('net, image', [
+    (pooled, (1, 3, 8, 8)),
+    (lambda: convert_to_ssbn(nn.Sequential(nn.BatchNorm1d(3)), (16, 8)),
+     (1, 3))])
+def test_images_one_by_one_behind_a_pooling_change_nothing(net, image):
+    model = net()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='but got 0, and 4 of one image, '
+                       'which has no variance .*larger batches'):
+        calibrate(model, [torch.randn(image)] * 4, 8)
+    assert_close(model.state_dict(), state, rtol=0, atol=0)
+
+
 def test_images_of_a_detector_are_recorded_at_their_nominal_size():
     """Long ones are narrower, and a batch is padded to a multiple."""
     model = trained()

@@ -8,6 +8,7 @@ import torch
 from conftest import SCALES, TinyModel
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -253,7 +254,7 @@ def test_a_pin_that_is_refused_pins_nothing(size, edge, error):
 
 @pytest.mark.parametrize('state', [
     None, [[16, 1, 2]], torch.zeros(3), torch.tensor([[9, 1, 1]] * 3),
-    torch.tensor([[16, 9, 1], [12, -9, -1], [8, 0, 0]]),
+    torch.tensor([[16, -1, 1], [12, -9, -1], [8, 0, 0]]),
     torch.tensor([[16., float('nan'), 2], [12, 0, 5], [8, 0, 0]])])
 def test_a_record_that_is_none_is_ignored(state):
     layer = SSBN(3, SCALES)
@@ -261,11 +262,66 @@ def test_a_record_that_is_none_is_ignored(state):
     assert layer.extents == {}
 
 
-def test_a_record_that_was_averaged_is_taken():
-    layer = SSBN(3, SCALES)
-    layer.set_extra_state(torch.tensor([[16, 7.6, 8.4], [12, 6, 6],
-                                        [8, 0, 0]]))
-    assert layer.extents == {16: [8, 8], 12: [6, 6]}
+def recorded(extents):
+    """The state of a layer that has seen ``extents``, {scale: extent}."""
+    layer = SSBN(3, SCALES).eval()
+    for scale, extent in extents.items():
+        with use_scale(layer, scale, record=True):
+            layer(torch.zeros(1, 3, extent, extent))
+    return layer.get_extra_state()
+
+
+EQUAL = recorded({16: 8, 12: 6, 8: 4})
+AVERAGES = {
+    'none yet, EMA': EQUAL * 0.3 + recorded({}) * 0.7,
+    'none yet, soup': (EQUAL + recorded({})) / 2.0,
+    'none yet, ints': (EQUAL + recorded({})) // 2,
+    'none yet, half': (EQUAL.half() + recorded({}).half()) / 2,
+    'one scale not yet': (EQUAL + recorded({16: 8, 12: 6})) / 2,
+    'other extents': (EQUAL + recorded({16: 7, 12: 6, 8: 4})) / 2}
+
+
+@pytest.mark.parametrize('name', AVERAGES)
+def test_an_average_of_different_records_is_not_taken(name):
+    layer, known = SSBN(3, SCALES), SSBN(3, SCALES)
+    with pytest.warns(UserWarning, match='averages records .*that differ'):
+        layer.set_extra_state(AVERAGES[name])
+    assert layer.extents == {}
+    known.set_extra_state(EQUAL)
+    known.set_extra_state(AVERAGES[name])  # its own serves it
+    assert known.extents == {16: [8, 8], 12: [6, 6], 8: [4, 4]}
+
+
+def test_an_average_of_equal_records_is_taken():
+    shadow = EQUAL.float()
+    for _ in range(1000):
+        shadow = 0.99 * shadow + 0.01 * EQUAL
+    for state in (shadow, EQUAL.half(), torch.stack([EQUAL] * 3).float(
+            ).mean(0), recorded({}) * 1e-9 + EQUAL * (1 - 1e-9)):
+        layer = SSBN(3, SCALES)
+        layer.set_extra_state(state)
+        assert layer.extents == {16: [8, 8], 12: [6, 6], 8: [4, 4]}
+    layer.set_extra_state(recorded({}))
+    assert layer.extents == {}
+
+
+@pytest.mark.parametrize('averaged', [
+    torch.optim.swa_utils.AveragedModel,
+    lambda model: ExponentialMovingAverage(model, update_buffers=True),
+    lambda model: StochasticWeightAverage(model, update_buffers=True)])
+def test_an_average_that_began_before_training_finds_the_size(averaged):
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    average = averaged(model)
+    for scale in SCALES * 3:
+        with use_scale(model, scale):
+            model(torch.randn(4, 3, scale, scale))
+        average.update_parameters(model)
+    loaded = averaged(TinyModel(lambda c: SSBN(c, SCALES)))
+    loaded.load_state_dict(average.state_dict())
+    for scale in SCALES:
+        x = torch.randn(2, 3, scale, scale)
+        for network in (average.eval().module, loaded.eval().module):
+            assert_close(network(x), pinned(network, x), rtol=0, atol=0)
 
 
 def test_behind_a_pooling_another_size_is_told_after_the_base_too():

@@ -30,10 +30,14 @@ from ..sct.adapt_step import (
     frozen,
 )
 from ..sct.checks import (
+    check_backward,
+    check_every_scale,
     check_model,
     check_pipeline,
+    check_queue,
     resolve_scales,
     warn_of_norms,
+    warn_of_rare_scales,
 )
 from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
 from ..sct.resize import Resize, check_batch_transform
@@ -201,6 +205,7 @@ class SCTLossHook(Hook):
             warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):
             self.sct.check_shares(size)
+        warn_of_rare_scales(self.sct.schedule, runner.max_iters)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.sct.begin(runner.iter)
@@ -257,6 +262,9 @@ class SCTLossHook(Hook):
         if self.adapt:
             check_adaptable(model, scales, tuple(schedule.weights.values()))
         check_model(model, type(self))
+        check_every_scale(model, schedule)
+        check_queue(model, schedule)
+        check_backward(model, self.backward)
         resize = Resize(config, scales[0])
         teacher: Teacher = Labels(model)
         if self.adapt:
@@ -338,14 +346,10 @@ class SCTLossHook(Hook):
         """Compare what a Runner makes of the model with the arguments.
 
         Raises:
-            ValueError: for DDP that wants every gradient in one backward
-                pass, and for `adapt` behind a hook that saves.
+            ValueError: as :func:`check_backward`, and for `adapt` behind a
+                hook that saves.
         """
-        if self.backward != 'joint' and getattr(runner.model, 'static_graph',
-                                                False):
-            raise ValueError("`backward='per_scale'` cannot hand gradients to "
-                             'DDP with static_graph=True. Set '
-                             "backward='joint', or leave static_graph out.")
+        check_backward(runner.model, self.backward)
         if not self.adapt:
             return
         before = itertools.takewhile(lambda each: each is not self,

@@ -9,13 +9,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...datasets.last_stage import batch_resize, sizes_in_training
-from ...models.guards import SYNC_BN, damaged_by_sync_bn
+from ...models.guards import SYNC_BN, damaged_by_sync_bn, is_sharded
+from ...models.row_mix import is_built
 from ...models.size_selection import (
     ScaleSpecific,
     check_scales,
     scales_of,
     ssbn_layers,
 )
+from .schedule import Schedule
 
 
 def resolve_scales(model: nn.Module,
@@ -106,6 +108,78 @@ def check_model(model: nn.Module, hook_type: type) -> None:
                              'tensors of BN and knows no scales, but got it '
                              f'in a {type(module).__name__}. Remove it from '
                              'the config.')
+
+
+def check_backward(model: nn.Module, backward: str) -> None:
+    """Whether ``model`` or its wrapper takes gradients once a scale.
+
+    Raises:
+        ValueError: for a wrapper that wants all in one backward pass.
+    """
+    if backward == 'joint':
+        return
+    if getattr(model, 'static_graph', False):
+        raise ValueError("`backward='per_scale'` cannot hand gradients to "
+                         'DDP with static_graph=True. Set '
+                         "backward='joint', or leave static_graph out.")
+    if is_sharded(model):
+        raise ValueError("`backward='per_scale'` cannot hand gradients to "
+                         "FSDP or DeepSpeed. Set backward='joint'.")
+
+
+def check_every_scale(model: nn.Module, schedule: Schedule) -> None:
+    """Whether each scale of ``model`` gets normalization parameters: from the
+    training, or from the checkpoint that it starts from.
+
+    Raises:
+        ValueError: for a scale that no step trains and that has no statistics.
+    """
+    norms = [layer for layer in ssbn_layers(model)
+             if layer.running_mean is not None]
+    for scale, steps in schedule.expected(1).items():
+        if not steps and norms and all(
+                is_built(layer.row(scale)) for layer in norms):
+            raise ValueError('`loss_weights` must be > 0 for each scale that '
+                             'has no statistics, but got 0 for scale '
+                             f'{scale}, which no step trains. Give it a '
+                             'weight, or leave it out of `scales`.')
+
+
+# Buffers that hold the keys of earlier batches: mmpretrain's MoCo and DenseCL.
+_QUEUES = ('queue', 'queue2')
+
+
+def check_queue(model: nn.Module, schedule: Schedule) -> None:
+    """Whether a queue of ``model`` holds other images than those of a pass.
+
+    Raises:
+        ValueError: for a model with a queue whose steps run the same images
+            at several scales: keys of one scale would count as negatives of
+            the same images at the next.
+    """
+    if schedule.partition or schedule.count == 1:
+        return
+    for module in model.modules():
+        if set(_QUEUES) & set(module._buffers):
+            raise ValueError(
+                '`scales_per_step` must be 1 for a network with a queue of '
+                f'earlier images, as {type(module).__name__}, but a step has '
+                f'{schedule.count} scales: keys of one would be negatives of '
+                'the same images at the next. Set scales_per_step=1 or '
+                'partition=True.')
+
+
+def warn_of_rare_scales(schedule: Schedule, steps: int) -> None:
+    """Warn of a scale that less than one of the ``steps`` of a training may
+    be expected to train."""
+    rare = [scale for scale, expected in schedule.expected(steps).items()
+            if 0 < expected < 1]
+    if rare:
+        print_log(f'SCTLossHook: by its weights scale {rare[0]} is drawn in '
+                  f'less than one of the {steps} steps, and may stay '
+                  'untrained. Set larger `loss_weights` for it, or a smaller '
+                  'share of `progressive` steps.', 'current',
+                  logging.WARNING)
 
 
 def warn_of_norms(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The first step of a training: SSBN layers see the scales that it does not
 train."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...datasets.batch_forms import image_shape, with_views
 from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
+from ...models.scratch_copy import keeping_random_state, scratch_copy
 from ...models.size_selection import ScaleSpecific
 from .monitor import named
 
@@ -67,13 +68,29 @@ def record(model: nn.Module, norms: nn.Module, batch: dict,
     Unless it is pinned, a network finds the scale of an input by the extents
     that its layers have recorded. Where a step trains one scale, or between
     the scales, an early checkpoint would lack some of them.
+
+    The passes run on copies, since a head may count them. A model that cannot
+    be copied, or whose copy fails, runs itself: its buffers are put back.
     """
     for scale in scales:
-        part = with_views(resize(scale, batch), Tensor.clone)
-        if 'data_samples' in part:
-            part['data_samples'] = private_copy(part['data_samples'])
-        with named(f'scale {scale}'), torch.no_grad(), evaluating(
-                leaves(model)), keeping_buffers(model), use_scale(
-                    norms, scale, record=True,
-                    edge=min(image_shape(part))):
-            model(**part)
+        with keeping_random_state(model):
+            with suppress(Exception):  # each host has its own
+                _look(scratch_copy(model), model, norms, batch, resize, scale)
+                continue
+            _look(model, model, norms, batch, resize, scale)
+
+
+def _look(runs: nn.Module, model: nn.Module, norms: nn.Module, batch: dict,
+          resize: Callable[[int, dict], dict], scale: int) -> None:
+    """One pass of ``runs``, a copy of ``model`` or the model itself."""
+    part = with_views(resize(scale, batch), Tensor.clone)
+    if 'data_samples' in part:
+        part['data_samples'] = private_copy(part['data_samples'])
+    edge = min(image_shape(part))
+    # Of both, since a compiled `forward` of a copy is that of its model.
+    modules = {module for each in (runs, model) for module in leaves(each)}
+    with named(f'scale {scale}'), torch.no_grad(), evaluating(
+            modules), keeping_buffers(model), use_scale(
+                norms, scale, record=True, edge=edge), use_scale(
+                    runs, scale, record=True, edge=edge):
+        runs(**part)

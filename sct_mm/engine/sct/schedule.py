@@ -60,6 +60,30 @@ class Schedule(NamedTuple):
         return {scale: weight for scale, weight in weights.items()
                 if self.base_trains or scale != base}
 
+    def drawn_at(self, step: int) -> dict[int, float]:
+        """How likely a step as ``step`` changes the normalization parameters
+        of each scale that trains; a pass between two scales changes both."""
+        weights = self.weights_at(step)
+        if self.count == len(weights):
+            drawn = dict.fromkeys(weights, 1.0)
+        elif self.count == 1:
+            total = sum(weights.values())
+            drawn = {scale: w / total for scale, w in weights.items()}
+        else:
+            drawn = {**dict.fromkeys(weights, 0.0),
+                     **_chances(weights, self.count), max(weights): 1.0}
+        if self.between:
+            drawn.update({larger: max(drawn[larger], self.between * drawn[s])
+                          for larger, s in itertools.pairwise(tuple(drawn))})
+        return self._trained(drawn)
+
+    def expected(self, steps: int) -> dict[int, float]:
+        """How many of ``steps`` may be expected to train each scale."""
+        early = self.progressive * steps
+        first, later = self.drawn_at(0), self.drawn_at(max(steps, self.steps))
+        return {scale: early * first[scale] + (steps - early) * later[scale]
+                for scale in later}
+
     def check_batch(self, images: int) -> None:
         """As :func:`check_shares`, of a batch of ``images``."""
         # Those of the first step and of the last.

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import SCALES, TinyModel
-from helpers import batch, ssbn_model, train
+from helpers import batch, ssbn_model, train, with_trained_base
 from mmengine.logging import MMLogger
 from mmengine.model import convert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import (
@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SSBN, SCTLossHook, SyncSSBN, extract_scale
+from sct_mm import SSBN, SCTLossHook, SyncSSBN, extract_scale, use_scale
 from sct_mm.engine.sct.monitor import FiniteLosses
 from sct_mm.engine.sct.schedule import check_loss_weights
 from sct_mm.models.size_selection import ssbn_layers
@@ -70,6 +70,43 @@ def test_images_of_another_size():
 def test_bad_loss_weights(weights):
     with pytest.raises(ValueError, match='one finite number >= 0 per scale'):
         check_loss_weights(weights, SCALES)
+
+
+@pytest.mark.parametrize('scale, options', [
+    (8, dict(scales_per_step=1, loss_weights=(1, 1, 0))),
+    (12, dict(scales_per_step=2, loss_weights=(1, 0, 1))),
+    (16, dict(scales_per_step=1, loss_weights=(0, 1, 1))),
+    (16, dict(scales_per_step=1, loss_weights=(0, 1, 1), progressive=0.5)),
+    (8, dict(scales_per_step=1, loss_weights=(1, 1, 0), between=0.5)),
+    (8, dict(scales_per_step=1, loss_weights=(1, 1, 0), adapt=True))])
+def test_a_scale_without_statistics_that_no_step_trains(scale, options):
+    model = ssbn_model()
+    if 'adapt' in options:  # it wants a base that was trained
+        with use_scale(model, 16), torch.no_grad():
+            model(batch()['inputs'])
+    with pytest.raises(ValueError, match=f'got 0 for scale {scale}, which'):
+        SCTLossHook(**options).attach(model, steps=10)
+    assert not model._forward_hooks
+    SCTLossHook(**options).attach(with_trained_base(model), steps=10)
+
+
+@pytest.mark.parametrize('options', [
+    dict(loss_weights=(1, 0, 1)), dict(scales_per_step=2),
+    dict(loss_weights=(0, 1, 1), scales_per_step=1, between=0.5),
+    dict(loss_weights=(1, 0, 1), scales_per_step=2, between=0.5),
+    dict(loss_weights=(0, 1, 1), scales_per_step=2)])
+def test_a_scale_that_some_step_trains(options):
+    model = ssbn_model()
+    hook = SCTLossHook(**options)
+    hook.attach(model)
+    expected = hook.sct.schedule.expected(60)
+    for _ in range(60):
+        model(**batch(n=4), mode='loss')['loss'].backward()
+    counts = model.net[1].num_batches_tracked.tolist()
+    assert all(counts) and all(expected.values())
+    if not hook.between:
+        for count, number in zip(counts, expected.values(), strict=True):
+            assert abs(count - number) <= 8
 
 
 def test_ddp_with_a_static_graph_needs_joint(tmp_path):
@@ -310,3 +347,17 @@ def test_a_model_that_takes_no_samples():
     assert 's8/total' in losses
     with pytest.raises(TypeError, match='got 4 arguments'):
         model(torch.rand(4, 3, 16, 16), None, 'loss', 1)
+
+
+def test_a_queue_of_earlier_images():
+    """Keys of the same images at another scale are no negatives."""
+    model = ssbn_model()
+    model.register_buffer('queue', torch.zeros(4, 8))
+    for options in (dict(), dict(scales_per_step=2), dict(between=0.5)):
+        with pytest.raises(ValueError, match='queue of earlier images, as '
+                           'TinyModel, but .* Set scales_per_step=1'):
+            SCTLossHook(**options).attach(model)
+    for options in (dict(scales_per_step=1), dict(partition=True)):
+        hook = SCTLossHook(**options)
+        hook.attach(model)
+        hook.detach()

@@ -219,6 +219,8 @@ def test_it_leaves_the_trained_scales_alone_where_it_is_off():
     assert_close(*map(grads, models), rtol=0, atol=0)
 
 
+# It says so of the rows that the step did not train.
+@pytest.mark.filterwarnings('ignore:Images of .* pixels')
 @pytest.mark.parametrize('options', [
     dict(between=1.0), dict(scales_per_step=1), dict(scales_per_step=2),
     dict(between=1.0, partition=True)])

@@ -20,6 +20,7 @@ from sct_mm.engine.hooks.sct_loss_hook import warn_of_changes
 from sct_mm.engine.sct.checks import (
     check_pipeline,
     warn_if_frozen,
+    warn_of_rare_scales,
     warn_of_shared_norms,
 )
 from sct_mm.engine.sct.step import check_images
@@ -199,3 +200,18 @@ def test_a_run_compares_what_it_resumes_from(resumes, tmp_path):
         train(tmp_path / 'b', 2, hooks=[SCTLossHook()], resume=resumes,
               load_from=str(tmp_path / 'a' / 'epoch_1.pth'))
     assert ('seed=0, which was 3' in str(log.mock_calls)) == resumes
+
+
+@pytest.mark.parametrize('options, steps, rare', [
+    (dict(scales_per_step=1, loss_weights=(1, 1, 1e-3)), 1000, 8),
+    (dict(scales_per_step=2, loss_weights=(1, 1e-3, 1)), 500, 12),
+    (dict(scales_per_step=1, progressive=1.0), 10, 16),
+    (dict(scales_per_step=1, progressive=0.5), 10, None),
+    (dict(scales_per_step=1), 10, None), (dict(), 1, None)])
+def test_a_scale_that_hardly_a_step_trains(options, steps, rare, log):
+    hook = SCTLossHook(**options)
+    hook.attach(Classifier(), steps=steps)
+    warn_of_rare_scales(hook.sct.schedule, steps)
+    assert (f'scale {rare} is drawn in less than one of the {steps} steps'
+            in log.text) == (rare is not None)
+    assert rare is not None or 'is drawn in less' not in log.text

@@ -1,0 +1,67 @@
+"""A copy of a network for passes that must leave no trace in it."""
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CellType, FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+
+from .size_selection import ssbn_layers
+
+
+def scratch_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` that shares its parameters and the records of its
+    SSBN layers, but no other state: no buffer, no attribute of a head that
+    counts, no variable of a forward hook. So it takes the memory of the
+    buffers.
+
+    Raises:
+        Exception: whatever an attribute that cannot be copied raises.
+    """
+    shared: list[Any] = list(model.parameters())
+    for layer in ssbn_layers(model):
+        shared += layer.extents, getattr(layer, 'process_group', None)
+    memo = {id(each): each for each in shared}
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(),
+                     *module._forward_hooks.values()):
+            owner = getattr(hook, '__self__', None)
+            if isinstance(owner, Hook):  # it may hold the Runner
+                memo[id(owner)] = copy.copy(owner)
+    scratch = copy.deepcopy(model, memo)
+    for module in scratch.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                if isinstance(hook, FunctionType) and hook.__closure__:
+                    hooks[key] = _copied(hook, memo)
+    return scratch
+
+
+def _copied(function: FunctionType, memo: dict) -> FunctionType:
+    """``function`` with a copy of its variables; deepcopy() leaves them."""
+    new = FunctionType(
+        function.__code__, function.__globals__, function.__name__,
+        function.__defaults__, tuple(
+            CellType(copy.deepcopy(cell.cell_contents, memo))
+            for cell in function.__closure__ or ()))
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+
+@contextmanager
+def keeping_random_state(model: nn.Module) -> Iterator[None]:
+    """Put the random numbers of Python, NumPy and torch back after a ``with``
+    block, on the CPU and on the GPUs of ``model``."""
+    python, numpy = random.getstate(), np.random.get_state()
+    gpus = {p.device for p in model.parameters() if p.device.type == 'cuda'}
+    try:
+        with torch.random.fork_rng(devices=sorted(gpus, key=str)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
