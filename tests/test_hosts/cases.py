@@ -66,6 +66,9 @@ ONE_SIZE = {'model.data_preprocessor.batch_augments': None,
             'model.data_preprocessor.std': [1., 1., 1.]}
 DEPTH_18 = {'model.backbone.depth': 18,
             'model.neck.in_channels': [64, 128, 256, 512]}
+# Statistics that train: random weights have none that could be kept.
+TRAINED = {'model.backbone.norm_eval': False,
+           'model.backbone.frozen_stages': -1}
 FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,
                  'model.train_cfg.rpn_proposal.max_per_img': 50,
                  'model.test_cfg.rpn.nms_pre': 100,
@@ -111,7 +114,7 @@ CASES = tuple(itertools.starmap(
          ONE_SIZE),
         ('mmyolo', 'rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco', YOLO),
         ('mmrotate', 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_'
-         '1x_dota', ROTATED, DEPTH_18),
+         '1x_dota', ROTATED, dict(DEPTH_18, **TRAINED)),
         ('mmrotate', 'rotated_fcos/rotated-fcos-hbox-le90_r50_fpn_1x_dota',
          ROTATED, DEPTH_18),
         ('mmrotate', 'oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota',
@@ -154,8 +157,8 @@ def shrink(cfg: Config, ratio: float) -> None:
         for key in LENGTHS:
             if key in node:
                 node[key] = shrunk(node[key], ratio)
-        if 'num_clips' in node:
-            node['num_clips'] = min(node['num_clips'], 3)
+        if node.get('num_clips', 0) > 8:  # of a test
+            node['num_clips'] = 3
         if 'hue' in node:  # mmcv 2.1's, which fails with numpy 2
             node['hue'] = 0.0
         for key in ('pipeline', 'transforms', 'switch_pipeline'):
