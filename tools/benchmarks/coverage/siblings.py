@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from importlib.metadata import distributions
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions, version
 
 from report import siblings, with_siblings
 
@@ -67,12 +68,12 @@ def run_tests() -> ET.Element:
         return ET.parse(path).getroot()
 
 
-def host_versions() -> list[str]:
-    with open(osp.join('tools', 'dev', 'hosts.txt'), encoding='utf-8') as f:
-        wanted = {line.partition('==')[0] for line in f
-                  if line.startswith('mm')}
-    return sorted(f'{d.name} {d.version}' for d in distributions()
-                  if d.name in wanted)
+def host_versions(hosts: Iterable[str]) -> list[str]:
+    """'mmsegmentation 1.2.2' of each host, which is the name that Python
+    imports."""
+    distributions = packages_distributions()
+    return [f'{name} {version(name)}' for host in sorted(set(hosts))
+            for name in distributions.get(host, [])[:1]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,9 +88,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     report = ET.parse(args.report).getroot() if args.report else run_tests()
+    rows = rows_in(report)
     with open(args.out, encoding='utf-8') as file:
         text = with_siblings(file.read(), siblings(
-            rows_in(report), COLUMNS, host_versions()))
+            rows, COLUMNS, host_versions(row['host'] for row in rows)))
     AtomicLocalBackend().put_text(text, args.out)
     print(f'The page is {args.out}.')
 
