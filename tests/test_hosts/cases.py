@@ -59,6 +59,8 @@ VIDEO = dict(ratio=1 / 4, scales=(56, 48, 40))
 YOLO = dict(ratio=1 / 5, scales=(128, 96, 64))
 ROTATED = dict(ratio=1 / 8, scales=(128, 96, 64))
 SELF = dict(ratio=2 / 7, scales=(64, 48, 32))
+# Norms of vectors take those of two images to -1 and 1.
+SIX_IMAGES = {'train_dataloader.batch_size': 6}
 # As shipped, it resizes each batch to a size from 480 to 800 pixels, and makes
 # images floating point by that.
 ONE_SIZE = {'model.data_preprocessor.batch_augments': None,
@@ -121,14 +123,15 @@ CASES = tuple(itertools.starmap(
          ROTATED, dict(DEPTH_18, **FEW_PROPOSALS)),
         ('mmrotate', 's2anet/s2anet-le90_r50_fpn_1x_dota', ROTATED, DEPTH_18),
         ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k',
-         SELF),
-        ('mmpretrain', 'byol/byol_resnet50_16xb256-coslr-200e_in1k', SELF),
+         SELF, SIX_IMAGES),
+        ('mmpretrain', 'byol/byol_resnet50_16xb256-coslr-200e_in1k', SELF,
+         SIX_IMAGES),
         ('mmpretrain', 'barlowtwins/barlowtwins_resnet50_8xb256-coslr-300e_'
-         'in1k', SELF, {'model.neck.hid_channels': 256,
+         'in1k', SELF, {**SIX_IMAGES, 'model.neck.hid_channels': 256,
                         'model.neck.out_channels': 256,
                         'model.head.in_channels': 256}),
         ('mmpretrain', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k',
-         SELF),
+         SELF, SIX_IMAGES),
     )))
 
 
@@ -257,7 +260,6 @@ def small(case: Case, folder: Path, work_dir: Path) -> Config:
     two steps of two images, without pretrained weights."""
     cfg = load_config(case.config)
     shrink(cfg, case.ratio)
-    cfg.merge_from_dict(case.changes)
     READ[case.host](cfg, str(folder))
 
     def change(node: dict) -> None:
@@ -275,6 +277,7 @@ def small(case: Case, folder: Path, work_dir: Path) -> Config:
             loader.update(num_workers=0, persistent_workers=False,
                           batch_size=2, pin_memory=False)
             loader.pop('prefetch_factor', None)
+    cfg.merge_from_dict(case.changes)
     if 'max_iters' in cfg.train_cfg:
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3,
                              val_interval=3)
