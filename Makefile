@@ -3,6 +3,8 @@
 #                 smaller sizes, and one that is trained for any size
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
 # make test       installs everything, lints, runs all tests
+# make test-hosts runs tests/test_hosts beside mmseg, mmpose, mmaction2, mmyolo
+#                 and mmrotate, which make test skips where they are missing
 # make doctor     lists what is installed, and what conflicts
 # make docs       makes a site of docs/, whose links must all resolve
 # make reproduce, make reproduce-det
@@ -15,7 +17,7 @@
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo demo-det test lint doctor docs reproduce reproduce-det tables clean
+.PHONY: demo demo-det test test-hosts lint doctor docs reproduce reproduce-det tables clean
 $(V).SILENT:
 
 PYTHON ?= python3
@@ -95,6 +97,11 @@ demo-det: $(DET_DATA)/composed
 test: lint $(DATA)/fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# The siblings stand in a folder of their own: only these tests import them.
+test-hosts: $(VENV)/hosts.done
+	PYTHONPATH=$(PYTHONPATH):$(CURDIR)/$(VENV)/hosts OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/test_hosts
+
 lint: $(VENV)/all.done
 	$(BIN)/python -m ruff check --quiet .
 	$(BIN)/python -m mypy --no-error-summary
@@ -153,6 +160,13 @@ $(VENV)/all.done: setup.py tools/dev/build_mmcv.sh | $(VENV)/made
 	$(PIP) install -e '.[test,$(FULL)]' $(QUIETLY)
 	$(FINISH)
 	touch $(VENV)/classification.done $@
+
+$(VENV)/hosts.done: tools/dev/hosts.txt tools/dev/install_hosts.py | $(VENV)/all.done
+	$(if $(filter upstream,$(STACK)),,$(error make test-hosts needs STACK=upstream, for which the siblings are made))
+	echo "Installing mmseg, mmpose and other siblings into $(VENV)/hosts: a minute."
+	rm -rf $(VENV)/hosts
+	$(BIN)/python tools/dev/install_hosts.py $(VENV)/hosts $(QUIETLY)
+	touch $@
 
 $(VENV)/docs.done: setup.py | $(VENV)/classification.done
 	echo "Installing mkdocs into $(VENV)."

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT
+from fill_metafile import of_a_sibling
 from helpers import with_trained_base
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -17,11 +18,12 @@ from sct_mm.datasets.rescale_pipeline import nominal_size, train_sizes
 from sct_mm.engine.loops import check_sizes
 from sct_mm.models.size_selection import scales_of
 
-# Those of detectors are in test_detection.py.
+# Those of detectors are in test_detection.py, those of siblings in test_hosts.
 CONFIGS = sorted(
     path for path in glob.glob('configs/**/*.py', root_dir=ROOT,
                                recursive=True)
-    if '_base_' not in path and '_coco' not in path and '-det' not in path)
+    if '_base_' not in path and '_coco' not in path and '-det' not in path
+    and not of_a_sibling(osp.join(ROOT, path)))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=osp.basename)

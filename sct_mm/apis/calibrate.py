@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..datasets.base_size import BaseSize, base_size
+from ..datasets.batch_forms import is_collated
 from ..datasets.last_stage import (
     last_stage,
     sizes_in_training,
@@ -174,7 +175,9 @@ def prepared(loader: DataLoader, model: BaseModel, size: int, base: int,
                                'scale': size, 'base_scale': base})
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
-            batch = model.data_preprocessor(batch, False)
+            # mmyolo's takes its collated samples in training only.
+            batch = model.data_preprocessor(
+                batch, is_collated(batch.get('data_samples')))
             check_images(batch, base, smallest)
             yield resize(batch)
 

@@ -69,7 +69,7 @@ class RealImages:
         data = self.loader.collate_fn(copy.deepcopy(samples))
         with torch.no_grad():
             inputs = model.data_preprocessor(data, False)['inputs']
-        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        if not isinstance(inputs, Tensor) or inputs.dim() < 4:
             raise UserError('The data preprocessor must make one batch (N, '
                             'C, H, W) of images to export the network, but '
                             f'made a {type(inputs).__name__}. Test one view '

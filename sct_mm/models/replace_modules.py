@@ -18,9 +18,11 @@ def replace_modules(
     each of its names, and in lists, tuples and dicts of any depth. Bound
     methods of m that a module keeps are replaced, too. Returns the model.
 
-    Lists and dicts are changed in place; whatever holds no replaced module
-    stays the same object. If replaced modules share a tensor, the modules
-    that replace them share one. An error leaves the model as it is.
+    Tensors of m that a module keeps in a list or dict, as mmengine's averaged
+    models do, become those of swap(m). Lists and dicts are changed in place;
+    whatever holds nothing that is replaced stays the same object. If replaced
+    modules share a tensor, the modules that replace them share one. An error
+    leaves the model as it is.
 
     Raises:
         ValueError: if a tensor that a new module has in another form is
@@ -30,7 +32,11 @@ def replace_modules(
              for new in (swap(old), ) if new is not None]
     _share(model, pairs)
     # By id, with the object itself: an id that is free is given again.
-    known = {id(old): (old, new) for old, new in pairs}
+    known: dict[int, tuple[Any, Any]] = {
+        id(old): (old, new) for old, new in pairs}
+    known.update((id(before), (before, after)) for pair in pairs
+                 for _, before, after, _ in _slots(pair)
+                 if before is not None and before is not after)
     found: list[nn.Module] = []
     root = _replaced(model, known, found)
     found += [new for _, new in pairs]

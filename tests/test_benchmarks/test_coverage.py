@@ -1,10 +1,13 @@
 """Networks pass every check of coverage, and each check finds its fault."""
 import json
+import xml.etree.ElementTree as ET
 from functools import partial
 
 import checks as coverage_checks
 import pytest
+import report
 import run as tool
+import siblings as siblings_tool
 import torch
 from checks import CHECKS, Trial, difference, outcome
 from networks import (
@@ -252,3 +255,41 @@ def test_the_page():
 def test_another_host_is_refused():
     with pytest.raises(ValueError, match="got 'keras'"):
         subjects(['keras'])
+
+
+REPORT = """<testsuites><testsuite>
+<testcase name="test_a_step_is_one_of_plain_networks[fcn]"><properties>
+<property name="host" value="mmseg"/><property name="worst" value="2e-07"/>
+</properties></testcase>
+<testcase name="test_adapt[fcn]"><failure/></testcase>
+<testcase name="test_adapt[tsn]"><properties>
+<property name="host" value="mmaction"/></properties></testcase>
+<testcase name="test_train_validate_test_and_export[tsn]"><skipped/></testcase>
+<testcase name="test_config[sct_fcn.py]"/>
+</testsuite></testsuites>"""
+
+
+def test_the_siblings_stand_at_the_end_of_the_page():
+    rows = siblings_tool.rows_in(ET.fromstring(REPORT))
+    section = report.siblings(rows, siblings_tool.COLUMNS,
+                              ['mmsegmentation 1'])
+    table = [line for line in section.split('\n') if line[:1] == '|']
+    assert table[2:] == ['| mmaction | tsn | - | - | yes |',
+                         '| mmseg | fcn | 2e-07 | - | no |']
+    assert section.endswith('Versions: mmsegmentation 1.')
+    page = report.with_siblings(markdown({}, [row()]), section)
+    assert report.siblings_in(page) == section
+    assert report.with_siblings(page, section) == page
+    assert not report.siblings_in(markdown({}, [row()]))
+
+
+def test_the_section_of_siblings_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, 'subjects', lambda hosts: [
+        Subject('timm', 'vgg', ())])
+    monkeypatch.setattr(tool.Worker, 'ask', lambda self, subject: row())
+    out = tmp_path / 'page.md'
+    out.write_text('# Coverage\n\n## Sibling hosts\n\nThey work.\n')
+    tool.coverage(['timm'], out=str(out), work_dir=str(tmp_path / 'work_dir'))
+    text = out.read_text()
+    assert '| vgg11_bn |' in text
+    assert text.endswith('## Sibling hosts\n\nThey work.\n')

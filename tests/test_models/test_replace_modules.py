@@ -6,6 +6,7 @@ from types import MethodType
 import pytest
 import torch
 from helpers import randomised
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.testing import assert_close
 
@@ -76,6 +77,23 @@ def test_what_holds_no_norm_stays_the_same_object():
     assert all(id(held[name]) == inner[name] for name in 'abcdfg')
     assert held['e'] == held['f'][0] == (net[1], )
     assert (net._parameters, net._buffers, net._forward_hooks) == parameters
+
+
+def test_an_averaged_model_within_a_network_follows_its_norms():
+    """A momentum encoder (BYOL, MoCo) keeps a dict of its parameters."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net.online = nn.Sequential(net[0], net[1])
+    net.target = ExponentialMovingAverage(net.online, momentum=0.5)
+    convert_to_ssbn(net, SCALES)
+    averaged = dict(net.target.module.named_parameters())
+    assert averaged.keys() == net.target.avg_parameters.keys()
+    assert all(net.target.avg_parameters[name] is parameter
+               for name, parameter in averaged.items())
+    net.target.update_parameters(net.online)
+    with torch.no_grad():
+        net[1].bias.fill_(2)
+    net.target.update_parameters(net.online)
+    assert_close(averaged['1.bias'], torch.full((8, ), 1.))
 
 
 def test_a_tuple_in_two_places_is_replaced_by_one():

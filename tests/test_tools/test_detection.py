@@ -12,6 +12,7 @@ import torch
 from arms import ListModel
 from conftest import ROOT
 from fashion_det import make_fashion_det
+from fill_metafile import of_a_sibling
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -25,7 +26,8 @@ THREE_SCALES = osp.join(ROOT, 'tools/benchmarks/experiments/configs',
 CONFIGS = sorted(
     path for path in glob.glob('configs/**/*.py', root_dir=ROOT,
                                recursive=True)
-    if '_base_' not in path and ('_coco' in path or 'fashion-det' in path))
+    if '_base_' not in path and ('_coco' in path or 'fashion-det' in path)
+    and not of_a_sibling(osp.join(ROOT, path)))
 COUNT = itertools.count()
 CLOTHES = Config.fromfile(THREE_SCALES).clothes
 

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import os.path as osp
+import re
 from typing import NamedTuple
 
 import torch
@@ -202,6 +203,14 @@ def collection(cards: str) -> dict:
                       'Normalization'}}
 
 
+def of_a_sibling(path: str) -> bool:
+    """Whether the config at ``path`` inherits from a host that is not
+    installed with this package (tools/dev/hosts.txt): it has no card."""
+    with open(path, encoding='utf-8') as file:
+        host = re.search(r"^_base_ = \['(\w+)::", file.read(), re.M)
+    return host is not None and host[1] not in ('mmpretrain', 'mmdet')
+
+
 def make_cards(root: str, results: Results | None = None
                ) -> dict[str, str]:
     """{path below ``root``: text} of the cards of all configs below it."""
@@ -210,7 +219,7 @@ def make_cards(root: str, results: Results | None = None
     made: dict[str, tuple[dict, list]] = {}
     for path in paths:
         config = osp.relpath(path, root).replace(os.sep, '/')
-        if '/_base_/' in config:
+        if '/_base_/' in config or of_a_sibling(path):
             continue
         cards = data_of(config).cards
         made.setdefault(cards, []).append(

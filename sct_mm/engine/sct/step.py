@@ -27,6 +27,7 @@ from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
 from ...models.size_selection import serving_scale, ssbn_layers
 from .adapt_step import Kept
+from .averaged import at_rest
 from .backward import BACKWARDS, OpenPin
 from .checks import warn_if_frozen
 from .first_look import record, unrecorded
@@ -288,7 +289,7 @@ class SCTStep:
                 for p in others:
                     part = self._parts.pop(p.scale)
                     pin = self._pin_of(p, part)
-                    with named(p.where), pin():
+                    with named(p.where), pin(), at_rest(self.model):
                         output = self.model(**part)
                         logs += self._take(backward, output, p, pin)
             finally:

@@ -16,6 +16,22 @@ smallest network that has batch normalization. Every check compares with the
 network that the host builds itself.
 """
 
+_MARK = '## Sibling hosts'
+_SIBLINGS = f"""{_MARK}
+
+Configs that the siblings ship, with smaller images, on about ten images in the
+format of their data sets (`tests/test_hosts`). This section is written by
+
+    export PYTHONPATH=.venv/hosts    # after make test-hosts
+    python tools/benchmarks/coverage/siblings.py
+
+A step of `SCTLossHook` is compared with networks of the host, one per scale,
+on a batch that is resized by hand: the worst difference of loss, gradients and
+statistics, relative to the largest entry of a tensor. Then the tools run, and
+the host's own test of an exported scale gives the metrics of ours. `-`: not
+run.
+"""
+
 _MEANING = dict(
     builds='every norm is SSBN, and each scale starts as the host starts it',
     sct_step='a step of `SCTLossHook` gives the gradients and statistics of '
@@ -55,6 +71,30 @@ def _cells(row: dict[str, Any]) -> list[str]:
         checks[-1] = ', '.join(row['deployed_by'])
     return [row['family'], row['network'], row['by'],
             ', '.join(map(str, row['scales'])), str(row['norms']), *checks]
+
+
+def siblings(rows: Sequence[dict[str, str]], columns: Sequence[str],
+             versions: Sequence[str]) -> str:
+    """The section of the hosts of tools/dev/hosts.txt.
+
+    Args:
+        rows: with the keys host, config and ``columns``.
+    """
+    head = ('host', 'config', *columns)
+    return '\n'.join([
+        _SIBLINGS, *_table(head, ([row[name] for name in head]
+                                  for row in rows)),
+        'Versions: ' + ', '.join(versions) + '.'])
+
+
+def with_siblings(page: str, section: str) -> str:
+    """``page``, at whose end ``section`` replaces that of the siblings."""
+    return page.partition(_MARK)[0].rstrip() + '\n\n' + section + '\n'
+
+
+def siblings_in(page: str) -> str:
+    """The section of the siblings of ``page``; '' if it has none."""
+    return ''.join(page.partition(_MARK)[1:]).rstrip()
 
 
 def markdown(versions: dict[str, str], rows: list[dict[str, Any]],

@@ -29,7 +29,7 @@ from networks import (
     may_have_batch_norm,
     subjects,
 )
-from report import markdown, right
+from report import markdown, right, siblings_in, with_siblings
 from rich.progress import Progress
 from torch import nn
 
@@ -285,8 +285,12 @@ def coverage(hosts: Sequence[str] = HOSTS, only: str = '',
             worker.stop()
     untried = [s.key for s in subjects(HOSTS) if s.key not in rows]
     page = osp.join(work_dir, 'coverage.md') if untried else out
-    AtomicLocalBackend().put_text(markdown(versions, in_order(rows), untried),
-                                  page)
+    text = markdown(versions, in_order(rows), untried)
+    if osp.exists(page):
+        with open(page, encoding='utf-8') as file:
+            kept = siblings_in(file.read())
+        text = with_siblings(text, kept) if kept else text
+    AtomicLocalBackend().put_text(text, page)
     print(f'The page is {page}.')
     return list(rows.values())
 
