@@ -16,7 +16,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--sizes', nargs='+', required=True, metavar='PIXELS',
         help='input sizes, trained or not: numbers, ranges such as '
-        '128:224:16, or both; all: the trained scales')
+        '128:224:16, or both; all: those that the trained scales serve')
     parser.add_argument(
         '--images', type=int, default=2048, metavar='N',
         help='how many images of the training set to use; default: 2048')

@@ -22,7 +22,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                         'work directory: its newest whole one')
     parser.add_argument(
         '--size', type=size_of, required=True, metavar='PIXELS|all',
-        help='the input size to export; all: each trained scale')
+        help='the size of the test images; all: each that a scale serves')
     parser.add_argument(
         '--format', choices=list(FORMATS), default='pth',
         help='pth and safetensors: weights that the stock network loads; '

@@ -330,7 +330,7 @@ def listed(sizes: Sequence[int]) -> str:
 def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:
     """Warn of each size of ``loop`` that is no scale: which scales serve it,
     and whether it may cost accuracy. Warn of scales that were not trained."""
-    warn_of_unseen(model, loop.sizes)
+    warn_of_unseen(model, [*map(loop.base.scale_at, loop.sizes)])
     groups: dict[tuple[int, ...], list[int]] = {}
     for size in loop.sizes:
         at = loop.base.scale_at(size)

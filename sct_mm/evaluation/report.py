@@ -62,7 +62,7 @@ def make_size_table(title: str, rows: list[dict]) -> Table:
             row['metrics'].get(name, float('nan')), rows, name)
 
     return make_table(title, rows, {
-        'scale': lambda row: str(row['scale']),
+        'size': lambda row: str(row['scale']),
         'served\nby': lambda row: '+'.join(map(str, row['served_by'] or '-')),
         **{name.replace('/', '\n'): metric(name)
            for name in metric_names(rows)},
@@ -76,7 +76,7 @@ def make_comparison(models: list[dict]) -> Table:
     '-' where a model was not tested."""
     name = metric_names([row for model in models for row in model['rows']])[0]
     table = Table(title=f'{name}; *: trained at this size')
-    table.add_column('scale', justify='right')
+    table.add_column('size', justify='right')
     for model in models:
         table.add_column(model['label'], justify='right')
     for size in sorted({row['scale'] for model in models
@@ -99,7 +99,7 @@ def make_cascade_table(model: dict) -> Table:
             {'scale': 'random', **cascade['random'], **together}]
     title = f'{model["label"]}, ' + ' -> '.join(map(str, cascade['sizes']))
     return make_table(title, rows, {
-        'scale': lambda row: str(row['scale']),
+        'size': lambda row: str(row['scale']),
         METRIC.replace('/', '\n'): lambda row: f'{row["metrics"][METRIC]:.2f}',
         'GFLOPs': lambda row: f'{row["gflops"]:.4g}',
         'GFLOPs\n/ largest': lambda row: f'{row["gflops"] / largest:.3f}',

@@ -74,7 +74,9 @@ def typed():
             for line in text.splitlines() if line.startswith('python ')]
 
 
-@pytest.mark.filterwarnings('ignore:.* lie between the scales')
+@pytest.mark.filterwarnings(
+    'ignore:.* lie between the scales',
+    'ignore:.* which have seen no batch')  # two steps train two scales
 def test_its_commands_run_one_after_another(production, monkeypatch, capsys):
     (production / 'own.py').write_text(OWN)
     names = {'CONFIG': 'own.py', 'NAME_OF_CONFIG': 'own', 'NAME': 'stock'}

@@ -1,4 +1,5 @@
 """Times in turns; the stride that a size should be a multiple of."""
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from sct_mm.evaluation.measure import (
     spread_of,
     take_turns,
 )
+from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import ssbn_layers
 
 
@@ -34,6 +36,12 @@ class Timed(nn.Module):
         return batch['seconds']
 
 
+def at_a_size(model, size, one, batch):
+    """The workload of a loop whose sizes are scales."""
+    loop = SimpleNamespace(at=partial(use_scale, model), fp16=False)
+    return workload(loop, size, model, one, batch)
+
+
 def timers_of(workloads):
     return [timer for each in workloads for timer in each]
 
@@ -45,7 +53,7 @@ def test_models_and_sizes_take_turns(monkeypatch):
     calls = []
     models = [Timed(name, calls) for name in 'ab']
     one, batch = (dict(inputs=range(n), seconds=n / 40) for n in (1, 4))
-    workloads = [workload(model, size, one, batch)
+    workloads = [at_a_size(model, size, one, batch)
                  for model in models for size in (16, 8)]
     shares = list(take_turns(timers_of(workloads)))
     turn = [[(name, size, n) for n in (1, 1, 1, 4)]  # two that warm up
@@ -78,7 +86,7 @@ def test_rounds_go_on_until_the_time_is_spent_for_all(monkeypatch, clock):
         clock[0] += batch['seconds']
 
     monkeypatch.setattr(model, 'test_step', tick)
-    works = [workload(model, 16, *[dict(inputs=range(1), seconds=s)] * 2)
+    works = [at_a_size(model, 16, *[dict(inputs=range(1), seconds=s)] * 2)
              for s in (0.004, 0.1)]
     timers = timers_of(works)
     monkeypatch.setattr(measure, 'SECONDS', 0.5)

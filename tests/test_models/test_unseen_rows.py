@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from sct_mm import SSBN, calibrate, extract_scale, use_scale
 from sct_mm.apis.test import warn_untrained
+from sct_mm.datasets.base_size import BaseSize
 from sct_mm.models.size_selection import ssbn_layers, warn_of_unseen
 
 UNSEEN = '{} pixels are served by .*scale 8, which have seen no batch'
@@ -73,7 +74,7 @@ def test_it_is_reported_for_the_sizes_of_a_test(sizes, size):
 
 
 def test_the_test_tool_reports_it():
-    loop = SimpleNamespace(sizes=[8])
+    loop = SimpleNamespace(sizes=[8], base=BaseSize(16, 16))
     warn_untrained(trained(), loop)
     with pytest.warns(UserWarning, match=UNSEEN.format(8)):
         warn_untrained(reset(trained()), loop)

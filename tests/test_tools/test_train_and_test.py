@@ -233,7 +233,7 @@ def test_a_transform_that_sets_another_size(
     code, output = run_tool(
         'test.py', config, trained[SCT] / 'epoch_2.pth', '--scales', 14,
         '--out', tmp_path, *options)
-    assert code == 2 and 'images of 14 pixels, but makes 28' in output
+    assert code == 2 and 'edge of 14, but the pipeline makes 28' in output
 
 
 def test_empty_checkpoint_file(run_tool, tmp_path):
