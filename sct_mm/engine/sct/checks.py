@@ -186,6 +186,7 @@ def warn_of_norms(model: nn.Module) -> None:
     """Warn of norms of ``model`` that are not what their config says."""
     warn_of_lost_defaults(model)
     warn_of_shared_norms(model)
+    warn_of_unloaded_norms(model)
 
 
 def warn_of_shared_norms(model: nn.Module) -> None:
@@ -200,6 +201,23 @@ def warn_of_shared_norms(model: nn.Module) -> None:
                   'scales. Set their norm_cfg, or use model=dict('
                   "type='WithSSBN', model=...), which converts all.",
                   'current', logging.WARNING)
+
+
+def warn_of_unloaded_norms(model: nn.Module) -> None:
+    """Warn of a backbone with pretrained weights whose SSBN layers are as they
+    were built: mmaction2's copies tensors of equal shapes alone."""
+    for module in model.modules():
+        norms = [layer for layer in ssbn_layers(module)
+                 if layer.running_mean is not None]
+        if isinstance(getattr(module, 'pretrained', None), str) and norms and (
+                all(is_built(layer.row(scale)) for layer in norms
+                    for scale in layer.scales)):
+            print_log(f'SCTLossHook: {type(module).__name__} has loaded '
+                      f'{module.pretrained!r} without its normalization, '
+                      'which is as it was built. Take a backbone of '
+                      'mmpretrain with init_cfg=dict(type=\'Pretrained\', '
+                      'checkpoint=...), or set load_from.', 'current',
+                      logging.WARNING)
 
 
 def warn_of_lost_defaults(model: nn.Module) -> None:

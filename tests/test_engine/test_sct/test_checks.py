@@ -22,6 +22,7 @@ from sct_mm.engine.sct.checks import (
     warn_if_frozen,
     warn_of_rare_scales,
     warn_of_shared_norms,
+    warn_of_unloaded_norms,
 )
 from sct_mm.engine.sct.step import check_images
 from sct_mm.models.size_selection import ssbn_layers
@@ -215,3 +216,18 @@ def test_a_scale_that_hardly_a_step_trains(options, steps, rare, log):
     assert (f'scale {rare} is drawn in less than one of the {steps} steps'
             in log.text) == (rare is not None)
     assert rare is not None or 'is drawn in less' not in log.text
+
+
+def test_a_pretrained_backbone_whose_norms_were_not_loaded(log):
+    """mmaction2's ResNet copies tensors of equal shapes, which SSBN's are
+    not."""
+    backbone = nn.Sequential(nn.Conv2d(3, 3, 1), SSBN(3, (16, 8)))
+    warn_of_unloaded_norms(backbone)
+    backbone.pretrained = 'torchvision://resnet50'
+    warn_of_unloaded_norms(nn.Sequential(backbone))
+    assert 'without its normalization' in log.text
+    log.clear()
+    with torch.no_grad():
+        backbone[1].running_mean += 1
+    warn_of_unloaded_norms(backbone)
+    assert not log.text
