@@ -9,9 +9,11 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from show_sizes import as_pixels, samples_of, show_sizes
+from show_sizes import as_pixels, samples_of, show_sizes, views_of
+from torch import nn
 
 from sct_mm import Cascade, use_scale
+from sct_mm.datasets.base_size import BaseSize
 from sct_mm.utils.errors import UserError
 
 DETECTOR = osp.join(ROOT, 'configs',
@@ -168,3 +170,12 @@ def test_a_file_needs_a_test_pipeline(demo, tmp_path):
         show_sizes(demo.config, demo.checkpoint, 'a.png',
                    str(tmp_path / 'a.png'),
                    cfg_options={'test_dataloader': None})
+
+
+@pytest.mark.parametrize('channels', [2, 4])
+def test_images_that_are_neither_grey_nor_in_colour(channels):
+    model = nn.Conv2d(channels, 2, 1)
+    model.data_preprocessor = None
+    with pytest.raises(UserError, match='1 or 3 channels to be shown, but '
+                       f'the network takes {channels}'):
+        views_of(model, None, 0, BaseSize(8, 8), (8, ), None, 0.3)
