@@ -5,3 +5,4 @@ custom_imports = dict(imports=['sct_mm'], allow_failed_imports=False)
 model = dict(_delete_=True, type='WithSSBN', scales=(192, 96), model=_base_.model)
 custom_hooks = [*_base_.custom_hooks, dict(type='SCTLossHook')]
 val_cfg = dict(type='ScalesValLoop')
+default_hooks = dict(checkpoint=dict(save_best='192/coco/AP'))

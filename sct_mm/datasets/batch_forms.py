@@ -104,11 +104,16 @@ def _collated_boxes(rows: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _collated_masks(masks: Tensor, geometry: Geometry) -> Tensor:
-    """Masks (n, h, w), which mmyolo may make at a part of the image's size."""
+    """Masks (n, h, w), which mmyolo may make at a part of the image's size,
+    padded as the image."""
     shape = [max(round(edge * factor), 1) for edge, factor in zip(
         masks.shape[-2:], geometry.factor[::-1], strict=True)]
-    return F.interpolate(masks[None].float(), shape,
-                         mode='nearest')[0].to(masks.dtype)
+    padded = [max(round(edge * after / before), old) for edge, after, before,
+              old in zip(masks.shape[-2:], geometry.padded, geometry.batch,
+                         shape, strict=True)]
+    resized = F.interpolate(masks[None].float(), shape, mode='nearest')[0]
+    return F.pad(resized, (0, padded[1] - shape[1], 0,
+                           padded[0] - shape[0])).to(masks.dtype)
 
 
 # What mmyolo's yolov5_collate packs of n instances: (n, 6) of image, class

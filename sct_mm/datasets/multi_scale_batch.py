@@ -143,8 +143,11 @@ class MultiScaleBatch(BaseTransform):
                for corner, shape in contents]
         edges = [max(corner[axis] + shape[axis] for corner, shape in new)
                  for axis in (0, 1)]
-        if keeps_padding and self.size_divisor == 1:
-            edges = [max(edge, self._at(before)) for edge, before in zip(
+        before = padded_shape(
+            [max(corner[axis] + shape[axis] for corner, shape in contents)
+             for axis in (0, 1)], self.size_divisor)
+        if keeps_padding and before != batch:  # by no divisor
+            edges = [max(edge, self._at(whole)) for edge, whole in zip(
                 edges, batch, strict=True)]
         padded = padded_shape(edges, self.size_divisor)
         return [Geometry(old, shape, batch, padded, self.size_divisor,
@@ -205,7 +208,7 @@ def padding_of(model: nn.Module) -> dict:
              if getattr(preprocessor, theirs, None) is not None}
     # mmpose: UDPHeatmap, and AssociativeEmbedding(use_udp=True).
     codec = getattr(getattr(model, 'head', None), 'decoder', None)
-    if type(codec).__name__ == 'UDPHeatmap' or getattr(
-            codec, 'use_udp', False):
+    if getattr(codec, 'use_udp', False) or any(
+            each.__name__ == 'UDPHeatmap' for each in type(codec).__mro__):
         found['aligned_heatmaps'] = True
     return found

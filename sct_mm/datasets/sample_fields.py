@@ -110,7 +110,7 @@ def _boxes(boxes: Any, geometry: Geometry) -> Any:
             (4, ), (5, ), (8, )):
         refuse(boxes, geometry.field)
     rotated = rows.shape[-1] == 5
-    _check_within(rows[..., None, :2] if rotated
+    _check_within(_around(rows) if rotated
                   else rows.unflatten(-1, (-1, 2)), geometry)
     if hasattr(boxes, 'rescale_') and geometry.corner == (0, 0):
         boxes = boxes.clone() if rows.is_floating_point() else boxes.float()
@@ -118,6 +118,14 @@ def _boxes(boxes: Any, geometry: Geometry) -> Any:
         return boxes
     rows = _rotated(rows, geometry) if rotated else geometry.moved(rows)
     return rows if isinstance(boxes, Tensor) else type(boxes)(rows)
+
+
+def _around(boxes: Tensor) -> Tensor:
+    """Two corners (n, 2, 2) of the upright box around each rotated one."""
+    centre, edges, angle = boxes.split([2, 2, 1], -1)
+    half = (edges * angle.cos().abs()
+            + edges.flip(-1) * angle.sin().abs()) / 2
+    return torch.stack([centre - half, centre + half], -2)
 
 
 def _rotated(boxes: Tensor, geometry: Geometry) -> Tensor:

@@ -64,9 +64,9 @@ class _Preceding(threading.local):
         warnings.warn(
             f'An SSBN layer serves its input by the size of the image that '
             f'came last, {begun.size:g} pixels, but one of {other.size:g} '
-            'pixels came before and has not reached this layer. Run each '
-            'image through the whole network before the next, or pin its '
-            'size by use_scale().', stacklevel=2)
+            'pixels came before and has not reached this layer. If it is '
+            'still to reach it, run each image through the whole network '
+            'before the next, or pin its size by use_scale().', stacklevel=2)
 
 
 preceding = _Preceding()

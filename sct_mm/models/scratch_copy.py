@@ -15,15 +15,16 @@ from .size_selection import ssbn_layers
 
 
 def scratch_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that shares its parameters and the records of its
-    SSBN layers, but no other state: no buffer, no attribute of a head that
-    counts, no variable of a forward hook. So it takes the memory of the
-    buffers.
+    """A copy of ``model`` that shares the parameters that train and the
+    records of its SSBN layers, but no other state: no buffer, no attribute of
+    a head that counts, no variable of a forward hook, no frozen parameter,
+    which a pass may write (momentum encoders). So it takes the memory of
+    these.
 
     Raises:
         Exception: whatever an attribute that cannot be copied raises.
     """
-    shared: list[Any] = list(model.parameters())
+    shared: list[Any] = [p for p in model.parameters() if p.requires_grad]
     for layer in ssbn_layers(model):
         shared += layer.extents, getattr(layer, 'process_group', None)
     memo = {id(each): each for each in shared}

@@ -138,7 +138,7 @@ def polygon(x1, y1, x2, y2):
     return np.array([x1, y1, x2, y1, x2, y2], np.float32)
 
 
-INSIDE, ACROSS, BEYOND = (1, 1, 9, 9), (40, 40, 60, 60), (50, 10, 60, 30)
+INSIDE, ACROSS, BEYOND = (1, 1, 9, 9), (40, 40, 60, 60), (54, 10, 64, 30)
 KINDS = dict(
     bboxes=lambda *box: torch.tensor([box]).float(),
     keypoints=lambda *box: torch.tensor([box]).float().view(1, 2, 2),
@@ -161,6 +161,14 @@ def test_instances_beyond_their_image_are_refused(kind):
         resized(padded(cls, **{name: KINDS[kind](*BEYOND)}))
     sample = padded(cls, **{name: KINDS[kind](*BEYOND)}, shape=(64, 96))
     resized(sample)
+
+
+def test_a_rotated_box_whose_centre_is_outside_reaches_into_the_image():
+    inside = torch.tensor([[-2., 40, 40, 20, 0]])
+    new = resized(padded(bboxes=inside)).gt_instances.bboxes
+    assert new[0, :2].tolist() == [-1, 20]
+    with pytest.raises(ValueError, match='must lie within their image'):
+        resized(padded(bboxes=inside - torch.tensor([40., 0, 0, 0, 0])))
 
 
 def test_masks_and_maps_beyond_their_image_are_refused():

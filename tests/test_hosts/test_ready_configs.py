@@ -1,6 +1,7 @@
 """The configs of configs/ for siblings are short, and build."""
 import glob
 import os.path as osp
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from conftest import ROOT
 from fill_metafile import of_a_sibling
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 
+from sct_mm.datasets.base_size import base_size
+from sct_mm.engine.loops import check_monitors
 from sct_mm.models.size_selection import scales_of, ssbn_layers
 from sct_mm.utils.config import load_config
 
@@ -40,6 +43,10 @@ def test_config(path):
     norms = [m for m in model.modules() if 'BatchNorm' in type(m).__name__]
     assert ssbn_layers(model) and not norms
     assert cfg.val_cfg.type == 'ScalesValLoop'
+    base = base_size(cfg, SCALES[host], cfg.val_dataloader.dataset)
+    check_monitors(SimpleNamespace(hooks=[HOOKS.build(
+        cfg.default_hooks.checkpoint)]), tuple(map(base.size_of,
+                                                   SCALES[host])))
     hooks = [hook.type for hook in cfg.custom_hooks]
     assert hooks[-1] == 'SCTLossHook'
     assert ('SyncBuffersHook' in hooks) == (host == 'mmpose')

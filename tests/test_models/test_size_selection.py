@@ -305,6 +305,16 @@ def test_an_average_of_equal_records_is_taken():
     assert layer.extents == {}
 
 
+@pytest.mark.parametrize('networks', [10, 11, 12])
+def test_an_average_of_equal_records_that_lack_a_scale(networks):
+    """In single precision, a sum of shares of 2**20 is off by 0.125."""
+    for extents in ({16: 8}, {}):
+        state = recorded(extents)
+        layer = SSBN(3, SCALES)
+        layer.set_extra_state(sum(state / networks for _ in range(networks)))
+        assert layer.extents == {s: [e, e] for s, e in extents.items()}
+
+
 @pytest.mark.parametrize('averaged', [
     torch.optim.swa_utils.AveragedModel,
     lambda model: ExponentialMovingAverage(model, update_buffers=True),

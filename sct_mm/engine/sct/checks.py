@@ -145,8 +145,9 @@ def check_every_scale(model: nn.Module, schedule: Schedule) -> None:
                              'weight, or leave it out of `scales`.')
 
 
-# Buffers that hold the keys of earlier batches: mmpretrain's MoCo and DenseCL.
-_QUEUES = ('queue', 'queue2')
+# What holds keys or features of earlier batches in mmpretrain: buffers of MoCo
+# and DenseCL, an attribute of SwAV's loss.
+_QUEUES = ('queue', 'queue2', 'use_queue')
 
 
 def check_queue(model: nn.Module, schedule: Schedule) -> None:
@@ -157,16 +158,16 @@ def check_queue(model: nn.Module, schedule: Schedule) -> None:
             at several scales: keys of one scale would count as negatives of
             the same images at the next.
     """
-    if schedule.partition or schedule.count == 1:
+    if schedule.count == 1:
         return
     for module in model.modules():
-        if set(_QUEUES) & set(module._buffers):
+        if any(name in module._buffers or name in vars(module)
+               for name in _QUEUES):
             raise ValueError(
                 '`scales_per_step` must be 1 for a network with a queue of '
                 f'earlier images, as {type(module).__name__}, but a step has '
                 f'{schedule.count} scales: keys of one would be negatives of '
-                'the same images at the next. Set scales_per_step=1 or '
-                'partition=True.')
+                'the same images at the next. Set scales_per_step=1.')
 
 
 def warn_of_rare_scales(schedule: Schedule, steps: int) -> None:

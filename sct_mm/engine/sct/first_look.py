@@ -1,9 +1,11 @@
 """The first step of a training: SSBN layers see the scales that it does not
 train."""
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,16 +41,21 @@ def leaves(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Put the buffers of ``model`` back after a ``with`` block: a head may
-    count the images that it sees, or hold a queue of them."""
+    """Put the buffers and frozen parameters of ``model`` back after a
+    ``with`` block: a head may count the images that it sees, or hold a queue
+    of them, and an encoder may follow another."""
     before = [(m, name, buffer, buffer.clone()) for m in model.modules()
               for name, buffer in m._buffers.items() if buffer is not None]
+    frozen = [(p, p.detach().clone()) for p in model.parameters()
+              if not p.requires_grad]
     try:
         yield
     finally:
         for module, name, buffer, value in before:
             buffer.copy_(value)
             module._buffers[name] = buffer  # it may have been replaced
+        for parameter, value in frozen:
+            parameter.data.copy_(value)
 
 
 def unrecorded(norms: Iterable[ScaleSpecific],
@@ -70,13 +77,19 @@ def record(model: nn.Module, norms: nn.Module, batch: dict,
     the scales, an early checkpoint would lack some of them.
 
     The passes run on copies, since a head may count them. A model that cannot
-    be copied, or whose copy fails, runs itself: its buffers are put back.
+    be copied, or whose copy fails, runs itself, which is logged: its buffers
+    and frozen parameters are put back.
     """
     for scale in scales:
         with keeping_random_state(model):
-            with suppress(Exception):  # each host has its own
+            try:
                 _look(scratch_copy(model), model, norms, batch, resize, scale)
                 continue
+            except Exception as error:  # each host has its own
+                print_log('SCTLossHook: a copy of the model cannot run '
+                          f'({type(error).__name__}: {error}), so that the '
+                          'model itself sees the scales which the first step '
+                          'does not train.', 'current', logging.WARNING)
             _look(model, model, norms, batch, resize, scale)
 
 
