@@ -3,6 +3,7 @@ import json
 
 import cv2
 import numpy as np
+from mmdet.datasets import CocoDataset
 
 TRAINED, TESTED = 6, 4  # images
 
@@ -74,7 +75,11 @@ def coco(folder, height=96, width=128):
                          width=width) for i in range(images)],
             annotations=annotations,
             categories=[dict(id=1, name='person')])
-        for kind in ('instances', 'person_keypoints'):
+        for kind in ('person_keypoints', 'instances'):
+            if kind == 'instances':  # a detector may find any class
+                document['categories'] = [
+                    dict(id=i + 1, name=name) for i, name in enumerate(
+                        CocoDataset.METAINFO['classes'])]
             path = folder / 'annotations' / f'{kind}_{split}2017.json'
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(document))
