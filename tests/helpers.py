@@ -162,3 +162,13 @@ def apart(layer):
         for value in (layer.bias, layer.running_mean):
             value.uniform_(-1, 1)
     return layer
+
+
+def walk(node, change):
+    """Call change(dict) on every dict of a config."""
+    if isinstance(node, dict):
+        change(node)
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            walk(child, change)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..utils.config_walk import host_model, train_pipelines, type_name
+from ..utils.config_walk import host_model, pipelines_of, type_name
 from .rescale_pipeline import sized_part, smallest_size, train_sizes
 from .size_transforms import edges_of, paths_in
 
@@ -47,6 +47,12 @@ def later_pipelines(cfg: dict) -> Iterator[list]:
         for pipeline in stages(hook) if stages else ():
             if pipeline:
                 yield pipeline
+
+
+def all_pipelines(cfg: dict) -> list[list]:
+    """The pipelines of the training of ``cfg``: its first, then later ones."""
+    return [*pipelines_of(cfg.get('train_dataloader') or {}),
+            *later_pipelines(cfg)]
 
 
 def _is_left_out(transform: Any, skipped: tuple[str, ...]) -> bool:
@@ -116,10 +122,7 @@ def last_stage(cfg: dict) -> tuple[dict, list[str]]:
     skipped = tuple(name for hook in hooks
                     if type_name(hook) == 'YOLOXModeSwitchHook'
                     for name in hook.get('skip_type_keys') or ())
-    test: Any = (cfg.get('test_dataloader') or {}).get('dataset')
-    while isinstance(test, dict) and 'pipeline' not in test:
-        test = test.get('dataset') or (test.get('datasets') or [None])[0]
-    test = test.get('pipeline') if isinstance(test, dict) else None
+    test = next(iter(pipelines_of(cfg.get('test_dataloader') or {})), None)
     later = list(later_pipelines(cfg))
     names: list[str] = []
     for part, outer in _parts(dataset):
@@ -186,17 +189,13 @@ def sizes_in_training(cfg: dict) -> list[tuple[int, ...]]:
     """The nominal sizes in pixels of the images of each training pipeline of
     ``cfg``, later ones included (:func:`train_sizes`). mmdetection's
     ``BatchResize`` sets another one behind all of them."""
-    pipelines = [*train_pipelines(cfg.get('train_dataloader') or {}),
-                 *later_pipelines(cfg)]
     for each in _batch_augments(cfg):
         if type_name(each) == 'BatchResize':
             return [(int(min(edges_of(each['scale']))), )]
-    return [train_sizes(pipeline) for pipeline in pipelines]
+    return [train_sizes(pipeline) for pipeline in all_pipelines(cfg)]
 
 
 def smallest_in_training(cfg: dict) -> int:
     """The nominal size in pixels of the smallest training images of ``cfg``;
     0 if they may have any (:func:`smallest_size`)."""
-    pipelines = [*train_pipelines(cfg.get('train_dataloader') or {}),
-                 *later_pipelines(cfg)]
-    return min(map(smallest_size, pipelines), default=0)
+    return min(map(smallest_size, all_pipelines(cfg)), default=0)

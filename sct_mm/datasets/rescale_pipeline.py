@@ -18,10 +18,6 @@ _ASK = ('Resize the images in the pipeline, e.g. by dict(type=\'Resize\', '
         'in the config.')
 
 
-# mmyolo's BatchShapePolicy adds half a multiple of 32 or 64, and rounds up.
-_LETTERBOX = 129
-
-
 def sized_part(way: Sequence[dict]) -> list[dict]:
     """The transforms of ``way`` (:func:`paths_in`) by which the network's
     input has its size: the last one that resizes, what cuts or pads behind
@@ -80,14 +76,11 @@ def limits_of(pipeline: list[dict]) -> Limits | None:
         return None
     last = main_of(ways[0])
     edges = edges_of(size_in(last))
-    divisors = [1, *map(divisor_of, pipeline)]
-    if type_name(last) == 'LetterResize':
-        if last.get('use_mini_pad') and not last.get('allow_scale_up', True):
-            return None  # small images stay small
-        divisors.append(_LETTERBOX)
+    if last.get('use_mini_pad') and not last.get('allow_scale_up', True):
+        return None  # of mmyolo's LetterResize: small images stay small
     return Limits(int(min(edges)),
                   int(max(*edges, last.get('max_size') or 0, 0)),
-                  max(divisors))
+                  max(map(divisor_of, pipeline)))
 
 
 def keeps_ratio(pipeline: list[dict]) -> bool:
@@ -96,10 +89,8 @@ def keeps_ratio(pipeline: list[dict]) -> bool:
     for way in paths_in(pipeline):
         if way:
             last = main_of(way)
-            name = type_name(last)
-            return bool(last.get('keep_ratio', False) or name in (
-                'ResizeEdge', 'FixScaleResize', 'ResizeShortestEdge',
-                'YOLOv5KeepRatioResize', 'RescaleToHeight'))
+            return bool(last.get('keep_ratio', False)
+                        or SETTERS[type_name(last)].keeps)
     return False
 
 

@@ -20,6 +20,8 @@ class Setter(NamedTuple):
         divisor: the argument by whose multiples edges are rounded up, and its
             default.
         alone: whether no other transform may set a size before it.
+        keeps: whether it always keeps the aspect of images, without
+            ``keep_ratio``.
     """
     key: str
     cuts: bool = False
@@ -29,6 +31,7 @@ class Setter(NamedTuple):
     minor: bool = False
     divisor: tuple[str, int] = ('size_divisor', 1)
     alone: bool = False
+    keeps: bool = False
 
     def key_in(self, transform: dict) -> str:
         return (self.other if self.other in transform else self.key)
@@ -42,7 +45,7 @@ SETTERS = {
     'CenterCrop': Setter('crop_size', cuts=True),
     'Pad': Setter('size', cuts=True),
     # mmpretrain
-    'ResizeEdge': Setter('scale'),
+    'ResizeEdge': Setter('scale', keeps=True),
     'RandomResizedCrop': Setter('scale', trains=True),
     'RandomCrop': Setter('crop_size', cuts=True, trains=True,
                          other='size'),  # of mmaction2
@@ -56,17 +59,19 @@ SETTERS = {
     'torchvision/RandomResizedCrop': Setter('size', trains=True),
     'torchvision/RandomCrop': Setter('size', cuts=True, trains=True),
     # mmdet
-    'FixScaleResize': Setter('scale'),
+    'FixScaleResize': Setter('scale', keeps=True),
     'FixShapeResize': Setter('height', also=(('width', None), ), alone=True),
     'Mosaic': Setter('img_scale', trains=True),
     'CachedMosaic': Setter('img_scale', trains=True),
     'RandomCenterCropPad': Setter('crop_size', cuts=True, trains=True),
     # mmseg
     'RandomMosaic': Setter('img_scale', trains=True),
-    'ResizeShortestEdge': Setter('scale', also=(('max_size', None), )),
+    'ResizeShortestEdge': Setter('scale', also=(('max_size', None), ),
+                                 keeps=True),
     # mmyolo
-    'LetterResize': Setter('scale'),
-    'YOLOv5KeepRatioResize': Setter('scale'),
+    # BatchShapePolicy adds half a multiple of 32 or 64, and rounds up.
+    'LetterResize': Setter('scale', divisor=('', 129)),
+    'YOLOv5KeepRatioResize': Setter('scale', keeps=True),
     'Mosaic9': Setter('img_scale', trains=True),
     # mmpose
     'TopdownAffine': Setter('input_size'),
@@ -78,7 +83,7 @@ SETTERS = {
     'MultiScaleCrop': Setter('input_size', cuts=True, trains=True),
     # mmocr
     'RescaleToHeight': Setter('height', also=(
-        ('min_width', None), ('max_width', None))),
+        ('min_width', None), ('max_width', None)), keeps=True),
     'PadToWidth': Setter('width', cuts=True, minor=True),
 }
 # Transforms that set no size, but round edges up to multiples.

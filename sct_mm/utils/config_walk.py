@@ -11,7 +11,7 @@ def type_name(config: dict) -> str:
     return name.rpartition('.')[2]
 
 
-def train_pipelines(loader: dict) -> list[list]:
+def pipelines_of(loader: dict) -> list[list]:
     """The pipelines of a data loader's config that make its images: those of
     its data sets, or of what wraps them (``MultiImageMixDataset``). There are
     none of a data set that is built already."""

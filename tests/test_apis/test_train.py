@@ -15,7 +15,7 @@ from sct_mm.apis.train import check_complete, train
 from sct_mm.engine.load_model import check_is_of
 from sct_mm.utils.checkpoint import make_folder
 from sct_mm.utils.config import load_config
-from sct_mm.utils.config_walk import train_pipelines
+from sct_mm.utils.config_walk import pipelines_of
 from sct_mm.utils.errors import UserError
 
 FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
@@ -107,8 +107,8 @@ def test_a_data_set_that_is_built_already():
         def __getitem__(self, index):
             raise AssertionError(index)
 
-    assert train_pipelines(dict(dataset=Built())) == []
-    assert train_pipelines(dict(dataset=dict(type='A', dataset=Built()))) == []
+    assert pipelines_of(dict(dataset=Built())) == []
+    assert pipelines_of(dict(dataset=dict(type='A', dataset=Built()))) == []
 
 
 def test_rows_of_other_scales_are_not_taken_by_their_rank():

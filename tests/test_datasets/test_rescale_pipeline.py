@@ -11,7 +11,7 @@ from sct_mm.datasets.rescale_pipeline import (
     rescale_pipeline,
     train_sizes,
 )
-from sct_mm.utils.config_walk import train_pipelines
+from sct_mm.utils.config_walk import pipelines_of
 
 IMAGENET = [
     dict(type='LoadImageFromFile'),
@@ -139,13 +139,13 @@ def test_pipeline_within_wrappers_of_the_data_set():
     pipeline = [dict(type='Pack')]
     inner = dict(type='CocoDataset', pipeline=pipeline)
     wrapped = dict(dataset=dict(type='RepeatDataset', dataset=inner))
-    assert train_pipelines(wrapped) == [pipeline]
+    assert pipelines_of(wrapped) == [pipeline]
     mixed = dict(type='MultiImageMixDataset', dataset=dict(
         inner, pipeline=[dict(type='Load')]), pipeline=pipeline)
-    assert train_pipelines(dict(dataset=mixed)) == [pipeline]
+    assert pipelines_of(dict(dataset=mixed)) == [pipeline]
     joined = dict(type='ConcatDataset', datasets=[inner, mixed])
-    assert train_pipelines(dict(dataset=joined)) == [pipeline, pipeline]
-    assert train_pipelines({}) == []
+    assert pipelines_of(dict(dataset=joined)) == [pipeline, pipeline]
+    assert pipelines_of({}) == []
 
 
 def test_earlier_resizes_stay_as_they_are():

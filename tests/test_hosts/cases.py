@@ -1,7 +1,6 @@
 """Shipped configs of the sibling hosts, made small enough for a CPU."""
 import copy
 import itertools
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import folders
 import pytest
+from helpers import walk
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -133,16 +133,6 @@ CASES = tuple(itertools.starmap(
         ('mmpretrain', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k',
          SELF, SIX_IMAGES),
     )))
-
-
-def walk(node: Any, change: Callable[[dict], None]) -> None:
-    """Call change(dict) on every dict of a config."""
-    if isinstance(node, dict):
-        change(node)
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            walk(child, change)
 
 
 def shrunk(value: Any, ratio: float) -> Any:

@@ -13,6 +13,7 @@ from arms import ListModel
 from conftest import ROOT
 from fashion_det import make_fashion_det
 from fill_metafile import of_a_sibling
+from helpers import walk
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -38,16 +39,6 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp('fashion-det')
     make_fashion_det(osp.join(ROOT, 'data/fashion-mnist'), str(folder), 8, 4)
     return folder
-
-
-def walk(node, change):
-    """Call change(dict) on every dict of a config."""
-    if isinstance(node, dict):
-        change(node)
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            walk(child, change)
 
 
 def load_clothes(cfg, images):
@@ -193,8 +184,8 @@ def trained(images, tmp_path_factory):
 
 def resized(cfg, scale):
     from sct_mm.datasets.rescale_pipeline import rescale_pipeline
-    from sct_mm.utils.config_walk import train_pipelines
-    pipeline, = train_pipelines(cfg.test_dataloader)
+    from sct_mm.utils.config_walk import pipelines_of
+    pipeline, = pipelines_of(cfg.test_dataloader)
     pipeline[:] = rescale_pipeline(pipeline, scale)
     return cfg
 

@@ -22,7 +22,7 @@ from sct_mm.models.size_selection import scales_of
 from sct_mm.utils.checkpoint import AtomicLocalBackend
 from sct_mm.utils.cli import cli
 from sct_mm.utils.config import load_config
-from sct_mm.utils.config_walk import pipelines_in, train_pipelines, type_name
+from sct_mm.utils.config_walk import pipelines_in, pipelines_of, type_name
 from sct_mm.utils.errors import UserError
 
 # {config: {size in pixels: {metric: value in %}}}
@@ -153,7 +153,7 @@ def scales_in(cfg: Config, model: nn.Module, size: int) -> list[int]:
     """The sizes at which a network is trained: those of its SSBN layers, of
     its hook, or of its training pipeline; else ``size``."""
     return list(scales_of(model) or (sct_hook_of(cfg) or {}).get('scales')
-                or [s for pipeline in train_pipelines(cfg.train_dataloader)
+                or [s for pipeline in pipelines_of(cfg.train_dataloader)
                     for s in train_sizes(pipeline)] or (size, ))
 
 

@@ -199,8 +199,8 @@ class SCTLossHook(Hook):
         self._check_run(runner)
         before = self._resumed.get(SCHEDULE, {})
         self.attach(model, getattr(runner.optim_wrapper, 'loss_scaler', None),
-                    runner.max_iters if self.progressive else 0)
-        self.sct.smallest = smallest_in_training(runner.cfg)
+                    runner.max_iters if self.progressive else 0,
+                    smallest_in_training(runner.cfg))
         if before:
             warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):
@@ -242,12 +242,15 @@ class SCTLossHook(Hook):
         finally:
             self.detach()
 
-    def attach(self, model: nn.Module, scaler=None, steps: int = 0) -> None:
+    def attach(self, model: nn.Module, scaler=None, steps: int = 0,
+               smallest: int | None = None) -> None:
         """Check the configuration against ``model`` and hook it.
 
         Args:
             scaler: the ``GradScaler`` of the training loop, if it has one.
             steps: of the training, of which ``progressive`` is a share.
+            smallest: nominal size in pixels of the smallest images; None:
+                the base scale, 0: any.
         """
         if self._sct is not None:
             self.detach()
@@ -276,7 +279,7 @@ class SCTLossHook(Hook):
         self._sct = SCTStep(
             model, schedule, resize, teacher,
             Kept(model) if self.adapt else None, self.backward, scaler,
-            self.check_finite)
+            self.check_finite, smallest)
         warn_of_norms(model)
         self._handles = [
             model.register_forward_pre_hook(self._before_pass,

@@ -55,23 +55,24 @@ class SCTStep:
         backward: a key of ``BACKWARDS``.
         scaler: the ``GradScaler`` of the training loop, if it has one.
         check_finite: stop at a loss that is NaN or inf.
+        smallest: nominal size of the smallest images, see
+            :func:`check_images`.
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule,
                  resize: Resize, teacher: Teacher, kept: Kept | None = None,
                  backward: str = 'per_scale', scaler: Any | None = None,
-                 check_finite: bool = True) -> None:
+                 check_finite: bool = True,
+                 smallest: int | None = None) -> None:
         self.model = model
         self.schedule = schedule
         self.teacher = teacher
         self.number = 0  # of the step, from 0
-        # The smallest nominal size of the images; None: that of the base, 0:
-        # any. Padded images alone have several.
-        self.smallest: int | None = None
         self._counts = True  # each pass that trains is a step
         self._taken = False  # whether a pass has trained
         self._shares_fit = False  # whether a batch has a share for each scale
         self._resize = resize
+        self._smallest = smallest
         self._kept = kept
         self._backward = BACKWARDS[backward]
         self._by_scale = backward == 'per_scale'
@@ -248,7 +249,7 @@ class SCTStep:
 
     def _divide(self, batch: dict) -> None:
         """Check the batch, and make each scale's part of it."""
-        check_images(batch, max(self.schedule.weights), self.smallest)
+        check_images(batch, max(self.schedule.weights), self._smallest)
         check_views(batch, self.model)
         if self._by_scale:
             check_gradients(batch)
