@@ -14,6 +14,7 @@ from .replace_modules import refresh_averages, replace_modules
 from .row_mix import Row
 from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
 from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
+from .weight_change import add_changes, check_rank
 
 
 class _Activated(nn.Module):
@@ -121,7 +122,8 @@ def _left_behind(model: nn.Module) -> str:
 
 
 def convert_to_ssbn(model: nn.Module,
-                    scales: Sequence[int] = DEFAULT_SCALES) -> nn.Module:
+                    scales: Sequence[int] = DEFAULT_SCALES,
+                    rank: int = 0) -> nn.Module:
     """Replace every batch normalization of any torch model by SSBN, in place.
 
     Each scale starts from the present weights and statistics. Options, hooks,
@@ -134,6 +136,11 @@ def convert_to_ssbn(model: nn.Module,
     shared a tensor still share it. Returns the model, which is another object
     only if ``model`` itself was a norm layer.
 
+    With ``rank``, each convolution and linear layer gets a private change of
+    that rank at each scale below the base, which starts at zero
+    (:class:`~sct_mm.models.weight_change.ChangedLayer`). At the base the
+    weights are those of the network.
+
     The norms have other tensors afterwards. Build whatever refers to tensors
     (an optimizer, an averaged copy, a wrapper such as DDP) after this call.
 
@@ -145,7 +152,7 @@ def convert_to_ssbn(model: nn.Module,
             other scales, and for a norm that shares a tensor with another
             kind of layer.
     """
-    scales = check_scales(scales)
+    scales, rank = check_scales(scales), check_rank(rank)
     if not isinstance(model, nn.Module):
         raise TypeError('`model` must be an nn.Module, but got a '
                         f'{type(model).__name__}. Build it first.')
@@ -164,6 +171,8 @@ def convert_to_ssbn(model: nn.Module,
     model = replace_modules(
         model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
         and not isinstance(m, ScaleSpecificNorm) else None)
+    if rank:
+        add_changes(model, scales, rank)
     refresh_averages(model)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
@@ -175,7 +184,8 @@ def convert_to_ssbn(model: nn.Module,
 @MODELS.register_module()
 def WithSSBN(model: dict | nn.Module,
              scales: Sequence[int] = DEFAULT_SCALES,
-             data_preprocessor: Any | None = None) -> nn.Module:
+             data_preprocessor: Any | None = None,
+             rank: int = 0) -> nn.Module:
     """Build the model of another config and convert its norms to SSBN. It
     serves norms that no ``norm_cfg`` reaches (timm, torchvision), and norms
     with options that a ``norm_cfg`` of one's own would drop. No wrapper stays.
@@ -185,6 +195,8 @@ def WithSSBN(model: dict | nn.Module,
         scales: see :class:`SSBN`.
         data_preprocessor: of the inner model, if its config has none:
             mmengine's Runner gives it to the outermost config.
+        rank: of a private change of the weights at each scale below the
+            base, see :func:`convert_to_ssbn`; 0: none.
 
     Raises:
         TypeError: for a model that is neither, and as
@@ -195,10 +207,10 @@ def WithSSBN(model: dict | nn.Module,
         config = dict(model)
         if data_preprocessor is not None:
             config.setdefault('data_preprocessor', data_preprocessor)
-        return convert_to_ssbn(MODELS.build(config), scales)
+        return convert_to_ssbn(MODELS.build(config), scales, rank)
     if not isinstance(model, nn.Module) or data_preprocessor is not None:
         got = type(model).__name__
         raise TypeError('`model` of WithSSBN must be the config of a model, '
                         f'but got a {got}. Write model=_base_.model; a model '
                         'that is built has its data_preprocessor.')
-    return convert_to_ssbn(model, scales)
+    return convert_to_ssbn(model, scales, rank)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .convert import _PLAIN_NAMES
 from .guards import check_own, check_unwrapped
@@ -13,12 +12,14 @@ from .pinning import check_size
 from .replace_modules import refresh_averages, replace_modules
 from .size_selection import ssbn_layers, warn_of_unseen
 from .ssbn import ScaleSpecificNorm
+from .weight_change import ChangedLayer
 
 
 def extract_scale(model: nn.Module, size: int) -> nn.Module:
     """An independent copy of ``model`` at one size, with the plain layers
     that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
-    if a ``norm_cfg`` built SSBN or SyncSSBN. Between two scales the layers
+    if a ``norm_cfg`` built SSBN or SyncSSBN. The weights have their change at
+    the size. Between two scales the layers
     have the mix of both, outside of them, with a warning, the parameters of
     the largest or smallest scale. A scale that has seen no batch, while others
     have, is extracted with a warning, too.
@@ -46,7 +47,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     def swap(layer: nn.Module) -> nn.Module | None:
         return (_own(layer.plain(size), layer)
-                if isinstance(layer, ScaleSpecificNorm) else None)
+                if isinstance(layer, (ScaleSpecificNorm, ChangedLayer))
+                else None)
 
     with torch.enable_grad():  # or a mix would require no gradients
         extracted = replace_modules(copy.deepcopy(model), swap)
@@ -90,13 +92,14 @@ def _plain_config(value: Any) -> Any:
             if any(items[k] is not value[k] for k in items) else value)
 
 
-def _own(layer: _BatchNorm, rows: ScaleSpecificNorm) -> _BatchNorm:
-    """``layer`` with copies in place of its views of ``rows``."""
+def _own(layer: nn.Module, changing: nn.Module) -> nn.Module:
+    """``layer`` with tensors of its own in place of views and mixes of those
+    of ``changing``, which it stands for at one size."""
     for name, view in layer._parameters.items():
-        if view is not None and view is not rows._parameters[name]:
+        if view is not None and view is not changing._parameters[name]:
             layer._parameters[name] = nn.Parameter(
                 view.detach().clone(), requires_grad=view.requires_grad)
     for name, buffer in layer._buffers.items():
-        if buffer is not None and buffer is not rows._buffers[name]:
+        if buffer is not None and buffer is not changing._buffers[name]:
             layer._buffers[name] = buffer.clone()
     return layer

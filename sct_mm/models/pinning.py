@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..utils.arguments import check_flag, check_int
-from .size_selection import Pin, ScaleSpecific, preceding, ssbn_layers
+from .size_selection import Pin, ScaleSpecific, preceding, scale_specific
 
 _pinning = threading.Lock()
 
@@ -80,7 +80,7 @@ def set_scale(model: nn.Module,
         TypeError, ValueError: if ``size`` is no size; nothing is pinned then.
         RuntimeError: if another thread is within use_scale().
     """
-    layers = ssbn_layers(model)
+    layers = scale_specific(model)
     _set_pin(layers, size, record, edge)
 
 
@@ -98,10 +98,10 @@ def _set_pin(layers: Sequence[ScaleSpecific], size: int | None,
                                         'edge of the input in pixels.')
     for layer in layers:
         nearest = size and min(max(size, layer.scales[-1]), layer.scales[0])
-        with torch.no_grad():
-            row = layer.row_at(nearest) if freeze and nearest else None
-        layer.pin = Pin(nearest, thread or layer.pin.thread, record, ratio,
-                        row)
+        layer.pin = Pin(
+            nearest, thread or layer.pin.thread, record, ratio,
+            layer.prepared(nearest) if freeze and nearest else None,
+            [] if nearest else None)
     preceding.size = None  # a pass begins
 
 
@@ -123,7 +123,7 @@ def use_scale(model: nn.Module,
             the block. One image is then as fast as by :func:`extract_scale`.
     """
     with _pinning:
-        layers = ssbn_layers(model)
+        layers = scale_specific(model)
         before = [layer.pin for layer in layers]
         _set_pin(layers, size, record, edge, _this_thread(), freeze)
     try:

@@ -14,7 +14,14 @@ from .guards import check_before_wrapping, check_own
 from .pinning import use_scale
 from .replace_modules import refresh_averages
 from .row_mix import STATISTICS
-from .size_selection import ScaleSpecific, scales_of, ssbn_layers
+from .size_selection import (
+    NormOfScales,
+    ScaleSpecific,
+    scale_specific,
+    scales_of,
+    ssbn_layers,
+)
+from .weight_change import changed_layers
 
 _NO_VARIANCE = 'Expected more than 1 value per channel'  # torch's words
 
@@ -48,12 +55,14 @@ def add_scale(model: nn.Module, size: int) -> nn.Module:
         check_own(layer)
     for layer in layers:
         _insert(layer, size)
+    for changed in changed_layers(model):
+        changed.insert(size)
     refresh_averages(model)
     return model
 
 
 @torch.no_grad()
-def _insert(layer: ScaleSpecific, size: int) -> None:
+def _insert(layer: NormOfScales, size: int) -> None:
     row = layer.row_at(size)
     scales = tuple(sorted((*layer.scales, size), reverse=True))
     rows = [row if scale == size else layer.row(scale) for scale in scales]
@@ -112,7 +121,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     old = [torch.stack(row) for row in rows]
     sums = [torch.zeros_like(row, dtype=torch.double) for row in old]
     images = seen = alone = 0
-    with _keeping_records(layers):
+    with _keeping_records(scale_specific(model)):
         try:
             with _estimating(model, layers):
                 for batch in batches:
@@ -161,7 +170,7 @@ def _put(rows: list[list[Tensor]], values: Sequence[Tensor]) -> None:
 
 @contextmanager
 def _estimating(model: nn.Module,
-                layers: Sequence[ScaleSpecific]) -> Iterator[None]:
+                layers: Sequence[NormOfScales]) -> Iterator[None]:
     """Let the running statistics be those of the last batch alone."""
     before = [(m, m.training) for m in model.modules()]
     options = [(layer, layer.momentum, layer.num_batches_tracked)
@@ -207,7 +216,7 @@ def _forward(model: nn.Module, batch: Any, size: int) -> int:
                          f'rows they are for, but got shape '
                          f'{tuple(views[0].shape)}. Resize them first.')
     # Images of a detector are padded, and long ones are narrower than `size`.
-    with use_scale(model, size, edge=edge):
+    with use_scale(model, size, record=True, edge=edge):
         try:
             model(**batch) if isinstance(batch, dict) else model(images)
         except ValueError as error:

@@ -11,12 +11,12 @@ import torch
 from mmengine.hooks import Hook
 from torch import nn
 
-from .size_selection import ssbn_layers
+from .size_selection import scale_specific
 
 
 def scratch_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` that shares the parameters that train and the
-    records of its SSBN layers, but no other state: no buffer, no attribute of
+    records of its layers, but no other state: no buffer, no attribute of
     a head that counts, no variable of a forward hook, no frozen parameter,
     which a pass may write (momentum encoders). So it takes the memory of
     these.
@@ -25,7 +25,7 @@ def scratch_copy(model: nn.Module) -> nn.Module:
         Exception: whatever an attribute that cannot be copied raises.
     """
     shared: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    for layer in ssbn_layers(model):
+    for layer in scale_specific(model):
         shared += layer.extents, getattr(layer, 'process_group', None)
     memo = {id(each): each for each in shared}
     for module in model.modules():

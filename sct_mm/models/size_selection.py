@@ -202,25 +202,33 @@ class Pin(NamedTuple):
     thread: int | None = None  # the one within use_scale()
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
-    row: Row | None = None  # at `size`, if frozen
+    frozen: Any = None  # what the layer prepares for `size` in freeze()
+    # Of an SSBN layer: its views at `size`, from the first pass within the
+    # pin on, and where the tensors lay that they view.
+    views: list | None = None
 
 
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 _warned_of_unseen: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
 
-class ScaleSpecific(_BatchNorm):
+class ScaleSpecific(nn.Module):
     """A layer with parameters for each scale: how it chooses its size. The
-    base class of SSBN in all its forms."""
+    base class of SSBN in all its forms, and of layers whose weight changes
+    with the scale."""
 
     pin = Pin()  # class attribute: a pickle of an older version has no pin
     # What a layer has beside the norm that it stands in for.
-    STATE = ('scales', 'pin', 'extents', '_unknown_extent', '_unseen')
+    STATE: tuple[str, ...] = ('scales', 'pin', 'extents', '_unknown_extent',
+                              '_unseen')
     _unknown_extent: int | None = None  # the last one whose size is not known
     _unseen: tuple[int, ...] = ()  # scales to warn of if they serve an image
-    # Methods of the subclass in ssbn.py, which imports this module.
-    row: Callable[[int], Row]
-    row_at: Callable[[float], Row]
+    # Of a subclass: what serves a size, made once for a frozen pin.
+    prepared: Callable[[float], Any]
+
+    def __getstate__(self) -> dict:
+        pin = self.pin._replace(thread=None, frozen=None, views=None)
+        return dict(self.__dict__, pin=pin)
 
     def start(self, scales: Sequence[int]) -> None:
         self.scales = check_scales(scales)
@@ -279,7 +287,7 @@ class ScaleSpecific(_BatchNorm):
         some. It waits for a GPU, which a forward pass must not."""
         if 'scales' in self.__dict__ and len(self.scales) > 1:
             self._unseen = unseen(self.scales, *(
-                self._buffers[name] for name in (*STATISTICS, COUNTER)))
+                self._buffers.get(name) for name in (*STATISTICS, COUNTER)))
 
     def _warn_of_unseen(self, size: float) -> None:
         """Warn once for each model that an image is served by a row that has
@@ -323,7 +331,8 @@ class ScaleSpecific(_BatchNorm):
         starts with this layer. A tensor goes through any carrier: a plain
         dict, safetensors, a hub. It is on the layer's device, since mmdet's
         SyncNormHook joins the tensors of a state dict."""
-        own = next((t for t in (self.running_mean, self.weight)
+        own = next((t for t in (*self._buffers.values(),
+                                *self._parameters.values())
                     if t is not None and not t.is_meta), None)
         return torch.tensor(
             self.extents.known().rows(self.scales), dtype=torch.long,
@@ -415,8 +424,16 @@ def outermost_call() -> tuple[nn.Module | None, int | None]:
     return model, edge
 
 
-def ssbn_layers(model: nn.Module) -> list[ScaleSpecific]:
-    """All SSBN layers of ``model``, in the order of its modules.
+class NormOfScales(ScaleSpecific, _BatchNorm):
+    """An SSBN layer, with what other modules of this folder use of it."""
+    # Methods of the subclass in ssbn.py, which imports this module.
+    row: Callable[[int], Row]
+    row_at: Callable[[float], Row]
+
+
+def scale_specific(model: nn.Module) -> list[ScaleSpecific]:
+    """All layers of ``model`` with parameters for each scale, in the order of
+    its modules.
 
     Raises:
         TypeError: if ``model`` is no ``nn.Module``.
@@ -427,13 +444,22 @@ def ssbn_layers(model: nn.Module) -> list[ScaleSpecific]:
     return [m for m in model.modules() if isinstance(m, ScaleSpecific)]
 
 
+def ssbn_layers(model: nn.Module) -> list[NormOfScales]:
+    """All SSBN layers of ``model``, in the order of its modules.
+
+    Raises:
+        TypeError: if ``model`` is no ``nn.Module``.
+    """
+    return [m for m in scale_specific(model) if isinstance(m, NormOfScales)]
+
+
 def scales_of(model: nn.Module) -> tuple[int, ...] | None:
     """The scales of the model's SSBN layers; None if it has no such layer.
 
     Raises:
         ValueError: if two layers disagree.
     """
-    found = {layer.scales for layer in ssbn_layers(model)}
+    found = {layer.scales for layer in scale_specific(model)}
     if len(found) > 1:
         raise ValueError('All SSBN layers of a model must have the same '
                          f'`scales`, but got {sorted(found)}. Set one value '

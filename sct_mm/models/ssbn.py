@@ -22,10 +22,10 @@ from .row_mix import (
     rows_serving,
     spread,
 )
-from .size_selection import DEFAULT_SCALES, ScaleSpecific, check_scales
+from .size_selection import DEFAULT_SCALES, NormOfScales, check_scales
 
 
-class ScaleSpecificNorm(Guards, ScaleSpecific):
+class ScaleSpecificNorm(Guards, NormOfScales):
     """What all forms of :class:`SSBN` share. In the list of bases it stands
     before ``plain_type``, the batch normalization that it stands in for."""
 
@@ -42,10 +42,35 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
                 and size not in self.scales
                 and self.running_mean is not None):
             return self._train_between(x, size)
-        row = self.pin.row  # of use_scale(freeze=True)
-        if row is None or self.training or torch.is_grad_enabled():
-            row = self.row_at(size)
-        return self._with_row(x, row)
+        if self.training or torch.is_grad_enabled():
+            return self._with_row(x, self.row_at(size))
+        return self._with_row(x, self.pin.frozen or self._viewed(size))
+
+    def _viewed(self, size: float) -> Row:
+        """:meth:`row_at` for inference. Views at a scale are kept for the
+        passes of a pin: to make them takes as long as a small norm. While the
+        tensors of the layer lie where they did, the views are theirs, since
+        they keep the memory that they view from any other use."""
+        views = self.pin.views
+        if (views is None or size not in self.scales
+                or torch.compiler.is_compiling()):
+            return self.row_at(size)
+        tensors = [t for t in (*self._parameters.values(),
+                               *self._buffers.values()) if t is not None]
+        names = [id(t) for t in tensors]
+        # torch.func puts tensors of its own in, which have no address.
+        if views and views[0] == names and views[1] == [
+                t.data_ptr() for t in tensors]:
+            return views[2]
+        row = self.row_at(size)
+        try:
+            places = [t.data_ptr() for t in tensors]
+        except RuntimeError:
+            return row
+        # `.data` refers to the memory alone, not to the tensor.
+        views[:] = names, places, {name: part if part is None else part.data
+                                   for name, part in row.items()}
+        return row
 
     def _with_row(self, x: Tensor, row: Row) -> Tensor:
         """Do what BN's forward does, with the tensors of ``row``."""
@@ -111,6 +136,10 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
                     running_var=None if var is None else var[index],
                     num_batches_tracked=(None if counter is None
                                          else counter[index]))
+
+    @torch.no_grad()
+    def prepared(self, size: float) -> Row:
+        return self.row_at(size)
 
     def row_at(self, size: float) -> Row:
         """:meth:`row` at a scale, the mix of two between two scales, the row
@@ -227,10 +256,6 @@ class ScaleSpecificNorm(Guards, ScaleSpecific):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, scales={self.scales}'
-
-    def __getstate__(self) -> dict:
-        pin = self.pin._replace(thread=None, row=None)
-        return dict(self.__dict__, pin=pin)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):

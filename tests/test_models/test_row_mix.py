@@ -267,7 +267,7 @@ def test_frozen_it_is_the_same_until_the_block_ends(size):
             assert torch.equal(layer(x), want)
             fresh(layer, 'weight')
             assert torch.equal(layer(x), want)
-            assert copy.deepcopy(layer).pin.row is None
+            assert copy.deepcopy(layer).pin.frozen is None
             with use_scale(layer, size):
                 assert not torch.allclose(layer(x), want)
         assert_close(layer(x), reference(layer, size)(x))

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from ...datasets.batch_forms import image_shape, is_collated, views_of
 from ...models.pinning import use_scale
 from ...models.row_mix import Present
-from ...models.size_selection import ScaleSpecific, ssbn_layers
+from ...models.size_selection import (
+    NormOfScales,
+    scale_specific,
+    ssbn_layers,
+)
+from ...models.weight_change import changed_layers
 from .first_look import evaluating, leaves
 from .logits import HeadLogits, Logits, makers_of_logits
 from .monitor import named
@@ -86,15 +91,20 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
 
 
 def freeze(model: nn.Module) -> list[nn.Parameter]:
-    """Stop the training of all but the weight and bias of SSBN; returns the
-    parameters that trained before."""
+    """Stop the training of all but the weight and bias of SSBN, and the
+    changes of weights; returns the parameters that trained before."""
     rows = {id(p) for layer in ssbn_layers(model)
-            for p in (layer.weight, layer.bias)}
+            for p in (layer.weight, layer.bias)} | _changes_of(model)
     frozen = [p for p in model.parameters()
               if p.requires_grad and id(p) not in rows]
     for parameter in frozen:
         parameter.requires_grad_(False).grad = None
     return frozen
+
+
+def _changes_of(model: nn.Module) -> set[int]:
+    """The ids of the parameters that change weights at smaller scales."""
+    return {id(p) for layer in changed_layers(model) for p in layer.changes}
 
 
 @contextmanager
@@ -114,12 +124,13 @@ def kept_tensors(model: nn.Module) -> tuple[dict[str, Tensor],
     writes to all the same (normalization parameters of the base scale,
     buffers of other layers), and the parameters that it does not."""
     written, parameters = {}, {}
+    changes = _changes_of(model)
     for name, module in model.named_modules():
         rows = (module.row(module.scales[0])
-                if isinstance(module, ScaleSpecific) else {})
+                if isinstance(module, NormOfScales) else {})
         for key, value in (*module._buffers.items(),
                            *module._parameters.items()):
-            if value is None:
+            if value is None or id(value) in changes:
                 continue
             if key in rows or key in module._buffers:
                 written[f'{name}.{key}'] = rows.get(key, value)
@@ -131,7 +142,8 @@ def kept_tensors(model: nn.Module) -> tuple[dict[str, Tensor],
 class Kept:
     """All of ``model`` that must not change while its smaller scales adapt.
 
-    Everything but the weight and bias of SSBN is frozen. A step changes more
+    Everything but the weight and bias of SSBN, and the changes of weights,
+    is frozen. A step changes more
     all the same: weight decay and momentum the normalization parameters of
     the base scale, a size next to the base its statistics. :meth:`restore`
     puts that back.
@@ -201,7 +213,8 @@ class AdaptTeacher:
         self.arguments: dict[str, Any] = dict(adapt=adapt)
         self.ensemble: dict[int, Tensor] = {}
         self._model, self._base, self._resize = model, base, resize
-        self._norms = nn.ModuleList(ssbn_layers(model))
+        self._layers = nn.ModuleList(scale_specific(model))
+        self._norms = ssbn_layers(model)
         # The first pass of the base shows whether it returns logits.
         self._adapt = None if adapt is True else adapt
         self._head = HeadLogits(model, "adapt='both'")
@@ -257,7 +270,7 @@ class AdaptTeacher:
         try:
             with named(f'scale {self._base}'), torch.no_grad(), evaluating(
                     self._model.modules()), use_scale(
-                        self._norms, self._base, record=True,
+                        self._layers, self._base, record=True,
                         edge=min(image_shape(part))):
                 output = self._model(**part)
         except Exception as error:

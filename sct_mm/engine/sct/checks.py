@@ -12,7 +12,7 @@ from ...datasets.last_stage import batch_resize, sizes_in_training
 from ...models.guards import SYNC_BN, damaged_by_sync_bn, is_sharded
 from ...models.row_mix import is_built
 from ...models.size_selection import (
-    ScaleSpecific,
+    NormOfScales,
     check_scales,
     scales_of,
     ssbn_layers,
@@ -103,7 +103,7 @@ def check_model(model: nn.Module, hook_type: type) -> None:
                            'an error left behind.')
     for module in model.modules():
         if getattr(module, 'efficient_conv_bn_eval_forward', None) and any(
-                isinstance(m, ScaleSpecific) for m in module.children()):
+                isinstance(m, NormOfScales) for m in module.children()):
             raise ValueError('`efficient_conv_bn_eval` computes with the '
                              'tensors of BN and knows no scales, but got it '
                              f'in a {type(module).__name__}. Remove it from '
@@ -195,7 +195,7 @@ def warn_of_shared_norms(model: nn.Module) -> None:
     some of its norms without its ``norm_cfg``."""
     shared = [name for name, m in model.named_modules()
               if isinstance(m, _BatchNorm)
-              and not isinstance(m, ScaleSpecific)]
+              and not isinstance(m, NormOfScales)]
     if shared and ssbn_layers(model):
         print_log(f'SCTLossHook: {len(shared)} layers of batch normalization '
                   f'beside SSBN, such as {shared[0]}, are shared by all '
@@ -249,7 +249,7 @@ def warn_of_lost_defaults(model: nn.Module) -> None:
                     'model=...).', 'current', logging.WARNING)
 
 
-def warn_if_frozen(norms: Collection[ScaleSpecific]) -> None:
+def warn_if_frozen(norms: Collection[NormOfScales]) -> None:
     """Warn where no scale can get statistics of its own: every SSBN layer is
     in evaluation mode (``norm_eval``, ``frozen_stages``), and the statistics
     of all scales are the same."""

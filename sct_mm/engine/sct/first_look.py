@@ -66,10 +66,10 @@ def unrecorded(norms: Iterable[ScaleSpecific],
         scale in layer.extents for layer in norms)]
 
 
-def record(model: nn.Module, norms: nn.Module, batch: dict,
+def record(model: nn.Module, layers: nn.Module, batch: dict,
            resize: Callable[[int, dict], dict],
            scales: Sequence[int]) -> None:
-    """Let ``norms`` see ``batch`` at each of ``scales``; nothing else of the
+    """Let ``layers`` see ``batch`` at each of ``scales``; nothing else of the
     model changes.
 
     Unless it is pinned, a network finds the scale of an input by the extents
@@ -83,17 +83,17 @@ def record(model: nn.Module, norms: nn.Module, batch: dict,
     for scale in scales:
         with keeping_random_state(model):
             try:
-                _look(scratch_copy(model), model, norms, batch, resize, scale)
+                _look(scratch_copy(model), model, layers, batch, resize, scale)
                 continue
             except Exception as error:  # each host has its own
                 print_log('SCTLossHook: a copy of the model cannot run '
                           f'({type(error).__name__}: {error}), so that the '
                           'model itself sees the scales which the first step '
                           'does not train.', 'current', logging.WARNING)
-            _look(model, model, norms, batch, resize, scale)
+            _look(model, model, layers, batch, resize, scale)
 
 
-def _look(runs: nn.Module, model: nn.Module, norms: nn.Module, batch: dict,
+def _look(runs: nn.Module, model: nn.Module, layers: nn.Module, batch: dict,
           resize: Callable[[int, dict], dict], scale: int) -> None:
     """One pass of ``runs``, a copy of ``model`` or the model itself."""
     part = with_views(resize(scale, batch), Tensor.clone)
@@ -104,6 +104,6 @@ def _look(runs: nn.Module, model: nn.Module, norms: nn.Module, batch: dict,
     modules = {module for each in (runs, model) for module in leaves(each)}
     with named(f'scale {scale}'), torch.no_grad(), evaluating(
             modules), keeping_buffers(model), use_scale(
-                norms, scale, record=True, edge=edge), use_scale(
+                layers, scale, record=True, edge=edge), use_scale(
                     runs, scale, record=True, edge=edge):
         runs(**part)

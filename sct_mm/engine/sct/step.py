@@ -25,7 +25,11 @@ from ...datasets.batch_forms import (
 )
 from ...datasets.data_samples import private_copy
 from ...models.pinning import use_scale
-from ...models.size_selection import serving_scale, ssbn_layers
+from ...models.size_selection import (
+    scale_specific,
+    serving_scale,
+    ssbn_layers,
+)
 from .adapt_step import Kept
 from .averaged import at_rest
 from .backward import BACKWARDS, OpenPin
@@ -78,7 +82,7 @@ class SCTStep:
         self._by_scale = backward == 'per_scale'
         self._scaler = scaler
         self._finite = FiniteLosses() if check_finite else None
-        self._norms = nn.ModuleList(ssbn_layers(model))
+        self._layers = nn.ModuleList(scale_specific(model))
         # Of the step that is under way:
         self._passes: list[Pass] = []
         self._parts: dict[int, dict] = {}  # {scale: batch} still to run
@@ -214,9 +218,9 @@ class SCTStep:
         in evaluation mode runs as without a step, at the size that its caller
         has pinned or its input has.
         """
-        ours = len(self._norms) and (
-            self._norms[0].pinned_size == self._passes[0].size)
-        self._enter(use_scale(self._norms, None)
+        ours = len(self._layers) and (
+            self._layers[0].pinned_size == self._passes[0].size)
+        self._enter(use_scale(self._layers, None)
                     if ours and not self.model.training else nullcontext())
 
     def _enter(self, context: AbstractContextManager) -> None:
@@ -261,10 +265,10 @@ class SCTStep:
     def _look(self, batch: dict) -> None:
         """Look at the layers in the first step, and let them see the scales
         that no pass of it runs at."""
-        norms = ssbn_layers(self._norms)
+        norms = ssbn_layers(self._layers)
         warn_if_frozen(norms)
         ran = {p.size for p in self._passes}
-        record(self.model, self._norms, batch, self._resize, [
+        record(self.model, self._layers, batch, self._resize, [
             s for s in unrecorded(norms, self.schedule.weights)
             if s not in ran])
 
@@ -275,7 +279,7 @@ class SCTStep:
 
     @contextmanager
     def _within(self, p: Pass, edge: int) -> Iterator[None]:
-        with use_scale(self._norms, p.size, record=True, edge=edge), \
+        with use_scale(self._layers, p.size, record=True, edge=edge), \
                 self.teacher.around(p):
             yield
 

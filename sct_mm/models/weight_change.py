@@ -1,0 +1,296 @@
+"""Private changes of the weights of a scale: a low-rank change of each
+convolution and linear layer, for every scale below the base."""
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ..utils.arguments import check_int
+from .guards import Guards
+from .row_mix import rows_serving
+from .size_selection import ScaleSpecific
+
+# Parameters of a layer with a change: each has the scales below the base as
+# its first dimension, but CHANGE_IN, which they share.
+CHANGE_IN, CHANGE_OUT = 'change_in', 'change_out'
+CHANGE_WHOLE = 'change_whole'
+# A subclass may pad the input or standardise the weight around them.
+_CONVOLUTIONS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+_CHANGES = (CHANGE_IN, CHANGE_OUT, CHANGE_WHOLE)
+
+
+class _Untouched(torch.autograd.Function):
+    """The weight itself; the changes get gradients of zero, since DDP waits
+    for a gradient of each parameter."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, *changes: Tensor) -> Tensor:
+        ctx.changes = changes
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        return (grad, *map(torch.zeros_like, ctx.changes))
+
+
+class ChangedLayer(Guards, ScaleSpecific):
+    """A convolution or linear layer with a private change of its weight at
+    each scale below the base.
+
+    The weight at scale s is ``W + B_s A``. Seen as a matrix, W has shape (C,
+    K), where K counts the inputs of one output; A (r, K), ``change_in``, is
+    shared by the scales, and B (S - 1, C, r), ``change_out``, starts at zero,
+    as in LoRA (arXiv 2106.09685). Our choice is to share A: a size between two
+    scales takes the mix of their B, as it takes the mix of their
+    normalization parameters, and so has the mix of their weights, whose rank
+    is r still. A kernel that is hardly larger than its change of low rank, as
+    each depthwise one, changes as a whole: ``change_whole`` (S - 1, *W.shape).
+
+    The keys of the plain layer stay. At the base the weight is W itself.
+    """
+
+    plain_type: type[nn.Module]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    _conv_forward: Callable[..., Tensor]
+    STATE = (*ScaleSpecific.STATE, 'rank')
+    rank: int
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the plain layer makes of ``x``, with the weight of its size."""
+        self.check_export(x)
+        size = self.choose_size(x)
+        weight = (None if self.training or torch.is_grad_enabled()
+                  else self.pin.frozen)
+        if weight is None:
+            weight = self.weight_at(size)
+        plain: Any = self.plain_type
+        if plain.forward in _CONVOLUTIONS:
+            return self._conv_forward(x, weight, self.bias)
+        if plain.forward is nn.Linear.forward:
+            return F.linear(x, weight, self.bias)
+        return self._plain_with(weight).forward(x, *args, **kwargs)
+
+    def plain(self, size: float) -> nn.Module:
+        """The layer that this one stands in for, at ``size`` pixels, with its
+        hooks and options."""
+        return self._plain_with(self.weight_at(size))
+
+    def _plain_with(self, weight: Tensor) -> nn.Module:
+        layer = self.plain_type.__new__(self.plain_type)
+        layer.__dict__ = {name: value for name, value in self.__dict__.items()
+                          if name not in self.STATE}
+        layer._parameters = {name: value for name, value
+                             in self._parameters.items()
+                             if name not in _CHANGES}
+        layer._parameters['weight'] = cast(nn.Parameter, weight)
+        return layer
+
+    @torch.no_grad()
+    def prepared(self, size: float) -> Tensor:
+        return self.weight_at(size)
+
+    def weight_at(self, size: float) -> Tensor:
+        """The weight at ``size`` pixels: W at the base, the mix of two scales
+        between them."""
+        weight, changes = self.weight, self.changes
+        shares = [(self.scales.index(scale) - 1, share) for scale, share
+                  in rows_serving(self.scales, size)
+                  if scale != self.scales[0]]
+        if not shares:
+            if (self.training and torch.is_grad_enabled()
+                    and any(c.requires_grad for c in changes)):
+                return _Untouched.apply(weight, *changes)
+            return weight
+        rows = changes[0]
+        mixed: Any = sum(rows[index] if share == 1 else share * rows[index]
+                         for index, share in shares)
+        if len(changes) > 1:
+            mixed = mixed @ changes[1]
+        return weight + mixed.reshape(weight.shape)
+
+    @property
+    def changes(self) -> list[nn.Parameter]:
+        """B and A, or the change of the whole kernel."""
+        return [p for name in (CHANGE_OUT, CHANGE_IN, CHANGE_WHOLE)
+                if (p := self._parameters.get(name)) is not None]
+
+    def start_changes(self, scales: Sequence[int], rank: int) -> None:
+        """Give the plain layer, which this one was, changes of zero."""
+        super().start(scales)
+        self.rank = rank
+        weight = self.weight
+        shapes = shapes_of_change(weight.shape, rank, len(self.scales))
+        for name, shape in shapes.items():
+            value = torch.zeros(shape, dtype=weight.dtype,
+                                device=weight.device)
+            if name == CHANGE_IN and not value.is_meta:
+                nn.init.normal_(value, std=1 / math.sqrt(shape[1]))
+            self.register_parameter(name, nn.Parameter(
+                value, requires_grad=weight.requires_grad))
+
+    @torch.no_grad()
+    def insert(self, size: int) -> None:
+        """Make ``size`` a scale, whose weight is as before."""
+        scales = tuple(sorted((*self.scales, size), reverse=True))
+        for name in (CHANGE_OUT, CHANGE_WHOLE):
+            rows = self._parameters.get(name)
+            if rows is None:
+                continue
+            parts = []
+            for scale in scales[1:]:
+                shares = [(s, share) for s, share in rows_serving(
+                    self.scales, scale) if s != self.scales[0]]
+                parts.append(sum((share * rows[self.scales.index(s) - 1]
+                                  for s, share in shares),
+                                 torch.zeros_like(rows[0])))
+            self.register_parameter(name, nn.Parameter(
+                torch.stack(parts), requires_grad=rows.requires_grad))
+        self.scales = scales
+
+    def extra_repr(self) -> str:
+        return (f'{super().extra_repr()}, scales={self.scales}, '
+                f'rank={self.rank}')
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
+                              missing_keys, unexpected_keys, error_msgs):
+        self._check_changes(state_dict, prefix)
+        start = len(missing_keys)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata,
+                                      strict, missing_keys, unexpected_keys,
+                                      error_msgs)
+        own = {f'{prefix}{name}' for name in (*_CHANGES, '_extra_state')}
+        if own & set(state_dict):
+            return
+        # A checkpoint of the plain network has no changes, and so leaves none.
+        missing_keys[start:] = [key for key in missing_keys[start:]
+                                if key not in own]
+        if f'{prefix}weight' in state_dict:
+            with torch.no_grad():
+                self.changes[0].zero_()
+
+    def _check_changes(self, state_dict: dict, prefix: str) -> None:
+        """Whether the changes in a checkpoint are of the scales and the rank
+        of the layer.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        for name in _CHANGES:
+            own = self._parameters.get(name)
+            value = state_dict.get(f'{prefix}{name}')
+            if not isinstance(value, Tensor) or (
+                    own is not None and value.shape == own.shape):
+                continue
+            shape = tuple(value.shape)
+            if name != CHANGE_IN and len(shape) and len(shape) and (
+                    own is not None and shape[1:] == own.shape[1:]):
+                raise ValueError(
+                    f'The checkpoint has {shape[0] + 1} scales in '
+                    f'{prefix}{name}, but the model has {len(self.scales)} '
+                    f'({self.scales}). Set `scales` to those of the '
+                    'checkpoint.')
+            raise ValueError(
+                f'The checkpoint has a change of shape {shape} in '
+                f'{prefix}{name}, but the model has rank={self.rank} there. '
+                'Set the `rank` of WithSSBN to that of the checkpoint.')
+
+
+def shapes_of_change(weight: Sequence[int], rank: int,
+                     scales: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters that change a weight, by name.
+
+    The whole kernel changes where it is depthwise, or at most twice as large
+    as the change of low rank (our choice).
+
+    Args:
+        weight: its shape, (C, C_in, ...).
+        scales: how many, the base included.
+    """
+    out, inputs = weight[0], math.prod(weight[1:])
+    depthwise = len(weight) > 2 and weight[1] == 1
+    if depthwise or out * inputs <= 2 * rank * (out + inputs):
+        return {CHANGE_WHOLE: (scales - 1, *weight)}
+    return {CHANGE_IN: (rank, inputs), CHANGE_OUT: (scales - 1, out, rank)}
+
+
+def check_rank(rank: int) -> int:
+    """``rank`` of the changes; 0 for none.
+
+    Raises:
+        TypeError, ValueError: if it is no int, or negative.
+    """
+    return check_int('rank', rank, 0, 'Write e.g. rank=8, or 0 for none.')
+
+
+def changed_layers(model: nn.Module) -> list[ChangedLayer]:
+    """The layers of ``model`` with a change, in the order of its modules."""
+    return [m for m in model.modules() if isinstance(m, ChangedLayer)]
+
+
+def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
+    """Give each convolution and linear layer of ``model`` a change of
+    ``rank`` at each of ``scales`` below the base, in place.
+
+    The layers stay the same objects, of another class. Left as they are, for
+    all scales: transposed convolutions, layers whose weight is shared with
+    another layer, or is no parameter of its own (parametrized, pruned), and
+    the projection of ``nn.MultiheadAttention``, which is never called.
+
+    Raises:
+        ValueError: for fewer than two scales, a model without such layers,
+            and one that has changes of another rank.
+    """
+    if len(scales) < 2:
+        raise ValueError('`rank` needs a scale below the base, but `scales` '
+                         f'is {tuple(scales)}. Add smaller ones.')
+    for layer in changed_layers(model):
+        if layer.rank != rank:
+            raise ValueError('`rank` must be that of the changes that the '
+                             f'model has, {layer.rank}, but got {rank}.')
+    uses = Counter(id(p) for m in model.modules()
+                   for p in m._parameters.values() if p is not None)
+    found = [m for m in model.modules()
+             if isinstance(m, (_ConvNd, nn.Linear))
+             and not isinstance(m, (_ConvTransposeNd, ChangedLayer,
+                                    NonDynamicallyQuantizableLinear))
+             and m._parameters.get('weight') is not None
+             and not isinstance(m.weight, nn.UninitializedParameter)
+             and uses[id(m.weight)] == 1]
+    if not found and not changed_layers(model):
+        raise ValueError('`rank` changes convolutions and linear layers, but '
+                         f'{type(model).__name__} has none. Leave it out.')
+    for module in found:
+        form = _changed_form(type(module))
+        module.__class__ = form  # type: ignore[assignment]
+        cast(ChangedLayer, module).start_changes(scales, rank)
+
+
+_FORMS: dict[type, type[ChangedLayer]] = {}
+
+
+def _changed_form(plain: type[nn.Module]) -> type[ChangedLayer]:
+    """The class that stands in for ``plain``. It has its name and its bases,
+    by which mmengine finds the layers that it initialises."""
+    if plain not in _FORMS:
+        _FORMS[plain] = type(
+            plain.__name__, (ChangedLayer, plain, *plain.__bases__),
+            dict(plain_type=plain, __reduce__=_reduce))
+    return _FORMS[plain]
+
+
+def _reduce(layer: ChangedLayer) -> tuple:
+    """Pickle a layer by the class that it stands in for: pickle does not find
+    a class that is made here."""
+    return _blank, (layer.plain_type, ), layer.__getstate__()
+
+
+def _blank(plain: type[nn.Module]) -> ChangedLayer:
+    form = _changed_form(plain)
+    return form.__new__(form)

@@ -1,0 +1,298 @@
+"""Private changes of weights: against networks whose weights are composed by
+hand, and to the bit at the base."""
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from helpers import randomised
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
+from torch.testing import assert_close
+
+from sct_mm import (
+    WithSSBN,
+    add_scale,
+    calibrate,
+    convert_to_ssbn,
+    extract_scale,
+    set_scale,
+    use_scale,
+)
+from sct_mm.models.weight_change import (
+    ChangedLayer,
+    changed_layers,
+    shapes_of_change,
+)
+
+SCALES = (16, 12, 8)
+SIZES = (20, 16, 14, 12, 9, 8, 6)
+
+
+class Centred(nn.Conv2d):
+    """A convolution that standardises its weight, as ConvWS does."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias, self.stride,
+                                    self.padding, self.dilation, self.groups)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU(),
+        nn.Conv2d(20, 20, 3, stride=2, padding=1, groups=20, bias=False),
+        nn.Conv2d(20, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=2),
+        nn.BatchNorm2d(24), Centred(24, 24, 3, padding='same'),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 20),
+        nn.BatchNorm1d(20), nn.Linear(20, 4)).eval()
+
+
+def changed(rank=2):
+    """A network whose changes and normalization parameters are random."""
+    net = randomised(convert_to_ssbn(network(), SCALES, rank))
+    for layer in changed_layers(net):
+        for parameter in layer.changes:
+            nn.init.normal_(parameter, std=0.1)
+    net.train()
+    for scale in SCALES:
+        with use_scale(net, scale), torch.no_grad():
+            net(torch.randn(4, 3, scale, scale))
+    return net.eval()
+
+
+def by_hand(net, size):
+    """The extracted network, whose weights are composed from products of
+    single scales."""
+    size = min(max(size, SCALES[-1]), SCALES[0])
+    plain = network()
+    state = extract_scale(net, size).state_dict()
+    for name, layer in net.named_modules():
+        if not isinstance(layer, ChangedLayer):
+            continue
+        total = layer.weight.detach().clone()
+        for index, scale in enumerate(SCALES[1:]):
+            share = max(0, 1 - abs(size - scale) / 4)
+            change = layer.changes[0][index]
+            if len(layer.changes) > 1:
+                change = change @ layer.changes[1]
+            total += share * change.detach().reshape(total.shape)
+        state[f'{name}.weight'] = total
+    plain.load_state_dict(state)
+    return plain
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.filterwarnings('ignore:.*outside of the scales')
+def test_the_weights_of_a_size_are_composed(size):
+    net, x = changed(), torch.randn(2, 3, size, size)
+    want = by_hand(net, size)(x)
+    with torch.no_grad():
+        assert_close(net(x), want, rtol=1e-4, atol=1e-5)
+        got = net(x)
+        for freeze in (False, True):
+            with use_scale(net, size, freeze=freeze):
+                assert_close(net(x), got, rtol=0, atol=0)
+        plain = extract_scale(net, size)
+        assert_close(plain(x), got, rtol=0, atol=0)
+    assert [type(m) for m in plain] == [type(m) for m in network()]
+    assert plain.state_dict().keys() == network().state_dict().keys()
+
+
+def test_gradients_are_those_of_the_composed_weight():
+    net = changed().train()
+    twin = by_hand(net, 12).train()
+    x = torch.randn(4, 3, 12, 12)
+    with use_scale(net, 12):
+        net(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    for name, layer in net.named_modules():
+        if not isinstance(layer, ChangedLayer):
+            continue
+        grad = twin.get_submodule(name).weight.grad
+        rows, *shared = layer.changes
+        if shared:
+            matrix = grad.reshape(len(grad), -1)
+            assert_close(rows.grad[0], matrix @ shared[0].T, rtol=1e-3,
+                         atol=1e-4)
+            assert_close(shared[0].grad, rows[0].T @ matrix, rtol=1e-3,
+                         atol=1e-4)
+        else:
+            assert_close(rows.grad[0], grad, rtol=1e-3, atol=1e-4)
+        assert not rows.grad[1:].any()  # the other scale
+
+
+def test_the_base_is_the_stock_network_to_the_bit_and_touches_all():
+    stock, net = network().train(), convert_to_ssbn(network(), SCALES, 2)
+    net.train()
+    x = torch.randn(4, 3, 16, 16)
+    for layer in changed_layers(net):
+        layer.changes[0].data.normal_()
+    with use_scale(net, 16):
+        loss = net(x).square().sum()
+    want = stock(x).square().sum()
+    assert torch.equal(loss, want)
+    loss.backward()
+    want.backward()
+    for name, parameter in net.named_parameters():
+        if '.change_' in name:
+            assert not parameter.grad.any()
+        elif parameter.dim() > 1:
+            assert torch.equal(parameter.grad,
+                               stock.get_parameter(name).grad)
+    plain = extract_scale(net, 16).state_dict()
+    assert all(torch.equal(value, plain[name])
+               for name, value in stock.state_dict().items())
+
+
+def test_changes_start_at_zero_and_count_as_documented():
+    net = convert_to_ssbn(network(), SCALES, rank=2)
+    assert net[0].change_in.shape == (2, 27)
+    assert net[0].change_out.shape == (2, 20, 2)
+    assert net[3].change_whole.shape == (2, 20, 1, 3, 3)
+    assert net[5].change_in.shape == (2, 12 * 9)  # of a group's inputs
+    x = torch.randn(2, 3, 12, 12)
+    with use_scale(net, 12):
+        assert torch.equal(net(x), network()(x))
+    for layer in changed_layers(net):
+        assert layer.changes[0].any() == False  # noqa: E712
+    assert shapes_of_change((8, 4, 3, 3), 4, 3) == dict(
+        change_whole=(2, 8, 4, 3, 3))
+    assert shapes_of_change((256, 256, 3, 3), 4, 3) == dict(
+        change_in=(4, 2304), change_out=(2, 256, 4))
+
+
+def test_a_scale_is_added_without_a_change_of_any_size():
+    net = changed()
+    images = [torch.randn(2, 3, s, s) for s in SIZES[1:-1]]
+    before = [net(x) for x in images]
+    for size in (14, 10, 20):
+        add_scale(net, size)
+    assert net[0].scales == (20, 16, 14, 12, 10, 8)
+    for want, x in zip(before, images, strict=True):
+        with use_scale(net, x.shape[-1]):
+            assert_close(net(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_records_what_convolutions_see():
+    net = convert_to_ssbn(network(), SCALES, 2)
+    for layer in changed_layers(net):
+        layer.changes[0].data.normal_()
+    for size in SCALES:
+        calibrate(net, [torch.randn(4, 3, size, size)] * 2, size)
+    assert all(set(layer.extents) == set(SCALES)
+               for layer in changed_layers(net))
+    x = torch.randn(2, 3, 12, 12)
+    with use_scale(net, 12):
+        want = net(x)
+    assert torch.equal(net(x), want)  # by its extent
+
+
+def test_copies_pickles_and_checkpoints():
+    net, x = changed(), torch.randn(2, 3, 12, 12)
+    fresh = convert_to_ssbn(network(), SCALES, 2)
+    fresh.load_state_dict(net.state_dict())
+    with use_scale(net, 12, freeze=True), torch.no_grad():
+        copies = [copy.deepcopy(net), pickle.loads(pickle.dumps(net)), fresh]
+    for each in copies:
+        for layer in changed_layers(net):
+            layer.changes[0].data.add_(0)
+        assert torch.equal(each(x), net(x))
+        assert each[0].pin.frozen is None
+    # A checkpoint of the plain network leaves no change.
+    assert fresh.load_state_dict(network().state_dict()) is not None
+    with use_scale(fresh, 8):
+        assert torch.equal(fresh(x), network()(x))
+    for other, match in ((convert_to_ssbn(network(), SCALES, 3), 'rank=3'),
+                         (convert_to_ssbn(network(), (16, 8), 2),
+                          'has 3 scales')):
+        for layer in other.modules():  # the norms say the same
+            if hasattr(layer, 'running_mean'):
+                layer._load_from_state_dict = lambda *args: None
+        with pytest.raises(ValueError, match=match):
+            other.load_state_dict(net.state_dict())
+
+
+def test_stays_the_same_layer_for_its_host():
+    stock = network()
+    stock[0].register_forward_hook(lambda m, args, y: y * 2)
+    stock[4].weight.requires_grad = False
+    kinds, layers = [type(m) for m in stock], list(stock)
+    net = convert_to_ssbn(stock, SCALES, 2)
+    assert net[0] is layers[0] and isinstance(net[7], Centred)
+    assert type(net[7]).__name__ == 'Centred'
+    assert not net[4].change_out.requires_grad
+    assert 'rank=2' in repr(net[0])
+    for size in SCALES:
+        plain = extract_scale(net, size)
+        assert [type(m) for m in plain] == kinds
+    x = torch.randn(2, 3, 16, 16)
+    with use_scale(net, 16):
+        assert torch.equal(net(x), plain(x))
+    MODELS.register_module('ChangedNet', force=True, module=network)
+    built = WithSSBN(dict(type='ChangedNet'), SCALES, rank=2)
+    assert len(changed_layers(built)) == 7
+    MODELS.module_dict.pop('ChangedNet')
+
+
+def test_leaves_what_it_cannot_change():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 1),
+        nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 1))
+    net[4].weight = net[3].weight
+    register_parametrization(net[5], 'weight', nn.Identity())
+    prune.random_unstructured(net[6], 'weight', 0.5)
+    convert_to_ssbn(net, SCALES, 2)
+    assert [isinstance(m, ChangedLayer) for m in net] == [True] + [False] * 6
+    attention = nn.Sequential(nn.MultiheadAttention(4, 2), nn.BatchNorm1d(4),
+                              nn.Linear(4, 4))
+    convert_to_ssbn(attention, SCALES, 2)
+    assert changed_layers(attention) == [attention[2]]
+
+
+def test_refuses_what_is_no_rank():
+    net = network()
+    for rank, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match='`rank`'):
+            convert_to_ssbn(net, SCALES, rank)
+    with pytest.raises(ValueError, match='needs a scale below the base'):
+        convert_to_ssbn(network(), (16, ), 2)
+    with pytest.raises(ValueError, match='has none'):
+        convert_to_ssbn(nn.Sequential(nn.BatchNorm2d(3)), SCALES, 2)
+    with pytest.raises(ValueError, match='that the model has, 2, but got 3'):
+        convert_to_ssbn(convert_to_ssbn(network(), SCALES, 2), SCALES, 3)
+
+
+def test_refuses_to_be_exported():
+    net = changed()
+    set_scale(net, 12)
+    with pytest.raises(RuntimeError, match='extract_scale'):
+        torch.export.export(net, (torch.randn(2, 3, 12, 12), ))
+
+
+def test_initialisation_of_the_plain_layer_reaches_it():
+    from mmengine.model import initialize
+    net = convert_to_ssbn(network(), SCALES, 2)
+    initialize(net, dict(type='Constant', val=0.5, layer='Conv2d'))
+    assert (net[0].weight == 0.5).all() and (net[7].weight == 0.5).all()
+    assert not net[0].change_out.any() and net[0].change_in.std() > 0
+    assert net[0].change_in.std() < 3 / math.sqrt(27)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_composes_in_it(dtype):
+    net = changed()
+    x = torch.randn(2, 3, 12, 12)
+    want = net(x)
+    with torch.autocast('cpu', dtype=torch.bfloat16), torch.no_grad():
+        got = net(x)
+    assert got.dtype == torch.bfloat16 and got.isfinite().all()
+    half = net.to(dtype)
+    assert half[0].weight_at(12).dtype == dtype
+    assert want.dtype == torch.float32
