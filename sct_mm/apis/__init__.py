@@ -2,6 +2,7 @@
 from .adapt import adapt
 from .calibrate import calibrate
 from .export import export
+from .fidelity import fidelity
 from .hub import from_pretrained, save_pretrained
 from .pick import pick
 from .test import test
@@ -9,6 +10,6 @@ from .test_cascade import test_cascade
 from .train import train
 
 __all__ = [
-    'adapt', 'calibrate', 'export', 'from_pretrained', 'pick',
+    'adapt', 'calibrate', 'export', 'fidelity', 'from_pretrained', 'pick',
     'save_pretrained', 'test', 'test_cascade', 'train'
 ]

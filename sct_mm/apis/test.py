@@ -4,7 +4,7 @@ import itertools
 import os.path as osp
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -213,24 +213,49 @@ def test_sizes(runner: Runner, label: str) -> list[tuple[dict, Workload]]:
     return tested
 
 
-def test_one(config: str, checkpoint: str, sizes: Sizes | None,
-             out: str | None, cfg_options: dict | None,
-             launcher: str) -> tuple[dict, list[Workload]]:
-    """One result of :func:`test` without times, and what the times of its
-    rows are measured with."""
+def open_test(config: str, checkpoint: str, sizes: Sizes | None,
+              out: str | None, cfg_options: dict | None, launcher: str,
+              change: Callable[[Config], None] | None = None
+              ) -> tuple[dict, Runner]:
+    """One result of :func:`test` without rows, and the runner that makes
+    them.
+
+    Args:
+        change: called with the config before it is checked and built.
+    """
     label = config_name(config)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
+    if change is not None:
+        change(cfg)
     cfg = test_config(cfg, out or osp.join('work_dirs', label), sizes)
     join_processes(cfg)
     runner = loaded_runner(cfg, weights, checkpoint)
-    rows, works = zip(*test_sizes(runner, label), strict=True)
     return dict(label=label, config=config, checkpoint=checkpoint,
                 cfg_options=cfg_options or {},
-                trained=trained_sizes(cfg, unwrapped(runner.model)),
-                rows=list(rows)), list(works)
+                trained=trained_sizes(cfg, unwrapped(runner.model))), runner
+
+
+def add_rows(result: dict, runner: Runner) -> tuple[dict, list[Workload]]:
+    """``result`` of :func:`open_test` with its rows, without times, and what
+    these are measured with."""
+    rows, works = zip(*test_sizes(runner, result['label']), strict=True)
+    return dict(result, rows=list(rows)), list(works)
+
+
+def add_times(tested: Sequence[tuple[dict, list[Workload]]]) -> list[dict]:
+    """The results of :func:`add_rows` with times, measured in turns, and
+    labels that differ."""
+    results = [result for result, _ in tested]
+    name_apart(results)
+    works = [work for _, each in tested for work in each]
+    measure_times(list(itertools.chain(*works)))
+    rows = [row for result in results for row in result['rows']]
+    for row, work in zip(rows, works, strict=True):
+        row.update(work.times())
+    return results
 
 
 def name_apart(results: list[dict]) -> None:
@@ -289,16 +314,9 @@ def test(config: str, checkpoint: str, scales: Sizes | None = None,
             be rewritten; see :class:`ScalesValLoop`.
     """
     sizes = None if scales is None else expand_sizes(scales, 'scales')
-    results, workloads = zip(*(
-        test_one(*model, sizes, out, cfg_options, launcher)
-        for model in ((config, checkpoint), *compare)), strict=True)
-    name_apart(results)
-    works = list(itertools.chain(*workloads))
-    measure_times(list(itertools.chain(*works)))
-    rows = [row for result in results for row in result['rows']]
-    for row, work in zip(rows, works, strict=True):
-        row.update(work.times())
-    return list(results)
+    return add_times([
+        add_rows(*open_test(*model, sizes, out, cfg_options, launcher))
+        for model in ((config, checkpoint), *compare)])
 
 
 def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:

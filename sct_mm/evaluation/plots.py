@@ -6,7 +6,7 @@ open windows, is never used.
 import io
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..utils.checkpoint import AtomicLocalBackend
@@ -49,30 +49,41 @@ def tick_sizes(sizes: Collection[int], trained: Collection[int],
     return sorted(ticks)
 
 
-def draw_sizes(models: list[dict], path: str) -> None:
-    """Draw the first metric of each of ``models`` over the size, a line
-    through all sizes with large marks at the trained ones.
+def draw_sizes(models: list[dict], path: str,
+               names: Sequence[str] | None = None) -> None:
+    """Draw metrics of each of ``models`` over the size, a line through all
+    sizes with large marks at the trained ones.
 
     Args:
         models: as :func:`sct_mm.apis.test` returns them.
+        names: of the metrics, each dashed but the first; None: the first
+            metric.
     """
-    names = metric_names([row for model in models for row in model['rows']])
-    name = names[0] if names else 'no metric'  # a detector that found nothing
+    if names is None:
+        names = metric_names([row for model in models
+                              for row in model['rows']])[:1]
+    names = names or ['no metric']  # a detector that found nothing
     figure, (axes, ) = new_figure(6.4, 4.2)
     for model, mark in zip(models, itertools.cycle('os^Dv')):
-        rows = [row for row in model['rows'] if name in row['metrics']]
-        x = [row['scale'] for row in rows]
-        y = [row['metrics'][name] for row in rows]
-        line, = axes.plot(x, y, label=model['label'], marker=mark,
-                          markevery=[i for i, size in enumerate(x)
-                                     if size in model['trained']])
-        axes.plot(x, y, '.', markersize=4, color=line.get_color())
+        color = None
+        for name in names:
+            rows = [row for row in model['rows'] if name in row['metrics']]
+            x = [row['scale'] for row in rows]
+            y = [row['metrics'][name] for row in rows]
+            label = ', '.join([model['label'], *[name] * (len(names) > 1)])
+            style = '-' if name == names[0] else '--'
+            line, = axes.plot(x, y, style, label=label, marker=mark,
+                              color=color,
+                              markevery=[i for i, size in enumerate(x)
+                                         if size in model['trained']])
+            color = line.get_color()
+            axes.plot(x, y, '.', markersize=4, color=color)
     sizes = {row['scale'] for m in models for row in m['rows']}
     axes.set_xticks(tick_sizes(sizes, {
         size for m in models for size in m['trained']}))
     axes.set_xticks(sorted(sizes), minor=True)
     axes.set_xlabel('size of the input (pixels); large marks: trained')
-    axes.set_ylabel(name)
+    axes.set_ylabel(', '.join(names))
     axes.grid(alpha=0.3)
     axes.legend()
     save_plot(figure, path)

@@ -10,7 +10,7 @@ from ..utils.cli import console_for, device_name
 from .early_exit import METRIC
 from .measure import WORTHLESS
 from .plots import draw_cascade, draw_sizes
-from .results_file import metric_names
+from .results_file import metric_names, quality_names
 
 NOT_RELIABLE = ('? not reliable: quartiles more than '
                 f'{100 * WORTHLESS:.0f} % of the median apart')
@@ -169,6 +169,36 @@ def report_sizes(models: list[dict], out: str) -> None:
     write_report(models, osp.join(out, 'scales.json'),
                  lambda path: draw_sizes(models, path), tables,
                  lines if arrays else ())
+
+
+def describe_reference(model: dict) -> str:
+    """What the table of a fidelity does not say: what the answers are compared
+    with."""
+    found = model['reference']
+    counts = {name: value for name, value in found.items()
+              if name.endswith(('sure_images', 'truth_boxes'))}
+    sure = [f'; {name.replace("_", " ")}: {count} (confidence '
+            f'{found["least"]:g} or more)' for name, count in counts.items()]
+    return (f'{model["label"]} is compared with {found["label"]} at '
+            f'{found["size"]} pixels on {found["images"]} images, without '
+            f'labels{"".join(sure)}. kl is KL(reference || size) in nats.')
+
+
+def report_fidelity(models: list[dict], out: str) -> None:
+    """Print a table for each of ``models`` and one of all; write
+    fidelity.json and fidelity.png to the folder ``out``.
+
+    Args:
+        models: as :func:`sct_mm.apis.fidelity` returns them.
+    """
+    tables = [make_size_table(model['label'], model['rows'])
+              for model in models]
+    if len(models) > 1:
+        tables.append(make_comparison(models))
+    names = quality_names(models)[:2]
+    write_report(models, osp.join(out, 'fidelity.json'),
+                 lambda path: draw_sizes(models, path, names), tables,
+                 [*map(describe_reference, models)])
 
 
 def report_cascade(model: dict, out: str) -> None:

@@ -94,8 +94,9 @@ def metric_names(rows: list[dict]) -> list[str]:
 
 
 def quality_names(models: list[dict]) -> list[str]:
-    """:func:`metric_names` of all ``models``, without losses: metrics of
-    which more is better. mmengine's CheckpointHook tells losses by their name,
-    too."""
+    """:func:`metric_names` of all ``models``, without losses and divergences
+    (``kl``): metrics of which more is better. mmengine's CheckpointHook tells
+    losses by their name, too."""
     rows = [row for model in models for row in model['rows']]
-    return [name for name in metric_names(rows) if 'loss' not in name]
+    return [name for name in metric_names(rows)
+            if 'loss' not in name and name.rpartition('/')[2] != 'kl']

@@ -1,0 +1,195 @@
+"""A folder of images without labels as the data set of any host's config."""
+import copy
+import os
+import os.path as osp
+import warnings
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mmcv
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.dist import is_main_process
+from mmengine.registry import DATASETS
+from mmengine.utils import scandir
+from rich.progress import track
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ..utils.config_walk import host_model, pipelines_of, type_name
+from ..utils.errors import UserError
+
+# An image must be as wide in pixels, and as a share of its length: a resize
+# to a small size would leave nothing of a narrower one.
+_LEAST, _LEAST_SHARE = 8, 1 / 50
+# Settings of a data loader that say nothing about its data set.
+_LOADER = ('batch_size', 'num_workers', 'persistent_workers', 'pin_memory',
+           'prefetch_factor', 'collate_fn')
+
+
+def images_in(folder: str) -> list[str]:
+    """The paths of all files within ``folder`` that have the ending of an
+    image, relative to it, sorted. Hidden files are none."""
+    return sorted(scandir(folder, IMG_EXTENSIONS, recursive=True,
+                          case_sensitive=False))
+
+
+@DATASETS.register_module()
+class ImageFolder(BaseDataset):
+    """The images within a folder, however deep, without labels.
+
+    Args:
+        folder: path of the folder.
+        skip: paths relative to it that are left out (:func:`check_images`).
+
+    The other arguments are those of mmengine's ``BaseDataset``.
+    """
+
+    def __init__(self, folder: str, skip: Collection[str] = (),
+                 **kwargs) -> None:
+        self.folder, self.skip = folder, set(skip)
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        images = [name for name in images_in(self.folder)
+                  if name not in self.skip]
+        return [dict(img_path=osp.join(self.folder, name), img_id=index)
+                for index, name in enumerate(images)]
+
+
+def _is_usable(path: str) -> bool:
+    """Whether mmcv decodes the image at ``path``, and it is large enough."""
+    try:
+        with open(path, 'rb') as file:
+            image = mmcv.imfrombytes(file.read(), flag='unchanged')
+    except Exception:  # each decoder has its own
+        return False
+    if image is None:
+        return False
+    short, long = sorted(image.shape[:2])
+    return short >= max(_LEAST, long * _LEAST_SHARE)
+
+
+def check_images(folder: str) -> list[str]:
+    """Decode each image within ``folder`` once; returns the paths, relative
+    to it, of those that cannot be used, and warns of them.
+
+    So no image ends a run of an hour, and all sizes have the same images.
+
+    Raises:
+        UserError: if there is no folder, or none that can be used in it.
+    """
+    if not osp.isdir(folder):
+        raise UserError('The images must be in a folder, but got '
+                        f'{folder!r}. Name the folder that holds them.')
+    names = images_in(folder)
+    with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
+        usable = list(track(
+            pool.map(_is_usable, (osp.join(folder, name) for name in names)),
+            'Reading images', len(names), transient=True,
+            disable=not is_main_process()))
+    skip = [name for name, good in zip(names, usable, strict=True)
+            if not good]
+    if len(skip) == len(names):
+        of = f'{len(names)} files that cannot be read as such' if (
+            names) else f'no {", ".join(IMG_EXTENSIONS)}'
+        raise UserError('The folder must hold images, but '
+                        f'{os.fspath(folder)!r} has {of}. Name another.')
+    if skip:
+        warnings.warn(
+            f'{len(skip)} of {len(names)} images in {os.fspath(folder)!r} '
+            f'are left out, such as {skip[0]!r}: they cannot be read, or are '
+            f'narrower than {_LEAST} pixels or a {1 / _LEAST_SHARE:.0f}th of '
+            'their length.', stacklevel=2)
+    return skip
+
+
+def _is_grey(cfg: dict) -> bool:
+    """Whether the network of ``cfg`` takes images of one channel."""
+    model = host_model(cfg.get('model') or {})
+    means = ((cfg.get('data_preprocessor') or {}).get('mean')
+             or (model.get('data_preprocessor') or {}).get('mean') or ())
+    channels = (model.get('backbone') or {}).get('in_channels')
+    return (len(means) if channels is None else channels) == 1
+
+
+def with_plain_loading(pipeline: Sequence, grey: bool = False) -> list:
+    """A copy of ``pipeline`` that loads files of images alone: a host's
+    ``LoadImageFromFile`` keeps its arguments, and no annotation is loaded.
+
+    Args:
+        grey: whether images have one channel, where the pipeline does not
+            load them (a data set that holds arrays).
+
+    Raises:
+        UserError: for a pipeline of videos.
+    """
+    names = [type_name(transform) for transform in pipeline]
+    if any(name.endswith('Decode') for name in names):
+        raise UserError('A folder of images serves networks of images, but '
+                        'the pipeline decodes videos. Leave --images out.')
+    load: dict[str, Any] = dict(type='LoadImageFromFile')
+    if grey:
+        load['color_type'] = 'grayscale'
+    if 'LoadImageFromFile' in names:
+        load = copy.deepcopy(pipeline[names.index('LoadImageFromFile')])
+    for key in ('backend_args', 'file_client_args'):  # of a remote data set
+        load.pop(key, None)
+    return [load, *(copy.deepcopy(transform) for transform, name
+                    in zip(pipeline, names, strict=True)
+                    if not name.startswith('Load'))]
+
+
+def test_pipeline(cfg: Config) -> list:
+    """The pipeline of the test of ``cfg``, else of its validation, else its
+    variable ``test_pipeline``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for name in ('test_dataloader', 'val_dataloader'):
+        for pipeline in pipelines_of(cfg.get(name) or {}):
+            return pipeline
+    pipeline = cfg.get('test_pipeline')
+    if not isinstance(pipeline, (list, tuple)) or not pipeline:
+        raise UserError('The config must have a test pipeline to prepare the '
+                        'images of a folder, but has none. Set '
+                        '`test_pipeline`, a list of transforms.')
+    return list(pipeline)
+
+
+def folder_dataset(cfg: Config, folder: str, pipeline: list | None = None,
+                   skip: Sequence[str] | None = None,
+                   test_mode: bool = True) -> dict:
+    """The config of a data set of the images within ``folder``, for the
+    network of ``cfg``, whose own data sets need not be there.
+
+    Args:
+        pipeline: transforms of any host; None: those of the test. Loading is
+            replaced by that of files (:func:`with_plain_loading`).
+        skip: images to leave out; None: those that cannot be used
+            (:func:`check_images`).
+        test_mode: as mmengine's ``BaseDataset``; False for a training, where
+            an image that the pipeline refuses is replaced by another.
+
+    Raises:
+        UserError: as :func:`check_images`, :func:`test_pipeline` and
+            :func:`with_plain_loading`.
+    """
+    if pipeline is None:
+        pipeline = test_pipeline(cfg)
+    pipeline = with_plain_loading(pipeline, _is_grey(cfg))
+    return dict(type='ImageFolder', folder=folder,
+                skip=check_images(folder) if skip is None else list(skip),
+                pipeline=pipeline, test_mode=test_mode)
+
+
+def folder_loader(cfg: Config, folder: str,
+                  skip: Sequence[str] | None = None) -> dict:
+    """The config of a data loader of :func:`folder_dataset`, in order, with
+    the batch size and the workers of the test of ``cfg``."""
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    return {'batch_size': 1, 'num_workers': 2,  # images may differ in shape
+            **{key: loader[key] for key in _LOADER if key in loader},
+            'sampler': dict(type='DefaultSampler', shuffle=False),
+            'dataset': folder_dataset(cfg, folder, skip=skip)}
