@@ -6,6 +6,7 @@ import shlex
 from mmengine.dist import is_main_process
 
 from sct_mm.apis import adapt
+from sct_mm.evaluation.report import print_adapted
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.package import tool_command
 
@@ -33,15 +34,19 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='share of the steps, from 0 to 1, that train sizes between the '
         'scales; default: 0')
     parser.add_argument(
+        '--rank', type=int, default=8,
+        help='of the private change of the weights at each smaller scale; 0: '
+        'normalization parameters alone; default: 8')
+    parser.add_argument(
         '--out', metavar='FOLDER', help='for config, checkpoint and logs; '
         'default: work_dirs/adapt_NAME_OF_CONFIG')
     parser.add_argument(
-        '--images', type=int, default=2048, metavar='N',
-        help='how many images of the training set give the statistics; '
-        'default: 2048')
+        '--images', metavar='FOLDER',
+        help='images without labels to adapt on, however deep in the folder; '
+        'default: the training set of the config')
     parser.add_argument(
-        '--lr', type=float, default=0.08,
-        help='highest learning rate, of AdamW; default: 0.08')
+        '--lr', type=float,
+        help='highest learning rate, of AdamW; default: found by short trials')
     parser.add_argument(
         '--force', action='store_true', help='overwrite the result in --out')
     parser.add_argument(
@@ -58,8 +63,9 @@ def main() -> None:
         args.config, args.checkpoint, args.scales, epochs=args.epochs,
         out=args.out, images=args.images, lr=args.lr, sizes=args.sizes,
         force=args.force, resume=args.resume, cfg_options=args.cfg_options,
-        launcher=args.launcher, between=args.between)
+        launcher=args.launcher, between=args.between, rank=args.rank)
     if is_main_process():
+        print_adapted(done)
         command = shlex.join([*tool_command('test'), done['config'],
                               done['checkpoint']])
         print(f'{done["checkpoint"]}: at {done["scales"][0]} equal to '

@@ -1,32 +1,64 @@
 """Give a trained network of any config smaller sizes, and change nothing of
 what it answers at its own."""
+import copy
+import math
 import os
 import os.path as osp
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..datasets.base_size import BaseSize
-from ..datasets.last_stage import STAGES, last_stage, without_batch_mixes
+from ..datasets.image_folder import check_images, folder_dataset
+from ..datasets.last_stage import (
+    STAGES,
+    last_stage,
+    smallest_in_training,
+    without_batch_mixes,
+)
 from ..datasets.multi_scale_batch import padding_of
+from ..engine.adaptation import (
+    NOTHING,
+    STATISTICS,
+    TRAINED,
+    Case,
+    HeldOutImages,
+    best,
+    copy_row,
+    drop_change,
+    number_held_out,
+    score,
+    trial_steps,
+    try_rate,
+)
 from ..engine.hooks.sct_loss_hook import SCTLossHook
 from ..engine.load_model import differing_tensors, loaded_model
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
 from ..engine.sct.adapt_step import check_adaptable
 from ..engine.sct.checks import check_pipeline
+from ..engine.sct.logits import makers_of_logits
 from ..engine.sct.schedule import sizes_between
+from ..engine.training_images import (
+    SeededImages,
+    build_loader,
+    seeded_images,
+)
+from ..models import precise_bn
 from ..models.extract import extract_scale
 from ..models.size_selection import check_scales, scales_of
+from ..models.weight_change import check_rank
 from ..utils.arguments import check_int, check_number
 from ..utils.checkpoint import (
     AtomicLocalBackend,
     check_checkpoint,
+    dump,
     make_folder,
     meta_of,
 )
@@ -44,8 +76,12 @@ from .calibrate import (
 )
 from .train import train
 
+_CHANGE_LR = 0.2  # learning rate of changes, by that of the norms
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
-_IMAGES = 'sct_images'  # in its meta: how many images gave the statistics
+_IMAGES = 2048  # that give the statistics, if there are as many
+RESULTS = 'adapted.json'
+_TRIAL_IMAGES = 200  # on which a learning rate is measured
+RATES = (0.05, 0.02, 0.005)  # learning rates that are tried
 # Settings of the adapted config that must not change when a run is resumed.
 _FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
           'param_scheduler', 'custom_hooks')
@@ -84,6 +120,25 @@ def check_more_sizes(sizes: Sizes, scales: Sequence[int]) -> tuple[int, ...]:
     return expanded
 
 
+def train_on_folder(cfg: Config, folder: str) -> None:
+    """Let the images within ``folder``, which need no labels, be the training
+    set of ``cfg``. They are prepared as those of its test, so that objects
+    have the size that they have there.
+
+    Raises:
+        UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
+    """
+    loader = cfg.get('train_dataloader') or cfg.get('test_dataloader') or {}
+    kept = {key: loader[key] for key in ('num_workers', 'collate_fn')
+            if key in loader}
+    cfg.train_dataloader = dict(
+        batch_size=loader.get('batch_size') or 32, **kept, dataset=(
+            folder_dataset(cfg, folder, skip=check_images(folder),
+                           test_mode=False)))
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or ()
+                        if type_name(hook) not in STAGES]
+
+
 def _optimizer(cfg: Config, lr: float) -> dict:
     """AdamW, whose steps do not depend on the magnitude of a network's
     losses. Nothing decays: what trains starts at the trained network."""
@@ -93,11 +148,14 @@ def _optimizer(cfg: Config, lr: float) -> dict:
     kept = {key: wrapper[key] for key in ('type', 'dtype', 'loss_scale')
             if amp and key in wrapper}
     return {'type': 'OptimWrapper', **kept, 'optimizer': dict(
-        type='AdamW', lr=lr, weight_decay=0.0)}
+        type='AdamW', lr=lr, weight_decay=0.0),
+        'paramwise_cfg': dict(custom_keys={
+            '.change_': dict(lr_mult=_CHANGE_LR)})}
 
 
 def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
-                   lr: float, between: float = 0.0) -> Config:
+                   lr: float, between: float = 0.0, rank: int = 0,
+                   held_out: int = 0) -> Config:
     """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
@@ -119,12 +177,11 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     if left_out + mixes:
         print_log('Left out of the adaptation, since no test image shows '
                   f'what they do: {", ".join(left_out + mixes)}.', 'current')
-    if 'Infinite' in type_name(loader.get('sampler') or {}):
-        loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+    loader['sampler'] = dict(type='WithoutHeldOut', held_out=held_out)
     options.update(
         custom_imports=dict(imports=[*dict.fromkeys([*names, 'sct_mm'])],
                             allow_failed_imports=False),
-        model=dict(type='WithSSBN', scales=list(scales),
+        model=dict(type='WithSSBN', scales=list(scales), rank=rank,
                    model=options['model']),
         optim_wrapper=_optimizer(cfg, lr),
         param_scheduler=[
@@ -153,14 +210,18 @@ class Adaptation:
     cfg: Config  # of the adapted network
     model: nn.Module  # the network that is adapted
     stock: nn.Module  # the network of the checkpoint, which stays as it is
+    start: nn.Module  # that the training starts from
     base: BaseSize
     scales: tuple[int, ...]  # that serve the sizes of the test, then
     sizes: tuple[int, ...]  # those that get statistics but no training
     meta: dict  # of the checkpoint
+    dataset: SeededImages  # the training images
+    held_out: HeldOutImages  # those of them that nothing trains on
 
     def __init__(self, config: str, scales: Sizes, epochs: int,
-                 out: str | None, images: int, lr: float, sizes: Sizes,
-                 resume: bool, between: float) -> None:
+                 out: str | None, images: str | None, lr: float | None,
+                 sizes: Sizes, resume: bool, between: float,
+                 rank: int) -> None:
         self.tested = check_scales(expand_sizes(scales, 'scales'))
         if len(self.tested) < 2:
             raise UserError("`scales` must be the network's own size and "
@@ -168,10 +229,14 @@ class Adaptation:
                             '--scales 224 192 160 128.')
         self.tested_more = check_more_sizes(sizes, self.tested)
         self.epochs = check_int('epochs', epochs, 0, 'The default is 2.')
-        self.images = check_int('images', images, 1, 'The default is 2048.')
-        self.lr = check_number('lr', lr, 0, 'The default is 0.08.')
+        self.images = None if images is None else str(images)
+        self.lr = lr if lr is None else check_number(
+            'lr', lr, 0, 'Leave it out, to find one on held-out images.')
         self.between = SCTLossHook(adapt=True, between=between).between
+        self.rank = check_rank(rank)
         self.resume = resume
+        # {scale: {what it may keep: its metrics}}
+        self.found: dict[int, dict[str, dict[str, float]]] = {}
         name = f'adapt_{config_name(config)}'
         self.out = out or osp.join('work_dirs', name)
         self.config_path = osp.join(self.out, f'{name}.py')
@@ -207,14 +272,28 @@ class Adaptation:
         weights = check_checkpoint(checkpoint)
         self.meta = meta_of(weights)
         check_stock(cfg)
+        if self.images is not None:
+            train_on_folder(cfg, self.images)
         prepare_run(cfg)
         self._find_scales(cfg)
         check_pipeline(cfg.train_dataloader, self.scales[0])
         self.stock = loaded_model(cfg, weights, checkpoint)
-        self.cfg = adapted_config(cfg, self.scales, self.epochs, self.lr,
-                                  self.between)
+        if self.images is not None and not makers_of_logits(self.stock):
+            raise UserError(
+                f'{type(self.stock).__name__} adapts by its losses, for which '
+                'the images of a folder have no labels. Leave --images out, '
+                'to take the training set of the config.')
+        self.dataset = seeded_images(cfg.train_dataloader)
+        count = number_held_out(len(self.dataset))
+        self.cfg = adapted_config(
+            cfg, self.scales, self.epochs, self.lr or 0.0, self.between,
+            self.rank, count)
         self.model = loaded_model(self.cfg, weights, checkpoint).to(
             get_device())
+        self.held_out = HeldOutImages(
+            build_loader(self.cfg.train_dataloader, self.dataset,
+                         slice(count), divided=False),
+            self.scales[0], smallest_in_training(self.cfg))
         check_adaptable(self.model, self.scales, (1, ) * len(self.scales))
         if self.between:
             sizes_between(self.scales, padding_of(self.model).get(
@@ -243,8 +322,9 @@ class Adaptation:
         self.sizes = scales[len(self.tested):]
 
     def prepare(self) -> None:
-        """Estimate the statistics of the smaller scales, and write what the
-        training starts from: ``calibrated.pth`` and the config.
+        """Estimate the statistics of the smaller scales, measure them, and
+        write what the training starts from: ``calibrated.pth`` and the
+        config.
 
         Raises:
             UserError: if the folder holds a run that cannot be resumed so.
@@ -252,31 +332,104 @@ class Adaptation:
         if self.resume:
             self._check_same_run()
         make_folder(self.out, '--out')
-        estimate(self.model, self.cfg, self.scales[1:], self.scales[0],
-                 self.images)
+        self._estimate(self.scales[1:])
+        self._measure_start()
+        self.start = copy.deepcopy(self.model)
+        if self.lr is None:
+            self._set_lr(self._found_lr() if self.epochs else RATES[0])
         self.cfg.work_dir = osp.dirname(self.config_path)
         self.cfg.load_from = self.start_path
-        save_weights(self.model, self.start_path,
-                     {**self.meta, _IMAGES: self.images})
+        save_weights(self.model, self.start_path, self.meta)
         # An older result may have other scales than the config below.
         if is_main_process() and osp.exists(self.result_path):
             os.remove(self.result_path)
         self._write_config()
         barrier()
 
+    def _estimate(self, sizes: Sequence[int]) -> None:
+        count = number_held_out(len(self.dataset))
+        estimate(self.model, self.cfg, self.dataset, sizes, self.scales[0],
+                 slice(count, count + _IMAGES))
+
+    def _measure_start(self) -> None:
+        """Measure the smaller sizes as they are, and by the statistics that
+        were estimated for them."""
+        base, own = self.scales[0], self.scales[1:]
+        found = self.held_out.measure(self.model, [
+            *(Case(size, base) for size in (*own, *self.sizes)),
+            *(Case(size, size) for size in own)], 'As it is')
+        for case, metrics in found.items():
+            name = NOTHING if case.scale == base else STATISTICS
+            self.found.setdefault(case.size, {})[name] = metrics
+        if doubt := self.held_out.doubt():
+            warnings.warn(doubt, stacklevel=2)
+
+    def _set_lr(self, lr: float) -> None:
+        self.lr = self.cfg.optim_wrapper.optimizer.lr = lr
+
+    def _found_lr(self) -> float:
+        """The best of ``RATES``, by short trials."""
+        loader = self.cfg.train_dataloader
+        images = len(self.dataset) - number_held_out(len(self.dataset))
+        steps = trial_steps(self.epochs * images // (
+            loader.batch_size * get_world_size()), len(RATES))
+        if not steps:
+            return RATES[-1]
+        cases = [Case(size, size) for size in self.scales[1:]]
+        scores = {}
+        for rate in RATES:
+            model = try_rate(self.model, self.cfg, rate, steps,
+                             smallest_in_training(self.cfg))
+            found = model and self.held_out.measure(
+                model, cases, f'Learning rate {rate:g}', _TRIAL_IMAGES)
+            scores[rate] = sum(map(score, found.values())
+                               ) if found else -math.inf
+        print_log('adapt: score of each learning rate, in a trial of '
+                  f'{steps} steps: {scores}.', 'current')
+        return max(scores, key=lambda rate: scores[rate])
+
     def train(self) -> None:
-        """Train the smaller scales for ``epochs``; then estimate statistics
-        for the sizes that are not trained, which become scales."""
+        """Train the smaller scales for ``epochs``, and let each keep what
+        serves it best; then estimate statistics for the sizes that are not
+        trained, which become scales."""
         if self.epochs:
             # mmengine names the run by the file that its config is read from.
             self.cfg = load_config(self.config_path)
             model = train(self.cfg, 'auto' if self.resume else None).model
             self.model = model.module if is_model_wrapper(model) else model
+            found = self.held_out.measure(self.model, [
+                Case(size, size) for size in self.scales[1:]], 'Adapted')
+            for case, metrics in found.items():
+                self.found[case.size][TRAINED] = metrics
+        for scale in self.scales[1:]:
+            self._keep_best(scale)
         if self.sizes:
-            estimate(self.model, self.cfg, self.sizes, self.scales[0],
-                     self.images)
+            self._add_sizes()
             self.cfg.model.scales = scales_of(self.model)
             self._write_config()
+
+    def _keep_best(self, scale: int) -> None:
+        """Undo at ``scale`` what did not gain on the held-out images."""
+        kept = best(self.found[scale])
+        if kept != TRAINED:
+            drop_change(self.model, scale)
+            copy_row(self.model, self.start, scale,
+                     self.scales[0] if kept == NOTHING else scale)
+
+    def _add_sizes(self) -> None:
+        """Make ``sizes`` scales, which get statistics if these gain."""
+        for size in self.sizes:
+            precise_bn.add_scale(self.model, size)
+        mixed = copy.deepcopy(self.model)
+        cases = [Case(size, size) for size in self.sizes]
+        before = self.held_out.measure(self.model, cases, 'Between')
+        self._estimate(self.sizes)
+        after = self.held_out.measure(self.model, cases, 'Between')
+        for case in cases:
+            gains = {NOTHING: before[case], STATISTICS: after[case]}
+            if best(gains) == NOTHING:
+                copy_row(self.model, mixed, case.size, case.size)
+            self.found[case.size][STATISTICS] = gains[best(gains)]
 
     def verify(self) -> dict[str, Any]:
         """Compare the network at the base with the checkpoint, and write
@@ -293,10 +446,25 @@ class Adaptation:
                 f'The network must answer as before at {self.base.test}, but '
                 f'{changed[0]} has changed. Remove the hook from '
                 '`custom_hooks` that does it.')
+        rows = [self._row_of(scale) for scale in (scales_of(self.model)
+                                                  or ())[1:]]
         save_weights(self.model, self.result_path, self.meta)
+        if is_main_process():
+            dump(dict(base=self.base.test, lr=self.lr, rank=self.rank,
+                      held_out=number_held_out(len(self.dataset)),
+                      sure=self.held_out.sure, rows=rows),
+                 osp.join(self.out, RESULTS))
         return dict(config=self.config_path, checkpoint=self.result_path,
                     scales=tuple(map(self.base.size_of,
-                                     scales_of(self.model) or ())))
+                                     scales_of(self.model) or ())),
+                    held_out=number_held_out(len(self.dataset)), rows=rows)
+
+    def _row_of(self, scale: int) -> dict[str, Any]:
+        """What was measured at ``scale``, and what it keeps."""
+        found = self.found[scale]
+        kept = best(found)
+        return dict(size=self.base.size_of(scale), scale=scale, keeps=kept,
+                    before=found[NOTHING], after=found[kept], found=found)
 
     def _write_config(self) -> None:
         if is_main_process():
@@ -317,16 +485,19 @@ class Adaptation:
         # The config of a finished run names the sizes among the scales.
         scales = [s for s in before.model.scales if s not in self.sizes]
         before.model.scales = scales
+        if self.lr is None:
+            self._set_lr(before.optim_wrapper.optimizer.lr)
         differs = [name for name in _FIXED
                    if before.get(name) != self.cfg.get(name)]
         weights = check_checkpoint(self.start_path)
-        if meta_of(weights).get(_IMAGES, self.images) != self.images:
-            differs.append(f'number of images, {self.images},')
         if not differs:
             start = loaded_model(self.cfg, weights, self.start_path)
             if differing_tensors(extract_scale(start, scales[0]).state_dict(),
                                  self.stock.state_dict()):
                 differs = ['checkpoint']
+        if (before.train_dataloader.dataset.get('folder')
+                != self.cfg.train_dataloader.dataset.get('folder')):
+            differs.append('--images')
         if differs:
             raise UserError('--resume must have the arguments of the run that '
                             f'it goes on with, but its {differs[0]} is '
@@ -336,17 +507,20 @@ class Adaptation:
 
 @protected_loading()
 def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
-          out: str | None = None, images: int = 2048, lr: float = 0.08,
-          sizes: Sizes = (), force: bool = False, resume: bool = False,
-          cfg_options: dict | None = None, launcher: str = 'none',
-          between: float = 0.0) -> dict[str, Any]:
+          out: str | None = None, images: str | None = None,
+          lr: float | None = None, sizes: Sizes = (), force: bool = False,
+          resume: bool = False, cfg_options: dict | None = None,
+          launcher: str = 'none', between: float = 0.0,
+          rank: int = 8) -> dict[str, Any]:
     """Give a trained network smaller sizes, and keep its answers at its own
     size to the bit: what tools/adapt.py calls.
 
-    Each of ``scales`` gets normalization parameters of its own. Those of the
-    smaller ones get statistics from training images, and then train, see
-    ``SCTLossHook(adapt=True)``; nothing else trains. At the end everything
-    else is compared with the checkpoint.
+    Each of ``scales`` gets normalization parameters of its own, and each
+    smaller one a private change of the weights. The smaller ones get
+    statistics from training images, and then train, see
+    ``SCTLossHook(adapt=True)``; nothing else trains. Images that are held out
+    decide whether a size keeps what it has trained, the statistics alone, or
+    nothing. At the end everything else is compared with the checkpoint.
 
     A size between two scales takes the mix of their parameters. To serve it
     better, name it in ``sizes``, which gives it statistics of its own without
@@ -363,9 +537,12 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         out: a folder; by default `work_dirs/adapt_NAME_OF_CONFIG`. It gets
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and the logs and checkpoints of the training.
-        images: how many images of the training set give the statistics.
-        lr: the highest learning rate, of AdamW; our choice, see
-            docs/adapt.md.
+        images: path of a folder of images, which need no labels; None: the
+            training set of the config. Of all of them
+            :func:`~sct_mm.engine.adaptation.number_held_out` are measured on
+            and not trained on.
+        lr: the highest learning rate, of AdamW; None: the best of ``RATES``
+            on held-out images, by short trials.
         sizes: more sizes below the base, as ``scales``.
         force: overwrite an `adapted.pth`.
         resume: go on with the run in ``out``, if there is one.
@@ -373,9 +550,13 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         launcher: mmengine's: 'none', 'pytorch', 'slurm' or 'mpi'.
         between: the share of the steps that train sizes between the scales,
             see ``SCTLossHook``.
+        rank: of the private change of the weights at each smaller scale, see
+            :func:`~sct_mm.convert_to_ssbn`; 0: none.
 
     Returns:
-        dict: ``config`` and ``checkpoint``, paths, and ``scales``.
+        dict: ``config`` and ``checkpoint``, paths; ``scales``; ``held_out``,
+        how many images were measured on; and ``rows``, for each smaller size
+        what was measured ``before`` and ``after``, and what it ``keeps``.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.
@@ -383,7 +564,7 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         RuntimeError: if the network at its own size has changed.
     """
     run = Adaptation(config, scales, epochs, out, images, lr, sizes, resume,
-                     between)
+                     between, rank)
     run.check_output(force)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher

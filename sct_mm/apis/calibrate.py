@@ -1,40 +1,24 @@
 """Re-estimate the statistics of a checkpoint from training images."""
-import random
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import BaseModel
-from mmengine.registry import (
-    DATA_SAMPLERS,
-    DATASETS,
-    FUNCTIONS,
-    TRANSFORMS,
-    init_default_scope,
-)
-from mmengine.runner import set_random_seed
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import save_checkpoint
-from rich.progress import Progress
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..datasets.base_size import BaseSize, base_size
-from ..datasets.batch_forms import is_collated
 from ..datasets.last_stage import (
     last_stage,
     sizes_in_training,
     smallest_in_training,
 )
-from ..datasets.multi_scale_batch import padding_of
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
-from ..engine.sct.step import check_images
+from ..engine.training_images import build_loader, prepared, seeded_images
 from ..models import precise_bn
 from ..models.size_selection import scales_of
 from ..utils.arguments import check_int
@@ -49,86 +33,6 @@ from ..utils.config import (
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
-
-
-class SeededImages(Dataset):
-    """``dataset`` with random augmentations that depend on an image's index
-    alone, so that each process and worker loads the same image."""
-
-    def __init__(self, dataset: Any, seed: int = 0) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:  # samplers ask for metainfo
-        if name == 'dataset':
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __getitem__(self, index: int) -> Any:
-        before = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]):
-            set_random_seed((self.seed * 1_000_003 + index) % 2**32)
-            item = self.dataset[index]
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        return item
-
-
-class _Chosen(Sampler):
-    """A sampler of given indices, in the form that the hosts' batch samplers
-    take."""
-
-    def __init__(self, dataset: Any, indices: list[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def batches_of(config: dict, dataset: Any, images: int,
-               seed: int = 0) -> list[list[int]]:
-    """Draw ``images`` from ``dataset``, and return their indices in the
-    batches that the data loader of ``config`` would make; all processes draw
-    the same.
-
-    Raises:
-        UserError: for less than two batches.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    indices = torch.randperm(len(dataset), generator=generator)[:images]
-    size, sampler = config.get('batch_size') or 1, config.get('batch_sampler')
-    if sampler is None:
-        batches = [part.tolist() for part in indices.split(size)]
-    else:
-        batches = list(DATA_SAMPLERS.build(sampler, default_args=dict(
-            sampler=_Chosen(dataset, indices.tolist()), batch_size=size)))
-    batches = [batch for batch in batches if len(batch) > 1 or size == 1]
-    if len(batches) < 2:
-        raise UserError('Statistics need at least two batches, but '
-                        f'{len(indices)} of {len(dataset)} images make '
-                        f'{len(batches)} of {size}. Give --images '
-                        f'{2 * size} or more, or set a smaller '
-                        'train_dataloader.batch_size.')
-    return batches
-
-
-def build_loader(config: dict, images: int) -> DataLoader:
-    """This process's share of the batches of :func:`batches_of`."""
-    dataset = SeededImages(DATASETS.build(config['dataset']))
-    if hasattr(dataset.dataset, 'full_init'):
-        dataset.dataset.full_init()
-    batches = batches_of(config, dataset, images)
-    collate = dict(config.get('collate_fn') or dict(type='pseudo_collate'))
-    kind = collate.pop('type')
-    function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
-    return DataLoader(dataset, collate_fn=partial(function, **collate),
-                      batch_sampler=batches[get_rank()::get_world_size()],
-                      num_workers=config.get('num_workers', 0))
 
 
 def check_sizes(sizes: Sizes, model: nn.Module,
@@ -159,27 +63,6 @@ def in_a_test(base: BaseSize) -> str:
     """Where the sizes of training and test differ: what a size is."""
     return '' if base.train == base.test else (
         f' in a test ({base.train} in training)')
-
-
-def prepared(loader: DataLoader, model: BaseModel, size: int, base: int,
-             smallest: int | None = None) -> Iterator[dict]:
-    """The batches of ``loader``, preprocessed, at ``size`` pixels.
-
-    Args:
-        smallest: see :func:`check_images`.
-
-    Raises:
-        ValueError: for images of another size than ``base``.
-    """
-    resize = TRANSFORMS.build({**padding_of(model), 'type': 'MultiScaleBatch',
-                               'scale': size, 'base_scale': base})
-    with Progress(transient=True, disable=not is_main_process()) as bar:
-        for batch in bar.track(loader, description=f'Statistics at {size}'):
-            # mmyolo's takes its collated samples in training only.
-            batch = model.data_preprocessor(
-                batch, is_collated(batch.get('data_samples')))
-            check_images(batch, base, smallest)
-            yield resize(batch)
 
 
 def prepare_run(cfg: Config) -> None:
@@ -219,19 +102,20 @@ def train_base(cfg: Config, scale: int) -> BaseSize:
                                default=scale), ))
 
 
-def estimate(model: nn.Module, cfg: Config, sizes: Sequence[int], base: int,
-             images: int) -> int:
+def estimate(model: nn.Module, cfg: Config, dataset: Any,
+             sizes: Sequence[int], base: int, images: int | slice) -> int:
     """Re-estimate the statistics of ``model`` at each of ``sizes``; a size
     that is not a scale becomes one.
 
     Args:
+        dataset: of :func:`~sct_mm.engine.training_images.seeded_images`.
         base: the size of the images that the training pipeline makes, pixels.
-        images: how many to draw from the training set.
+        images: see :func:`~sct_mm.engine.training_images.batches_of`.
 
     Returns:
         int: how many images gave the statistics of each size.
     """
-    loader, seen = build_loader(cfg.train_dataloader, images), 0
+    loader, seen = build_loader(cfg.train_dataloader, dataset, images), 0
     for size in sizes:
         if size not in (scales_of(model) or ()):
             precise_bn.add_scale(model, size)
@@ -303,8 +187,8 @@ def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
     prepare_run(cfg)
     model = loaded_model(cfg, weights, checkpoint).to(get_device())
     base = train_base(cfg, (scales_of(model) or [0])[0])
-    seen = estimate(model, cfg, check_sizes(sizes, model, base), base.train,
-                    images)
+    seen = estimate(model, cfg, seeded_images(cfg.train_dataloader),
+                    check_sizes(sizes, model, base), base.train, images)
     save_weights(model, out, meta_of(weights))
     scales = scales_of(model) or ()
     return dict(out=out, images=seen, scales=scales,

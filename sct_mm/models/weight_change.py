@@ -128,12 +128,13 @@ class ChangedLayer(Guards, ScaleSpecific):
         weight = self.weight
         shapes = shapes_of_change(weight.shape, rank, len(self.scales))
         for name, shape in shapes.items():
-            value = torch.zeros(shape, dtype=weight.dtype,
-                                device=weight.device)
-            if name == CHANGE_IN and not value.is_meta:
-                nn.init.normal_(value, std=1 / math.sqrt(shape[1]))
+            value = torch.zeros(shape, device='cpu')
+            if name == CHANGE_IN:
+                # The same in each run, whoever has drawn numbers before.
+                value.normal_(0, 1 / math.sqrt(shape[1]),
+                              generator=torch.Generator().manual_seed(0))
             self.register_parameter(name, nn.Parameter(
-                value, requires_grad=weight.requires_grad))
+                value.to(weight), requires_grad=weight.requires_grad))
 
     @torch.no_grad()
     def insert(self, size: int) -> None:

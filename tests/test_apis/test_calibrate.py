@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import Dataset
 
 from sct_mm.apis import calibrate
-from sct_mm.apis.calibrate import SeededImages, batches_of
+from sct_mm.engine.training_images import SeededImages, batches_of
 from sct_mm.utils.config import scales_settings
 from sct_mm.utils.errors import UserError
 

@@ -1,0 +1,294 @@
+"""What ``adapt`` measures on images that no training sees, and what each size
+keeps by that."""
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
+from mmengine.runner import Runner
+from rich.progress import Progress
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Sampler
+
+from ..datasets.batch_forms import is_collated, number_of_images
+from ..datasets.data_samples import private_copy
+from ..datasets.multi_scale_batch import padding_of
+from ..evaluation.fidelity_metric import FidelityMetric, Reference
+from ..models.pinning import use_scale
+from ..models.row_mix import Present
+from ..models.size_selection import ssbn_layers
+from ..models.weight_change import changed_layers
+from ..utils.errors import UserError
+from .sct.first_look import evaluating
+from .sct.step import check_images
+from .training_images import drawn
+
+# What a size may keep, from the least change on.
+NOTHING, STATISTICS, TRAINED = 'nothing', 'statistics', 'trained'
+_LEAST, _MOST = 32, 1000  # images held out
+# Metrics of FidelityMetric whose mean decides, by their end; more is better.
+_DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
+_SHORTEST_TRIAL, _LONGEST_TRIAL = 8, 60  # steps of one learning rate
+_SURE = 0.5  # share of the images below which they are of another kind
+
+
+def number_held_out(images: int) -> int:
+    """How many of ``images`` are held out: a tenth, between 32 and 1000.
+
+    Raises:
+        UserError: if less than as many again are left to train on.
+    """
+    if images < 2 * _LEAST:
+        raise UserError(f'An adaptation needs at least {2 * _LEAST} images, '
+                        f'of which it holds out {_LEAST} to measure on, but '
+                        f'got {images}. Give more.')
+    return min(max(images // 10, _LEAST), _MOST)
+
+
+@DATA_SAMPLERS.register_module()
+class WithoutHeldOut(Sampler):
+    """All images of ``dataset`` in an order of each epoch's own, but for the
+    first ``held_out`` of those that :func:`drawn` puts in order. As mmengine's
+    ``DefaultSampler``, each of several processes gets as many.
+
+    Args:
+        seed: of the order, the same for all processes.
+    """
+
+    def __init__(self, dataset: Any, held_out: int, shuffle: bool = True,
+                 seed: int | None = None, round_up: bool = True) -> None:
+        self.dataset = dataset
+        self._of_part = DATA_SAMPLERS.get('DefaultSampler')(
+            drawn(dataset)[held_out:].tolist(), shuffle, seed, round_up)
+
+    def __iter__(self):
+        part = self._of_part.dataset
+        return (part[index] for index in self._of_part)
+
+    def __len__(self) -> int:
+        return len(self._of_part)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._of_part.set_epoch(epoch)
+
+
+class Case(NamedTuple):
+    """Images of ``size`` pixels, served by the parameters of ``scale``; both
+    as the training counts them."""
+    size: int
+    scale: int
+
+
+def score(metrics: dict[str, float]) -> float:
+    """One number by which metrics of :meth:`HeldOutImages.measure` compare;
+    more is better, NaN counts as the worst."""
+    if 'loss' in metrics:
+        value = -metrics['loss']
+    else:
+        found = [value for name, value in metrics.items()
+                 if name.endswith(_DECIDING) and not math.isnan(value)]
+        value = sum(found) / len(found) if found else math.nan
+    return -math.inf if math.isnan(value) else value
+
+
+def best(candidates: dict[str, dict[str, float]]) -> str:
+    """The name of the best of ``candidates``, ``{name: metrics}``; the first
+    of equal ones."""
+    return max(candidates, key=lambda name: score(candidates[name]))
+
+
+class HeldOutImages:
+    """Images on which a network's answers at smaller sizes are compared with
+    its own at the base, without labels.
+
+    A network whose answers cannot be compared
+    (:class:`~sct_mm.evaluation.fidelity_metric.FidelityMetric`) is measured
+    by its own loss, for which the images need labels.
+
+    Args:
+        loader: makes batches of the images at the base.
+        base: their size in pixels.
+        smallest: see :func:`check_images`.
+    """
+
+    def __init__(self, loader: DataLoader, base: int,
+                 smallest: int | None = None) -> None:
+        self._loader, self._base, self._smallest = loader, base, smallest
+        self._reference: Reference | None = None
+        self.by_loss = False
+        self.sure: float | None = None  # share of images, of a classifier
+
+    def measure(self, model: Any, cases: Iterable[Case], title: str,
+                images: int | None = None) -> dict[Case, dict[str, float]]:
+        """The metrics of ``model`` in each of ``cases``; all processes get
+        those of the first.
+
+        Args:
+            title: of the bar that shows the progress.
+            images: how many to measure on, up to the end of a batch; not
+                before all were measured on once.
+        """
+        cases = list(cases)
+        with torch.no_grad(), evaluating(list(model.modules())):
+            try:
+                found = self._loop(model, cases, title, images)
+            except UserError as error:
+                if self.by_loss or self._reference is not None:
+                    raise
+                print_log(f'adapt measures by the loss: {error}', 'current')
+                self.by_loss = True
+                found = self._loop(model, cases, title, images)
+        shared: list[Any] = [found, self.by_loss, self.sure]
+        broadcast_object_list(shared)
+        found, self.by_loss, self.sure = shared
+        return found
+
+    def _loop(self, model: Any, cases: Sequence[Case], title: str,
+              images: int | None) -> dict[Case, dict[str, float]]:
+        first = self._reference is None and not self.by_loss
+        reference = self._reference or Reference()
+        base = Case(self._base, self._base)
+        metrics = {case: FidelityMetric() for case in cases}
+        made = FidelityMetric()
+        made._made = reference
+        for metric in metrics.values():
+            metric.reference = reference
+        resize = {case.size: TRANSFORMS.build({
+            **padding_of(model), 'type': 'MultiScaleBatch',
+            'scale': case.size, 'base_scale': self._base})
+            for case in (base, *cases)}
+        losses: dict[Case, list[float]] = {case: [] for case in cases}
+        seen = 0
+        with Progress(transient=True,
+                      disable=not is_main_process()) as bar:
+            for batch in bar.track(self._loader, description=title):
+                batch = model.data_preprocessor(
+                    batch, is_collated(batch.get('data_samples')))
+                check_images(batch, self._base, self._smallest)
+                for case, metric in (*(((base, made), ) if first else ()),
+                                     *metrics.items()):
+                    part = resize[case.size](batch)
+                    if 'data_samples' in part:
+                        part = dict(part, data_samples=private_copy(
+                            part['data_samples']))
+                    with use_scale(model, case.scale):
+                        if self.by_loss:
+                            losses[case].append(_loss_of(model, part))
+                            continue
+                        samples = model(**part, mode='predict')
+                    metric.process({}, [each.to_dict() for each in samples])
+                seen += number_of_images(batch)
+                if images is not None and seen >= images:
+                    break
+        if self.by_loss:
+            return {case: dict(loss=sum(values) / len(values))
+                    for case, values in losses.items()}
+        if first:
+            own = made.compute_metrics(made.results)
+            self._reference = reference
+            counts = [value for name, value in own.items()
+                      if name.endswith('sure_images')]
+            if counts:
+                self.sure = min(counts) / len(reference.answers)
+        return {case: {name: value for name, value in metric.compute_metrics(
+            metric.results).items() if not name.endswith(
+                ('sure_images', 'truth_boxes'))}
+                for case, metric in metrics.items()}
+
+    def doubt(self) -> str | None:
+        """What to warn of if the network is unsure of the images, as of those
+        of another kind than it was trained on; None if it is not."""
+        if self.sure is None or self.sure >= _SURE:
+            return None
+        return (f'The network is sure (confidence above 0.5) of only '
+                f'{100 * self.sure:.0f} % of the images: they may be of '
+                'another kind than those it was trained on. What it gains on '
+                'them need not hold for yours: give images like those that '
+                'it is to serve.')
+
+
+def _loss_of(model: Any, batch: dict) -> float:
+    """The loss of ``model`` on ``batch``.
+
+    Raises:
+        UserError: for images without labels.
+    """
+    try:
+        loss, _ = model.parse_losses(model(**batch, mode='loss'))
+    except (AttributeError, KeyError) as error:
+        raise UserError(
+            'A network without answers to compare is measured by its loss, '
+            f'for which the images have no labels ({error}). Give images '
+            'with labels.') from error
+    return float(loss)
+
+
+def trial_steps(steps: int, rates: int) -> int:
+    """How many steps each of ``rates`` learning rates is tried for, so that
+    all of them take a tenth of a training of ``steps``; 0 if that is too
+    short to tell them apart."""
+    share = steps // (10 * rates)
+    return min(share, _LONGEST_TRIAL) if share >= _SHORTEST_TRIAL else 0
+
+
+def try_rate(model: Any, cfg: Config, rate: float, steps: int,
+             smallest: int | None) -> Any:
+    """A copy of ``model`` that is trained as ``cfg`` says, for a few
+    ``steps``, with the learning rate ``rate``; None if its loss was not
+    finite."""
+    model = copy.deepcopy(model)
+    wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'optimizer': {
+        **cfg.optim_wrapper.optimizer, 'lr': rate}})
+    # As the training: up over the first half, which is short there too, and
+    # down to zero.
+    schedule = LambdaLR(wrapper.optimizer, lambda step: min(
+        1, (step + 1) / (0.3 * steps)) * (1 + math.cos(
+            math.pi * step / steps)) / 2)
+    loader = Runner.build_dataloader(cfg.train_dataloader,
+                                     seed=cfg.randomness['seed'])
+    hook = HOOKS.build(cfg.custom_hooks[-1])
+    hook.attach(model, wrapper.loss_scaler if hasattr(
+        wrapper, 'loss_scaler') else None, smallest=smallest)
+    try:
+        model.train()
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        for step, batch in zip(range(steps), batches, strict=False):
+            hook.step = step
+            model.train_step(batch, wrapper)
+            schedule.step()
+        hook.sct.settle()
+    except RuntimeError as error:
+        print_log(f'adapt: a learning rate of {rate:g} failed ({error}).',
+                  'current')
+        return None
+    finally:
+        hook.detach()
+    return model
+
+
+@torch.no_grad()
+def copy_row(model: nn.Module, source: nn.Module, scale: int,
+             of: int) -> None:
+    """Give ``model`` at ``scale`` the normalization parameters and statistics
+    that ``source``, a network of the same layers, has at scale ``of``."""
+    for ours, theirs in zip(ssbn_layers(model), ssbn_layers(source),
+                            strict=True):
+        row: Present = theirs.row(of)
+        for name, value in ours.row(scale).items():
+            if value is not None:
+                value.copy_(row[name])
+
+
+@torch.no_grad()
+def drop_change(model: nn.Module, scale: int) -> None:
+    """Leave the weights of ``model`` at ``scale`` as they are at the base."""
+    for layer in changed_layers(model):
+        layer.changes[0][layer.scales.index(scale) - 1].zero_()
