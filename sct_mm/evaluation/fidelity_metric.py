@@ -14,6 +14,7 @@ from torch import Tensor
 from ..utils.errors import UserError
 from .fidelity import (
     Boxes,
+    MapDifferences,
     ScoreDifferences,
     answers_each_class,
     compare_boxes,
@@ -30,8 +31,9 @@ class Kind(NamedTuple):
         read: the answer in a field of a sample; None if it is of another kind.
         compare: what is kept of one image, of the reference's answer, the
             answer, and whether a class is answered for alone.
-        metrics: the metrics of all images, of what ``compare`` returned and
-            the least confidence or score of the reference.
+        metrics: the metrics of all images, of what ``compare`` returned (as
+            plain tuples, which mmengine makes of named ones) and the least
+            confidence or score of the reference.
         least: the default of that.
     """
     read: Callable[[Any], Any]
@@ -70,7 +72,8 @@ def _boxes(value: Any) -> Boxes | None:
 def _box_metrics(found: Sequence[tuple[Boxes, Boxes]],
                  least: float) -> dict[str, float]:
     references, answers = zip(*found, strict=True)
-    metrics = compare_boxes(references, answers, least)
+    metrics = compare_boxes([Boxes(*each) for each in references],
+                            [Boxes(*each) for each in answers], least)
     if not metrics['truth_boxes']:
         raise UserError('The reference must find objects to compare others '
                         f'with, but finds none of a score of {least:g} in '
@@ -102,7 +105,8 @@ KINDS = {
     # mmseg
     'pred_sem_seg': Kind(
         _label_map, lambda reference, answer, each_class: map_differences(
-            reference, answer), lambda found, least: summarise_maps(found)),
+            reference, answer), lambda found, least: summarise_maps(
+                [MapDifferences(*each) for each in found])),
 }
 # What a sample names its image by, the best first.
 _NAMES = ('img_path', 'img_id', 'sample_idx')

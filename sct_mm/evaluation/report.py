@@ -175,13 +175,20 @@ def describe_reference(model: dict) -> str:
     """What the table of a fidelity does not say: what the answers are compared
     with."""
     found = model['reference']
-    counts = {name: value for name, value in found.items()
-              if name.endswith(('sure_images', 'truth_boxes'))}
-    sure = [f'; {name.replace("_", " ")}: {count} (confidence '
-            f'{found["least"]:g} or more)' for name, count in counts.items()]
-    return (f'{model["label"]} is compared with {found["label"]} at '
-            f'{found["size"]} pixels on {found["images"]} images, without '
-            f'labels{"".join(sure)}. kl is KL(reference || size) in nats.')
+    own = found['checkpoint'] == model['checkpoint']
+    lines = [
+        f'{model["label"]} is compared with '
+        f'{"its own answers" if own else "those of " + found["label"]} at '
+        f'{found["size"]} pixels on {found["images"]} images, without labels.']
+    for name, count in found.items():
+        if name.endswith('sure_images'):
+            lines += [f'The reference is sure of {count} (confidence above '
+                      f'{found["least"]:g}); kl: KL(reference || size) in '
+                      'nats.']
+        elif name.endswith('truth_boxes'):
+            lines += [f'{count} boxes of a score of at least '
+                      f'{found["least"]:g} are taken for the truth.']
+    return ' '.join(lines)
 
 
 def report_fidelity(models: list[dict], out: str) -> None:
