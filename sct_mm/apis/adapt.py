@@ -209,7 +209,7 @@ class Adaptation:
         check_stock(cfg)
         prepare_run(cfg)
         self._find_scales(cfg)
-        check_pipeline(cfg.train_dataloader, self.scales[0])
+        check_pipeline(cfg.train_dataloader, self.scales[0], cfg)
         self.stock = loaded_model(cfg, weights, checkpoint)
         self.cfg = adapted_config(cfg, self.scales, self.epochs, self.lr,
                                   self.between)

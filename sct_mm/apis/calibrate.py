@@ -25,11 +25,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..datasets.base_size import BaseSize, base_size
-from ..datasets.batch_forms import is_collated
 from ..datasets.last_stage import (
+    STAGES,
     last_stage,
     sizes_in_training,
     smallest_in_training,
+    without_batch_mixes,
 )
 from ..datasets.multi_scale_batch import padding_of
 from ..engine.load_model import loaded_model
@@ -46,6 +47,7 @@ from ..utils.config import (
     scales_settings,
     set_loader_defaults,
 )
+from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -175,17 +177,18 @@ def prepared(loader: DataLoader, model: BaseModel, size: int, base: int,
                                'scale': size, 'base_scale': base})
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
-            # mmyolo's takes its collated samples in training only.
-            batch = model.data_preprocessor(
-                batch, is_collated(batch.get('data_samples')))
+            # In training only: batch augments that resize or pad, and
+            # mmyolo's collated samples.
+            batch = model.data_preprocessor(batch, True)
             check_images(batch, base, smallest)
             yield resize(batch)
 
 
 def prepare_run(cfg: Config) -> None:
-    """Check the training images of ``cfg``, take those of its
-    :func:`last_stage`, and set up what a Runner would: the loader's defaults,
-    processes, the log and the scope of registries.
+    """Check the training images of ``cfg``, change it in place to those of
+    its :func:`last_stage`, without mixes of a batch, and set up what a Runner
+    would: the loader's defaults, processes, the log and the scope of
+    registries.
 
     Raises:
         UserError: for a config without training images.
@@ -196,9 +199,14 @@ def prepare_run(cfg: Config) -> None:
                         f'{cfg.get("train_dataloader")!r}. Set it.')
     check_data(cfg.train_dataloader)
     cfg.train_dataloader.dataset, names = last_stage(cfg)
-    if names:
-        print_log(f'Left out of the training pipeline: {", ".join(names)}. '
-                  'No test image shows what they do.', 'current')
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or ()
+                        if type_name(hook) not in STAGES]
+    clean, mixes = without_batch_mixes(cfg)
+    cfg.update({**clean})
+    if names + mixes:
+        print_log('Left out of the training images: '
+                  f'{", ".join(names + mixes)}. No test image shows what they '
+                  'do.', 'current')
     set_loader_defaults(cfg.train_dataloader, cfg)
     join_processes(cfg)
     if not MMLogger.check_instance_created(__name__):
@@ -214,7 +222,7 @@ def train_base(cfg: Config, scale: int) -> BaseSize:
         scale: the edge in pixels of training images whose size the config
             does not show.
     """
-    sizes = sizes_in_training(dict(train_dataloader=cfg.train_dataloader))
+    sizes = sizes_in_training(cfg)
     return base_size(cfg, (max((s for each in sizes for s in each),
                                default=scale), ))
 
