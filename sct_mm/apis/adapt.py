@@ -276,7 +276,7 @@ class Adaptation:
             train_on_folder(cfg, self.images)
         prepare_run(cfg)
         self._find_scales(cfg)
-        check_pipeline(cfg.train_dataloader, self.scales[0])
+        check_pipeline(cfg.train_dataloader, self.scales[0], cfg)
         self.stock = loaded_model(cfg, weights, checkpoint)
         if self.images is not None and not makers_of_logits(self.stock):
             raise UserError(

@@ -12,9 +12,11 @@ from torch import nn
 
 from ..datasets.base_size import BaseSize, base_size
 from ..datasets.last_stage import (
+    STAGES,
     last_stage,
     sizes_in_training,
     smallest_in_training,
+    without_batch_mixes,
 )
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
@@ -30,6 +32,7 @@ from ..utils.config import (
     scales_settings,
     set_loader_defaults,
 )
+from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -66,9 +69,10 @@ def in_a_test(base: BaseSize) -> str:
 
 
 def prepare_run(cfg: Config) -> None:
-    """Check the training images of ``cfg``, take those of its
-    :func:`last_stage`, and set up what a Runner would: the loader's defaults,
-    processes, the log and the scope of registries.
+    """Check the training images of ``cfg``, change it in place to those of
+    its :func:`last_stage`, without mixes of a batch, and set up what a Runner
+    would: the loader's defaults, processes, the log and the scope of
+    registries.
 
     Raises:
         UserError: for a config without training images.
@@ -79,9 +83,14 @@ def prepare_run(cfg: Config) -> None:
                         f'{cfg.get("train_dataloader")!r}. Set it.')
     check_data(cfg.train_dataloader)
     cfg.train_dataloader.dataset, names = last_stage(cfg)
-    if names:
-        print_log(f'Left out of the training pipeline: {", ".join(names)}. '
-                  'No test image shows what they do.', 'current')
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or ()
+                        if type_name(hook) not in STAGES]
+    clean, mixes = without_batch_mixes(cfg)
+    cfg.update({**clean})
+    if names + mixes:
+        print_log('Left out of the training images: '
+                  f'{", ".join(names + mixes)}. No test image shows what they '
+                  'do.', 'current')
     set_loader_defaults(cfg.train_dataloader, cfg)
     join_processes(cfg)
     if not MMLogger.check_instance_created(__name__):
@@ -97,7 +106,7 @@ def train_base(cfg: Config, scale: int) -> BaseSize:
         scale: the edge in pixels of training images whose size the config
             does not show.
     """
-    sizes = sizes_in_training(dict(train_dataloader=cfg.train_dataloader))
+    sizes = sizes_in_training(cfg)
     return base_size(cfg, (max((s for each in sizes for s in each),
                                default=scale), ))
 

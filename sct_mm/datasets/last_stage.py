@@ -185,17 +185,27 @@ def batch_resize(cfg: dict) -> str | None:
                  if type_name(each) in BATCH_RESIZES), None)
 
 
+def _fixed_resize(cfg: dict) -> dict | None:
+    """mmdetection's ``BatchResize`` of ``cfg``, which resizes each batch to
+    one size behind its pipeline (CrowdDet)."""
+    return next((each for each in _batch_augments(cfg)
+                 if type_name(each) == 'BatchResize'), None)
+
+
 def sizes_in_training(cfg: dict) -> list[tuple[int, ...]]:
     """The nominal sizes in pixels of the images of each training pipeline of
     ``cfg``, later ones included (:func:`train_sizes`). mmdetection's
     ``BatchResize`` sets another one behind all of them."""
-    for each in _batch_augments(cfg):
-        if type_name(each) == 'BatchResize':
-            return [(int(min(edges_of(each['scale']))), )]
+    resize = _fixed_resize(cfg)
+    if resize:
+        return [(int(min(edges_of(resize['scale']))), )]
     return [train_sizes(pipeline) for pipeline in all_pipelines(cfg)]
 
 
 def smallest_in_training(cfg: dict) -> int:
     """The nominal size in pixels of the smallest training images of ``cfg``;
-    0 if they may have any (:func:`smallest_size`)."""
+    0 if they may have any (:func:`smallest_size`). ``BatchResize`` resizes a
+    batch with its padding, so that an image of it may be smaller."""
+    if _fixed_resize(cfg):
+        return 0
     return min(map(smallest_size, all_pipelines(cfg)), default=0)

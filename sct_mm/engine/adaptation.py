@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
-from ..datasets.batch_forms import is_collated, number_of_images
+from ..datasets.batch_forms import number_of_images
 from ..datasets.data_samples import private_copy
 from ..datasets.multi_scale_batch import padding_of
 from ..evaluation.fidelity_metric import FidelityMetric, Reference
@@ -170,8 +170,7 @@ class HeldOutImages:
         with Progress(transient=True,
                       disable=not is_main_process()) as bar:
             for batch in bar.track(self._loader, description=title):
-                batch = model.data_preprocessor(
-                    batch, is_collated(batch.get('data_samples')))
+                batch = model.data_preprocessor(batch, True)
                 check_images(batch, self._base, self._smallest)
                 for case, metric in (*(((base, made), ) if first else ()),
                                      *metrics.items()):

@@ -14,7 +14,6 @@ from mmengine.runner import set_random_seed
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..datasets.batch_forms import is_collated
 from ..datasets.multi_scale_batch import padding_of
 from ..utils.errors import UserError
 from .sct.step import check_images
@@ -137,8 +136,8 @@ def prepared(loader: DataLoader, model: BaseModel, size: int, base: int,
                                'scale': size, 'base_scale': base})
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
-            # mmyolo's takes its collated samples in training only.
-            batch = model.data_preprocessor(
-                batch, is_collated(batch.get('data_samples')))
+            # In training only: batch augments that resize or pad, and
+            # mmyolo's collated samples.
+            batch = model.data_preprocessor(batch, True)
             check_images(batch, base, smallest)
             yield resize(batch)

@@ -297,8 +297,10 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
     assert 'dtype' not in adapted_config(stock, (32, 16), 3, 0.5).optim_wrapper
 
 
-def test_a_detector(tmp_path, monkeypatch):
-    """Two passes of its own losses; the base as it was."""
+@pytest.fixture
+def detector(tmp_path, monkeypatch):
+    """The config of a detector, a checkpoint, and the options for a data set
+    of eight images."""
     monkeypatch.chdir(ROOT)
     config = osp.join('tools', 'benchmarks', 'experiments', 'configs',
                       'retinanet_r18_fpn_1xb8_fashion-det-128px.py')
@@ -308,12 +310,43 @@ def test_a_detector(tmp_path, monkeypatch):
     for name, value in model.state_dict().items():
         if name.endswith('running_var'):
             value.uniform_(0.5, 2)
-    path, out = str(tmp_path / 'a.pth'), str(tmp_path / 'out')
+    path = str(tmp_path / 'a.pth')
     torch.save(dict(state_dict=model.state_dict()), path)
-    done = adapt(config, path, (128, 64), 1, out, cfg_options={
+    return config, path, {
         'train_dataloader.batch_size': 4,
-        'train_dataloader.dataset.data_root': f'{tmp_path}/'})
+        'train_dataloader.dataset.data_root': f'{tmp_path}/'}
+
+
+def test_a_detector(detector, tmp_path):
+    """Two passes of its own losses; the base as it was."""
+    config, path, options = detector
+    done = adapt(config, path, (128, 64), 1, str(tmp_path / 'out'),
+                 cfg_options=options)
     rows = rows_of(tensors(path), tensors(done['checkpoint']), 2)
     assert rows
     for value, row in rows.values():
         assert torch.equal(row[0], value) and not torch.equal(row[1], value)
+
+
+def test_a_batch_resized_behind_the_pipeline(detector, tmp_path):
+    """mmdet's BatchResize (CrowdDet) halves images as Resize does: both take
+    the mean of four pixels, which Resize rounds."""
+    config, path, options = detector
+    cfg = Config.fromfile(config)
+    load, annotate, *_, pack = cfg.train_dataloader.dataset.pipeline
+    resize = dict(type='Resize', scale=(80, 64), keep_ratio=True)
+    found = []
+    for epochs, pipeline, augments in [
+            (1, [load, annotate, pack],
+             [dict(type='BatchResize', scale=(80, 64), pad_size_divisor=16)]),
+            (0, [load, annotate, resize, pack], None)]:
+        out = str(tmp_path / f'{epochs} epochs')
+        adapt(config, path, (64, 32), epochs, out, cfg_options={
+            **options, 'train_dataloader.dataset.pipeline': pipeline,
+            'test_dataloader.dataset.pipeline': [load, resize, annotate,
+                                                 pack],
+            'model.data_preprocessor.batch_augments': augments})
+        found.append(tensors(osp.join(out, 'calibrated.pth')))
+    for name in ('running_mean', 'running_var'):
+        one, other = (each[f'backbone.bn1.{name}'] for each in found)
+        assert (one - other)[1].norm() < 0.01 * one[1].norm() != 0

@@ -147,6 +147,21 @@ def test_samples_of_a_whole_batch_follow(shape):
     check_images(data, 16)
 
 
+@pytest.mark.parametrize('part', [1, 4])
+def test_masks_are_padded_as_their_images(part):
+    """Images of 48 pixels, which are 24 at half the scale, of 32 with
+    padding; masks have a ``part`` of each edge, as mmyolo makes them."""
+    data = dict(inputs=torch.rand(4, 3, 48, 64),
+                data_samples=dict(collated()['data_samples'],
+                                  masks=torch.ones(3, 48 // part, 64 // part,
+                                                   dtype=torch.uint8)))
+    small = MultiScaleBatch(24, 48, size_divisor=16)(data)
+    assert small['inputs'].shape == (4, 3, 32, 32)
+    want = torch.zeros(3, 32 // part, 32 // part, dtype=torch.uint8)
+    want[:, :24 // part] = 1
+    assert torch.equal(small['data_samples']['masks'], want)
+
+
 @pytest.mark.parametrize('masks, want', [
     (torch.arange(3).view(3, 1, 1), [2]),  # of the instances
     (torch.arange(4).view(4, 1, 1), [1, 2, 3])])  # of the images

@@ -155,4 +155,5 @@ def test_sizes_of_all_pipelines_of_a_training():
     cfg['model'] = dict(data_preprocessor=dict(batch_augments=[
         dict(type='BatchResize', scale=(96, 32))]))
     assert sizes_in_training(cfg) == [(32, )]
+    assert smallest_in_training(cfg) == 0  # images of a padded batch
     assert sizes_in_training({}) == []

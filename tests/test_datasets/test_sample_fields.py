@@ -107,6 +107,23 @@ def test_padding_of_mmseg_stays_outside(shapes, corner, scale):
         check_images(batch, 128)
 
 
+@pytest.mark.parametrize('size, scale, want', [
+    ((64, 96), 32, (32, 48)),  # a size that the host sets for all batches
+    ((64, 96), 48, (48, 80)),
+    ((48, 64), 32, (32, 32))])  # the next multiples: 25 x 20 to 32 x 32
+def test_padding_to_a_size_and_to_multiples(size, scale, want):
+    """mmseg's `size` is part of the scale, its `size_divisor` is not."""
+    batch = seg_batch([(torch.ones(3, 40, 50), torch.zeros(
+        1, 40, 50, dtype=torch.long))], size)
+    got = MultiScaleBatch(scale, 64, size_divisor=16)(batch)
+    content = [int(edge * scale / 64 + .5) for edge in (40, 50)]
+    assert got['inputs'].shape[-2:] == want
+    assert got['inputs'].sum() == 3 * content[0] * content[1]
+    labels = got['data_samples'][0].gt_sem_seg.data
+    assert labels.shape[-2:] == want
+    assert (labels == 0).sum() == content[0] * content[1]
+
+
 @pytest.mark.parametrize('value', [(0, 96, 0, 0), (0, -1, 0, 0),
                                    (0, float('nan'), 0, 0)])
 def test_padding_that_leaves_no_image_is_refused(value):

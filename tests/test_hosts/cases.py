@@ -68,6 +68,13 @@ ONE_SIZE = {'model.data_preprocessor.batch_augments': None,
             'model.data_preprocessor.std': [1., 1., 1.]}
 DEPTH_18 = {'model.backbone.depth': 18,
             'model.neck.in_channels': [64, 128, 256, 512]}
+POSE_18 = {'model.backbone.depth': 18, 'model.head.in_channels': 512}
+VIDEO_18 = {'model.backbone.depth': 18, 'model.cls_head.in_channels': 512}
+HRNET_W4 = {'model.head.in_channels': 4, **{
+    f'model.backbone.extra.stage{stage}.{name}': value
+    for stage in (2, 3, 4) for name, value in dict(
+        num_modules=1, num_blocks=(1, ) * stage,
+        num_channels=(4, 8, 16, 32)[:stage]).items()}}
 # Statistics that train: random weights have none that could be kept.
 TRAINED = {'model.backbone.norm_eval': False,
            'model.backbone.frozen_stages': -1}
@@ -93,23 +100,22 @@ CASES = tuple(itertools.starmap(
           'model.decode_head.in_channels': 16,
           'model.auxiliary_head.in_channels': 32}),
         ('mmpose', 'body_2d_keypoint/topdown_heatmap/coco/'
-         'td-hm_res50_8xb64-210e_coco-256x192', POSE,
-         {'model.backbone.depth': 18, 'model.head.in_channels': 512}),
+         'td-hm_res50_8xb64-210e_coco-256x192', POSE, POSE_18),
         ('mmpose', 'body_2d_keypoint/topdown_heatmap/coco/'
          'td-hm_mobilenetv2_8xb64-210e_coco-256x192', POSE),
         ('mmpose', 'body_2d_keypoint/topdown_heatmap/coco/'
-         'td-hm_hrnet-w32_8xb64-210e_coco-256x192', POSE),
+         'td-hm_hrnet-w32_8xb64-210e_coco-256x192', POSE, HRNET_W4),
         ('mmpose', 'body_2d_keypoint/topdown_regression/coco/'
-         'td-reg_res50_8xb64-210e_coco-256x192', POSE),
+         'td-reg_res50_8xb64-210e_coco-256x192', POSE, POSE_18),
         ('mmaction', 'recognition/tsn/tsn_imagenet-pretrained-r50_8xb32-'
-         '1x1x3-100e_kinetics400-rgb', VIDEO,
-         {'model.backbone.depth': 18, 'model.cls_head.in_channels': 512}),
+         '1x1x3-100e_kinetics400-rgb', VIDEO, VIDEO_18),
         ('mmaction', 'recognition/tsm/tsm_imagenet-pretrained-r50_8xb16-'
-         '1x1x8-50e_kinetics400-rgb', VIDEO),
+         '1x1x8-50e_kinetics400-rgb', VIDEO,
+         {**VIDEO_18, 'model.backbone.pretrained2d': False}),
         ('mmaction', 'recognition/slowonly/slowonly_r50_8xb16-4x16x1-256e_'
-         'kinetics400-rgb', VIDEO),
+         'kinetics400-rgb', VIDEO, VIDEO_18),
         ('mmaction', 'recognition/r2plus1d/r2plus1d_r34_8xb8-8x8x1-180e_'
-         'kinetics400-rgb', VIDEO),
+         'kinetics400-rgb', VIDEO, VIDEO_18),
         ('mmyolo', 'yolov5/yolov5_n-v61_syncbn_fast_8xb16-300e_coco', YOLO),
         ('mmyolo', 'yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco', YOLO),
         ('mmyolo', 'yolox/yolox_tiny_fast_8xb8-300e_coco', YOLO,

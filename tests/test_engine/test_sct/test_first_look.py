@@ -9,6 +9,7 @@ import torch
 from conftest import SCALES, TinyModel
 from helpers import batch, ssbn_model
 from mmengine.hooks import Hook
+from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import SSBN, SCTLossHook
@@ -42,6 +43,20 @@ class Remembers(TinyModel):
         self.seen[size] = self.seen.get(size, 0) + 1
         self.bank = torch.cat([self.bank, inputs.new_ones(1)])
         self.head.drawn = (torch.rand(1), np.random.rand(), random.random())
+        return super().forward(inputs, data_samples, mode)
+
+
+class Follows(TinyModel):
+    """A model with an encoder that each pass moves, as mmengine's averaged
+    models are: frozen parameters."""
+
+    def __init__(self):
+        super().__init__(lambda c: SSBN(c, SCALES))
+        self.encoder = nn.Linear(2, 2).requires_grad_(False)
+        self.encoder.weight.zero_()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        self.encoder.weight.add_(1)
         return super().forward(inputs, data_samples, mode)
 
 
@@ -135,6 +150,18 @@ def test_a_model_that_cannot_be_copied_records_itself(change):
     for name, value in before.items():
         if not name.endswith('running_mean'):
             assert torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('copied', [True, False])
+def test_frozen_parameters_move_by_the_step_alone(copied):
+    model = Follows()
+    if not copied:
+        model.lock = threading.Lock()
+    hook = SCTLossHook(scales_per_step=1)
+    hook.attach(model)
+    model(**batch(), mode='loss')
+    assert (model.encoder.weight == 1).all()
+    assert set(ssbn_layers(model)[0].extents) == set(SCALES)
 
 
 def test_a_copy_shares_parameters_and_records_only():
