@@ -6,6 +6,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from sct_mm import SSBN
+from sct_mm.models.weight_change import add_changes
 
 
 class Dropping(TinyModel):
@@ -18,9 +19,12 @@ class Dropping(TinyModel):
         self.net[9].running_mean.normal_()
 
 
-def network():
+def network(rank=0):
     torch.manual_seed(3)
-    return with_trained_base(Dropping())
+    model = with_trained_base(Dropping())
+    if rank:
+        add_changes(model, SCALES, rank)
+    return model
 
 
 def unlabelled(**options):
@@ -30,11 +34,11 @@ def unlabelled(**options):
 
 
 def kept(state, names=('net.1.', 'net.4.', 'net.7.')):
-    """A state dict without the parameters of the smaller scales and without
-    the extents that the layers recorded."""
+    """A state dict without the parameters of the smaller scales, without the
+    changes of weights, and without the extents that the layers recorded."""
     return {name: value if not name.startswith(names) else
             value.view(len(SCALES), -1)[0] for name, value in state.items()
-            if not name.endswith('_extra_state')}
+            if not name.endswith('_extra_state') and '.change_' not in name}
 
 
 def assert_kept(state, before):

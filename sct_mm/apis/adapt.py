@@ -76,12 +76,11 @@ from .calibrate import (
 )
 from .train import train
 
-_CHANGE_LR = 0.2  # learning rate of changes, by that of the norms
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 2048  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
-RATES = (0.05, 0.02, 0.005)  # learning rates that are tried
+RATES = (0.01, 0.003, 0.001)  # learning rates that are tried
 # Settings of the adapted config that must not change when a run is resumed.
 _FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
           'param_scheduler', 'custom_hooks')
@@ -128,11 +127,12 @@ def train_on_folder(cfg: Config, folder: str) -> None:
     Raises:
         UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
     """
-    loader = cfg.get('train_dataloader') or cfg.get('test_dataloader') or {}
+    training = cfg.get('train_dataloader') or {}
+    loader = training or cfg.get('test_dataloader') or {}
     kept = {key: loader[key] for key in ('num_workers', 'collate_fn')
             if key in loader}
     cfg.train_dataloader = dict(
-        batch_size=loader.get('batch_size') or 32, **kept, dataset=(
+        batch_size=training.get('batch_size') or 32, **kept, dataset=(
             folder_dataset(cfg, folder, skip=check_images(folder),
                            test_mode=False)))
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or ()
@@ -148,9 +148,7 @@ def _optimizer(cfg: Config, lr: float) -> dict:
     kept = {key: wrapper[key] for key in ('type', 'dtype', 'loss_scale')
             if amp and key in wrapper}
     return {'type': 'OptimWrapper', **kept, 'optimizer': dict(
-        type='AdamW', lr=lr, weight_decay=0.0),
-        'paramwise_cfg': dict(custom_keys={
-            '.change_': dict(lr_mult=_CHANGE_LR)})}
+        type='AdamW', lr=lr, weight_decay=0.0)}
 
 
 def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,

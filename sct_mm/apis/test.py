@@ -169,7 +169,7 @@ def workload(loop: ScalesTestLoop, size: int, model: BaseModel, one: dict,
     """
     @contextmanager
     def pinned() -> Iterator[None]:
-        with loop.at(size, freeze=True), autocast(enabled=loop.fp16):
+        with loop.at(size, timed=True), autocast(enabled=loop.fp16):
             yield
 
     step = partial(model.test_step, one)

@@ -175,18 +175,18 @@ class _ScalesLoop(BaseLoop):
                                  self.base.test)
 
     @contextmanager
-    def at(self, size: int, freeze: bool = False) -> Iterator[None]:
+    def at(self, size: int, timed: bool = False) -> Iterator[None]:
         """Within, the model serves a test at ``size``: it is pinned to the
         scale, and has the host's settings for the size (:func:`host_sizes`).
-        See :func:`use_scale` for ``freeze``, which is for timers."""
+        What is ``timed`` enters it again and again."""
         model = self.runner.model
         # A pin outside of the scales warns: not at each turn of a timer.
         scale = self.base.scale_at(size)
         scales = scales_of(unwrapped(model))
-        if freeze and scales:
+        if timed and scales:
             scale = min(max(scale, scales[-1]), scales[0])
-        with use_scale(model, scale, freeze=freeze), host_sizes(
-                model, size / self.base.test, galleries=not freeze):
+        with use_scale(model, scale, freeze=True), host_sizes(
+                model, size / self.base.test, galleries=not timed):
             yield
 
     def each_size(self) -> Generator[int, None, None]:

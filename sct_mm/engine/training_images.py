@@ -65,17 +65,18 @@ def drawn(dataset: Any, seed: int = 0) -> torch.Tensor:
     return torch.randperm(len(dataset), generator=generator)
 
 
-def batches_of(config: dict, dataset: Any,
-               images: int | slice) -> list[list[int]]:
+def batches_of(config: dict, dataset: Any, images: int | slice,
+               least: int = 2) -> list[list[int]]:
     """Draw ``images`` from ``dataset``, and return their indices in the
     batches that the data loader of ``config`` would make; all processes draw
     the same.
 
     Args:
         images: how many, or which part of those that are :func:`drawn`.
+        least: how many batches there must be; statistics need two.
 
     Raises:
-        UserError: for less than two batches.
+        UserError: for fewer.
     """
     part = images if isinstance(images, slice) else slice(images)
     indices = drawn(dataset)[part]
@@ -86,11 +87,11 @@ def batches_of(config: dict, dataset: Any,
         batches = list(DATA_SAMPLERS.build(sampler, default_args=dict(
             sampler=_Chosen(dataset, indices.tolist()), batch_size=size)))
     batches = [batch for batch in batches if len(batch) > 1 or size == 1]
-    if len(batches) < 2:
+    if len(batches) < least:
         raise UserError('Statistics need at least two batches, but '
                         f'{len(indices)} of {len(dataset)} images make '
-                        f'{len(batches)} of {size}. Give --images '
-                        f'{2 * size} or more, or set a smaller '
+                        f'{len(batches)} of {size}. Give {2 * size} images '
+                        'or more, or set a smaller '
                         'train_dataloader.batch_size.')
     return batches
 
@@ -109,9 +110,10 @@ def build_loader(config: dict, dataset: Any, images: int | slice,
 
     Args:
         dataset: of :func:`seeded_images`.
-        divided: whether each process gets its share of them alone.
+        divided: whether each process gets its share alone, for statistics;
+            else all get all of them.
     """
-    batches = batches_of(config, dataset, images)
+    batches = batches_of(config, dataset, images, 2 if divided else 1)
     collate = dict(config.get('collate_fn') or dict(type='pseudo_collate'))
     kind = collate.pop('type')
     function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind

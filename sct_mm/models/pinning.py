@@ -117,10 +117,11 @@ def use_scale(model: nn.Module,
     pin again. See :func:`set_scale` for ``record`` and ``edge``.
 
     Args:
-        freeze: mix the parameters of two scales once, at the start of the
-            block, in place of in each pass. It acts in evaluation mode
-            without gradients; the tensors of the norms must not change within
-            the block. One image is then as fast as by :func:`extract_scale`.
+        freeze: mix the parameters of two scales, and compose weights that
+            change with the scale, once, at the start of the block, in place
+            of in each pass. It acts in evaluation mode without gradients; the
+            tensors of these layers must not change within the block. One
+            image is then as fast as by :func:`extract_scale`.
     """
     with _pinning:
         layers = scale_specific(model)

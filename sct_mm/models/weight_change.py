@@ -20,6 +20,8 @@ from .size_selection import ScaleSpecific
 # its first dimension, but CHANGE_IN, which they share.
 CHANGE_IN, CHANGE_OUT = 'change_in', 'change_out'
 CHANGE_WHOLE = 'change_whole'
+# How much faster changes learn than normalization parameters.
+_RATE = 10.0
 # A subclass may pad the input or standardise the weight around them.
 _CONVOLUTIONS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 _CHANGES = (CHANGE_IN, CHANGE_OUT, CHANGE_WHOLE)
@@ -43,14 +45,22 @@ class ChangedLayer(Guards, ScaleSpecific):
     """A convolution or linear layer with a private change of its weight at
     each scale below the base.
 
-    The weight at scale s is ``W + B_s A``. Seen as a matrix, W has shape (C,
-    K), where K counts the inputs of one output; A (r, K), ``change_in``, is
-    shared by the scales, and B (S - 1, C, r), ``change_out``, starts at zero,
-    as in LoRA (arXiv 2106.09685). Our choice is to share A: a size between two
-    scales takes the mix of their B, as it takes the mix of their
-    normalization parameters, and so has the mix of their weights, whose rank
-    is r still. A kernel that is hardly larger than its change of low rank, as
-    each depthwise one, changes as a whole: ``change_whole`` (S - 1, *W.shape).
+    Seen as a matrix, the weight W has shape (C, K), where K counts the inputs
+    of one output. At scale s it is ``W + d * (B_s A) / sqrt(r)``, where A (r,
+    K), ``change_in``, is shared by the scales, B (S - 1, C, r),
+    ``change_out``, starts at zero, as in LoRA (arXiv 2106.09685), and d (C,)
+    is the root of the mean square of each output's weights. Two choices are
+    ours. A is shared: a size between two scales takes the mix of their B, as
+    it takes the mix of their normalization parameters, and so has the mix of
+    their weights, of rank r still. And a change counts in units of the
+    weights that it changes, so that one learning rate serves all layers and
+    ranks (docs/adapt.md).
+
+    A kernel that is hardly larger than its change of low rank, as each
+    depthwise one, changes as a whole: ``W + d * D_s``, ``change_whole`` (S -
+    1, C, K). The parameters hold a tenth of A, B and D: so these learn ten
+    times as fast as the normalization parameters, at the learning rate of
+    both.
 
     The keys of the plain layer stay. At the base the weight is W itself.
     """
@@ -108,12 +118,14 @@ class ChangedLayer(Guards, ScaleSpecific):
                     and any(c.requires_grad for c in changes)):
                 return _Untouched.apply(weight, *changes)
             return weight
-        rows = changes[0]
+        rows, *shared = changes
         mixed: Any = sum(rows[index] if share == 1 else share * rows[index]
                          for index, share in shares)
-        if len(changes) > 1:
-            mixed = mixed @ changes[1]
-        return weight + mixed.reshape(weight.shape)
+        unit = weight.detach().flatten(1).square().mean(1, True).sqrt() * _RATE
+        if shared:
+            mixed = mixed @ shared[0]
+            unit = unit * (_RATE / math.sqrt(self.rank))
+        return weight + (unit * mixed).reshape(weight.shape)
 
     @property
     def changes(self) -> list[nn.Parameter]:
@@ -131,7 +143,7 @@ class ChangedLayer(Guards, ScaleSpecific):
             value = torch.zeros(shape, device='cpu')
             if name == CHANGE_IN:
                 # The same in each run, whoever has drawn numbers before.
-                value.normal_(0, 1 / math.sqrt(shape[1]),
+                value.normal_(0, 1 / _RATE,
                               generator=torch.Generator().manual_seed(0))
             self.register_parameter(name, nn.Parameter(
                 value.to(weight), requires_grad=weight.requires_grad))
@@ -217,7 +229,7 @@ def shapes_of_change(weight: Sequence[int], rank: int,
     out, inputs = weight[0], math.prod(weight[1:])
     depthwise = len(weight) > 2 and weight[1] == 1
     if depthwise or out * inputs <= 2 * rank * (out + inputs):
-        return {CHANGE_WHOLE: (scales - 1, *weight)}
+        return {CHANGE_WHOLE: (scales - 1, out, inputs)}
     return {CHANGE_IN: (rank, inputs), CHANGE_OUT: (scales - 1, out, rank)}
 
 

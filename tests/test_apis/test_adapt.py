@@ -1,8 +1,12 @@
 """adapt(): a stock network with smaller sizes, and the same base."""
+import json
+import math
 import os
 import os.path as osp
 import sys
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, become_one_of_two, meeting_place, two_processes
@@ -128,6 +132,7 @@ def test_a_run_that_died_goes_on_to_the_bit(stock):
 
 def in_process(rank, path, out, port):
     become_one_of_two(rank, port)
+    module.best = lambda found: list(found)[-1]
     adapt_stock((path, None, out), launcher='pytorch')
 
 
@@ -164,6 +169,92 @@ def test_images_that_are_not_of_the_base(stock, base):
         adapt(CONFIG, stock[0], (base, 14), 0, out=stock[2],
               cfg_options=options)
     assert not os.listdir(stock[2])
+
+
+def answers(result, size=14):
+    """Of the network that was written."""
+    config = load_config(result['config'])
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    model.load_state_dict(tensors(result['checkpoint']))
+    torch.manual_seed(0)
+    return model.eval()(torch.randn(4, 1, size, size))
+
+
+def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
+    """Each size answers as before or better, whatever was trained."""
+    done = adapt_stock(stock, lr=1e4, scales=(28, 14))
+    row, = done['rows']
+    assert row['keeps'] != 'trained' and row['size'] == 14
+    untouched, statistics, trained = row['found'].values()
+    assert list(row['found']) == ['nothing', 'statistics', 'trained']
+    assert row['before'] == untouched and row['after'] == row['found'][
+        row['keeps']]
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 14, 14)
+    assert torch.equal(answers(done), stock[1](x)) == (
+        row['keeps'] == 'nothing')
+    written = tensors(done['checkpoint'])
+    assert not any(value.any() for name, value in written.items()
+                   if name.endswith(('change_out', 'change_whole')))
+    with open(osp.join(stock[2], 'adapted.json')) as file:
+        assert json.load(file)['rows'][0]['keeps'] == row['keeps']
+
+
+def test_it_decides_for_nothing_where_nothing_gains(stock, monkeypatch):
+    monkeypatch.setattr(module, 'best', lambda found: 'nothing')
+    done = adapt_stock(stock, sizes=[18])
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 14, 14)
+    assert torch.equal(answers(done), stock[1](x))
+    assert [row['keeps'] for row in done['rows']] == ['nothing'] * 3
+    assert done['scales'] == (28, 21, 18, 14)
+
+
+def folder_of(path, count, size=40):
+    generator = np.random.default_rng(0)
+    os.makedirs(path)
+    for index in range(count):
+        mmcv.imwrite(generator.integers(0, 256, (size, size, 3), np.uint8),
+                     osp.join(path, f'{index}.png'))
+    return str(path)
+
+
+def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
+    options = dict(train_dataloader=None, train_cfg=None)
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2],
+                 folder_of(tmp_path / 'images', 66), cfg_options=options)
+    assert done['held_out'] == 32 and done['scales'] == (28, 14)
+    config = load_config(done['config'])
+    assert config.train_dataloader.dataset.type == 'ImageFolder'
+    assert any('change_' in name and value.any() for name, value in tensors(
+        done['checkpoint']).items())
+
+
+@pytest.mark.parametrize('count, match', [
+    (10, 'at least 64 images'), (0, 'must hold images')])
+def test_a_folder_of_too_few_images(stock, tmp_path, count, match):
+    folder = folder_of(tmp_path / 'images', count)
+    (tmp_path / 'images' / 'notes.txt').write_text('no image')
+    with pytest.raises(UserError, match=match):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder)
+    assert not osp.exists(stock[2])
+
+
+def test_a_detector_needs_labels(detector, tmp_path):
+    config, path, options = detector
+    with pytest.raises(UserError, match='images of a folder have no labels'):
+        adapt(config, path, (128, 64), 1, str(tmp_path / 'out'),
+              folder_of(tmp_path / 'images', 64), cfg_options=options)
+
+
+def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch):
+    monkeypatch.setattr(module, 'trial_steps', lambda steps, rates: 2)
+    monkeypatch.setattr(module, 'RATES', (1e4, 0.01))
+    monkeypatch.setattr(module, 'score', lambda metrics: (
+        -math.inf if math.isnan(metrics['kl']) else -metrics['kl']))
+    done = adapt_stock(stock, scales=(28, 14))
+    assert load_config(done['config']).optim_wrapper.optimizer.lr == 0.01
 
 
 def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):
@@ -285,7 +376,6 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
     assert made.custom_imports.imports == ['a.b', 'sct_mm']
     assert [hook.type for hook in made.custom_hooks] == [
         'ProfilerHook', 'EpochSeedHook', 'SCTLossHook']
-    assert made.optim_wrapper.pop('paramwise_cfg')
     assert made.optim_wrapper == dict(
         type='AmpOptimWrapper', dtype='bfloat16',
         optimizer=dict(type='AdamW', lr=0.5, weight_decay=0.0))

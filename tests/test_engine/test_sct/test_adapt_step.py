@@ -27,6 +27,7 @@ from sct_mm import (
 )
 from sct_mm.engine.sct.adapt_step import kept_tensors
 from sct_mm.models.size_selection import ssbn_layers
+from sct_mm.models.weight_change import changed_layers
 
 
 @MODELS.register_module(force=True)
@@ -37,12 +38,13 @@ class Rounds(BaseAveragedModel):
         averaged_param.mul_(1 - 0.3).add_(source_param, alpha=0.3)
 
 
+@pytest.mark.parametrize('rank', [0, 1])
 @pytest.mark.parametrize('options', [
     {}, dict(backward='joint'), dict(scales_per_step=1),
     dict(partition=True), dict(between=1.0),
     dict(loss_weights=(0., 1., 3.))])
-def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
-    model, by_hand = network(), network()
+def test_gradients_are_those_of_a_loop_taught_by_the_base(options, rank):
+    model, by_hand = network(rank), network(rank)
     hook = SCTLossHook(adapt=True, **options)
     hook.attach(model)
     for hook.step in range(3):
@@ -67,7 +69,8 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
             net.zero_grad()
             loss.backward()
         for name, grad in grads(model).items():
-            trains = name.startswith(('net.1.', 'net.4.', 'net.7.'))
+            trains = name.startswith(('net.1.', 'net.4.', 'net.7.')) or (
+                '.change_' in name)
             assert (grad is not None) == trains
             if trains:
                 assert_close(grad, dict(by_hand.named_parameters())[name].grad)
@@ -86,12 +89,13 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options):
     dict(adapt=True), dict(adapt='labels'),
     dict(adapt=True, between=1.0), dict(adapt=True, backward='joint'),
     dict(adapt=True, scales_per_step=1, between=0.5)])
+@pytest.mark.parametrize('rank', [0, 1])
 @pytest.mark.parametrize('optimizer', [
     dict(type='AdamW', lr=0.05, weight_decay=0.5),
     dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)])
 def test_all_but_the_smaller_rows_stays_to_the_bit(tmp_path, optimizer,
-                                                   options):
-    model, before = network(), network().state_dict()
+                                                   options, rank):
+    model, before = network(rank), network(rank).state_dict()
     x = torch.rand(4, 3, 16, 16)
     with use_scale(model.eval(), 16):
         want = model(x)
@@ -112,6 +116,9 @@ def test_all_but_the_smaller_rows_stays_to_the_bit(tmp_path, optimizer,
                                                           layer.running_mean)):
                 base, *others = rows.detach().reshape(3, -1)
                 assert all((row != base).all() for row in others), name
+        for layer in changed_layers(net):
+            assert all(row.any() for row in layer.changes[0])
+        assert len(changed_layers(net)) == 3 * rank
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -134,9 +141,10 @@ def test_the_network_learns_what_it_answers_at_the_base():
 
 @pytest.mark.parametrize('schedule', [{}, dict(between=0.5),
                                       dict(scales_per_step=1)])
-def test_resumed_it_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
+@pytest.mark.parametrize('rank', [0, 1])
+def test_resumed_it_is_the_unbroken_one_to_the_bit(tmp_path, schedule, rank):
     def run(name, *more, **options):
-        return train(tmp_path / name, 2, network(), [
+        return train(tmp_path / name, 2, network(rank), [
             SCTLossHook(adapt=True, **schedule), EpochSeedHook(), EMAHook(),
             *more], **options)
 
@@ -153,8 +161,9 @@ def test_resumed_it_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
                for name, value in ema[0].items())
 
 
-def test_after_ctrl_c_and_detach_the_model_is_as_before():
-    model, before = network(), network().state_dict()
+@pytest.mark.parametrize('rank', [0, 1])
+def test_after_ctrl_c_and_detach_the_model_is_as_before(rank):
+    model, before = network(rank), network(rank).state_dict()
     model.net[1].eval()  # as norm_eval
     model.net[3].weight.requires_grad_(False)  # as frozen_stages
     modes = [m.training for m in model.modules()]
@@ -179,8 +188,9 @@ def test_after_ctrl_c_and_detach_the_model_is_as_before():
     assert_kept(model.state_dict(), before)
 
 
-def test_what_is_kept_is_all_but_the_smaller_rows():
-    model = network()
+@pytest.mark.parametrize('rank', [0, 1])
+def test_what_is_kept_is_all_but_the_smaller_rows(rank):
+    model = network(rank)
     written, parameters = kept_tensors(model)
     assert not set(written) & set(parameters)
     state = model.state_dict()
@@ -205,14 +215,15 @@ def test_a_converted_norm_that_does_more_keeps_the_rest():
     assert model.net[1].weight.grad is not None
 
 
-def test_ddp_is_wrapped_anew_for_what_trains(tmp_path):
+@pytest.mark.parametrize('rank', [0, 1])
+def test_ddp_is_wrapped_anew_for_what_trains(tmp_path, rank):
     """It waits for the gradients of all that trained when it was wrapped."""
     torch.distributed.init_process_group(
         'gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
 
     class Runner:
         cfg: dict = {}
-        model = DistributedDataParallel(network())
+        model = DistributedDataParallel(network(rank))
 
         def wrap_model(self, cfg, model):
             return DistributedDataParallel(model)
