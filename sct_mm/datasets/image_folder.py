@@ -1,6 +1,5 @@
 """A folder of images without labels as the data set of any host's config."""
 import copy
-import os
 import os.path as osp
 import warnings
 from collections.abc import Collection, Sequence
@@ -91,16 +90,17 @@ def check_images(folder: str) -> list[str]:
     skip = [name for name, good in zip(names, usable, strict=True)
             if not good]
     if len(skip) == len(names):
-        of = f'{len(names)} files that cannot be read as such' if (
-            names) else f'no {", ".join(IMG_EXTENSIONS)}'
-        raise UserError('The folder must hold images, but '
-                        f'{os.fspath(folder)!r} has {of}. Name another.')
+        found = 'no file of ' + ', '.join(IMG_EXTENSIONS)
+        if names:
+            found = f'{len(names)} that cannot be read or are too small'
+        raise UserError(f'The folder must hold images, but {folder!r} has '
+                        f'{found}. Name another.')
     if skip:
         warnings.warn(
-            f'{len(skip)} of {len(names)} images in {os.fspath(folder)!r} '
-            f'are left out, such as {skip[0]!r}: they cannot be read, or are '
-            f'narrower than {_LEAST} pixels or a {1 / _LEAST_SHARE:.0f}th of '
-            'their length.', stacklevel=2)
+            f'{len(skip)} of {len(names)} images in {folder!r} are left out, '
+            f'such as {skip[0]!r}: they cannot be read, or are narrower than '
+            f'{_LEAST} pixels or a {1 / _LEAST_SHARE:.0f}th of their length.',
+            stacklevel=2)
     return skip
 
 
