@@ -13,11 +13,13 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS
 from mmengine.utils import scandir
 from rich.progress import track
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.config_walk import host_model, pipelines_of, type_name
 from ..utils.errors import UserError
 
+# Endings of the files that every decoder of mmcv reads.
+IMG_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif',
+                  '.tiff', '.webp')
 # An image must be as wide in pixels, and as a share of its length: a resize
 # to a small size would leave nothing of a narrower one.
 _LEAST, _LEAST_SHARE = 8, 1 / 50
