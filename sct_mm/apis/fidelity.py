@@ -51,8 +51,9 @@ def _metric_of(runner: Runner) -> FidelityMetric:
     """
     model = unwrapped(runner.model)
     if gives_numbers(model):
-        raise UserError(f'{type(model).__name__} gives numbers, which no two '
-                        'networks share exactly. Test it by its labels.')
+        raise UserError('The network must answer in classes, boxes or labels '
+                        f'to be compared, but {type(model).__name__} gives '
+                        'numbers. Test it by its labels.')
     metric, = runner.test_loop.evaluator.metrics
     return metric
 

@@ -1,6 +1,5 @@
 """A folder of images without labels as the data set of any host's config."""
 import copy
-import os
 import os.path as osp
 import warnings
 from collections.abc import Collection, Sequence
@@ -14,11 +13,13 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS
 from mmengine.utils import scandir
 from rich.progress import track
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.config_walk import host_model, pipelines_of, type_name
 from ..utils.errors import UserError
 
+# Endings of the files that every decoder of mmcv reads.
+IMG_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif',
+                  '.tiff', '.webp')
 # An image must be as wide in pixels, and as a share of its length: a resize
 # to a small size would leave nothing of a narrower one.
 _LEAST, _LEAST_SHARE = 8, 1 / 50
@@ -91,16 +92,17 @@ def check_images(folder: str) -> list[str]:
     skip = [name for name, good in zip(names, usable, strict=True)
             if not good]
     if len(skip) == len(names):
-        of = f'{len(names)} files that cannot be read as such' if (
-            names) else f'no {", ".join(IMG_EXTENSIONS)}'
-        raise UserError('The folder must hold images, but '
-                        f'{os.fspath(folder)!r} has {of}. Name another.')
+        found = 'no file of ' + ', '.join(IMG_EXTENSIONS)
+        if names:
+            found = f'{len(names)} that cannot be read or are too small'
+        raise UserError(f'The folder must hold images, but {folder!r} has '
+                        f'{found}. Name another.')
     if skip:
         warnings.warn(
-            f'{len(skip)} of {len(names)} images in {os.fspath(folder)!r} '
-            f'are left out, such as {skip[0]!r}: they cannot be read, or are '
-            f'narrower than {_LEAST} pixels or a {1 / _LEAST_SHARE:.0f}th of '
-            'their length.', stacklevel=2)
+            f'{len(skip)} of {len(names)} images in {folder!r} are left out, '
+            f'such as {skip[0]!r}: they cannot be read, or are narrower than '
+            f'{_LEAST} pixels or a {1 / _LEAST_SHARE:.0f}th of their length.',
+            stacklevel=2)
     return skip
 
 

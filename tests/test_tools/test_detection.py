@@ -286,3 +286,25 @@ def test_the_benchmark_serves_a_detector(trained, run_tool, tmp_path):
     init_default_scope('mmdet')
     with pytest.raises(UserError, match='needs a classifier, but got a Retin'):
         ListModel(MODELS.build(Config.fromfile(trained[0]).model))
+
+
+def test_fidelity_of_a_detector(trained, images, run_tool, tmp_path):
+    """The truth is what mmdet's own inference finds at the base."""
+    from mmdet.apis import inference_detector, init_detector
+    config, checkpoint = map(str, trained)
+    model = init_detector(resized(Config.fromfile(config), 128), checkpoint,
+                          device='cpu')
+    scores = torch.cat([inference_detector(model, str(path))
+                        .pred_instances.scores
+                        for path in sorted((images / 'val').glob('*.png'))])
+    least = float(scores.sort().values[len(scores) // 2 - 1:][:2].mean())
+    code, output = run_tool(
+        'test.py', config, checkpoint, '--against-base', '--scales', 64,
+        '--images', images / 'val', '--sure', least, '--out', tmp_path)
+    assert code == 0, output
+    model, = json.loads((tmp_path / 'fidelity.json').read_text())['models']
+    assert model['reference']['truth_boxes'] == int((scores > least).sum())
+    base, small_one = model['rows']
+    assert base['metrics'] == dict(bbox_mAP=1, bbox_mAP_50=1)
+    assert 0 <= small_one['metrics']['bbox_mAP'] < 1
+    assert f'{model["reference"]["truth_boxes"]} boxes of a score' in output

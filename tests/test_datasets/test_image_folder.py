@@ -1,0 +1,149 @@
+"""Folders of images: what is found, left out and loaded."""
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from sct_mm.datasets.image_folder import (
+    check_images,
+    folder_dataset,
+    folder_loader,
+    images_in,
+    with_plain_loading,
+)
+from sct_mm.datasets.image_folder import (
+    test_pipeline as pipeline_of,
+)
+from sct_mm.utils.errors import UserError
+
+PIPELINE = [dict(type='LoadImageFromFile', imdecode_backend='pillow',
+                 backend_args=dict(backend='petrel')),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='Resize', scale=16), dict(type='PackInputs')]
+
+
+def write(folder, name, height=20, width=30, channels=3):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = len(images_in(str(folder))) + 1
+    assert cv2.imwrite(str(path), np.full((height, width, channels), value,
+                                          np.uint8))
+    return path
+
+
+def config(**options):
+    return Config(dict(default_scope='mmpretrain', model=dict(), **options))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path, 'b/c/deep.PNG')
+    write(tmp_path, 'a.jpg')
+    write(tmp_path, 'b/grey.png', channels=1)
+    write(tmp_path, '.hidden.png')
+    (tmp_path / 'text.txt').write_text('no image')
+    init_default_scope('mmpretrain')
+    return tmp_path
+
+
+def test_images_at_any_depth_in_order(folder):
+    assert images_in(str(folder)) == ['a.jpg', 'b/c/deep.PNG', 'b/grey.png']
+    assert check_images(str(folder)) == []
+    dataset = DATASETS.build(folder_dataset(config(), str(folder), PIPELINE))
+    assert len(dataset) == 3
+    samples = [dataset[i] for i in range(3)]
+    assert [s['inputs'].shape for s in samples] == [(3, 16, 16)] * 3
+    assert [s['data_samples'].img_path for s in samples] == [
+        str(folder / name) for name in images_in(str(folder))]
+    assert 'gt_label' not in samples[0]['data_samples']
+    # Values tell the image: the second that was written is the first.
+    assert [int(s['inputs'].float().mean().round()) for s in samples] == [
+        2, 1, 3]
+
+
+def test_what_cannot_be_used_is_left_out_with_one_warning(folder):
+    whole = (folder / 'a.jpg').read_bytes()
+    (folder / 'b' / 'cut.png').write_bytes(b'\x89PNG' + whole[:9])
+    (folder / 'empty.jpg').write_bytes(b'')
+    write(folder, 'tiny.png', 7, 7)
+    write(folder, 'thin.png', 10, 600)
+    write(folder, 'small.png', 8, 8)
+    with pytest.warns(UserWarning, match="4 of 8 images in '.*' are left out,"
+                      " such as 'b/cut.png': they cannot be read, or are "
+                      'narrower than 8 pixels or a 50th') as warned:
+        made = folder_dataset(config(), str(folder), PIPELINE)
+    assert len(warned) == 1
+    assert made['skip'] == ['b/cut.png', 'empty.jpg', 'thin.png', 'tiny.png']
+    dataset = DATASETS.build(made)
+    assert len(dataset) == 4
+    assert all(dataset[i]['inputs'].shape == (3, 16, 16) for i in range(4))
+    again = folder_dataset(config(), str(folder), PIPELINE,
+                           skip=made['skip'])  # is not read again
+    assert again == made
+
+
+def test_loading_keeps_its_arguments_but_for_the_place_and_labels():
+    before = [dict(t) for t in PIPELINE]
+    assert with_plain_loading(PIPELINE) == [
+        dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+        *PIPELINE[2:]]
+    assert PIPELINE == before
+    arrays = [dict(type='mmdet.LoadImageFromNDArray'), *PIPELINE[2:]]
+    assert with_plain_loading(arrays)[0] == dict(type='LoadImageFromFile')
+    assert with_plain_loading(PIPELINE[2:], grey=True) == [
+        dict(type='LoadImageFromFile', color_type='grayscale'),
+        *PIPELINE[2:]]
+
+
+@pytest.mark.parametrize('options, channels', [
+    (dict(data_preprocessor=dict(mean=[1.])), 1),
+    (dict(model=dict(data_preprocessor=dict(mean=[1.]))), 1),
+    (dict(model=dict(backbone=dict(in_channels=1))), 1),
+    (dict(model=dict(type='WithSSBN', model=dict(
+        backbone=dict(in_channels=1)))), 1),
+    (dict(model=dict(backbone=dict(in_channels=3))), 3), (dict(), 3)])
+def test_a_network_of_grey_images(options, channels, folder):
+    cfg = Config(dict(default_scope='mmpretrain', **options))
+    dataset = DATASETS.build(folder_dataset(cfg, str(folder), PIPELINE[2:]))
+    assert {dataset[i]['inputs'].shape[0] for i in range(3)} == {channels}
+
+
+def test_the_pipeline_and_the_loader_are_those_of_the_test(folder):
+    data = dict(batch_size=7, num_workers=0, batch_sampler=dict(type='A'),
+                sampler=dict(type='B', shuffle=True), drop_last=True,
+                dataset=dict(type='RepeatDataset', times=2, dataset=dict(
+                    type='ImageNet', data_root='nowhere',
+                    pipeline=PIPELINE)))
+    for cfg in (config(test_dataloader=data, test_pipeline=[]),
+                config(val_dataloader=data)):
+        loader = folder_loader(cfg, str(folder))
+        assert loader['dataset'] == folder_dataset(cfg, str(folder), PIPELINE)
+        assert loader['batch_size'] == 7 and loader['num_workers'] == 0
+        assert loader['sampler'] == dict(type='DefaultSampler', shuffle=False)
+        assert 'batch_sampler' not in loader and 'drop_last' not in loader
+    assert pipeline_of(config(test_pipeline=PIPELINE)) == PIPELINE
+    assert folder_loader(config(test_pipeline=PIPELINE),
+                         str(folder))['batch_size'] == 1
+
+
+@pytest.mark.parametrize('options', [{}, dict(test_pipeline=[]),
+                                     dict(test_dataloader=None)])
+def test_a_config_without_a_pipeline(options, folder):
+    with pytest.raises(UserError, match='The config must have a test pipel'):
+        folder_dataset(config(**options), str(folder))
+
+
+def test_a_pipeline_of_videos(folder):
+    with pytest.raises(UserError, match='networks of images, but the pipeli'):
+        folder_dataset(config(), str(folder), [dict(type='DecordDecode')])
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(UserError, match="in a folder, but got '.*nowhere'"):
+        check_images(str(tmp_path / 'nowhere'))
+    with pytest.raises(UserError, match=r'has no file of \.jpg, .*\.webp\.'):
+        check_images(str(tmp_path))
+    (tmp_path / 'a.png').write_text('no image')
+    with pytest.raises(UserError, match='has 1 that cannot be read or are'):
+        check_images(str(tmp_path))
