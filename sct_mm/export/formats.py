@@ -33,7 +33,7 @@ class Graph(NamedTuple):
 
     Args:
         net: a module from images to a tuple of tensors.
-        example: images (N, C, H, W) for the trace, N > 1.
+        example: images (N, ..., H, W) for the trace, N > 1.
         divisor: N is always dynamic. 0: H and W are fixed; otherwise they are
             dynamic, and multiples of this number.
         names: the names of the outputs.
@@ -48,12 +48,13 @@ class Graph(NamedTuple):
     def dynamic(self) -> dict:
         """The dynamic dimensions, as torch's exporters take them."""
         dim = torch.export.Dim
+        width = self.example.dim() - 1
         if not self.divisor:
             return {0: dim('batch')}
         if self.divisor == 1:  # torch finds out what the edges must be
-            return {0: dim('batch'), 2: dim.AUTO, 3: dim.AUTO}
-        return {0: dim('batch'), 2: self.divisor * dim('height'),
-                3: self.divisor * dim('width')}
+            return {0: dim('batch'), width - 1: dim.AUTO, width: dim.AUTO}
+        return {0: dim('batch'), width - 1: self.divisor * dim('height'),
+                width: self.divisor * dim('width')}
 
 
 def check_format(kind: str) -> None:

@@ -1,7 +1,7 @@
 """Choose the part of a network that is exported, prepare it for inference, and
 describe it."""
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,15 @@ from ..utils.errors import UserError
 from .failure_cause import first_line
 
 PARTS = ('network', 'features')
+# {base class of a host's networks: (network, images) -> its outputs}, where
+# it is not ``network(images, mode='tensor')``.
+_OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    # mmaction2, which gives features there: the classes of each clip
+    'BaseRecognizer': lambda model, x: model.extract_feat(
+        x, stage='head')[0],
+    # mmpose, where samples must be named
+    'BasePoseEstimator': lambda model, x: model(x, None, mode='tensor'),
+}
 
 
 def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -28,12 +37,20 @@ def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from named_tensors(child, f'{name}_{index}')
 
 
+def outputs_of(model: nn.Module, x: Tensor) -> Any:
+    """What ``model`` makes of preprocessed images, not decoded."""
+    run = next((_OUTPUTS[kind.__name__] for kind in type(model).__mro__
+                if kind.__name__ in _OUTPUTS), None)
+    return run(model, x) if run else model(x, mode='tensor')
+
+
 class Part(nn.Module):
     """The exported part of a model, as a module from images to tensors.
 
-    ``'network'`` is the host's ``mode='tensor'``: a classifier's logits, or a
-    detector's maps of classes and boxes, which are not decoded. ``'features'``
-    is its ``extract_feat``: backbone and neck.
+    ``'network'`` is the host's ``mode='tensor'``: a classifier's logits, a
+    detector's maps of classes and boxes, or a pose estimator's heatmaps, which
+    are not decoded; of mmaction2 the logits of each clip. ``'features'`` is
+    its ``extract_feat``: backbone and neck.
 
     Args:
         softmax: whether a classifier gives scores in place of logits.
@@ -45,10 +62,10 @@ class Part(nn.Module):
         self.model, self.part, self.softmax = model, part, softmax
 
     def named_outputs(self, x: Tensor) -> dict[str, Tensor]:
-        """The outputs for preprocessed images (N, C, H, W), by name."""
+        """The outputs for preprocessed images (N, ..., H, W), by name."""
         if self.part == 'features':
             return dict(named_tensors(self.model.extract_feat(x), 'feature'))
-        value = self.model(x, mode='tensor')
+        value = outputs_of(self.model, x)
         if isinstance(value, Tensor) and value.dim() == 2:
             if self.softmax:
                 return dict(scores=torch.softmax(value, dim=1))

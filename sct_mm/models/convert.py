@@ -62,14 +62,13 @@ def _blank(plain: type[_BatchNorm]) -> ScaleSpecificNorm:
 # {class of a norm: class of the layer that stands in for it}
 _FORMS: dict[type, type[ScaleSpecificNorm]] = {
     nn.BatchNorm1d: SSBN1d, nn.BatchNorm2d: SSBN, nn.BatchNorm3d: SSBN3d,
-    nn.SyncBatchNorm: type('SyncSSBN', (SyncSSBN, nn.BatchNorm2d, _BatchNorm),
-                           dict(plain_type=nn.SyncBatchNorm,
-                                __reduce__=_reduce)),
+    nn.SyncBatchNorm: SyncSSBN,
 }
 
 
 # {type in a host's `norm_cfg`: type that builds the extracted layer}
-_PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d', SyncSSBN='BN')
+_PLAIN_NAMES = dict(SSBN='BN', SSBN1d='BN1d', SSBN3d='BN3d',
+                    SyncSSBN='SyncBN')
 
 
 def _form_of(plain: type[_BatchNorm]) -> type[ScaleSpecificNorm]:

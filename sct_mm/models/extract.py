@@ -18,10 +18,10 @@ from .weight_change import ChangedLayer
 def extract_scale(model: nn.Module, size: int) -> nn.Module:
     """An independent copy of ``model`` at one size, with the plain layers
     that SSBN stands in for: those that were converted, or ``nn.BatchNorm2d``
-    if a ``norm_cfg`` built SSBN or SyncSSBN. The weights have their change at
-    the size. Between two scales the layers
-    have the mix of both, outside of them, with a warning, the parameters of
-    the largest or smallest scale. A scale that has seen no batch, while others
+    and ``nn.SyncBatchNorm`` if a ``norm_cfg`` built SSBN and SyncSSBN. The
+    weights have their change at the size. Between two scales the layers have
+    the mix of both, outside of them, with a warning, the parameters of the
+    largest or smallest scale. A scale that has seen no batch, while others
     have, is extracted with a warning, too.
 
     Its state dict has the keys and shapes of a network without SSBN: stock

@@ -137,7 +137,7 @@ def refuse_fusing(is_qat: bool, *layers: nn.Module) -> NoReturn:
 
 def refuse_to_fuse(forms: Iterable[type]) -> None:
     """Let torch.ao's fuse_modules() refuse the classes ``forms`` wherever it
-    fuses the norm that they stand in for: it picks by the exact class, and its
+    fuses a norm that they derive from: it picks by the exact class, and its
     own error does not say what to do."""
     try:
         from torch.ao.quantization.fuser_method_mappings import (
@@ -146,7 +146,8 @@ def refuse_to_fuse(forms: Iterable[type]) -> None:
     except ImportError:  # torch is to move it to torchao
         return
     for form in forms:
-        plain: Any = form.plain_type  # type: ignore[attr-defined]
+        plain: Any = next(base for base in form.__mro__
+                          if any(base in key for key in methods))
         for classes in [key for key in methods if plain in key]:
             methods[tuple(form if kind is plain else kind
                           for kind in classes)] = refuse_fusing

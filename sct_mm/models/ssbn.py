@@ -1,6 +1,7 @@
 """SSBN: batch normalization with a row of parameters for each scale."""
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -318,7 +319,7 @@ class SSBN(ScaleSpecificNorm, nn.BatchNorm2d, _BatchNorm):
             number of scales.
         RuntimeError: if the layer is exported, which would fix its scale.
     """
-    plain_type = nn.BatchNorm2d
+    plain_type: type[_BatchNorm] = nn.BatchNorm2d
     dims: tuple[int, ...] = (4, )
 
 
@@ -340,15 +341,19 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
     ``nn.SyncBatchNorm``, for inputs of any dimensions; all processes must run
     the same scale.
 
-    With one process, and in evaluation, it is SSBN. It is no subclass of
-    ``nn.SyncBatchNorm``: mmengine turns those into plain BN in inference.
+    With one process, and in evaluation, it is SSBN. It stands in for
+    ``nn.SyncBatchNorm``, which takes these inputs, too, but is no subclass of
+    it: mmengine turns those into plain BN in inference.
 
     Raises:
         RuntimeError: in training over several processes on a CPU, for which
             torch has no synchronised statistics.
     """
-    dims = (2, 3, 4, 5)
-    process_group = None  # of a converted nn.SyncBatchNorm
+    plain_type, dims = nn.SyncBatchNorm, (2, 3, 4, 5)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.process_group = None  # as nn.SyncBatchNorm has it
 
     def _normalize(self, x, mean, var, weight, bias, use_batch, factor):
         processes = (dist.get_world_size(self.process_group)

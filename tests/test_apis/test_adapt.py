@@ -403,7 +403,7 @@ def detector(tmp_path, monkeypatch):
     path = str(tmp_path / 'a.pth')
     torch.save(dict(state_dict=model.state_dict()), path)
     return config, path, {
-        'train_dataloader.batch_size': 4,
+        'train_dataloader.batch_size': 4, 'visualizer.name': str(tmp_path),
         'train_dataloader.dataset.data_root': f'{tmp_path}/'}
 
 

@@ -38,11 +38,13 @@ class Case(NamedTuple):
         ratio: by what its lengths in pixels are multiplied.
         scales: short edges of its training images in pixels, the base first.
         changes: options that are merged into the config.
+        hook: arguments of SCTLossHook.
     """
     config: str
     ratio: float
     scales: tuple[int, ...]
     changes: dict = {}
+    hook: dict = {}
 
     @property
     def host(self) -> str:
@@ -60,7 +62,8 @@ YOLO = dict(ratio=1 / 5, scales=(128, 96, 64))
 ROTATED = dict(ratio=1 / 8, scales=(128, 96, 64))
 SELF = dict(ratio=2 / 7, scales=(64, 48, 32))
 # Norms of vectors take those of two images to -1 and 1.
-SIX_IMAGES = {'train_dataloader.batch_size': 6}
+SELF_18 = {'train_dataloader.batch_size': 6, 'model.backbone.depth': 18,
+           'model.neck.in_channels': 512, 'model.neck.hid_channels': 256}
 # As shipped, it resizes each batch to a size from 480 to 800 pixels, and makes
 # images floating point by that.
 ONE_SIZE = {'model.data_preprocessor.batch_augments': None,
@@ -85,9 +88,8 @@ FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,
 
 # Without configs whose losses have operators for CUDA only (rotated FCOS,
 # ATSS and RTMDet with the rotated IoU), or whose heads are fixed to one size
-# (SimCC), or whose queues want one scale a step
-# (MoCo), or with a norm of two values behind a global pooling (BiSeNet), whose
-# gradients are rounding.
+# (SimCC), or with a norm of two values behind a global pooling (BiSeNet),
+# whose gradients are rounding.
 CASES = tuple(itertools.starmap(
     lambda host, path, options, changes=None: Case(
         f'{host}::{path}.py', **options, changes=changes or {}), (
@@ -129,16 +131,21 @@ CASES = tuple(itertools.starmap(
          ROTATED, dict(DEPTH_18, **FEW_PROPOSALS)),
         ('mmrotate', 's2anet/s2anet-le90_r50_fpn_1x_dota', ROTATED, DEPTH_18),
         ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k',
-         SELF, SIX_IMAGES),
+         SELF, SELF_18),
         ('mmpretrain', 'byol/byol_resnet50_16xb256-coslr-200e_in1k', SELF,
-         SIX_IMAGES),
+         {**SELF_18, 'model.head.predictor.hid_channels': 256}),
         ('mmpretrain', 'barlowtwins/barlowtwins_resnet50_8xb256-coslr-300e_'
-         'in1k', SELF, {**SIX_IMAGES, 'model.neck.hid_channels': 256,
-                        'model.neck.out_channels': 256,
+         'in1k', SELF, {**SELF_18, 'model.neck.out_channels': 256,
                         'model.head.in_channels': 256}),
         ('mmpretrain', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k',
-         SELF, SIX_IMAGES),
+         SELF, {**SELF_18, 'model.neck.out_channels': 256,
+                'model.head.predictor.in_channels': 256,
+                'model.head.predictor.out_channels': 256}),
     )))
+# Its queue of earlier images wants one scale a step.
+MOCO = Case('mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py',
+            **SELF, changes={**SELF_18, 'model.queue_len': 12},
+            hook=dict(scales_per_step=1))
 
 
 def shrunk(value: Any, ratio: float) -> Any:

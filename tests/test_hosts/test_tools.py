@@ -3,15 +3,27 @@ import copy
 
 import pytest
 import torch
-from cases import CASES, HOSTS_OWN, folder_of, small, with_norm_cfg
+from cases import (
+    CASES,
+    HOSTS_OWN,
+    MOCO,
+    folder_of,
+    plain_and_sct,
+    small,
+    with_norm_cfg,
+)
+from helpers import randomised
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch.testing import assert_close
 
 from sct_mm import apis, extract_scale
 from sct_mm.evaluation import measure
+from sct_mm.export.formats import graph_run
+from sct_mm.export.real_images import RealImages
 from sct_mm.models.size_selection import scales_of
 
 pytestmark = HOSTS_OWN
@@ -39,7 +51,7 @@ TESTED = {'fcn_r18-d8_4xb2-80k_cityscapes-512x1024': (128, 96, 64),
           'oriented-rcnn-le90_r50_fpn_1x_dota': (128, 96, 64),
           's2anet-le90_r50_fpn_1x_dota': (128, 96, 64)}
 CHOSEN = [case for case in CASES if case.name in TESTED]
-SELF = [case for case in CASES if case.host == 'mmpretrain'][:1]
+SELF = [*(case for case in CASES if case.host == 'mmpretrain'), MOCO]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +108,7 @@ def sct(cfg, case):
     cfg.model = dict(type='WithSSBN', scales=case.scales,
                      model=with_norm_cfg(cfg.model, case.scales))
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []),
-                        dict(type='SCTLossHook')]
+                        dict(case.hook, type='SCTLossHook')]
     if cfg.get('val_cfg') is not None:
         cfg.val_cfg = dict(type='ScalesValLoop')
     cfg.experiment_name += '-sct'
@@ -161,10 +173,61 @@ def test_self_supervised(case, tmp_path_factory,
                          tmp_path, record_property):
     record_property('host', case.host)
     folder = folder_of(case.host, tmp_path_factory)
-    cfg = sct(small(case, folder, tmp_path), case)
-    runner = apis.train(Config.fromfile(dumped(cfg, tmp_path, 'config')))
+    stock = small(case, folder, tmp_path)
+    runner = apis.train(Config.fromfile(dumped(sct(stock, case), tmp_path,
+                                               'config')))
     assert scales_of(runner.model) == case.scales
     alone = extract_scale(runner.model, case.scales[-1])
-    backbone = MODELS.build(dict(cfg.model.model.backbone, norm_cfg=dict(
-        type='BN')))
-    backbone.load_state_dict(alone.backbone.state_dict())
+    plain, _ = plain_and_sct(case, stock)
+    plain.load_state_dict(alone.state_dict())
+    batch = plain.data_preprocessor(next(iter(runner.train_dataloader)), True)
+    losses = []
+    for net in (alone, plain):
+        torch.manual_seed(0)
+        losses.append(net.train()(**copy.deepcopy(batch), mode='loss'))
+    assert losses[0] == losses[1] and losses[0]['loss'].isfinite()
+    if case is MOCO:  # six images, by the one step of the training
+        assert runner.model.queue_ptr == 6
+
+
+def scores_of_videos(net, x):
+    from mmaction.structures import ActionDataSample
+    samples = [ActionDataSample() for _ in x]
+    return torch.stack([sample.pred_score for sample in net(
+        x, samples, mode='predict')])
+
+
+def mean_of_clips(logits, x):
+    return logits.softmax(1).unflatten(0, (len(x), -1)).mean(1)
+
+
+# {start of a case's name: formats, what the host makes of images, what it is
+# of the graph's output}
+GRAPHS = {'tsn_': (('onnx', 'pt2'), scores_of_videos, mean_of_clips),
+          'slowonly': (('onnx', ), scores_of_videos, mean_of_clips),
+          'td-hm_res50': (('onnx', 'pt2'), lambda net, x: net.head(
+              net.extract_feat(x)), lambda maps, x: maps)}
+
+
+@pytest.mark.parametrize('start', GRAPHS)
+def test_graphs(start, tmp_path_factory, tmp_path):
+    """The whole network of videos and poses, by the runtime of the graph."""
+    case, = (case for case in CASES if case.name.startswith(start))
+    kinds, host, decoded = GRAPHS[start]
+    folder = folder_of(case.host, tmp_path_factory)
+    cfg = sct(small(case, folder, tmp_path), case)
+    path = dumped(cfg, tmp_path, 'sct')
+    init_default_scope(case.host)
+    model = randomised(MODELS.build(cfg.model))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    size = TESTED[case.name][-1]
+    x = RealImages(cfg, [size], 2).batches(model, size)[0]
+    with torch.no_grad():
+        want = host(extract_scale(model, case.scales[-1]).eval(), x)
+    for kind in kinds:
+        out = tmp_path / f'a.{kind}'
+        done, = apis.export(path, str(tmp_path / 'a.pth'), size, str(out),
+                            kind, images=2)['files']
+        assert done['part'] == 'network' and len(done['outputs']) == 1
+        got, = graph_run(kind, out.read_bytes())(x)
+        assert_close(decoded(got, x), want, rtol=1e-3, atol=1e-4)

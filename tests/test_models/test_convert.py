@@ -86,6 +86,20 @@ def test_sync_becomes_sync_and_back():
     assert type(pickle.loads(pickle.dumps(net))[1]) is type(net[1])
 
 
+def test_a_sync_norm_of_a_config_is_extracted_for_volumes():
+    """mmaction2's R(2+1)D has SyncBN behind convolutions of videos."""
+    net = nn.Sequential(nn.Conv3d(3, 4, 3),
+                        randomised(SyncSSBN(4, SCALES))).eval()
+    x = torch.randn(2, 3, 4, 8, 8)
+    alone = extract_scale(net, 8)
+    assert type(alone[1]) is nn.SyncBatchNorm
+    with use_scale(net, 8):
+        assert torch.equal(alone(x), net(x))
+    plain = nn.SyncBatchNorm(4)
+    assert vars(alone[1]).keys() == vars(plain).keys()
+    assert alone[1].process_group is None
+
+
 class Doubled(nn.BatchNorm2d):
     """A norm that does more, in a forward of its own."""
 
