@@ -10,5 +10,4 @@ model = dict(
 pipeline = [_base_.pipeline[0], {**_base_.resize, 'scale': 292},
             {**_base_.crop, 'crop_size': 260}, _base_.pipeline[-1]]
 train_dataloader = dict(dataset=dict(pipeline=pipeline))
-val_dataloader = dict(dataset=dict(pipeline=pipeline))
-test_dataloader = dict(dataset=dict(pipeline=pipeline))
+val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))

@@ -24,7 +24,7 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=3, in_channels=256))
 data_preprocessor = dict(mean=[127.0] * 3, std=[128.0] * 3, to_rgb=True)
-val_dataloader = dict(
+test_dataloader = dict(
     batch_size=4, num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

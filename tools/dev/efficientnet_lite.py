@@ -100,15 +100,15 @@ def in_order(weights: dict[str, Tensor], model: nn.Module
 
 @torch.no_grad()
 def recognised(model: BaseModel, cfg: Config, size: int) -> tuple[int, int]:
-    """How many of the images of the validation of ``cfg`` are recognised at
+    """How many of the images of the test of ``cfg`` are recognised at
     ``size`` pixels, and how many there are."""
-    loader = copy.deepcopy(cfg.val_dataloader)
+    loader = copy.deepcopy(cfg.test_dataloader)
     set_loader_defaults(loader, cfg)
     loader.dataset.pipeline = rescale_pipeline(loader.dataset.pipeline, size)
     right = images = 0
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for batch in Runner.build_dataloader(loader):
-            for sample in model.val_step(batch):
+            for sample in model.test_step(batch):
                 right += int(sample.pred_label == sample.gt_label)
                 images += 1
     return right, images
@@ -148,8 +148,8 @@ def convert(config: str, out: str) -> str:
         state_dict=in_order(torch.load(io.BytesIO(data), map_location='cpu',
                                        weights_only=True), built_model(cfg)),
         meta=dict(source=f'{package}: {file}'))
-    cfg.val_dataloader.dataset.data_root = out
-    base = nominal_size(cfg.val_dataloader.dataset.pipeline)
+    cfg.test_dataloader.dataset.data_root = out
+    base = nominal_size(cfg.test_dataloader.dataset.pipeline)
     model = loaded_model(cfg, checkpoint, file)
     sizes = [round(base * ratio) for ratio in RATIOS]
     counts = [recognised(model, cfg, size) for size in sizes]
