@@ -177,7 +177,8 @@ def card_of(path: str, config: str, results: Results) -> dict:
     name, data = osp.splitext(osp.basename(path))[0], data_of(path)
     metadata = {'Training Data': data.name,
                 'Scales': '/'.join(map(str, scales))}  # for `mim search`
-    if cfg.train_cfg.get('max_epochs'):
+    # The weights of a trained network are of another schedule.
+    if cfg.train_cfg.get('max_epochs') and '-pre_' not in name:
         metadata['Epochs'] = cfg.train_cfg.max_epochs
     card = {'Name': name, 'Config': config,
             'Metadata': {**metadata, **cost_of(model, scales[0])}}
