@@ -2,6 +2,8 @@
 #                 network trained at 28 px only, the same network adapted to
 #                 smaller sizes, and one that is trained for any size
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
+# make demo-real  fetches EfficientNet-Lite0 to -Lite2, trained on ImageNet, checks
+#                 them, and composes images to adapt them by
 # make test       installs everything, lints, runs all tests
 # make test-hosts runs tests/test_hosts beside mmseg, mmpose, mmaction2, mmyolo
 #                 and mmrotate, which make test skips where they are missing
@@ -17,7 +19,7 @@
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo demo-det test test-hosts lint doctor docs reproduce reproduce-det tables clean
+.PHONY: demo demo-det demo-real test test-hosts lint doctor docs reproduce reproduce-det tables clean
 $(V).SILENT:
 
 PYTHON ?= python3
@@ -52,6 +54,9 @@ DET_NAME := sct_retinanet_r18_fpn_1xb8_fashion-det
 DET_RUN := $(WORK)/$(DET_NAME)
 DET_DATA := data/fashion-det
 GLYPHS := data/glyphs
+LITE := data/efficientnet-lite
+LITE_NAMES := $(foreach i,0 1 2,efficientnet-lite$(i)_in1k-pre_1xb32_photos)
+PHOTOS := data/photos
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sct_mm
 # This copy is imported, even if it was moved after it was installed.
 export PYTHONPATH := $(CURDIR)$(addprefix :,$(PYTHONPATH))
@@ -93,6 +98,8 @@ demo-det: $(DET_DATA)/composed
 	$(BIN)/python tools/train.py configs/$(DET_NAME).py --work-dir $(DET_RUN) --resume $(BRIEFLY)
 	$(BIN)/python tools/test.py configs/$(DET_NAME).py $(DET_RUN) \
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
+
+demo-real: $(LITE)/checked $(PHOTOS)/composed
 
 test: lint $(DATA)/fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -168,6 +175,11 @@ $(VENV)/hosts.done: tools/dev/hosts.txt tools/dev/install_hosts.py | $(VENV)/all
 	$(BIN)/python tools/dev/install_hosts.py $(VENV)/hosts $(QUIETLY)
 	touch $@
 
+$(VENV)/timm.done: setup.py | $(VENV)/classification.done
+	echo "Installing timm into $(VENV)."
+	$(PIP) install -e '.[timm]' $(QUIETLY)
+	touch $@
+
 $(VENV)/docs.done: setup.py | $(VENV)/classification.done
 	echo "Installing mkdocs into $(VENV)."
 	$(PIP) install -e '.[docs]' $(QUIETLY)
@@ -184,4 +196,15 @@ $(DET_DATA)/composed: tools/dataset_converters/fashion_det.py | $(VENV)/all.done
 $(GLYPHS)/made: tools/dataset_converters/glyphs.py | $(VENV)/classification.done
 	echo "Drawing letters and digits: 2 minutes, 290 MB."
 	$(BIN)/python tools/dataset_converters/glyphs.py $(GLYPHS)
+	touch $@
+
+$(PHOTOS)/composed: tools/dataset_converters/photos.py tools/dataset_converters/photo_sources.py \
+    | $(VENV)/classification.done
+	echo "Composing images of drawings, cut-outs and wallpapers: 5 minutes, 470 MB to download."
+	$(BIN)/python tools/dataset_converters/photos.py $(PHOTOS)
+	touch $@
+
+$(LITE)/checked: tools/dev/efficientnet_lite.py | $(VENV)/timm.done
+	echo "Downloading EfficientNet-Lite0 to -Lite2: 62 MB."
+	$(BIN)/python tools/dev/efficientnet_lite.py $(LITE_NAMES:%=configs/%.py) --out $(LITE)
 	touch $@

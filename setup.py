@@ -19,6 +19,7 @@ ONEDL = [*TORCH, 'onedl-mmengine==0.10.*', 'onedl-mmpretrain==1.3.*',
 
 # torch.onnx.export needs onnxscript; onnxruntime runs the file that it makes.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
+TIMM = ['timm==1.0.*']
 
 # The users' configs and tools; openmim looks for them in `.mim` of an
 # installed package. The folders below tools/ are for this repository only.
@@ -97,9 +98,9 @@ setup(
         'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
                             'faster-coco-eval==1.*'],
         'export': EXPORT,
+        'timm': TIMM,  # networks of mmpretrain's TIMMBackbone
         'docs': ['mkdocs-material==9.*'],
-        'test': [*TORCH, *EXPORT, 'pytest', 'pytest-xdist',
-                 'hypothesis', 'ruff', 'mypy==2.4.*', 'timm==1.0.*',
-                 'tensorboard'],
+        'test': [*TORCH, *EXPORT, *TIMM, 'pytest', 'pytest-xdist',
+                 'hypothesis', 'ruff', 'mypy==2.4.*', 'tensorboard'],
     },
 )

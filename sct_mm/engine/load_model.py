@@ -195,9 +195,19 @@ def check_is_of(model: nn.Module, checkpoint: dict, path: str) -> None:
                         'trained with.')
 
 
+def built_model(cfg: Config) -> nn.Module:
+    """The network of ``cfg`` as its Runner builds it, on the CPU; its weights
+    are not initialised."""
+    config = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(config)
+
+
 def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
-    """The network of ``cfg`` as its Runner builds it, with the weights of
-    ``checkpoint``, in evaluation mode, on the CPU.
+    """The network of ``cfg`` (:func:`built_model`) with the weights of
+    ``checkpoint``, in evaluation mode.
 
     Args:
         checkpoint: the content of ``path``, as
@@ -207,10 +217,6 @@ def loaded_model(cfg: Config, checkpoint: dict, path: str) -> nn.Module:
         UserError: for a checkpoint that holds less or more than the network,
             or tensors of other shapes.
     """
-    config = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') is not None:
-        config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(config)
+    model = built_model(cfg)
     check_is_of(model, checkpoint, path)
     return model.eval()

@@ -9,17 +9,10 @@ import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT
-from fashion_mnist import download, unpack_package
+from debian import download, unpack_package
+from families import divide, families, first_word
 from fontTools.ttLib import TTFont
-from glyph_fonts import (
-    CHARACTERS,
-    Refused,
-    divide,
-    families,
-    first_word,
-    read_font,
-    read_fonts,
-)
+from glyph_fonts import ALIKE, CHARACTERS, Refused, read_font, read_fonts
 from glyphs import is_complete, make_glyphs, mask_of
 from mmengine.config import Config
 from mmpretrain.registry import DATASETS
@@ -47,7 +40,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def groups():
-    return families(read_fonts(PATHS)[0])
+    return families(read_fonts(PATHS)[0], ALIKE)
 
 
 def test_the_images_are_a_function_of_fonts_and_seed(
@@ -109,8 +102,8 @@ def test_no_family_is_in_two_splits(drawn, groups):
     together = {group[0].family: len(group) for group in groups}
     assert together['DejaVu Sans'] == 12  # with its Mono and its Serif
     # one family more moves only families at the borders of the shares
-    before = divide(groups[1:], dict(test=0.4), 0)['test']
-    after = divide(groups, dict(test=0.4), 0)['test']
+    before = divide(groups[1:], dict(test=0.4), 0, 'fonts')['test']
+    after = divide(groups, dict(test=0.4), 0, 'fonts')['test']
     assert len([group for group in before if group not in after]) <= 1
 
 
@@ -118,7 +111,7 @@ def test_a_font_of_another_name_stays_with_what_it_looks_like(groups):
     known = [font for group in groups for font in group]
     copy = next(font for font in known if font.file == 'cmr10.ttf')._replace(
         family='Unheard Of')
-    group, = (group for group in families([*known, copy])
+    group, = (group for group in families([*known, copy], ALIKE)
               if copy.family in {font.family for font in group})
     assert {font.family for font in group} == {'cmr10', 'Unheard Of'}
 

@@ -6,10 +6,10 @@ or else from a download of that package, or of mmpretrain.
 import argparse
 import gzip
 import os.path as osp
-import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+
+from debian import download, unpack_package
 
 from sct_mm.utils.checkpoint import AtomicLocalBackend
 from sct_mm.utils.cli import cli
@@ -18,41 +18,6 @@ from sct_mm.utils.errors import UserError
 FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
          't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 INSTALLED = '/usr/share/datasets/fashion-mnist'
-# As root, apt downloads by a user of its own, who cannot write to our folders.
-DOWNLOAD = ('apt-get', '-o', 'APT::Sandbox::User=root', 'download')
-
-
-def output_of(*command: str, folder: str) -> str | None:
-    """The output of a command; None if it fails, or does not end in time."""
-    try:
-        done = subprocess.run(command, cwd=folder, timeout=600, text=True,
-                              capture_output=True)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if done.returncode else done.stdout
-
-
-def download(packages: Sequence[str], folder: str) -> bool:
-    """Download those of ``packages`` that this release of Debian has into
-    ``folder``, as files, from the mirrors of apt.
-
-    Returns:
-        bool: whether one was downloaded; False without apt.
-    """
-    for _ in range(2):
-        known = output_of('apt-cache', 'pkgnames', folder=folder) or ''
-        names = [name for name in packages if name in set(known.split())]
-        if names and output_of(*DOWNLOAD, *names, folder=folder) is not None:
-            return True
-        # apt's lists may be old or missing. Only this needs root.
-        output_of('apt-get', 'update', folder=folder)
-    return False
-
-
-def unpack_package(package: str, folder: str) -> bool:
-    """Put the files of a package into ``folder``; False if that fails."""
-    return output_of('dpkg-deb', '-x', osp.abspath(package), '.',
-               folder=folder) is not None
 
 
 def from_folder(source: str, target: str) -> bool:

@@ -1,10 +1,8 @@
-"""Read fonts whose capitals and digits are legible, and group fonts of one
-design, for glyphs.py."""
+"""Read fonts whose capitals and digits are legible, for glyphs.py."""
 import functools
 import hashlib
 import io
 import os.path as osp
-import re
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +10,8 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from families import first_word
 from PIL import Image, ImageFont
-
-from sct_mm.utils.errors import UserError
 
 CHARACTERS = string.ascii_uppercase + string.digits
 TALL = 64  # pixels of the em at which fonts are compared
@@ -44,10 +41,6 @@ class Font(NamedTuple):
 
 class Refused(ValueError):
     """A font is not used; the text is the reason."""
-
-
-def first_word(family: str) -> str:
-    return ''.join(re.findall(r'[^\W_]+', family.lower())[:1])
 
 
 def shape_of(size: tuple[int, int], pixels: bytes) -> np.ndarray:
@@ -128,47 +121,3 @@ def read_fonts(paths: Sequence[str]) -> tuple[list[Font], dict[str, int]]:
     fonts.sort(key=lambda font: (font.family, font.style, font.file,
                                  hashlib.sha256(font.data).digest()))
     return fonts, dict(sorted(refused.items()))
-
-
-def families(fonts: Sequence[Font]) -> list[list[Font]]:
-    """Groups of fonts of one design: fonts whose families begin with the same
-    word (Liberation Sans, Liberation Mono) or that look alike."""
-    if not fonts:
-        return []
-    words = np.array([first_word(font.family) for font in fonts])
-    flat = np.stack([font.shapes.ravel() for font in fonts])
-    linked = ((words[:, None] == words)
-              | (flat @ flat.T > ALIKE * len(CHARACTERS)))
-    first = np.arange(len(fonts))
-    while True:  # `first` becomes the first font of each group
-        nearer = np.where(linked, first, len(fonts)).min(1)
-        if (nearer == first).all():
-            break
-        first = nearer
-    return [[fonts[i] for i in np.flatnonzero(first == start)]
-            for start in np.unique(first)]
-
-
-def divide(groups: Sequence[list[Font]], shares: dict[str, float],
-           seed: int) -> dict[str, list[list[Font]]]:
-    """{split: groups}: each split gets its share of the groups, at least one,
-    and 'train' the rest. The order of the groups depends on their names and
-    ``seed``: another font moves few groups.
-
-    Raises:
-        UserError: if there are fewer groups than splits.
-    """
-    if len(groups) <= len(shares):
-        raise UserError(
-            f'Fonts of at least {len(shares) + 1} families are needed, but '
-            f'got {len(groups)} that can be read. Give more fonts.')
-
-    def place(group: list[Font]) -> bytes:
-        return hashlib.sha256(f'{seed} {group[0].family}'.encode()).digest()
-
-    order = sorted(groups, key=place)
-    divided = {}
-    for split, share in shares.items():
-        count = max(round(share * len(groups)), 1)
-        divided[split], order = order[:count], order[count:]
-    return {**divided, 'train': order}

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 import cv2
 import mmengine
 import numpy as np
-from fashion_mnist import download, unpack_package
-from glyph_fonts import CHARACTERS, Font, divide, families, read_fonts
+from debian import download, files_in, unpack_all
+from families import divide, families
+from glyph_fonts import ALIKE, CHARACTERS, Font, read_fonts
 from PIL import features
 from rich.progress import track
 
@@ -199,7 +200,7 @@ def divide_fonts(paths: Sequence[str], seed: int
                  ) -> tuple[dict[str, Families], dict[str, int]]:
     """{split: families}, and {reason: number of fonts that were left out}."""
     fonts, refused = read_fonts(paths)
-    divided = divide(families(fonts), SHARES, seed)
+    divided = divide(families(fonts, ALIKE), SHARES, seed, 'fonts')
     for split in SPLITS:
         print(f'{split}: {len(divided[split])} families of '
               f'{sum(map(len, divided[split]))} fonts')
@@ -273,20 +274,6 @@ def make_glyphs(paths: Sequence[str], target: str, train: int = 24000,
     shutil.rmtree(folder)
 
 
-def files_in(folder: str, suffixes: tuple) -> list[str]:
-    """The paths of the files below ``folder`` with one of ``suffixes``."""
-    return sorted(osp.join(where, name) for where, _, names in os.walk(folder)
-                  for name in names if name.lower().endswith(suffixes))
-
-
-def unpack_all(packages: list[str], folder: str) -> None:
-    for package in packages:
-        if not unpack_package(package, folder):
-            raise UserError(f'The package {package!r} cannot be unpacked by '
-                            'dpkg-deb. Unpack it, and give the folder by '
-                            '--fonts.')
-
-
 def fetch_and_draw(fonts: str | None, target: str, **settings: int) -> None:
     """Draw with the fonts and packages in the folder ``fonts``, or with those
     of Debian, which are downloaded.
@@ -303,7 +290,8 @@ def fetch_and_draw(fonts: str | None, target: str, **settings: int) -> None:
             if not download(PACKAGES, folder):
                 raise UserError('The fonts of Debian\'s packages could not be '
                                 f'had by apt-get. {GIVE}')
-        unpack_all(files_in(fonts or folder, ('.deb', )), folder)
+        unpack_all(files_in(fonts or folder, ('.deb', )), folder,
+                   '--fonts')
         paths = files_in(folder, SUFFIXES)
         if fonts:
             paths += files_in(fonts, SUFFIXES)

@@ -1,7 +1,6 @@
 """Write configs/metafile-*.yml, which describe the configs to openmim: scales,
 parameters, FLOPs and results."""
 import argparse
-import copy
 import glob
 import json
 import os
@@ -12,10 +11,10 @@ from typing import NamedTuple
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from sct_mm.datasets.rescale_pipeline import nominal_size, train_sizes
+from sct_mm.engine.load_model import built_model
 from sct_mm.evaluation.measure import flops_of
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import scales_of
@@ -172,17 +171,14 @@ def card_of(path: str, config: str, results: Results) -> dict:
     """The card of the config at ``path``, which lies at ``config`` in the
     repository."""
     cfg = load_config(path)
-    model = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(model)
+    model = built_model(cfg)
     (_, pipeline), *_ = pipelines_in(cfg.test_dataloader.dataset)
     scales = scales_in(cfg, model, nominal_size(pipeline))
     name, data = osp.splitext(osp.basename(path))[0], data_of(path)
     metadata = {'Training Data': data.name,
                 'Scales': '/'.join(map(str, scales))}  # for `mim search`
-    if cfg.train_cfg.get('max_epochs'):
+    # The weights of a trained network are of another schedule.
+    if cfg.train_cfg.get('max_epochs') and '-pre_' not in name:
         metadata['Epochs'] = cfg.train_cfg.max_epochs
     card = {'Name': name, 'Config': config,
             'Metadata': {**metadata, **cost_of(model, scales[0])}}

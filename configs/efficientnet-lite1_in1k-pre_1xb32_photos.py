@@ -1,0 +1,13 @@
+# EfficientNet-Lite1, trained on ImageNet at 240 px only: a network in production, without a
+# line about SCT. tools/dev/efficientnet_lite.py fetches its weights, of timm's
+# tf_efficientnet_lite1.
+_base_ = ['./_base_/photos.py']
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='TIMMBackbone', model_name='tf_efficientnet_lite1'),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=1000, in_channels=1280, topk=(1, 5)))
+pipeline = [_base_.pipeline[0], {**_base_.resize, 'scale': 272},
+            {**_base_.crop, 'crop_size': 240}, _base_.pipeline[-1]]
+train_dataloader = dict(dataset=dict(pipeline=pipeline))
+val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))
