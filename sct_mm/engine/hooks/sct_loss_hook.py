@@ -114,6 +114,10 @@ class SCTLossHook(Hook):
             :class:`~sct_mm.engine.sct.adapt_step.AdaptTeacher`.
             ``loss_weights`` has an entry for the base, which does not count;
             ``scales_per_step`` and ``partition`` concern the smaller scales.
+        norm_eval: with ``adapt``, normalise with the running statistics, which
+            stay as they are: weight and bias alone train. For a network whose
+            statistics at the smaller scales are bad, as where it is adapted on
+            images unlike those that it was trained on.
         distill: the scales of a step teach each other by the logits of a
             classifier, as in RS-Nets. True or 'larger': each larger scale
             every smaller one. 'ensemble': a learned mix of their logits, too:
@@ -152,6 +156,7 @@ class SCTLossHook(Hook):
                  progressive: float = 0.0,
                  size_divisor: int = 1,
                  adapt: bool | str = False,
+                 norm_eval: bool = False,
                  distill: bool | str = False,
                  distill_weight: float = 1.0,
                  temperature: float = 1.0,
@@ -173,6 +178,12 @@ class SCTLossHook(Hook):
         self.size_divisor = check_int('size_divisor', size_divisor, 1,
                                       'Give it in pixels.', 2**16)
         self.adapt = check_adapt(adapt)
+        check_flag('norm_eval', norm_eval)
+        self.norm_eval = norm_eval
+        if norm_eval and not adapt:
+            raise ValueError('`norm_eval` must be False without `adapt`, but '
+                             'got True. Set the norm_eval of the backbone to '
+                             'keep statistics in another training.')
         self.distill = check_distill(distill, distill_weight, temperature,
                                      adapt, partition, self.scales_per_step)
         self.seed = check_int('seed', seed, 0, 'The default is 0.')
@@ -271,7 +282,8 @@ class SCTLossHook(Hook):
         resize = Resize(config, scales[0])
         teacher: Teacher = Labels(model)
         if self.adapt:
-            teacher = AdaptTeacher(model, scales[0], resize, self.adapt)
+            teacher = AdaptTeacher(model, scales[0], resize, self.adapt,
+                                   self.norm_eval)
         elif self.distill:
             teacher = DistillTeacher(model, schedule, self.distill,
                                      self.backward,

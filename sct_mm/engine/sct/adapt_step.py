@@ -196,25 +196,27 @@ class AdaptTeacher:
         resize: (size in pixels, batch) -> the batch at that size.
         adapt: True: by KL from the network's own logits at the base, without
             labels, or, where it returns no logits (detectors), by its own
-            losses. 'logits', 'labels' and 'both' choose. A layer that its
-            host keeps in evaluation mode (``norm_eval``) trains weight and
-            bias alone.
+            losses. 'logits', 'labels' and 'both' choose.
+        norm_eval: normalise with the running statistics, which stay, in
+            place of those of the batch. A layer that its host keeps in
+            evaluation mode does so anyway.
     """
 
     def __init__(self, model: nn.Module, base: int,
                  resize: Callable[[int, dict], dict],
-                 adapt: bool | str = True) -> None:
+                 adapt: bool | str = True, norm_eval: bool = False) -> None:
         makers = makers_of_logits(model)
         if adapt == 'both' and makers and '' not in makers:
             raise ValueError(
                 "adapt='both' compares the logits of all images, but "
                 f'{type(model.head).__name__} has tasks, whose losses see '
                 "those with a label. Set adapt='logits'.")
-        self.arguments: dict[str, Any] = dict(adapt=adapt)
+        self.arguments: dict[str, Any] = dict(adapt=adapt,
+                                              norm_eval=norm_eval)
         self.ensemble: dict[int, Tensor] = {}
         self._model, self._base, self._resize = model, base, resize
         self._layers = nn.ModuleList(scale_specific(model))
-        self._norms = ssbn_layers(model)
+        self._norms = [] if norm_eval else ssbn_layers(model)
         # The first pass of the base shows whether it returns logits.
         self._adapt = None if adapt is True else adapt
         self._head = HeadLogits(model, "adapt='both'")
@@ -237,7 +239,7 @@ class AdaptTeacher:
 
     @contextmanager
     def around(self, p: Pass) -> Iterator[None]:
-        """SSBN alone in training mode."""
+        """SSBN alone in training mode, or nothing with ``norm_eval``."""
         norms = set(self._norms)
         # A loss may depend on the mode of what makes it.
         modules = (self._model.modules() if self._adapt == 'logits'

@@ -133,6 +133,8 @@ def test_ddp_with_a_static_graph_needs_joint(tmp_path):
     (dict(scales_per_step=0), ValueError, '`scales_per_step`'),
     (dict(scales_per_step=1, partition=True), ValueError,
      '`partition` divides .* but got scales_per_step=1'),
+    (dict(norm_eval=True), ValueError, '`norm_eval` must be False'),
+    (dict(adapt=True, norm_eval=1), TypeError, '`norm_eval`'),
     (dict(progressive=0.5), ValueError, '`progressive` .* but got a schedule '
      'that trains the base in each step'),
     (dict(progressive=0.5, scales_per_step=2), ValueError, '`progressive`'),

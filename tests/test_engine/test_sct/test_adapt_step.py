@@ -41,7 +41,7 @@ class Rounds(BaseAveragedModel):
 @pytest.mark.parametrize('rank', [0, 1])
 @pytest.mark.parametrize('options', [
     {}, dict(backward='joint'), dict(scales_per_step=1),
-    dict(partition=True), dict(between=1.0),
+    dict(partition=True), dict(between=1.0), dict(norm_eval=True),
     dict(loss_weights=(0., 1., 3.))])
 def test_gradients_are_those_of_a_loop_taught_by_the_base(options, rank):
     model, by_hand = network(rank), network(rank)
@@ -52,7 +52,7 @@ def test_gradients_are_those_of_a_loop_taught_by_the_base(options, rank):
         with torch.no_grad(), use_scale(by_hand.eval(), 16):
             taught = by_hand(data['inputs']).softmax(1)
         for layer in ssbn_layers(by_hand):
-            layer.train()
+            layer.train(not options.get('norm_eval'))
         total = 0
         passes = hook.sct.schedule.passes(9, hook.step)
         assert 16 not in {p.scale for p in passes}
