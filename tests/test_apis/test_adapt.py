@@ -1,4 +1,5 @@
 """adapt(): a stock network with smaller sizes, and the same base."""
+import copy
 import json
 import math
 import os
@@ -14,8 +15,9 @@ from fashion_det import make_fashion_det
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import multiprocessing
+from torch.testing import assert_close
 
-from sct_mm.apis import adapt
+from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
 from sct_mm.apis.adapt import adapted_config
 from sct_mm.apis.train import train
 from sct_mm.engine.resume import find_checkpoint
@@ -179,6 +181,21 @@ def answers(result, size=14):
     model.load_state_dict(tensors(result['checkpoint']))
     torch.manual_seed(0)
     return model.eval()(torch.randn(4, 1, size, size))
+
+
+def test_changed_weights_are_exported_and_shared(stock, tmp_path):
+    done = adapt_stock(stock)
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 14, 14)
+    want = answers(done)
+    path = str(tmp_path / 'at14.pth')
+    export(done['config'], done['checkpoint'], 14, path)
+    plain = copy.deepcopy(stock[1])
+    plain.load_state_dict(tensors(path))
+    assert_close(plain(x), want, rtol=1e-5, atol=1e-5)
+    folder = str(tmp_path / 'hub')
+    save_pretrained(done['config'], done['checkpoint'], folder)
+    assert torch.equal(from_pretrained(folder)(x), want)
 
 
 def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
