@@ -44,6 +44,7 @@ from ..engine.resume import ADAPTED, candidates, find_checkpoint
 from ..engine.sct.adapt_step import check_adaptable
 from ..engine.sct.checks import check_pipeline
 from ..engine.sct.logits import makers_of_logits
+from ..engine.sct.monitor import NotFiniteError
 from ..engine.sct.schedule import sizes_between
 from ..engine.training_images import (
     SeededImages,
@@ -80,7 +81,7 @@ _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 2048  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
-RATES = (0.01, 0.003, 0.001)  # learning rates that are tried
+RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
 # Settings of the adapted config that must not change when a run is resumed.
 _FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
           'param_scheduler', 'custom_hooks')
@@ -191,7 +192,7 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
         auto_scale_lr=dict(enable=False), resume=False,
         randomness={'seed': 0, **(options.get('randomness') or {})},
         custom_hooks=[*hooks, dict(type='EpochSeedHook'),
-                      dict(type='SCTLossHook', adapt=True,
+                      dict(type='SCTLossHook', adapt=True, norm_eval=False,
                            between=between)])
     options.setdefault('default_hooks', {})['checkpoint'] = dict(
         type='CheckpointHook', interval=1)
@@ -208,7 +209,7 @@ class Adaptation:
     cfg: Config  # of the adapted network
     model: nn.Module  # the network that is adapted
     stock: nn.Module  # the network of the checkpoint, which stays as it is
-    start: nn.Module  # that the training starts from
+    start: nn.Module  # the network with estimated statistics
     base: BaseSize
     scales: tuple[int, ...]  # that serve the sizes of the test, then
     sizes: tuple[int, ...]  # those that get statistics but no training
@@ -333,6 +334,7 @@ class Adaptation:
         self._estimate(self.scales[1:])
         self._measure_start()
         self.start = copy.deepcopy(self.model)
+        self._choose_statistics()
         if self.lr is None:
             self._set_lr(self._found_lr() if self.epochs else RATES[0])
         self.cfg.work_dir = osp.dirname(self.config_path)
@@ -386,6 +388,21 @@ class Adaptation:
                   f'{steps} steps: {scores}.', 'current')
         return max(scores, key=lambda rate: scores[rate])
 
+    def _choose_statistics(self) -> None:
+        """Let the training keep the statistics of the base if they serve the
+        smaller sizes better than those that were estimated."""
+        gains = sum(score(self.found[scale][STATISTICS])
+                    - score(self.found[scale][NOTHING])
+                    for scale in self.scales[1:])
+        self._keep_statistics(not gains > 0)
+        if gains > 0:
+            return
+        for scale in self.scales[1:]:
+            copy_row(self.model, self.start, scale, self.scales[0])
+
+    def _keep_statistics(self, keep: bool) -> None:
+        self.cfg.custom_hooks[-1].norm_eval = keep
+
     def train(self) -> None:
         """Train the smaller scales for ``epochs``, and let each keep what
         serves it best; then estimate statistics for the sizes that are not
@@ -393,7 +410,13 @@ class Adaptation:
         if self.epochs:
             # mmengine names the run by the file that its config is read from.
             self.cfg = load_config(self.config_path)
-            model = train(self.cfg, 'auto' if self.resume else None).model
+            try:
+                model = train(self.cfg, 'auto' if self.resume else None).model
+            except NotFiniteError as error:
+                raise UserError(
+                    'The adaptation must not diverge, but did with a learning '
+                    f'rate of {self.lr:g}: {error} Give a smaller --lr and '
+                    '--force.') from error
             self.model = model.module if is_model_wrapper(model) else model
             found = self.held_out.measure(self.model, [
                 Case(size, size) for size in self.scales[1:]], 'Adapted')
@@ -483,8 +506,10 @@ class Adaptation:
         # The config of a finished run names the sizes among the scales.
         scales = [s for s in before.model.scales if s not in self.sizes]
         before.model.scales = scales
+        # What is chosen by measurements, the same each time.
         if self.lr is None:
             self._set_lr(before.optim_wrapper.optimizer.lr)
+        self._keep_statistics(before.custom_hooks[-1].get('norm_eval', False))
         differs = [name for name in _FIXED
                    if before.get(name) != self.cfg.get(name)]
         weights = check_checkpoint(self.start_path)

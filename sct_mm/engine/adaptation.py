@@ -28,6 +28,7 @@ from ..models.size_selection import ssbn_layers
 from ..models.weight_change import changed_layers
 from ..utils.errors import UserError
 from .sct.first_look import evaluating
+from .sct.monitor import NotFiniteError
 from .sct.step import check_images
 from .training_images import drawn
 
@@ -264,7 +265,7 @@ def try_rate(model: Any, cfg: Config, rate: float, steps: int,
             model.train_step(batch, wrapper)
             schedule.step()
         hook.sct.settle()
-    except RuntimeError as error:
+    except NotFiniteError as error:
         print_log(f'adapt: a learning rate of {rate:g} failed ({error}).',
                   'current')
         return None

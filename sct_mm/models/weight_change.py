@@ -20,8 +20,6 @@ from .size_selection import ScaleSpecific
 # its first dimension, but CHANGE_IN, which they share.
 CHANGE_IN, CHANGE_OUT = 'change_in', 'change_out'
 CHANGE_WHOLE = 'change_whole'
-# How much faster changes learn than normalization parameters.
-_RATE = 10.0
 # A subclass may pad the input or standardise the weight around them.
 _CONVOLUTIONS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 _CHANGES = (CHANGE_IN, CHANGE_OUT, CHANGE_WHOLE)
@@ -58,9 +56,7 @@ class ChangedLayer(Guards, ScaleSpecific):
 
     A kernel that is hardly larger than its change of low rank, as each
     depthwise one, changes as a whole: ``W + d * D_s``, ``change_whole`` (S -
-    1, C, K). The parameters hold a tenth of A, B and D: so these learn ten
-    times as fast as the normalization parameters, at the learning rate of
-    both.
+    1, C, K).
 
     The keys of the plain layer stay. At the base the weight is W itself.
     """
@@ -121,10 +117,9 @@ class ChangedLayer(Guards, ScaleSpecific):
         rows, *shared = changes
         mixed: Any = sum(rows[index] if share == 1 else share * rows[index]
                          for index, share in shares)
-        unit = weight.detach().flatten(1).square().mean(1, True).sqrt() * _RATE
         if shared:
-            mixed = mixed @ shared[0]
-            unit = unit * (_RATE / math.sqrt(self.rank))
+            mixed = mixed @ shared[0] / math.sqrt(self.rank)
+        unit = weight.detach().flatten(1).square().mean(1, True).sqrt()
         return weight + (unit * mixed).reshape(weight.shape)
 
     @property
@@ -143,8 +138,7 @@ class ChangedLayer(Guards, ScaleSpecific):
             value = torch.zeros(shape, device='cpu')
             if name == CHANGE_IN:
                 # The same in each run, whoever has drawn numbers before.
-                value.normal_(0, 1 / _RATE,
-                              generator=torch.Generator().manual_seed(0))
+                value.normal_(generator=torch.Generator().manual_seed(0))
             self.register_parameter(name, nn.Parameter(
                 value.to(weight), requires_grad=weight.requires_grad))
 

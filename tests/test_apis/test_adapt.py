@@ -1,5 +1,6 @@
 """adapt(): a stock network with smaller sizes, and the same base."""
 import copy
+import itertools
 import json
 import math
 import os
@@ -34,12 +35,21 @@ module = sys.modules['sct_mm.apis.adapt']  # hidden by its function
 pytestmark = pytest.mark.filterwarnings('ignore:The network is sure')
 
 
+def let_all_gain():
+    """Let statistics that were estimated serve better, and let each size keep
+    what came last, since no network of a few images gains."""
+    falling = itertools.count(0, -1)
+    module.score = lambda metrics: next(falling)
+    module.best = lambda found: list(found)[-1]
+
+
 @pytest.fixture(autouse=True)
-def all_sizes_gain(monkeypatch, request):
-    """Let each size keep what came last, since no network of a few images
-    gains; a test by the name of `decides` decides by what was measured."""
+def all_gain(monkeypatch, request):
+    """A test by the name of `decides` decides by what was measured."""
+    for name in ('best', 'score'):  # put back afterwards
+        monkeypatch.setattr(module, name, getattr(module, name))
     if 'decides' not in request.node.name:
-        monkeypatch.setattr(module, 'best', lambda found: list(found)[-1])
+        let_all_gain()
 
 
 @pytest.fixture
@@ -75,7 +85,8 @@ def test_smaller_rows_alone_change(stock):
     done = adapt(CONFIG, stock[0], ['14:28:7'], 1, stock[2],
                  cfg_options=FEW, between=0.5, rank=0)
     hook = load_config(done['config']).custom_hooks[-1]
-    assert hook == dict(type='SCTLossHook', adapt=True, between=0.5)
+    assert hook == dict(type='SCTLossHook', adapt=True, between=0.5,
+                        norm_eval=hook.norm_eval)
     assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
     old, new = tensors(stock[0]), tensors(done['checkpoint'])
     shared = [name for name, value in old.items()
@@ -134,7 +145,7 @@ def test_a_run_that_died_goes_on_to_the_bit(stock):
 
 def in_process(rank, path, out, port):
     become_one_of_two(rank, port)
-    module.best = lambda found: list(found)[-1]
+    let_all_gain()
     adapt_stock((path, None, out), launcher='pytorch')
 
 
@@ -200,7 +211,7 @@ def test_changed_weights_are_exported_and_shared(stock, tmp_path):
 
 def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
     """Each size answers as before or better, whatever was trained."""
-    done = adapt_stock(stock, lr=1e4, scales=(28, 14))
+    done = adapt_stock(stock, lr=30.0, scales=(28, 14))
     row, = done['rows']
     assert row['keeps'] != 'trained' and row['size'] == 14
     untouched, statistics, trained = row['found'].values()
@@ -216,6 +227,31 @@ def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
                    if name.endswith(('change_out', 'change_whole')))
     with open(osp.join(stock[2], 'adapted.json')) as file:
         assert json.load(file)['rows'][0]['keeps'] == row['keeps']
+
+
+def test_a_learning_rate_that_diverges(stock):
+    with pytest.raises(UserError, match='learning rate of 1e.08: The loss of'):
+        adapt_stock(stock, lr=1e8, scales=(28, 14))
+    assert not osp.exists(osp.join(stock[2], 'adapted.pth'))
+
+
+def test_it_decides_which_statistics_to_keep(stock, monkeypatch):
+    for estimated in (True, False):
+        monkeypatch.setattr(
+            module, 'score', lambda metrics, better=estimated: (
+                metrics['kl'] if better else -metrics['kl']))
+        monkeypatch.setattr(module, 'best', lambda found: 'trained')
+        done = adapt_stock(stock, scales=(28, 14), force=True)
+        found = done['rows'][0]['found']
+        assert found['nothing']['kl'] != found['statistics']['kl']
+        better = estimated == (
+            found['statistics']['kl'] > found['nothing']['kl'])
+        hook = load_config(done['config']).custom_hooks[-1]
+        assert hook.norm_eval != better
+        for name, (value, rows) in rows_of(
+                tensors(stock[0]), tensors(done['checkpoint']), 2).items():
+            same = torch.equal(rows[1], value)
+            assert same == ('running' in name and not better), name
 
 
 def test_it_decides_for_nothing_where_nothing_gains(stock, monkeypatch):

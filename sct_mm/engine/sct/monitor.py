@@ -55,6 +55,10 @@ def _mean(values: list[tuple[float, Tensor]]) -> Tensor | float:
     return sum(weight * value for weight, value in values) / total
 
 
+class NotFiniteError(RuntimeError):
+    """A loss is NaN or inf."""
+
+
 class FiniteLosses:
     """Stops a training at a loss that is NaN or inf, naming scale and step.
 
@@ -70,7 +74,7 @@ class FiniteLosses:
         """Look at the ``loss`` of one pass; ``where`` names the pass.
 
         Raises:
-            RuntimeError: on a CPU, if it is not finite.
+            NotFiniteError: on a CPU, if it is not finite.
         """
         finite = torch.isfinite(loss.detach()).all()
         if loss.device.type == 'cpu':
@@ -87,7 +91,7 @@ class FiniteLosses:
         """Wait for the GPU.
 
         Raises:
-            RuntimeError: if a loss was not finite since the last call.
+            NotFiniteError: if a loss was not finite since the last call.
         """
         if not self._first:
             return
@@ -100,10 +104,11 @@ class FiniteLosses:
 
     @staticmethod
     def _stop(where: str, step: int) -> None:
-        raise RuntimeError(f'The loss of {where} is NaN or inf at step '
-                           f'{step}. Lower the learning rate, clip gradients, '
-                           'or set check_finite=False in SCTLossHook to go on '
-                           'as AMP does, which skips such steps.')
+        raise NotFiniteError(f'The loss of {where} is NaN or inf at step '
+                             f'{step}. Lower the learning rate, clip '
+                             'gradients, or set check_finite=False in '
+                             'SCTLossHook to go on as AMP does, which skips '
+                             'such steps.')
 
 
 def name_pass(where: str) -> None:
