@@ -2,8 +2,9 @@
 #                 network trained at 28 px only, the same network adapted to
 #                 smaller sizes, and one that is trained for any size
 # make demo-det   trains and tests a detector (builds mmcv's operators once)
-# make demo-real  fetches EfficientNet-Lite0 to -Lite2, trained on ImageNet, checks
-#                 them, and composes images to adapt them by
+# make demo-real  adapts EfficientNet-Lite0, trained on ImageNet at 224 px only, to
+#                 sizes down to 96 px by images without labels, and compares it
+#                 with its own answers at 224
 # make test       installs everything, lints, runs all tests
 # make test-hosts runs tests/test_hosts beside mmseg, mmpose, mmaction2, mmyolo
 #                 and mmrotate, which make test skips where they are missing
@@ -56,6 +57,8 @@ DET_DATA := data/fashion-det
 GLYPHS := data/glyphs
 LITE := data/efficientnet-lite
 LITE_NAMES := $(foreach i,0 1 2,efficientnet-lite$(i)_in1k-pre_1xb32_photos)
+REAL := configs/$(firstword $(LITE_NAMES)).py $(LITE)/efficientnet-lite0.pth
+REAL_RUN := $(WORK)/adapt_$(firstword $(LITE_NAMES))
 PHOTOS := data/photos
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sct_mm
 # This copy is imported, even if it was moved after it was installed.
@@ -66,7 +69,8 @@ LOG := $(VENV)/install.log
 QUIETLY := >>$(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
 # Of the log of a run: progress and warnings, except those of deprecated names.
 BRIEFLY := | sed -unE '/deprecated in future/d; \
-  /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - |to the bit/p'
+  /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - |to the bit/p; \
+  /[│┃━─]|Compared with the base|learning rate/p'
 NAMED = | sed -u 's/^/$(1): /'
 # mmcv-lite has no compiled operators, and cannot be installed beside mmcv.
 EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
@@ -100,6 +104,15 @@ demo-det: $(DET_DATA)/composed
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
 
 demo-real: $(LITE)/checked $(PHOTOS)/composed
+	echo "Adapting EfficientNet-Lite0 to 192, 160, 128 and 96 px. The full log is in $(REAL_RUN)."
+	$(BIN)/python tools/adapt.py $(REAL) --scales 224 192 160 128 96 \
+	  --images $(PHOTOS)/train --out $(REAL_RUN) --resume $(BRIEFLY)
+	echo "Comparing it, and the network as it was, with that network's answers at 224 px."
+	$(BIN)/python tools/test.py $(REAL_RUN)/adapt_$(firstword $(LITE_NAMES)).py $(REAL_RUN) \
+	  --against $(REAL) --compare $(REAL) --images $(PHOTOS)/test \
+	  --scales 224 192 160 128 96 --out $(WORK)/demo-real
+	$(BIN)/python tools/export.py $(REAL_RUN)/adapt_$(firstword $(LITE_NAMES)).py $(REAL_RUN) \
+	  --size 128 --format onnx --out $(WORK)/demo-real/efficientnet-lite0-128px.onnx --force
 
 test: lint $(DATA)/fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -175,9 +188,9 @@ $(VENV)/hosts.done: tools/dev/hosts.txt tools/dev/install_hosts.py | $(VENV)/all
 	$(BIN)/python tools/dev/install_hosts.py $(VENV)/hosts $(QUIETLY)
 	touch $@
 
-$(VENV)/timm.done: setup.py | $(VENV)/classification.done
-	echo "Installing timm into $(VENV)."
-	$(PIP) install -e '.[timm]' $(QUIETLY)
+$(VENV)/real.done: setup.py | $(VENV)/classification.done
+	echo "Installing timm and onnxruntime into $(VENV)."
+	$(PIP) install -e '.[timm,export]' $(QUIETLY)
 	touch $@
 
 $(VENV)/docs.done: setup.py | $(VENV)/classification.done
@@ -204,7 +217,7 @@ $(PHOTOS)/composed: tools/dataset_converters/photos.py tools/dataset_converters/
 	$(BIN)/python tools/dataset_converters/photos.py $(PHOTOS)
 	touch $@
 
-$(LITE)/checked: tools/dev/efficientnet_lite.py | $(VENV)/timm.done
+$(LITE)/checked: tools/dev/efficientnet_lite.py | $(VENV)/real.done
 	echo "Downloading EfficientNet-Lite0 to -Lite2: 62 MB."
 	$(BIN)/python tools/dev/efficientnet_lite.py $(LITE_NAMES:%=configs/%.py) --out $(LITE)
 	touch $@
