@@ -9,5 +9,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels=1280, topk=(1, 5)))
 pipeline = [_base_.pipeline[0], {**_base_.resize, 'scale': 292},
             {**_base_.crop, 'crop_size': 260}, _base_.pipeline[-1]]
-train_dataloader = dict(dataset=dict(pipeline=pipeline))
+load, random_crop, *others = _base_.train_pipeline
+train_dataloader = dict(dataset=dict(
+    pipeline=[load, {**random_crop, 'scale': 260}, *others]))
 val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))

@@ -8,6 +8,11 @@ data_preprocessor = dict(num_classes=1000, mean=[127.0] * 3, std=[128.0] * 3, to
 resize = dict(type='ResizeEdge', scale=256, backend='pillow', interpolation='bicubic')
 crop = dict(type='CenterCrop', crop_size=224)
 pipeline = [dict(type='LoadImageFromFile'), resize, crop, dict(type='PackInputs')]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.25, 1.0), backend='pillow',
+         interpolation='bicubic'),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'), dict(type='PackInputs')]
 photos = dict(type='CustomDataset', data_root='data/photos', data_prefix='train',
               with_label=False)
 labelled = dict(type='CustomDataset', data_root='data/efficientnet-lite',
@@ -15,7 +20,7 @@ labelled = dict(type='CustomDataset', data_root='data/efficientnet-lite',
 train_dataloader = dict(
     batch_size=32, num_workers=2, persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(**photos, pipeline=pipeline))
+    dataset=dict(**photos, pipeline=train_pipeline))
 val_dataloader = test_dataloader = dict(
     batch_size=10, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(**labelled, pipeline=pipeline))

@@ -64,7 +64,7 @@ from ..utils.checkpoint import (
     meta_of,
 )
 from ..utils.config import config_name, load_config, scales_settings
-from ..utils.config_walk import type_name
+from ..utils.config_walk import pipelines_of, type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -122,8 +122,8 @@ def check_more_sizes(sizes: Sizes, scales: Sequence[int]) -> tuple[int, ...]:
 
 def train_on_folder(cfg: Config, folder: str) -> None:
     """Let the images within ``folder``, which need no labels, be the training
-    set of ``cfg``. They are prepared as those of its test, so that objects
-    have the size that they have there.
+    set of ``cfg``. They are prepared as its own are; as those of its test if
+    it has none.
 
     Raises:
         UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
@@ -134,10 +134,8 @@ def train_on_folder(cfg: Config, folder: str) -> None:
             if key in loader}
     cfg.train_dataloader = dict(
         batch_size=training.get('batch_size') or 32, **kept, dataset=(
-            folder_dataset(cfg, folder, skip=check_images(folder),
-                           test_mode=False)))
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or ()
-                        if type_name(hook) not in STAGES]
+            folder_dataset(cfg, folder, next(iter(pipelines_of(training)), None),
+                           check_images(folder), test_mode=False)))
 
 
 def _optimizer(cfg: Config, lr: float) -> dict:
