@@ -129,7 +129,7 @@ def train_on_folder(cfg: Config, folder: str) -> None:
         UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
     """
     training = cfg.get('train_dataloader') or {}
-    pipelines = pipelines_of(training) or [None]
+    pipelines: list = pipelines_of(training) or [None]
     loader = training or cfg.get('test_dataloader') or {}
     kept = {key: loader[key] for key in ('num_workers', 'collate_fn')
             if key in loader}
