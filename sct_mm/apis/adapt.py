@@ -129,13 +129,13 @@ def train_on_folder(cfg: Config, folder: str) -> None:
         UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
     """
     training = cfg.get('train_dataloader') or {}
-    pipelines: list = pipelines_of(training) or [None]
+    pipeline = next(iter(pipelines_of(training)), None)
     loader = training or cfg.get('test_dataloader') or {}
     kept = {key: loader[key] for key in ('num_workers', 'collate_fn')
             if key in loader}
     cfg.train_dataloader = dict(
         batch_size=training.get('batch_size') or 32, **kept, dataset=(
-            folder_dataset(cfg, folder, pipelines[0], check_images(folder),
+            folder_dataset(cfg, folder, pipeline, check_images(folder),
                            test_mode=False)))
 
 
