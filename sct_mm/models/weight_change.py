@@ -119,8 +119,8 @@ class ChangedLayer(Guards, ScaleSpecific):
                          for index, share in shares)
         if shared:
             mixed = mixed @ shared[0] / math.sqrt(self.rank)
-        unit = weight.detach().flatten(1).square().mean(1, True).sqrt()
-        return weight + (unit * mixed).reshape(weight.shape)
+        change = unit_of(weight) * mixed
+        return weight + change.reshape(weight.shape).to(weight.dtype)
 
     @property
     def changes(self) -> list[nn.Parameter]:
@@ -207,6 +207,14 @@ class ChangedLayer(Guards, ScaleSpecific):
                 f'The checkpoint has a change of shape {shape} in '
                 f'{prefix}{name}, but the model has rank={self.rank} there. '
                 'Set the `rank` of WithSSBN to that of the checkpoint.')
+
+
+def unit_of(weight: Tensor) -> Tensor:
+    """The root mean square of the weights of each output, (C, 1)."""
+    matrix = weight.detach().flatten(1)
+    return torch.linalg.vector_norm(
+        matrix, dim=1, keepdim=True, dtype=torch.promote_types(
+            weight.dtype, torch.float32)) / math.sqrt(matrix.shape[1])
 
 
 def shapes_of_change(weight: Sequence[int], rank: int,

@@ -26,6 +26,7 @@ from sct_mm.models.weight_change import (
     changed_layers,
     shapes_of_change,
 )
+from sct_mm.models.weight_change import unit_of as unit_of_weight
 
 SCALES = (16, 12, 8)
 SIZES = (20, 16, 14, 12, 9, 8, 6)
@@ -307,6 +308,13 @@ def test_half_precision_composes_in_it(dtype):
     with torch.autocast('cpu', dtype=torch.bfloat16), torch.no_grad():
         got = net(x)
     assert got.dtype == torch.bfloat16 and got.isfinite().all()
+    weight = net[0].weight_at(12)
+    net[0].weight.data.mul_(1e-4)  # whose squares are 0 in float16
+    with torch.no_grad():
+        change = net[0].weight_at(12) - net[0].weight
+    assert want.dtype == torch.float32
     half = net.to(dtype)
     assert half[0].weight_at(12).dtype == dtype
-    assert want.dtype == torch.float32
+    assert unit_of_weight(half[0].weight).dtype == torch.float32
+    assert (unit_of_weight(half[0].weight) > 0).all()
+    assert change.abs().max() < 1e-3 * weight.abs().max()
