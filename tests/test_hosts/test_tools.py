@@ -149,9 +149,11 @@ def test_train_validate_test_and_export(case, tmp_path_factory,
 
 
 @pytest.mark.parametrize('case', CHOSEN, ids=lambda case: case.name)
+@pytest.mark.filterwarnings('ignore:The network is sure')
 def test_adapt(case, tmp_path_factory,
-               tmp_path, record_property):
+               tmp_path, record_property, monkeypatch):
     record_property('host', case.host)
+    monkeypatch.setattr('sct_mm.engine.adaptation._LEAST', 2)
     folder = folder_of(case.host, tmp_path_factory)
     stock = with_sum(small(case, folder, tmp_path / 'stock'))
     path = dumped(stock, tmp_path, 'stock')
@@ -161,7 +163,9 @@ def test_adapt(case, tmp_path_factory,
     base = TESTED[case.name][0]
     found = apis.adapt(
         path, stock.work_dir, [s for s in TESTED[case.name] if s <= base],
-        epochs=1, out=str(tmp_path / 'adapted'), images=4)
+        epochs=1, out=str(tmp_path / 'adapted'))
+    assert [row['size'] for row in found['rows']] == [
+        s for s in sorted(TESTED[case.name], reverse=True) if s < base]
     out = str(tmp_path / 'test')
     result, = apis.test(found['config'], found['checkpoint'], [base], out)
     plain, = apis.test(path, stock.work_dir, [base], out)
