@@ -84,7 +84,10 @@ TRAINED = {'model.backbone.norm_eval': False,
 FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,
                  'model.train_cfg.rpn_proposal.max_per_img': 50,
                  'model.test_cfg.rpn.nms_pre': 100,
-                 'model.test_cfg.rpn.max_per_img': 50}
+                 'model.test_cfg.rpn.max_per_img': 50,
+                 'model.test_cfg.rcnn.max_per_img': 20}
+# The rotated overlap of two thousand boxes takes a CPU minutes.
+FEW_BOXES = {'model.test_cfg.nms_pre': 50, 'model.test_cfg.max_per_img': 20}
 
 # Without configs whose losses have operators for CUDA only (rotated FCOS,
 # ATSS and RTMDet with the rotated IoU), or whose heads are fixed to one size
@@ -124,12 +127,13 @@ CASES = tuple(itertools.starmap(
          ONE_SIZE),
         ('mmyolo', 'rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco', YOLO),
         ('mmrotate', 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_'
-         '1x_dota', ROTATED, dict(DEPTH_18, **TRAINED)),
+         '1x_dota', ROTATED, {**DEPTH_18, **TRAINED, **FEW_BOXES}),
         ('mmrotate', 'rotated_fcos/rotated-fcos-hbox-le90_r50_fpn_1x_dota',
-         ROTATED, DEPTH_18),
+         ROTATED, {**DEPTH_18, **TRAINED, **FEW_BOXES}),
         ('mmrotate', 'oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota',
-         ROTATED, dict(DEPTH_18, **FEW_PROPOSALS)),
-        ('mmrotate', 's2anet/s2anet-le90_r50_fpn_1x_dota', ROTATED, DEPTH_18),
+         ROTATED, {**DEPTH_18, **TRAINED, **FEW_PROPOSALS}),
+        ('mmrotate', 's2anet/s2anet-le90_r50_fpn_1x_dota', ROTATED,
+         {**DEPTH_18, **TRAINED, **FEW_BOXES}),
         ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k',
          SELF, SELF_18),
         ('mmpretrain', 'byol/byol_resnet50_16xb256-coslr-200e_in1k', SELF,
