@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
@@ -78,7 +79,7 @@ from .calibrate import (
 from .train import train
 
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
-_IMAGES = 2048  # that give the statistics, if there are as many
+_IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
@@ -288,6 +289,9 @@ class Adaptation:
             self.rank, count)
         self.model = loaded_model(self.cfg, weights, checkpoint).to(
             get_device())
+        if any(type_name(hook) == 'ChannelsLastHook'
+               for hook in self.cfg.custom_hooks):  # measure as it trains
+            self.model.to(memory_format=torch.channels_last)
         self.held_out = HeldOutImages(
             build_loader(self.cfg.train_dataloader, self.dataset,
                          slice(count), divided=False),
