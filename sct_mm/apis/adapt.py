@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -291,7 +291,7 @@ class Adaptation:
             get_device())
         if any(type_name(hook) == 'ChannelsLastHook'
                for hook in self.cfg.custom_hooks):  # measure as it trains
-            self.model.to(memory_format=torch.channels_last)
+            cast(Any, self.model).to(memory_format=torch.channels_last)
         self.held_out = HeldOutImages(
             build_loader(self.cfg.train_dataloader, self.dataset,
                          slice(count), divided=False),
