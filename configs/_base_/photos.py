@@ -18,7 +18,7 @@ photos = dict(type='CustomDataset', data_root='data/photos', data_prefix='train'
 labelled = dict(type='CustomDataset', data_root='data/efficientnet-lite',
                 data_prefix='labelled', ann_file='labelled.txt')
 train_dataloader = dict(
-    batch_size=32, num_workers=2, persistent_workers=True,
+    batch_size=8, num_workers=2, persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(**photos, pipeline=train_pipeline))
 val_dataloader = test_dataloader = dict(
