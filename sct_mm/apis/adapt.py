@@ -35,6 +35,7 @@ from ..engine.adaptation import (
     copy_row,
     drop_change,
     number_held_out,
+    progress,
     score,
     trial_steps,
     try_rate,
@@ -385,7 +386,7 @@ class Adaptation:
                              smallest_in_training(self.cfg))
             found = model and self.held_out.measure(
                 model, cases, f'Learning rate {rate:g}', _TRIAL_IMAGES)
-            scores[rate] = sum(map(score, found.values())
+            scores[rate] = sum(map(progress, found.values())
                                ) if found else -math.inf
         print_log('adapt: score of each learning rate, in a trial of '
                   f'{steps} steps: {scores}.', 'current')

@@ -100,6 +100,14 @@ def score(metrics: dict[str, float]) -> float:
     return -math.inf if math.isnan(value) else value
 
 
+def progress(metrics: dict[str, float]) -> float:
+    """As :func:`score`, after a few steps: by the KL, which is what trains,
+    where there is one. Of a few images it tells more than the agreement."""
+    found = [value for name, value in metrics.items() if name.endswith('kl')]
+    value = -sum(found) / len(found) if found else score(metrics)
+    return -math.inf if math.isnan(value) else value
+
+
 def best(candidates: dict[str, dict[str, float]]) -> str:
     """The name of the best of ``candidates``, ``{name: metrics}``; the first
     of equal ones."""

@@ -19,6 +19,7 @@ from sct_mm.engine.adaptation import (
     copy_row,
     drop_change,
     number_held_out,
+    progress,
     score,
     trial_steps,
 )
@@ -163,6 +164,9 @@ def test_the_best_and_the_first_of_equals():
     assert score(dict(bbox_mAP=0.3, bbox_mAP_50=0.9)) == 0.3
     assert score(dict(loss=2.0)) == -2
     assert score(dict(loss=math.nan)) == score({}) == -math.inf
+    assert progress(of(50., 70., 1.)) == -1
+    assert progress(of(50., 70., math.nan)) == -math.inf
+    assert progress(dict(bbox_mAP=0.3)) == 0.3
     assert best(dict(a=of(50., 70., 1.), b=of(60., 60., 2.))) == 'a'
     assert best(dict(a=of(50., 70., 1.), b=of(60., 61., 2.))) == 'b'
     assert best(dict(a=dict(loss=1.0), b=dict(loss=0.5))) == 'b'
