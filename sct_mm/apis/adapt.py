@@ -237,6 +237,7 @@ class Adaptation:
         self.resume = resume
         # {scale: {what it may keep: its metrics}}
         self.found: dict[int, dict[str, dict[str, float]]] = {}
+        self.trials: dict[str, Any] = {}  # of learning rates
         name = f'adapt_{config_name(config)}'
         self.out = out or osp.join('work_dirs', name)
         self.config_path = osp.join(self.out, f'{name}.py')
@@ -388,8 +389,7 @@ class Adaptation:
                 model, cases, f'Learning rate {rate:g}', _TRIAL_IMAGES)
             scores[rate] = sum(map(progress, found.values())
                                ) if found else -math.inf
-        print_log('adapt: score of each learning rate, in a trial of '
-                  f'{steps} steps: {scores}.', 'current')
+        self.trials = dict(steps=steps, scores=scores)
         return max(scores, key=lambda rate: scores[rate])
 
     def _choose_statistics(self) -> None:
@@ -476,8 +476,9 @@ class Adaptation:
         save_weights(self.model, self.result_path, self.meta)
         if is_main_process():
             dump(dict(base=self.base.test, lr=self.lr, rank=self.rank,
-                      held_out=number_held_out(len(self.dataset)),
-                      sure=self.held_out.sure, rows=rows),
+                      norm_eval=self.cfg.custom_hooks[-1].norm_eval,
+                      trials=self.trials, sure=self.held_out.sure,
+                      held_out=number_held_out(len(self.dataset)), rows=rows),
                  osp.join(self.out, RESULTS))
         return dict(config=self.config_path, checkpoint=self.result_path,
                     scales=tuple(map(self.base.size_of,

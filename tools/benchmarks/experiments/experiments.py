@@ -69,19 +69,22 @@ def divided(epochs: int) -> dict[int, float]:
 SINGLE = {scale: Arm(f'resnet18_1xb128_fashion-mnist-{scale}px', {scale: 3})
          for scale in (28, 24, 21, 18, 16, 14)}
 SSBN = Arm(DEMO, divided(8))
+# Normalization parameters alone.
+ROWS = '--rank 0 --lr 0.08'
 # tools/adapt.py trains for two epochs. The base scale runs forward only, and
 # the smaller scales need no gradients of the shared weights: they cost a third
 # and two thirds of a training pass.
 ADAPTED = Arm(SINGLE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
               start=SINGLE[28], adapt=tuple(
-                  '--scales 28 21 14 --sizes 26 24 22 20 18 16'.split()))
+                  f'--scales 28 21 14 --sizes 26 24 22 20 18 16 {ROWS}'
+                  .split()))
 FLAT = Arm(SINGLE[28].config, {28: 3 + 1 / 3, **{
     size: times * 2 / 3 for size, times in {
         27: 0.11, 26: 0.28, 25: 0.11, 24: 0.5, 23: 0.25, 22: 0.25, 21: 0.5,
         20: 0.25, 19: 0.25, 18: 0.5, 17: 0.5, 16: 0.5, 15: 0.5,
         14: 0.5}.items()}}, start=SINGLE[28], adapt=tuple(
             '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
-            '0.5'.split()))
+            f'0.5 {ROWS}'.split()))
 # About the compute of 5 epochs at 28.
 LONGER = {size: lasting(SINGLE[size], 3, epochs) for size, epochs in (
     (28, 5), (24, 8), (21, 8), (18, 9), (16, 18), (14, 19))}
@@ -114,7 +117,7 @@ GLYPHS_R50_SINGLE = 'resnet50_1xb128_glyphs-{}px'
 GLYPHS_ADAPTED = Arm(
     GLYPHS_SINGLE.format(96), {96: 6 + 2 / 3, 72: 4 / 3, 48: 4 / 3, 36: 4 / 3},
     start=Arm(GLYPHS_SINGLE.format(96), {96: 6}), adapt=tuple(
-        '--scales 96 72 48 36 --sizes 84 60 42'.split()))
+        f'--scales 96 72 48 36 --sizes 84 60 42 {ROWS}'.split()))
 GLYPHS_BASELINE = 'sct-{}_resnet18_1xb128_glyphs'
 GLYPHS_MIXSIZE = Arm(GLYPHS_BASELINE.format('mixsize-shared-bn'), {
     size: 13 / 7 for size in (96, 84, 72, 60, 48, 42, 36)})
@@ -320,7 +323,8 @@ EXPERIMENTS = {
         'trained at 128 px only, adapted': Arm(
             DET_SINGLE.config, {128: 3 + 2 / 3, 96: 4 / 3, 64: 4 / 3},
             start=DET_SINGLE,
-            adapt=tuple('--scales 128 96 64 --sizes 112 80'.split())),
+            adapt=tuple(
+                f'--scales 128 96 64 --sizes 112 80 {ROWS}'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
         **{f'trained at {scale} px only': Arm(
