@@ -3,7 +3,7 @@ import json
 import os.path as osp
 
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.base_size import base_size
 from ..engine.load_model import loaded_model, state_in, warn_one_row
@@ -13,6 +13,7 @@ from ..evaluation.results_file import read_result, rows_of
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
 from ..export.formats import WEIGHTS, check_format
 from ..export.network import PARTS
+from ..export.preparation import preparation
 from ..export.real_images import RealImages
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Request, VerifiedFile, make_file
@@ -47,14 +48,32 @@ def check_request(request: Request) -> None:
                         '`part`.')
 
 
-def _meta(cfg: Config, size: int, checkpoint: dict,
-          images: RealImages) -> dict:
+def _dataset_meta(checkpoint: dict, images: RealImages) -> dict:
+    """The class names and what else the data set says of itself."""
+    return plain_data(meta_of(checkpoint).get('dataset_meta') or getattr(
+        images.loader.dataset, 'metainfo', {}))
+
+
+def _meta(cfg: Config, size: int, dataset_meta: dict) -> dict:
     """The ``meta`` of a file of weights: with its config and classes, the
     hosts' inferencers need no other file, and not this package."""
-    classes = (meta_of(checkpoint).get('dataset_meta')
-               or getattr(images.loader.dataset, 'metainfo', {}))
     return dict(size=size, cfg=config_text(cfg, size),
-                dataset_meta=plain_data(classes))
+                dataset_meta=dataset_meta)
+
+
+def _about_images(cfg: Config, size: int, model: nn.Module,
+                  batches: list[Tensor], dataset_meta: dict) -> dict:
+    """What the metadata of a graph says of its images and classes."""
+    scales = scales_of(model)
+    found = preparation(cfg, size, batches[0].shape[1],
+                        getattr(model, 'data_preprocessor', None))
+    if scales:
+        base = base_size(cfg, scales)
+        found['scales'] = sorted({base.size_of(each) for each in scales},
+                                 reverse=True)
+    if isinstance(dataset_meta.get('classes'), list):
+        found['classes'] = dataset_meta['classes']
+    return found
 
 
 def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
@@ -67,10 +86,15 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
     if images.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     base = base_size(cfg, scales_of(model))
-    return {size: make_file(model, size, images.batches(model, size), request,
-                            divisor, _meta(cfg, size, checkpoint, images),
-                            base.scale_at(size))
-            for size in sizes}, len(images.indices)
+    names = _dataset_meta(checkpoint, images)
+    found = {}
+    for size in sizes:
+        batches = images.batches(model, size)
+        meta = (_meta(cfg, size, names) if request.kind in WEIGHTS else
+                _about_images(cfg, size, model, batches, names))
+        found[size] = make_file(model, size, batches, request, divisor, meta,
+                                base.scale_at(size))
+    return found, len(images.indices)
 
 
 def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
