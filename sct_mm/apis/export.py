@@ -12,9 +12,10 @@ from ..engine.resume import find_checkpoint
 from ..evaluation.results_file import read_result, rows_of
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
 from ..export.formats import WEIGHTS, check_format
-from ..export.network import PARTS
+from ..export.int8 import POINTS, make_int8
+from ..export.network import PARTS, answers_each_class
 from ..export.preparation import preparation
-from ..export.real_images import RealImages
+from ..export.real_images import RealImages, training_images
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Request, VerifiedFile, make_file
 from ..models.size_selection import scales_of
@@ -24,6 +25,10 @@ from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 
+TOLERANCE = 1e-4  # of a graph's outputs
+CALIBRATION = 128  # training images: MinMax needs few
+IMAGES, INT8_IMAGES = 8, 512  # of the test set: 8 answers tell nothing
+
 
 def check_request(request: Request) -> None:
     """Refuse arguments that do not fit each other, for whatever network.
@@ -32,6 +37,9 @@ def check_request(request: Request) -> None:
         UserError, TypeError, ValueError: naming the argument.
     """
     check_format(request.kind)
+    if request.calibration and request.kind != 'onnx':
+        raise UserError('`int8` is for the format onnx, but got '
+                        f'{request.kind}. Give --format onnx.')
     if request.part is not None:
         check_choice('part', request.part, PARTS)
     check_number('tolerance', request.tolerance, 0, 'Give e.g. 1e-4.')
@@ -87,14 +95,24 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     base = base_size(cfg, scales_of(model))
     names = _dataset_meta(checkpoint, images)
+    training = (training_images(cfg, sizes, request.calibration)
+                if request.calibration else None)
     found = {}
     for size in sizes:
         batches = images.batches(model, size)
         meta = (_meta(cfg, size, names) if request.kind in WEIGHTS else
                 _about_images(cfg, size, model, batches, names))
-        found[size] = make_file(model, size, batches, request, divisor, meta,
-                                base.scale_at(size))
-    return found, len(images.indices)
+        # The float file is compared with the network, int8 with that file.
+        few = [batches[0][:IMAGES], *batches[1:]] if training else batches
+        found[size] = make_file(
+            model, size, few, request._replace(tolerance=TOLERANCE)
+            if training else request, divisor, meta, base.scale_at(size))
+        if training:
+            found[size] = make_int8(
+                found[size], training.batches(model, size)[0], batches[0],
+                images.labels(), answers_each_class(model),
+                request.tolerance)
+    return found, len(few[0])
 
 
 def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
@@ -112,7 +130,8 @@ def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
 def export(config: str, checkpoint: str, size: int | str, out: str,
            format: str = 'pth', *, part: str | None = None,
            fuse: bool = True, softmax: bool = False, prefix: str = '',
-           images: int = 8, tolerance: float = 1e-4,
+           images: int | None = None, tolerance: float | None = None,
+           int8: bool = False, calibration: int = CALIBRATION,
            result: str | None = None, force: bool = False,
            cfg_options: dict | None = None) -> dict:
     """Write one size of a trained network as an ordinary file: what
@@ -139,9 +158,16 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         softmax: whether a classifier's graph gives scores, not logits.
         prefix: write the weights of this module alone, by its own names:
             'backbone', or 'backbone.timm_model' for timm.
-        images: how many images of the test set the outputs are compared on.
+        images: how many images of the test set the outputs are compared on;
+            None: 8, or 512 with ``int8``.
         tolerance: the largest difference of a graph, as a share of the
-            largest output. Weights must be equal to the bit.
+            largest output; None: 1e-4. Weights must be equal to the bit. With
+            ``int8``, the most points that it may lose of top-1 or, where the
+            test images have no labels, of the answers of the float file of
+            which that is sure; None: 1.
+        int8: whether a classifier's 'onnx' computes in int8.
+        calibration: how many training images int8 finds the ranges of
+            activations on.
         result: path of the scales.json of tools/test.py, whose metrics go
             into the manifest.
         force: whether files that exist are replaced.
@@ -156,9 +182,14 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         UserError, ValueError, RuntimeError: for what is missing, does not
             fit, cannot be exported, or does not compute the same.
     """
-    request = Request(format, part, fuse, softmax, prefix, tolerance)
-    check_request(request)
+    check_int('calibration', calibration, 2, 'Give e.g. 128.')
+    images = (INT8_IMAGES if int8 else IMAGES) if images is None else images
     check_int('images', images, 2, 'Give e.g. 8.')
+    if tolerance is None:
+        tolerance = POINTS if int8 else TOLERANCE
+    request = Request(format, part, fuse, softmax, prefix, tolerance,
+                      calibration if int8 else 0)
+    check_request(request)
     cfg = load_config(config, cfg_options)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)

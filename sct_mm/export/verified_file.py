@@ -33,13 +33,14 @@ from .network import (
 
 class Request(NamedTuple):
     """How a file is made; see :func:`~sct_mm.apis.export`, whose ``format``
-    is ``kind``."""
+    is ``kind``; ``calibration`` images make int8, 0 none."""
     kind: str
     part: str | None = None
     fuse: bool = True
     softmax: bool = False
     prefix: str = ''
     tolerance: float = 1e-4
+    calibration: int = 0
 
 
 class VerifiedFile(NamedTuple):
