@@ -80,7 +80,8 @@ def main() -> None:
         args.config, args.checkpoint, args.size, args.out, args.format,
         part=args.part, fuse=not args.no_fuse, softmax=args.softmax,
         prefix=args.prefix, images=args.images, tolerance=args.tolerance,
-        int8=args.int8, calibration=args.calibration, result=args.result, force=args.force, cfg_options=args.cfg_options)
+        int8=args.int8, calibration=args.calibration, result=args.result,
+        force=args.force, cfg_options=args.cfg_options)
     print_manifest(manifest)
 
 

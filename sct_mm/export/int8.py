@@ -158,10 +158,9 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
             '`images`, or set `tolerance`.')
     data = quantized(made.data, calibration)
     before, after = (graph_run('onnx', each) for each in (made.data, data))
-    found = compare_answers(
-        *(scores_of(run, images, name, each_class) for run in (before,
-                                                               after)),
-        labels, each_class)
+    found = compare_answers(scores_of(before, images, name, each_class),
+                            scores_of(after, images, name, each_class),
+                            labels, each_class)
     loss, what = found.loss()
     if not loss <= tolerance:
         raise RuntimeError(
