@@ -32,8 +32,8 @@ def make_int8_table(manifest: dict) -> Table:
     """How each int8 file compares with the float file."""
     table = Table(title=f'{manifest["label"]} as int8, beside the float file')
     for name in ('size', 'MB', 'float MB', 'top-1', 'float top-1',
-                 'agreement', 'of sure', 'KL', 'ms', 'float ms',
-                 'int8 / float\n(quartiles)'):
+                 'agreement', 'of sure', 'KL', 'float\nconvolutions', 'ms',
+                 'float ms', 'int8 / float\n(quartiles)'):
         table.add_column(name, justify='right')
     for file in manifest['files']:
         found = file['int8']
@@ -44,8 +44,8 @@ def make_int8_table(manifest: dict) -> Table:
             f'{found["float_bytes"] / 1e6:.2f}',
             *('-' if each != each else f'{each:.2f}' for each in (
                 after, before, found['agreement'], found['sure_agreement'])),
-            f'{found["kl"]:.4f}', f'{found["latency_ms"]:.2f}',
-            f'{found["float_latency_ms"]:.2f}',
+            f'{found["kl"]:.4f}', str(found['float_convolutions']),
+            f'{found["latency_ms"]:.2f}', f'{found["float_latency_ms"]:.2f}',
             f'{middle:.2f} ({low:.2f}-{high:.2f})')
     return table
 

@@ -93,16 +93,33 @@ def test_int8_that_loses_too_much(labels, what, made, monkeypatch):
     test = images(64, 2)
     scores = scores_of(graph_run('onnx', made.data), test, 'logits', False)
     own = scores.argmax(1).tolist() if labels else None
-    monkeypatch.setattr(module, 'quantized', lambda data, x: data)
+    monkeypatch.setattr(module, 'quantized', lambda data, x, kept: data)
     assert make_int8(made, test, test, own, False, 2).entry['int8']['kl'] == 0
     monkeypatch.setattr(module, 'scores_of', lambda run, *_: (
         scores.roll(1, 1) if run is broken else scores))
     broken, runs = object(), []
     monkeypatch.setattr(module, 'graph_run', lambda kind, data: (
-        runs.append(0), broken if len(runs) == 2 else None)[1])
+        runs.append(0), broken if len(runs) > 1 else None)[1])
     with pytest.raises(RuntimeError, match=f'at most 2 points of {what}, but '
-                       'loses 100.00 on 64 images. No file was written'):
+                       r'loses \d\d.* on 64 images, with its first 16 convol'
+                       '.* in float. No file was written'):
         make_int8(made, test, test, own, False, 2)
+
+
+def test_the_first_convolutions_stay_in_float_where_needed(made, monkeypatch):
+    x = images(4, 1)
+    model = onnx.load_from_string(quantized(made.data, x, 1))
+    first, second = (n for n in model.graph.node if n.op_type == 'Conv')
+    weights = {each.name for each in model.graph.initializer}
+    assert first.input[1] in weights and second.input[1] not in weights
+    tried = []
+    monkeypatch.setattr(module, 'quantized', lambda data, x, kept: (
+        tried.append(kept), data)[1])
+    scores = torch.eye(5)[[0, 1, 2, 3]]
+    monkeypatch.setattr(module, 'scores_of', lambda *_: (
+        scores if len(tried) in (0, 3) else scores.roll(1, 1)))
+    entry = make_int8(made, x, x, None, False, 50).entry['int8']
+    assert tried == [0, 1, 2] and entry['float_convolutions'] == 2
 
 
 def test_so_few_images_that_one_is_too_much(made):
