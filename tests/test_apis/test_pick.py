@@ -3,6 +3,7 @@ import json
 import os.path as osp
 import runpy
 import shlex
+import sys
 
 import pytest
 from conftest import ROOT
@@ -170,7 +171,8 @@ def test_a_file_is_measured_here(tmp_path, monkeypatch, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, 'SECONDS', 0.0)
         tiny_files(tiny_network(), tmp_path)
-    monkeypatch.setattr('sct_mm.apis.pick.latencies_ms', lambda files: {
+    module = sys.modules[pick_file.__module__]
+    monkeypatch.setattr(module, 'latencies_ms', lambda files: {
         size: size / 4 for size in files})
     found = pick_file(str(tmp_path), 3.2)
     assert found == dict(size=12, file=str(tmp_path / 'net-12px.onnx'),
@@ -184,7 +186,8 @@ def test_a_file_is_measured_here(tmp_path, monkeypatch, capsys):
         pick_file(str(tmp_path), '1')
     monkeypatch.setattr('sys.argv', ['pick.py', '--file', str(tmp_path),
                                      '--max-latency', '3ms'])
-    runpy.run_path(osp.join(ROOT, 'tools', 'pick.py'))['main']()
+    run = runpy.run_path(osp.join(ROOT, 'tools', 'pick.py'))
+    run['main']()
     said = capsys.readouterr().out
     assert '16 pixels: 4 ms an image' in said
     assert f'is 12 pixels: {tmp_path / "net-12px.onnx"}' in said
