@@ -13,7 +13,7 @@ from ..evaluation.results_file import read_result, rows_of
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
 from ..export.formats import WEIGHTS, check_format
 from ..export.int8 import POINTS, make_int8
-from ..export.network import PARTS, answers_each_class
+from ..export.network import PARTS, is_multi_label
 from ..export.preparation import preparation
 from ..export.real_images import RealImages, training_images
 from ..export.stock_config import config_text, plain_data
@@ -110,7 +110,7 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
         if training:
             found[size] = make_int8(
                 found[size], training.batches(model, size)[0], batches[0],
-                images.labels(), answers_each_class(model),
+                images.labels(), is_multi_label(model),
                 request.tolerance)
     return found, len(few[0])
 

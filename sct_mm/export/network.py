@@ -83,7 +83,7 @@ def check_softmax(model: nn.Module, outputs: dict[str, Tensor]) -> None:
     Raises:
         UserError: for anything but a classifier of one label an image.
     """
-    many = answers_each_class(model)
+    many = is_multi_label(model)
     if many or list(outputs) != ['scores']:
         what = type(model.head if many else model).__name__
         raise UserError('Scores by softmax need a classifier of one label an '
@@ -196,7 +196,7 @@ def deployed(net: Part, x: Tensor, fuse: bool = True,
                  f'of them {cause}.')
 
 
-def answers_each_class(model: nn.Module) -> bool:
+def is_multi_label(model: nn.Module) -> bool:
     """Whether a classifier of mmpretrain gives any number of labels."""
     return any(kind.__name__ == 'MultiLabelClsHead'
                for kind in type(getattr(model, 'head', None)).__mro__)
@@ -211,7 +211,7 @@ def description(model: nn.Module, size: int, part: str,
     found: dict[str, Any] = dict(version=VERSION, size=size, part=part,
                                  outputs=list(outputs))
     if list(outputs) == ['logits']:  # what makes scores of them
-        found['scores'] = ('sigmoid' if answers_each_class(model)
+        found['scores'] = ('sigmoid' if is_multi_label(model)
                            else 'softmax')
     for name in ('mean', 'std'):
         value = getattr(preprocessor, name, None)
