@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'",
                     (ROOT / 'sct_mm/__init__.py').read_text()).group(1)
 
-# The two stacks with which the tests run. torch 2.11 is the newest for which
+# The two stacks with which the tests run, both with rich and matplotlib, which
+# mmengine requires. torch 2.11 is the newest for which
 # there is a torchvision and against which mmcv 2.1 compiles.
 TORCH = ['torch==2.11.*', 'torchvision==0.26.*']
 UPSTREAM = [*TORCH, 'mmengine==0.10.*', 'mmpretrain==1.2.*']
@@ -18,6 +19,7 @@ ONEDL = [*TORCH, 'onedl-mmengine==0.10.*', 'onedl-mmpretrain==1.3.*',
          'onedl-mmcv==2.3.*', 'numpy==2.2.*', 'opencv-python==4.12.*']
 
 # torch.onnx.export needs onnxscript; onnxruntime runs the file that it makes.
+RUNTIME = ['numpy', 'onnxruntime']
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
 TIMM = ['timm==1.0.*']
 
@@ -85,9 +87,9 @@ setup(
     python_requires='>=3.10',
     # mmengine and mmcv are imported, but several distributions install them
     # (mmcv, mmcv-lite, OneDL's forks): requiring one would replace another.
-    # From 2.6, torch.load runs no code of a checkpoint; from 2.7, a layer can
-    # ask torch whether it is exported.
-    install_requires=['torch>=2.7', 'numpy', 'rich', 'matplotlib'],
+    # A machine that only runs exported files has no torch; elsewhere
+    # sct_mm.utils.package asks for its version.
+    install_requires=['numpy'],
     extras_require={
         'classification': [*UPSTREAM, 'mmcv-lite==2.1.*'],
         # PyPI has no wheel of mmcv with compiled operators: `make test`
@@ -98,6 +100,7 @@ setup(
         'onedl-detection': [*ONEDL, 'onedl-mmdetection==3.5.*',
                             'faster-coco-eval==1.*'],
         'export': EXPORT,
+        'runtime': RUNTIME,  # sct_mm.runtime alone
         'timm': TIMM,  # networks of mmpretrain's TIMMBackbone
         'docs': ['mkdocs-material==9.*'],
         'test': [*TORCH, *EXPORT, *TIMM, 'pytest', 'pytest-xdist',

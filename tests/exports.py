@@ -1,13 +1,18 @@
 """Networks of random weights to export, and images for them."""
+import json
 import os.path as osp
 
 import numpy as np
 import torch
-from conftest import ROOT
+from conftest import ROOT, SCALES, TinyModel
 from fashion_det import make_fashion_det
 from helpers import randomised
 from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS, DefaultScope
+
+from sct_mm import SSBN
+from sct_mm.export.verified_file import Request, make_graph
 
 FASHION = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
 
@@ -52,3 +57,31 @@ def clothes(root):
     data = 'test_dataloader.dataset'
     return {f'{data}.data_root': str(root), f'{data}.ann_file': 'val.json',
             f'{data}.data_prefix.img': 'val/'}
+
+
+def tiny_network():
+    """A network of 5 classes, sure of some images, which it normalizes."""
+    torch.manual_seed(0)
+    model = TinyModel(lambda c: SSBN(c, SCALES), ImgDataPreprocessor(
+        mean=[120., 110., 100.], std=[60., 50., 40.], bgr_to_rgb=True))
+    model.net[-1].weight.data.mul_(8)
+    return randomised(model).eval()
+
+
+def tiny_files(model, folder):
+    """Write :func:`tiny_network` as tools/export.py --size all would."""
+    entries = []
+    for size in SCALES:
+        x = torch.randn(3, 3, size, size)
+        images = dict(
+            channels='RGB', scales=list(SCALES), classes=list('abcde'),
+            steps=[dict(type='resize_short', edge=size * 5 // 4,
+                        backend='pillow', interpolation='bicubic'),
+                   dict(type='center_crop', height=size, width=size)])
+        made = make_graph(model, size, [x, x[:1]], Request('onnx'), 0,
+                          images=images)
+        entries.append(dict(size=size, file=f'net-{size}px.onnx'))
+        (folder / entries[-1]['file']).write_bytes(made.data)
+    (folder / 'manifest.json').write_text(json.dumps(dict(
+        format='onnx', files=entries)))
+    return folder

@@ -7,7 +7,7 @@ import sct_mm
 PACKAGE = Path(sct_mm.__file__).parent
 # Each folder may import from itself and from those behind it.
 FOLDERS = ('doctor', 'apis', 'export', 'engine', 'evaluation', 'models',
-           'datasets', 'utils')
+           'datasets', 'runtime', 'utils')
 TOOLS = PACKAGE.parent / 'tools'
 
 

@@ -3,6 +3,7 @@ file that runs without sct_mm."""
 import argparse
 
 from sct_mm.apis import export
+from sct_mm.apis.export import CALIBRATION
 from sct_mm.export import FORMATS, PARTS, print_manifest
 from sct_mm.utils.cli import add_cfg_options, cli
 
@@ -48,13 +49,21 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='write the weights of this module alone, by its own names: '
         'backbone, or backbone.timm_model for timm')
     parser.add_argument(
-        '--images', type=int, default=8, metavar='N',
+        '--images', type=int, metavar='N',
         help='how many images of the test set to compare outputs on; '
-        'default: 8')
+        'default: 8, with --int8 512')
     parser.add_argument(
-        '--tolerance', type=float, default=1e-4,
+        '--tolerance', type=float,
         help='the largest difference that a graph may have, as a share of the '
-        'largest output; default: 1e-4')
+        'largest output; default: 1e-4; with --int8, the most points of '
+        'top-1, or of agreement without labels, that it may lose; default: 1')
+    parser.add_argument(
+        '--int8', action='store_true',
+        help="make a classifier's onnx compute in int8, calibrated on "
+        'training images')
+    parser.add_argument(
+        '--calibration', type=int, default=CALIBRATION, metavar='N',
+        help=f'how many training images --int8 takes; default: {CALIBRATION}')
     parser.add_argument(
         '--result', metavar='JSON',
         help='scales.json of tools/test.py, whose metrics go into the '
@@ -71,7 +80,8 @@ def main() -> None:
         args.config, args.checkpoint, args.size, args.out, args.format,
         part=args.part, fuse=not args.no_fuse, softmax=args.softmax,
         prefix=args.prefix, images=args.images, tolerance=args.tolerance,
-        result=args.result, force=args.force, cfg_options=args.cfg_options)
+        int8=args.int8, calibration=args.calibration, result=args.result,
+        force=args.force, cfg_options=args.cfg_options)
     print_manifest(manifest)
 
 

@@ -1,9 +1,9 @@
 """Choose an input size within limits of cost or quality, by the result of
-tools/test.py."""
+tools/test.py; or within a latency that exported files have on this machine."""
 import argparse
 import re
 
-from sct_mm.apis import pick
+from sct_mm.apis import pick, pick_file
 from sct_mm.utils.cli import cli
 
 UNITS = {'': 1.0, 'ms': 1.0, 's': 1e3, 'us': 1e-3}
@@ -19,7 +19,15 @@ def milliseconds(text: str) -> float:
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('result', help='scales.json of tools/test.py')
+    parser.add_argument('result', nargs='?',
+                        help='scales.json of tools/test.py')
+    parser.add_argument(
+        '--file', metavar='ONNX',
+        help='instead, measure this file of tools/export.py, or the folder of '
+        'its --size all, and take the largest size within --max-latency')
+    parser.add_argument(
+        '--threads', type=int, default=1, metavar='N',
+        help='of the CPU, for --file; default: 1')
     parser.add_argument(
         '--max-latency', type=milliseconds, metavar='5ms',
         help='choose the best size within this latency of one image')
@@ -38,6 +46,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--out', metavar='PNG',
         help='plot of all sizes; default: pareto.png beside the result')
     args = parser.parse_args(argv)
+    if (args.result is None) == (args.file is None):
+        parser.error('name either a result of tools/test.py or --file')
+    if args.file and (args.max_latency is None or args.max_gflops or args.min
+                      or args.metric or args.out):
+        parser.error('--file is picked by --max-latency alone')
     try:
         least = {name: float(value) for name, value in args.min}
     except ValueError:
@@ -49,8 +62,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
+def print_file(found: dict) -> None:
+    """Print what :func:`~sct_mm.apis.pick_file` returned."""
+    for size, spent in found['latencies'].items():
+        print(f'{size} pixels: {spent:.3g} ms an image')
+    print(f'The largest size within the limit is {found["size"]} pixels: '
+          f'{found["file"]}')
+
+
 def main() -> None:
     args = parse_args()
+    if args.file:
+        print_file(pick_file(args.file, args.max_latency, args.threads))
+        return
     found = pick(args.result, args.max_latency, args.max_gflops, args.min,
                  args.metric, args.out)
     row = found['row']

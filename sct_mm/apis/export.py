@@ -3,7 +3,7 @@ import json
 import os.path as osp
 
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.base_size import base_size
 from ..engine.load_model import loaded_model, state_in, warn_one_row
@@ -12,8 +12,10 @@ from ..engine.resume import find_checkpoint
 from ..evaluation.results_file import read_result, rows_of
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
 from ..export.formats import WEIGHTS, check_format
-from ..export.network import PARTS
-from ..export.real_images import RealImages
+from ..export.int8 import POINTS, make_int8
+from ..export.network import PARTS, is_multi_label
+from ..export.preparation import preparation
+from ..export.real_images import RealImages, training_images
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Request, VerifiedFile, make_file
 from ..models.size_selection import scales_of
@@ -23,6 +25,10 @@ from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 
+TOLERANCE = 1e-4  # of a graph's outputs
+CALIBRATION = 128  # training images: MinMax needs few
+IMAGES, INT8_IMAGES = 8, 512  # of the test set: 8 answers tell nothing
+
 
 def check_request(request: Request) -> None:
     """Refuse arguments that do not fit each other, for whatever network.
@@ -31,6 +37,9 @@ def check_request(request: Request) -> None:
         UserError, TypeError, ValueError: naming the argument.
     """
     check_format(request.kind)
+    if request.calibration and request.kind != 'onnx':
+        raise UserError('`int8` is for the format onnx, but got '
+                        f'{request.kind}. Give --format onnx.')
     if request.part is not None:
         check_choice('part', request.part, PARTS)
     check_number('tolerance', request.tolerance, 0, 'Give e.g. 1e-4.')
@@ -47,14 +56,32 @@ def check_request(request: Request) -> None:
                         '`part`.')
 
 
-def _meta(cfg: Config, size: int, checkpoint: dict,
-          images: RealImages) -> dict:
+def _dataset_meta(checkpoint: dict, images: RealImages) -> dict:
+    """The class names and what else the data set says of itself."""
+    return plain_data(meta_of(checkpoint).get('dataset_meta') or getattr(
+        images.loader.dataset, 'metainfo', {}))
+
+
+def _meta(cfg: Config, size: int, dataset_meta: dict) -> dict:
     """The ``meta`` of a file of weights: with its config and classes, the
     hosts' inferencers need no other file, and not this package."""
-    classes = (meta_of(checkpoint).get('dataset_meta')
-               or getattr(images.loader.dataset, 'metainfo', {}))
     return dict(size=size, cfg=config_text(cfg, size),
-                dataset_meta=plain_data(classes))
+                dataset_meta=dataset_meta)
+
+
+def _about_images(cfg: Config, size: int, model: nn.Module,
+                  batches: list[Tensor], dataset_meta: dict) -> dict:
+    """What the metadata of a graph says of its images and classes."""
+    scales = scales_of(model)
+    found = preparation(cfg, size, batches[0].shape[1],
+                        getattr(model, 'data_preprocessor', None))
+    if scales:
+        base = base_size(cfg, scales)
+        found['scales'] = sorted({base.size_of(each) for each in scales},
+                                 reverse=True)
+    if isinstance(dataset_meta.get('classes'), list):
+        found['classes'] = dataset_meta['classes']
+    return found
 
 
 def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
@@ -67,10 +94,25 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
     if images.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     base = base_size(cfg, scales_of(model))
-    return {size: make_file(model, size, images.batches(model, size), request,
-                            divisor, _meta(cfg, size, checkpoint, images),
-                            base.scale_at(size))
-            for size in sizes}, len(images.indices)
+    names = _dataset_meta(checkpoint, images)
+    training = (training_images(cfg, sizes, request.calibration)
+                if request.calibration else None)
+    found = {}
+    for size in sizes:
+        batches = images.batches(model, size)
+        meta = (_meta(cfg, size, names) if request.kind in WEIGHTS else
+                _about_images(cfg, size, model, batches, names))
+        # The float file is compared with the network, int8 with that file.
+        few = [batches[0][:IMAGES], *batches[1:]] if training else batches
+        found[size] = make_file(
+            model, size, few, request._replace(tolerance=TOLERANCE)
+            if training else request, divisor, meta, base.scale_at(size))
+        if training:
+            found[size] = make_int8(
+                found[size], training.batches(model, size)[0], batches[0],
+                images.labels(), is_multi_label(model),
+                request.tolerance)
+    return found, len(few[0])
 
 
 def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
@@ -88,7 +130,8 @@ def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
 def export(config: str, checkpoint: str, size: int | str, out: str,
            format: str = 'pth', *, part: str | None = None,
            fuse: bool = True, softmax: bool = False, prefix: str = '',
-           images: int = 8, tolerance: float = 1e-4,
+           images: int | None = None, tolerance: float | None = None,
+           int8: bool = False, calibration: int = CALIBRATION,
            result: str | None = None, force: bool = False,
            cfg_options: dict | None = None) -> dict:
     """Write one size of a trained network as an ordinary file: what
@@ -115,9 +158,16 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         softmax: whether a classifier's graph gives scores, not logits.
         prefix: write the weights of this module alone, by its own names:
             'backbone', or 'backbone.timm_model' for timm.
-        images: how many images of the test set the outputs are compared on.
+        images: how many images of the test set the outputs are compared on;
+            None: 8, or 512 with ``int8``.
         tolerance: the largest difference of a graph, as a share of the
-            largest output. Weights must be equal to the bit.
+            largest output; None: 1e-4. Weights must be equal to the bit. With
+            ``int8``, the most points that it may lose of top-1 or, where the
+            test images have no labels, of the answers of the float file of
+            which that is sure; None: 1.
+        int8: whether a classifier's 'onnx' computes in int8.
+        calibration: how many training images int8 finds the ranges of
+            activations on.
         result: path of the scales.json of tools/test.py, whose metrics go
             into the manifest.
         force: whether files that exist are replaced.
@@ -132,9 +182,14 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         UserError, ValueError, RuntimeError: for what is missing, does not
             fit, cannot be exported, or does not compute the same.
     """
-    request = Request(format, part, fuse, softmax, prefix, tolerance)
-    check_request(request)
+    check_int('calibration', calibration, 2, 'Give e.g. 128.')
+    images = (INT8_IMAGES if int8 else IMAGES) if images is None else images
     check_int('images', images, 2, 'Give e.g. 8.')
+    if tolerance is None:
+        tolerance = POINTS if int8 else TOLERANCE
+    request = Request(format, part, fuse, softmax, prefix, tolerance,
+                      calibration if int8 else 0)
+    check_request(request)
     cfg = load_config(config, cfg_options)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)

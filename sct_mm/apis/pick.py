@@ -1,11 +1,19 @@
-"""Choose a size by the result of a test, within limits of cost or quality."""
+"""Choose a size by the result of a test, or by the latency of exported files,
+within limits of cost or quality."""
 import os.path as osp
 import shlex
 from typing import NamedTuple
 
 from ..evaluation.plots import draw_costs
 from ..evaluation.results_file import quality_names, read_result
-from ..utils.arguments import check_number
+from ..runtime import (
+    NetworkFile,
+    files_in,
+    largest_within,
+    latencies_ms,
+    sizes_in,
+)
+from ..utils.arguments import check_int, check_number
 from ..utils.checkpoint import check_outputs
 from ..utils.config import config_name
 from ..utils.errors import UserError
@@ -173,3 +181,32 @@ def pick(result: str, max_latency: float | None = None,
     return dict(model=choice.model, row=choice.row, metric=metric,
                 device=data.get('device'), command=export_command(choice),
                 plot=out)
+
+
+def pick_file(file: str, max_latency: float, threads: int = 1) -> dict:
+    """Measure exported files on this machine, and name the largest size within
+    a latency: what tools/pick.py --file calls. Where there is no torch,
+    ``sct_mm.runtime.Predictor(file, budget_ms=...)`` does the same.
+
+    Args:
+        file: path of an ONNX file of tools/export.py, or of the folder of
+            ``--size all``.
+        max_latency: the most milliseconds for one image, without its
+            preparation.
+        threads: of the CPU.
+
+    Returns:
+        dict: ``size`` in pixels, ``file``, the path of the file that serves
+        it, and ``latencies``, {size: milliseconds}.
+
+    Raises:
+        UserError, TypeError, ValueError: for a file of another kind or
+            version, a limit that is not a number, and one that no size keeps
+            to.
+    """
+    check_number('max_latency', max_latency, 0, 'Give milliseconds.')
+    check_int('threads', threads, 1, 'Give e.g. 1.')
+    files = sizes_in([NetworkFile(path, threads) for path in files_in(file)])
+    latencies = latencies_ms(files)
+    size = largest_within(latencies, max_latency)
+    return dict(size=size, file=files[size].path, latencies=latencies)

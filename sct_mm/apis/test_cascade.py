@@ -34,13 +34,9 @@ from ..evaluation.measure import (
     measure_times,
     progress_bar,
 )
-from ..models.cascade import (
-    Cascade,
-    check_cascade_sizes,
-    check_thresholds,
-    confidence,
-)
+from ..models.cascade import Cascade, confidence
 from ..utils.arguments import check_number
+from ..utils.cascades import check_cascade_sizes, check_thresholds
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import check_test_data, config_name, load_config
 from ..utils.errors import UserError

@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..runtime.network_file import VERSION
 from ..utils.errors import UserError
 from .failure_cause import first_line
 
@@ -82,11 +83,9 @@ def check_softmax(model: nn.Module, outputs: dict[str, Tensor]) -> None:
     Raises:
         UserError: for anything but a classifier of one label an image.
     """
-    head = getattr(model, 'head', None)
-    many = any(kind.__name__ == 'MultiLabelClsHead'
-               for kind in type(head).__mro__)
+    many = is_multi_label(model)
     if many or list(outputs) != ['scores']:
-        what = type(head if many else model).__name__
+        what = type(model.head if many else model).__name__
         raise UserError('Scores by softmax need a classifier of one label an '
                         f'image, but got {what}. Leave softmax out.')
 
@@ -197,18 +196,27 @@ def deployed(net: Part, x: Tensor, fuse: bool = True,
                  f'of them {cause}.')
 
 
-def description(model: nn.Module, size: int, part: str) -> dict:
-    """What a user of the file has to know of its images: their size in
-    pixels, and how they are normalized."""
+def is_multi_label(model: nn.Module) -> bool:
+    """Whether a classifier of mmpretrain gives any number of labels."""
+    return any(kind.__name__ == 'MultiLabelClsHead'
+               for kind in type(getattr(model, 'head', None)).__mro__)
+
+
+def description(model: nn.Module, size: int, part: str,
+                outputs: Sequence[str] = ()) -> dict:
+    """What a user of the file has to know of the network: the size of its
+    images in pixels, how they are normalized, and what its outputs are
+    (docs/export.md)."""
     preprocessor = getattr(model, 'data_preprocessor', None)
-    found: dict[str, Any] = dict(size=size, part=part)
+    found: dict[str, Any] = dict(version=VERSION, size=size, part=part,
+                                 outputs=list(outputs))
+    if list(outputs) == ['logits']:  # what makes scores of them
+        found['scores'] = ('sigmoid' if is_multi_label(model)
+                           else 'softmax')
     for name in ('mean', 'std'):
         value = getattr(preprocessor, name, None)
         if isinstance(value, Tensor):
             found[name] = value.flatten().tolist()
-    for name in ('to_rgb', '_channel_conversion'):
-        if hasattr(preprocessor, name):
-            found['bgr_to_rgb'] = bool(getattr(preprocessor, name))
     divisor = getattr(preprocessor, 'pad_size_divisor', 1)
     if divisor > 1:
         found['pad_size_divisor'] = divisor

@@ -2,6 +2,7 @@
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -17,6 +18,25 @@ from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 
 _ALONE = 4  # how many images also make a batch by themselves
+
+
+def training_images(cfg: Config, sizes: Sequence[int], count: int
+                    ) -> 'RealImages':
+    """Images of the training set of ``cfg``, which the test pipeline makes.
+
+    Raises:
+        UserError: without a training set, and as :class:`RealImages`.
+    """
+    train = copy.deepcopy((cfg.get('train_dataloader') or {}).get('dataset'))
+    if not train:
+        raise UserError('int8 is calibrated on training images, but the '
+                        'config has no `train_dataloader`. Set it.')
+    cfg = copy.deepcopy(cfg)
+    pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
+    for _, other in pipelines_in(train):
+        other[:] = copy.deepcopy(pipeline)
+    cfg.test_dataloader.dataset = train
+    return RealImages(cfg, sizes, count)
 
 
 class RealImages:
@@ -63,6 +83,17 @@ class RealImages:
             samples = [self.loader.dataset[index] for index in self.indices]
         groups = [samples, *([sample] for sample in samples[:_ALONE])]
         return [self._inputs(model, group) for group in groups]
+
+    def labels(self) -> list[int] | None:
+        """The class of each image; None if one has none, or several."""
+        found = []
+        for index in self.indices:
+            read = getattr(self.loader.dataset, 'get_data_info', None)
+            label = read(index).get('gt_label') if read else None
+            if label is None or np.size(label) != 1:
+                return None
+            found.append(int(label))
+        return found
 
     def _inputs(self, model: BaseModel, samples: list) -> Tensor:
         # A copy, since preprocessors change samples in place.

@@ -28,13 +28,41 @@ def make_table(manifest: dict) -> Table:
     return table
 
 
+def make_int8_table(manifest: dict) -> Table:
+    """How each int8 file compares with the float file."""
+    table = Table(title=f'{manifest["label"]} as int8, beside the float file')
+    for name in ('size', 'MB', 'float MB', 'top-1', 'float top-1',
+                 'agreement', 'of sure', 'KL', 'float\nconvolutions', 'ms',
+                 'float ms', 'int8 / float\n(quartiles)'):
+        table.add_column(name, justify='right')
+    for file in manifest['files']:
+        found = file['int8']
+        before, after = found['top1'] or (float('nan'), ) * 2
+        low, middle, high = found['latency_ratio']
+        table.add_row(
+            str(file['size']), f'{file["bytes"] / 1e6:.2f}',
+            f'{found["float_bytes"] / 1e6:.2f}',
+            *('-' if each != each else f'{each:.2f}' for each in (
+                after, before, found['agreement'], found['sure_agreement'])),
+            f'{found["kl"]:.4f}', str(found['float_convolutions']),
+            f'{found["latency_ms"]:.2f}', f'{found["float_latency_ms"]:.2f}',
+            f'{middle:.2f} ({low:.2f}-{high:.2f})')
+    return table
+
+
 def print_manifest(manifest: dict) -> None:
     """Print what :func:`~sct_mm.apis.export` returned: a table, how the files
     were compared, and the notes."""
-    table, images = make_table(manifest), manifest['images']
+    int8, images = manifest['files'][0].get('int8'), manifest['images']
+    table = make_int8_table(manifest) if int8 else make_table(manifest)
     console = console_for(table)
     console.print(table)
-    if manifest['format'] in WEIGHTS:
+    if int8:
+        text = (f'Calibrated on {int8["calibration"]} training images; the '
+                f'answers are those for {int8["images"]} images of the test '
+                'set. Latencies are of one image on one CPU thread, by '
+                'turns.')
+    elif manifest['format'] in WEIGHTS:
         text = (f'Each file, read back, gives on {images} real images '
                 'what the trained network gives.')
     else:

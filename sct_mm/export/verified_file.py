@@ -33,13 +33,14 @@ from .network import (
 
 class Request(NamedTuple):
     """How a file is made; see :func:`~sct_mm.apis.export`, whose ``format``
-    is ``kind``."""
+    is ``kind``; ``calibration`` images make int8, 0 none."""
     kind: str
     part: str | None = None
     fuse: bool = True
     softmax: bool = False
     prefix: str = ''
     tolerance: float = 1e-4
+    calibration: int = 0
 
 
 class VerifiedFile(NamedTuple):
@@ -153,7 +154,8 @@ def check_parity(run: Run, batches: list[Tensor],
 @torch.no_grad()
 def make_graph(model: nn.Module, size: int, batches: list[Tensor],
                request: Request, divisor: int,
-               scale: int | None = None) -> VerifiedFile:
+               scale: int | None = None,
+               images: dict | None = None) -> VerifiedFile:
     """The file of a graph, which runs without the Python code of a network.
 
     Args:
@@ -161,6 +163,7 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
             its first two, and compared on all batches.
         divisor: see :class:`~sct_mm.export.formats.Graph`.
         scale: that serves ``size``; None: ``size`` itself.
+        images: what the file says of its images, beside their normalization.
 
     Raises:
         UserError, RuntimeError: for what cannot be exported, or does not
@@ -175,7 +178,8 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
     outputs = list(net.named_outputs(batches[0][:1]))
     data = graph_bytes(request.kind, Graph(
         net, batches[0][:2].contiguous(), divisor, outputs,
-        {**description(plain, size, part), 'outputs': outputs}), request.fuse)
+        {**description(plain, size, part, outputs), **(images or {})}),
+        request.fuse)
     run = graph_run(request.kind, data)
     want = answers(model, scale, part, request.softmax, batches)
     difference = check_parity(run, batches, want, size, request)
@@ -188,7 +192,8 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
 def make_file(model: nn.Module, size: int, batches: list[Tensor],
               request: Request, divisor: int, meta: dict,
               scale: int | None = None) -> VerifiedFile:
-    """The file of ``request`` for one size: weights or a graph."""
+    """The file of ``request`` for one size: weights or a graph; ``meta`` is
+    plain data that it keeps."""
     if request.kind in WEIGHTS:
         return make_weights(model, size, batches, request, meta, scale)
-    return make_graph(model, size, batches, request, divisor, scale)
+    return make_graph(model, size, batches, request, divisor, scale, meta)

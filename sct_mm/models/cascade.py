@@ -1,6 +1,5 @@
 """Early exit over sizes: predict small, and larger if that is unsure."""
-from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..datasets.multi_scale_batch import MultiScaleBatch, padding_of
-from ..utils.arguments import check_int, check_number
+from ..utils.cascades import check_cascade_sizes, check_thresholds
 from ..utils.errors import UserError
 from .pinning import use_scale
 
@@ -34,48 +33,6 @@ def confidence(scores: Tensor) -> Tensor:
     were no better by more than chance; the energy of the logits was worse.
     """
     return scores.amax(-1)
-
-
-def check_cascade_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """``sizes`` as a tuple, at least two, the smallest first.
-
-    Raises:
-        UserError: for fewer, or another order.
-    """
-    if not isinstance(sizes, (tuple, list)) or len(sizes) < 2:
-        raise UserError('A cascade must have at least two sizes, but got '
-                        f'{sizes!r}. Write e.g. 14 28.')
-    sizes = tuple(check_int('sizes', size, 1, 'Give them in pixels.')
-                  for size in sizes)
-    if sorted(set(sizes)) != list(sizes):
-        raise UserError('The sizes of a cascade must ascend, but got '
-                        f'{sizes}. Write the smallest first, each once.')
-    return sizes
-
-
-def check_thresholds(thresholds: float | Sequence[float],
-                     sizes: Sequence[int]) -> tuple[float, ...]:
-    """One threshold for each of ``sizes`` but the largest; a single one holds
-    for all of them.
-
-    Raises:
-        TypeError, ValueError: for a threshold that is not from 0 to 1.
-        UserError: for another number of thresholds.
-    """
-    given: Any = [thresholds] if isinstance(thresholds, Real) else thresholds
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError('`thresholds` must be a number or a list of them, but '
-                        f'got {thresholds!r}. Give e.g. 0.9.')
-    hint = 'A confidence above it decides: 0 decides all, 1 none.'
-    found = [check_number('thresholds', each, 0, hint, 1)
-             for each in given]
-    if len(found) == 1:
-        found *= len(sizes) - 1
-    if len(found) != len(sizes) - 1:
-        raise UserError('A cascade must have one threshold, or one for each '
-                        f'size but the largest, but got {len(found)} for '
-                        f'{len(sizes)} sizes. Give 1 or {len(sizes) - 1}.')
-    return tuple(found)
 
 
 def scores_in(outputs: Any) -> Tensor:

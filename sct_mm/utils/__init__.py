@@ -1,11 +1,12 @@
-"""What every part uses: configs, checkpoints, sizes, arguments, errors."""
-from .checkpoint import AtomicLocalBackend, check_checkpoint
-from .config import load_config
+"""What every part uses: arguments, sizes, errors, configs, checkpoints.
+
+Exported is what needs Python alone: sct_mm.runtime works without torch.
+"""
+from .arguments import check_choice, check_flag, check_int, check_number
 from .errors import UserError
-from .safe_load import protected_loading
 from .sizes import Sizes, expand_sizes
 
 __all__ = [
-    'AtomicLocalBackend', 'Sizes', 'UserError', 'check_checkpoint',
-    'expand_sizes', 'load_config', 'protected_loading'
+    'Sizes', 'UserError', 'check_choice', 'check_flag', 'check_int',
+    'check_number', 'expand_sizes'
 ]

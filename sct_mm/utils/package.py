@@ -4,8 +4,12 @@ import os.path as osp
 from collections.abc import Callable
 from functools import wraps
 
+import torch
 from mmengine.config import Config
 
+# From 2.6, torch.load runs no code of a checkpoint; from 2.7, a layer can ask
+# torch whether it is exported.
+TORCH = (2, 7)
 NAME = __package__.partition('.')[0]
 PREFIX = f'{NAME}::'
 # A strict editable install has links to the repository's files.
@@ -70,6 +74,17 @@ def _knows_us(host: Callable) -> Callable:
 
     vars(get_cfg_path)['knows_us'] = True
     return get_cfg_path
+
+
+def check_torch(version: str = torch.__version__) -> None:
+    """Refuse a torch that is older than :data:`TORCH`.
+
+    Raises:
+        ImportError: naming both versions.
+    """
+    if tuple(map(int, version.split('.')[:2])) < TORCH:
+        raise ImportError(f'torch must be of version {TORCH[0]}.{TORCH[1]} at '
+                          f'least, but is {version}')
 
 
 def introduce() -> None:

@@ -3,18 +3,22 @@ import hashlib
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from exports import FASHION, fashion
 from helpers import ssbn_model
 from mmengine.config import Config
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 
+from sct_mm import extract_scale
 from sct_mm.apis import export
 from sct_mm.evaluation import measure
 from sct_mm.export import formats
 from sct_mm.export import verified_file as make
 from sct_mm.export.files import paths_of, write_all
 from sct_mm.export.stock_config import plain_config, plain_data
+from sct_mm.runtime import Predictor
 from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
 from sct_mm.utils.errors import UserError
 
@@ -27,6 +31,15 @@ def in_no_time(monkeypatch):
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     return fashion(tmp_path_factory.mktemp('fashion'))
+
+
+def loaded(demo):
+    """The demo's network."""
+    cfg = Config.fromfile(demo[0])
+    model = MODELS.build(dict(cfg.model,
+                              data_preprocessor=cfg.data_preprocessor))
+    model.load_state_dict(torch.load(demo[1])['state_dict'])
+    return model
 
 
 @pytest.fixture
@@ -241,6 +254,41 @@ def test_the_config_in_a_file_knows_nothing_of_this_package():
 def test_only_plain_data_goes_into_a_file():
     assert plain_data(dict(a=(1, 'b'), c=ssbn_model, d={2: [None, 1.5]})) == (
         dict(a=[1, 'b'], c=None, d={'2': [None, 1.5]}))
+
+
+def test_int8(made, demo, tmp_path):
+    """The demo's 12 test images have labels; it is calibrated on 12 others."""
+    found, = made(21, 'onnx', int8=True, calibration=8, tolerance=100)['files']
+    assert found['int8']['images'] == 12 and found['int8']['top1']
+    assert found['int8']['calibration'] == 8
+    assert found['bytes'] < found['int8']['float_bytes'] / 2
+    run = Predictor(str(tmp_path / 'a'))
+    x = np.random.default_rng(0).integers(0, 256, (40, 33), np.uint8)
+    assert run(x).shape == (10, ) and run.classes == list('abcdefghij')
+    made(21, 'onnx', out=tmp_path / 'float')
+    float_run = Predictor(str(tmp_path / 'float'))
+    np.testing.assert_allclose(run(x), float_run(x), atol=0.05)
+    cfg = Config.fromfile(demo[0])
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        resized = TRANSFORMS.build(cfg.test_dataloader.dataset.pipeline[0] | {
+            'scale': 21})(dict(img=x))['img']
+        model = extract_scale(loaded(demo), 21)
+    inputs = torch.from_numpy((resized[None, None] - 72.94) / 90.02).float()
+    with torch.no_grad():
+        want = model.eval()(inputs, mode='tensor').softmax(1)
+    # A resized pixel may differ by 1 of 255.
+    np.testing.assert_allclose(float_run(x), want[0], atol=0.01)
+
+
+@pytest.mark.parametrize('arguments, match', [
+    (dict(format='pt2'), '`int8` is for the format onnx, but got pt2'),
+    (dict(format='onnx', cfg_options=dict(train_dataloader=None)),
+     'calibrated on training images, but the config has no `train_data'),
+    (dict(format='onnx', tolerance=1), 'on 100 images or more .* gives 12')])
+def test_int8_that_cannot_be(arguments, match, made, tmp_path):
+    with pytest.raises(UserError, match=match):
+        made(int8=True, **arguments)
+    assert not (tmp_path / 'a').exists()
 
 
 def test_the_tool(run_tool, demo, tmp_path):

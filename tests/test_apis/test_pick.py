@@ -1,12 +1,17 @@
 """pick(): the size that is chosen, the front that is drawn, and refusals."""
 import json
 import os.path as osp
+import runpy
 import shlex
+import sys
 
 import pytest
+from conftest import ROOT
+from exports import tiny_files, tiny_network
 
-from sct_mm.apis import pick
+from sct_mm.apis import pick, pick_file
 from sct_mm.apis.pick import Limits, choose
+from sct_mm.evaluation import measure
 from sct_mm.evaluation.pareto import front
 from sct_mm.utils.errors import UserError
 
@@ -160,6 +165,44 @@ def test_a_result_that_is_none(tmp_path):
     (tmp_path / 'scales.json').write_text('{')
     with pytest.raises(UserError, match='is no JSON'):
         pick(str(tmp_path / 'scales.json'), max_latency=5)
+
+
+def test_a_file_is_measured_here(tmp_path, monkeypatch, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, 'SECONDS', 0.0)
+        tiny_files(tiny_network(), tmp_path)
+    module = sys.modules[pick_file.__module__]
+    monkeypatch.setattr(module, 'latencies_ms', lambda files: {
+        size: size / 4 for size in files})
+    found = pick_file(str(tmp_path), 3.2)
+    assert found == dict(size=12, file=str(tmp_path / 'net-12px.onnx'),
+                         latencies={16: 4.0, 12: 3.0, 8: 2.0})
+    with pytest.raises(UserError, match='at most 1 ms an image here: the '
+                       'nearest is 8 pixels, 2 ms'):
+        pick_file(str(tmp_path), 1)
+    with pytest.raises(UserError, match="file, but got 'none.onnx'"):
+        pick_file('none.onnx', 1)
+    with pytest.raises(TypeError, match='`max_latency` must be a number'):
+        pick_file(str(tmp_path), '1')
+    monkeypatch.setattr('sys.argv', ['pick.py', '--file', str(tmp_path),
+                                     '--max-latency', '3ms'])
+    run = runpy.run_path(osp.join(ROOT, 'tools', 'pick.py'))
+    run['main']()
+    said = capsys.readouterr().out
+    assert '16 pixels: 4 ms an image' in said
+    assert f'is 12 pixels: {tmp_path / "net-12px.onnx"}' in said
+
+
+@pytest.mark.parametrize('words, match', [
+    ((), 'name either a result'), (('a.json', '--file', 'b'), 'name either'),
+    (('--file', 'b'), 'picked by --max-latency alone'),
+    (('--file', 'b', '--max-latency', '1', '--min', 'a', '1'),
+     'picked by --max-latency alone')])
+def test_a_file_or_a_result(words, match, monkeypatch, capsys):
+    parse = runpy.run_path(osp.join(ROOT, 'tools', 'pick.py'))['parse_args']
+    with pytest.raises(SystemExit):
+        parse(words)
+    assert match in capsys.readouterr().err
 
 
 def test_the_tool(run_tool, result, tmp_path):

@@ -89,13 +89,14 @@ def folder(tmp_path_factory):
         for kind in ('pth', 'onnx', 'torchscript'):
             export(config, checkpoint, 14, str(root / f'net.{kind}'), kind,
                    cfg_options=options)
+        export(config, checkpoint, 'all', str(root / 'NETS'), 'onnx',
+               cfg_options=options)
     save_pretrained(config, checkpoint, str(root / 'FOLDER'))
     return root
 
 
 def names_for(page):
     """The names that a script of ``page`` uses without setting them."""
-    small = torch.randint(0, 255, (3, 1, 14, 14)).float()
     image = np.arange(784, dtype=np.uint8).reshape(28, 28)
     return {
         'docs/adapt.md': dict(
@@ -109,7 +110,8 @@ def names_for(page):
         'docs/early-exit.md': dict(
             CONFIG='config.py', CHECKPOINT='a.pth', images=[image] * 3,
             images_28=torch.rand(3, 1, 28, 28)),
-        'docs/export.md': dict(images=small.numpy(), image=image),
+        'docs/export.md': dict(image=image),
+        'docs/runtime.md': dict(image=image),
         'docs/test.md': dict(config='config.py', checkpoint='a.pth'),
     }[page]
 
@@ -126,9 +128,11 @@ def test_a_script_runs(block, folder, monkeypatch):
         sizes=lambda: set(names['sizes'].tolist()) <= {14, 28},
         rows=lambda: [row['scale'] for row in names['rows']] == [28, 14])
     assert all(check[name]() for name in check if name in names)
-    if 'logits' in names:
+    if 'predictor' in names:
         run = torch.jit.load('net.torchscript')
-        want, = run((torch.from_numpy(names['images']) - 72.94) / 90.02)
-        torch.testing.assert_close(torch.from_numpy(names['logits']), want)
+        x = names['predictor'].prepare(image := names['image'], 14)
+        want, = run(torch.from_numpy(x[None]))
+        torch.testing.assert_close(
+            torch.from_numpy(names['predictor'](image)), want.softmax(1)[0])
     assert not osp.exists('plain.pth') or torch.load('plain.pth')[
         'bn1.weight'].shape == (64, )

@@ -96,8 +96,8 @@ def test_a_file_says_how_its_images_are_normalized():
     found = {'sct_mm.json': ''}
     torch.jit.load(io.BytesIO(made.data), _extra_files=found)
     assert json.loads(found['sct_mm.json']) == dict(
-        size=8, part='network', mean=[5.0], std=[2.0], bgr_to_rgb=False,
-        outputs=['logits'])
+        version=1, size=8, part='network', outputs=['logits'],
+        scores='softmax', mean=[5.0], std=[2.0])
     made = make_graph(model, 8, images(8, 1), Request(
         'torchscript', part='features'), 0)
     assert made.entry['outputs'] == ['feature_0']

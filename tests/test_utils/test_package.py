@@ -1,6 +1,7 @@
 """Configs and tools of the package are found in the repository."""
 import importlib
 import os.path as osp
+import re
 
 import mmpretrain
 import pytest
@@ -61,6 +62,18 @@ def test_commands_are_for_the_repository_or_for_anywhere(monkeypatch):
     monkeypatch.setattr(package, '_INSTALLED', ROOT)  # a folder
     assert package.tool_command('test', 'py') == ['py', '-m',
                                                   'sct_mm.tools.test']
+
+
+@pytest.mark.parametrize('version', ['2.7.0', '2.11.0+cu128', '3.0.0a0'])
+def test_a_torch_of_today(version):
+    package.check_torch(version)
+
+
+@pytest.mark.parametrize('version', ['1.13.1', '2.6.0+cpu'])
+def test_a_torch_that_is_too_old(version):
+    with pytest.raises(ImportError, match='must be of version 2.7 at least, '
+                       f'but is {re.escape(version)}'):
+        package.check_torch(version)
 
 
 def test_to_be_introduced_twice_changes_nothing():

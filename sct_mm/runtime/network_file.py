@@ -1,0 +1,156 @@
+"""Open an ONNX file that tools/export.py wrote, and run it."""
+import json
+import os.path as osp
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from ..utils.errors import UserError
+from .prepare import check_steps
+from .resize import Array
+
+METADATA = 'sct_mm.json'  # the entry of an ONNX file's metadata
+VERSION = 1  # of its content
+MANIFEST = 'manifest.json'
+# What every version 1 says of a classifier; docs/export.md has all of it.
+_NEEDED = ('size', 'channels', 'steps', 'outputs')
+
+
+def _onnxruntime() -> ModuleType:
+    """onnxruntime, where it is installed.
+
+    Raises:
+        UserError: where it is not.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError('sct_mm.runtime needs onnxruntime, but it cannot be '
+                        f"imported ({error}). Run pip install "
+                        "'sct_mm[runtime]'.") from None
+    return onnxruntime
+
+
+def check_metadata(metadata: Any, path: str) -> dict:
+    """``metadata`` of the file at ``path``, if it is of this version.
+
+    Raises:
+        UserError: otherwise.
+    """
+    again = 'Write it again by tools/export.py --format onnx.'
+    if not isinstance(metadata, dict):
+        raise UserError(f'The file {path!r} has no metadata of sct_mm. '
+                        f'{again}')
+    found = metadata.get('version')
+    if found != VERSION:
+        raise UserError(f'The metadata of {path!r} must be of version '
+                        f'{VERSION}, but is of version {found!r}. '
+                        + ('Update sct_mm.' if isinstance(found, int)
+                           and found > VERSION else again))
+    missing = [name for name in _NEEDED if name not in metadata]
+    if missing:
+        raise UserError(f'The metadata of {path!r} lacks {missing[0]!r}. '
+                        f'{again}')
+    return metadata
+
+
+class NetworkFile:
+    """A file of one network, for one size or for any.
+
+    Attributes:
+        metadata: what the file says of its images (docs/export.md).
+        sizes: in pixels, the largest first: those of the scales of a file for
+            any size; else the one that it is for.
+
+    Args:
+        path: of the file.
+        threads: of the CPU; None: those that onnxruntime takes.
+        providers: of onnxruntime, the preferred one first.
+
+    Raises:
+        UserError: for a file that is missing, that onnxruntime cannot read,
+            or of another kind or version; and without onnxruntime.
+    """
+
+    def __init__(self, path: str, threads: int | None = None,
+                 providers: Sequence[str] = ('CPUExecutionProvider', )
+                 ) -> None:
+        runtime = _onnxruntime()
+        if not osp.isfile(path):
+            raise UserError(f'The network must be a file, but got {path!r}. '
+                            'Name the .onnx that tools/export.py wrote.')
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = runtime.InferenceSession(
+                path, options, providers=list(providers))
+        except Exception as error:  # its own, of no common class
+            cause = (str(error).strip().splitlines() or ['?'])[0].rstrip('.')
+            raise UserError(f'onnxruntime cannot read {path!r} ({cause}). '
+                            'Name the .onnx that tools/export.py wrote.'
+                            ) from None
+        self.path = path
+        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        try:
+            content = json.loads(text) if text else None
+        except ValueError:
+            content = None
+        self.metadata = check_metadata(content, path)
+        self.sizes = tuple(sorted(
+            self.metadata.get('sizes') or [self.metadata['size']],
+            reverse=True))
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the file serves other sizes than :attr:`sizes`, too."""
+        return 'sizes' in self.metadata
+
+    def check_classifier(self) -> None:
+        """Refuse a file that gives no scores of classes, or does not say how
+        its images are prepared.
+
+        Raises:
+            UserError: for such a file.
+        """
+        outputs, steps = self.metadata['outputs'], self.metadata['steps']
+        if outputs not in (['logits'], ['scores']):
+            raise UserError('A Predictor runs classifiers, but the outputs '
+                            f'of {self.path!r} are {", ".join(outputs)}. Run '
+                            'it by onnxruntime.')
+        if steps is None:
+            raise UserError(f'The file {self.path!r} does not say how images '
+                            'are prepared: '
+                            f'{self.metadata.get("unknown", "?")}. Prepare '
+                            'them yourself, and run it by onnxruntime.')
+        check_steps(steps)
+
+    def run(self, inputs: Array) -> Array:
+        """The first output for normalized images (N, C, H, W), float32."""
+        return self.session.run(None, {
+            self.session.get_inputs()[0].name: inputs})[0]
+
+
+def files_in(path: str) -> list[str]:
+    """The files of a network: ``path`` itself, or those of the folder that
+    ``tools/export.py --size all`` wrote.
+
+    Raises:
+        UserError: for a folder without a manifest, or of another format.
+    """
+    if not osp.isdir(path):
+        return [path]
+    try:
+        with open(osp.join(path, MANIFEST), encoding='utf-8') as file:
+            manifest = json.load(file)
+        kind = manifest['format']
+        names = [each['file'] for each in manifest['files']]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'The folder {path!r} must have the {MANIFEST} of '
+                        'tools/export.py --size all, but it cannot be read '
+                        f'({error}). Name a file, or export again.') from None
+    if kind != 'onnx':
+        raise UserError(f'The files in {path!r} must be of the format onnx, '
+                        f'but are {kind}. Export again by --format onnx.')
+    return [osp.join(path, name) for name in names]

@@ -1,0 +1,276 @@
+"""Predictor does what the network does, and refuses what it cannot."""
+import builtins
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import SCALES
+from exports import tiny_files, tiny_network
+
+from sct_mm import Cascade, use_scale
+from sct_mm.evaluation import measure
+from sct_mm.runtime import NetworkFile, Predictor, latencies_ms, predictor
+from sct_mm.runtime.latency import input_shape
+from sct_mm.runtime.predictor import sigmoid, softmax
+from sct_mm.utils.errors import UserError
+
+SHAPES = ((30, 40), (25, 21), (20, 20), (16, 33), (90, 60), (17, 17))
+
+
+@pytest.fixture(scope='module')
+def network():
+    return tiny_network()
+
+
+@pytest.fixture(scope='module')
+def folder(network, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, 'SECONDS', 0.0)
+        return tiny_files(network, tmp_path_factory.mktemp('files'))
+
+
+def image(shape=(30, 40), seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (*shape, 3), np.uint8)
+
+
+def images():
+    return [image(shape, seed) for seed in range(4) for shape in SHAPES]
+
+
+def normalized(folder, size):
+    """(N, 3, H, W) that a network gets for :func:`images`."""
+    run = Predictor(str(folder), size)
+    return torch.from_numpy(np.stack([run.prepare(x, size)
+                                      for x in images()]))
+
+
+def changed(folder, path, change):
+    """A copy of the file of 16 pixels with other metadata."""
+    model = onnx.load(folder / 'net-16px.onnx')
+    entry, = model.metadata_props
+    found = json.loads(entry.value)
+    entry.value = change if isinstance(change, str) else json.dumps(
+        {k: v for k, v in {**found, **change}.items() if v != 'gone'})
+    onnx.save(model, path)
+    return str(path)
+
+
+@pytest.mark.parametrize('size', SCALES)
+def test_the_scores_are_those_of_the_network(size, folder, network):
+    x = normalized(folder, size)
+    with use_scale(network, size), torch.no_grad():
+        want = network(x).softmax(1)
+    for path in (folder, folder / f'net-{size}px.onnx'):
+        run = Predictor(str(path), size)
+        found = run.predict(images())
+        np.testing.assert_allclose(found.scores, want, atol=1e-5)
+        assert (found.labels == want.argmax(1).numpy()).all()
+        assert (found.sizes == size).all() and run.classes == list('abcde')
+        one = run(image())
+        assert one.shape == (5, ) and one.dtype == np.float32
+        np.testing.assert_allclose(one, want[0], atol=1e-5)
+
+
+def test_images_are_normalized_as_by_the_network(folder, network):
+    x = image((20, 20))  # only cropped
+    want = network.data_preprocessor(dict(inputs=[torch.from_numpy(
+        x[2:18, 2:18, ::-1].copy()).permute(2, 0, 1)]))['inputs'][0]
+    before = x.copy()
+    run = Predictor(str(folder))
+    np.testing.assert_allclose(run.prepare(x, 16), want, rtol=1e-5, atol=1e-6)
+    assert (x == before).all() and run.sizes == (16, )
+    bgr = Predictor(str(folder), channels='BGR')
+    assert (bgr.prepare(x[..., ::-1], 16) == run.prepare(x, 16)).all()
+
+
+@pytest.mark.parametrize('sizes, thresholds', [
+    ((8, 16), 0.6), ((8, 12, 16), (0.8, 0.5)), ((12, 16), 0.0),
+    ((8, 12), 1.0)])
+def test_the_cascade_is_that_of_the_network(sizes, thresholds, folder,
+                                            network):
+    cascade = Cascade(network, sizes, thresholds)
+    want = cascade(normalized(folder, sizes[-1]))
+    run = Predictor(str(folder), cascade=sizes, thresholds=thresholds)
+    found = run.predict(images())
+    np.testing.assert_allclose(found.scores, want.scores, atol=1e-5)
+    assert (found.labels == want.labels.numpy()).all()
+    assert (found.sizes == want.sizes.numpy()).all()
+    if thresholds == 0.6:
+        assert set(found.sizes) == {8, 16}
+    x = image()
+    np.testing.assert_allclose(run(x), found.scores[0], atol=1e-6)
+
+
+def test_the_thresholds_of_a_test(folder, tmp_path):
+    path = tmp_path / 'cascade.json'
+    path.write_text(json.dumps(dict(models=[dict(cascade=dict(
+        sizes=[8, 16], thresholds=[0.25]))])))
+    run = Predictor(str(folder), cascade=(8, 16), thresholds=str(path))
+    assert run.thresholds == (0.25, ) and run.sizes == (8, 16)
+    with pytest.raises(UserError, match=r'sizes of .*\(8, 16\), but got'):
+        Predictor(str(folder), cascade=(8, 12), thresholds=str(path))
+    path.write_text('{"models": []}')
+    for name in (path, tmp_path / 'none.json'):
+        with pytest.raises(UserError, match='must be those of a cascade.json'):
+            Predictor(str(folder), cascade=(8, 12), thresholds=str(name))
+
+
+def test_a_budget_takes_the_largest_size_that_fits(folder, monkeypatch):
+    monkeypatch.setattr(predictor, 'latencies_ms', lambda files: {
+        size: size / 4 for size in files})
+    for budget, size in ((3.5, 12), (2, 8), (100, 16)):
+        run = Predictor(str(folder), budget_ms=budget)
+        assert run.sizes == (size, ) and run.latencies[8] == 2
+    with pytest.raises(UserError, match='at most 1 ms an image here: the '
+                       'nearest is 8 pixels, 2 ms'):
+        Predictor(str(folder), budget_ms=1)
+
+
+def test_what_is_measured(folder, monkeypatch):
+    monkeypatch.setattr('sct_mm.runtime.latency.SECONDS', 0.0)
+    files = {size: NetworkFile(str(folder / f'net-{size}px.onnx'), 1)
+             for size in SCALES}
+    found = latencies_ms(files)
+    assert list(found) == list(SCALES) and min(found.values()) > 0
+    assert input_shape(files[12], 12) == [1, 3, 12, 12]
+
+
+def test_a_file_for_any_size(folder, tmp_path, monkeypatch):
+    """Its metadata lists sizes; the steps follow the size."""
+    path = changed(folder, tmp_path / 'any.onnx', dict(sizes=[16, 12]))
+    seen = []
+    monkeypatch.setattr(NetworkFile, 'run', lambda self, x: (
+        seen.append(x.shape), np.zeros((len(x), 5), np.float32))[1])
+    for size in (16, 12, 14, 24):
+        Predictor(path, size)(image((60, 60)))
+    assert seen == [(1, 3, n, n) for n in (16, 12, 14, 24)]
+    monkeypatch.setattr(predictor, 'latencies_ms', lambda files: {
+        size: size / 4 for size in files})
+    assert Predictor(path, budget_ms=3).sizes == (12, )
+
+
+def test_scores():
+    x = np.float32([[1000, 999, 0], [-5, -5, -5]])
+    torch.testing.assert_close(torch.from_numpy(softmax(x)),
+                               torch.from_numpy(x).softmax(1))
+    torch.testing.assert_close(torch.from_numpy(sigmoid(x[1:])),
+                               torch.from_numpy(x[1:]).sigmoid())
+
+
+def test_several_labels(folder, tmp_path):
+    path = changed(folder, tmp_path / 'a.onnx',
+                   dict(scores='sigmoid', sizes=[16, 8]))
+    logits = np.log(Predictor(str(folder))(image()))
+    scores = Predictor(path)(image())
+    apart = np.log(scores / (1 - scores)) - logits  # one number for all
+    np.testing.assert_allclose(apart, apart[0], atol=1e-3)
+    with pytest.raises(UserError, match='one label an image, but .* several'):
+        Predictor(path, cascade=(8, 16), thresholds=0.5)
+
+
+def test_a_small_image_is_warned_of(folder):
+    with pytest.warns(UserWarning, match=r'at least 8 pixels, the smallest '
+                      r'scale of the network, but got \(7, 30\)'):
+        assert Predictor(str(folder))(image((7, 30))).shape == (5, )
+
+
+@pytest.mark.parametrize('change, match', [
+    ('{', 'has no metadata of sct_mm'), ('[]', 'has no metadata of sct_mm'),
+    (dict(version='gone'), 'must be of version 1, but is of version None. '
+                           'Write it again by tools/export.py'),
+    (dict(version=2), 'is of version 2. Update sct_mm'),
+    (dict(steps='gone'), "lacks 'steps'. Write it again"),
+    (dict(steps=None, unknown='Rotate has no step'),
+     'does not say how images are prepared: Rotate has no step'),
+    (dict(steps=[dict(type='rotate')]), "asks for 'rotate'"),
+    (dict(outputs=['output_0', 'output_1']),
+     'runs classifiers, but the outputs of .* are output_0, output_1')])
+def test_a_file_of_another_kind_or_version(change, match, folder, tmp_path):
+    path = changed(folder, tmp_path / 'a.onnx', change)
+    with pytest.raises(UserError, match=match):
+        Predictor(path)
+
+
+def test_a_file_without_metadata(folder, tmp_path):
+    model = onnx.load(folder / 'net-8px.onnx')
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / 'a.onnx')
+    with pytest.raises(UserError, match='has no metadata of sct_mm. Write it'):
+        Predictor(str(tmp_path / 'a.onnx'))
+
+
+def test_what_is_no_file(folder, tmp_path):
+    (tmp_path / 'a.onnx').write_text('no network')
+    with pytest.raises(UserError, match='onnxruntime cannot read .*a.onnx'):
+        Predictor(str(tmp_path / 'a.onnx'))
+    with pytest.raises(UserError, match="must be a file, but got 'none.onnx'"):
+        Predictor('none.onnx')
+    with pytest.raises(UserError, match='must have the manifest.json'):
+        Predictor(str(tmp_path))
+    (tmp_path / 'manifest.json').write_text('{"format": "pt2", "files": []}')
+    with pytest.raises(UserError, match='format onnx, but are pt2'):
+        Predictor(str(tmp_path))
+
+
+@pytest.mark.parametrize('arguments, kind, match', [
+    (dict(size=10), UserError, 'one that a file is for, 16, 12, 8, but got 1'),
+    (dict(size=0), ValueError, '`size` must be an int from 1'),
+    (dict(size=8, budget_ms=1), UserError, 'one of `size`, .* got several'),
+    (dict(budget_ms='5'), TypeError, '`budget_ms` must be a number'),
+    (dict(cascade=(8, 16)), UserError, '`cascade` needs `thresholds`'),
+    (dict(thresholds=0.5), UserError, '`thresholds` needs `cascade`'),
+    (dict(cascade=(16, 8), thresholds=0.5), UserError, 'must ascend'),
+    (dict(cascade=(8, 9), thresholds=0.5), UserError, '16, 12, 8, but got 9'),
+    (dict(cascade=(8, 16), thresholds=2), ValueError, '`thresholds` must be'),
+    (dict(channels='GRAY'), ValueError, 'one of RGB, BGR'),
+    (dict(threads=0), ValueError, '`threads` must be an int from 1')])
+def test_arguments_that_do_not_fit(arguments, kind, match, folder):
+    with pytest.raises(kind, match=match):
+        Predictor(str(folder), **arguments)
+
+
+@pytest.mark.parametrize('x, kind, match', [
+    (image().astype(np.float32), TypeError, 'of uint8, but got float32'),
+    ('a.png', TypeError, 'of uint8, but got str'),
+    (image()[..., 0], ValueError, r'be \(H, W, 3\), but got \(30, 40\)'),
+    (image()[:0], ValueError, r'be \(H, W, 3\), but got \(0, 40, 3\)')])
+def test_what_is_no_image(x, kind, match, folder):
+    with pytest.raises(kind, match=match):
+        Predictor(str(folder))(x)
+
+
+def test_no_images(folder):
+    with pytest.raises(ValueError, match='must be at least one'):
+        Predictor(str(folder)).predict([])
+
+
+def test_an_image_that_is_only_cropped(folder, tmp_path):
+    path = changed(folder, tmp_path / 'a.onnx', dict(
+        channels='GRAY', steps=[dict(type='center_crop', height=16,
+                                     width=16)]))
+    with pytest.raises(ValueError, match=r'16 pixels, but \(12, 30\) is cut '
+                       r'to \(12, 16\)'):
+        Predictor(path).prepare(image((12, 30))[..., 0], 16)
+
+
+def test_without_onnxruntime(folder, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments):
+        if name == 'onnxruntime':
+            raise ModuleNotFoundError("No module named 'onnxruntime'")
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, '__import__', without)
+    with pytest.raises(UserError, match="needs onnxruntime, .* Run pip "
+                       r"install 'sct_mm\[runtime\]'"):
+        Predictor(str(folder))
+
+
+def test_a_folder_may_be_moved(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'moved')
+    assert Predictor(str(tmp_path / 'moved')).sizes == (16, )
