@@ -85,7 +85,10 @@ def draw_sizes(models: list[dict], path: str,
     axes.set_xlabel('size of the input (pixels); large marks: trained')
     axes.set_ylabel(', '.join(names))
     axes.grid(alpha=0.3)
-    axes.legend()
+    if len(models) * len(names) > 2:  # it would cover lines
+        figure.legend(loc='outside lower center')
+    else:
+        axes.legend()
     save_plot(figure, path)
 
 
