@@ -51,7 +51,7 @@ def test_the_first_screen_says_when_not_to_use_it():
     first = text_of(README).partition('\n## ')[0]
     assert '**Do not use it**' in first and 'no run was made' in first
     assert 'shared BN' in first and 'no weights are published' in first
-    assert first.count('![') == 1
+    assert first.count('![') == 2
     table, = tables_of(first)
     assert len(table) <= 5 and len(table[0]) <= 7  # 4 networks, 5 sizes
 
