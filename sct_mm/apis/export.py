@@ -1,6 +1,7 @@
 """Write one size of a trained network, or each, as an ordinary file."""
 import json
 import os.path as osp
+from functools import partial
 
 from mmengine.config import Config
 from torch import nn
@@ -10,8 +11,9 @@ from ..engine.load_model import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.resume import find_checkpoint
 from ..evaluation.results_file import read_result, rows_of
+from ..export.any_size_file import make_any_size, sizes_to_check
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
-from ..export.formats import WEIGHTS, check_format
+from ..export.formats import ANY_SIZE, WEIGHTS, check_format
 from ..export.network import PARTS
 from ..export.real_images import RealImages
 from ..export.stock_config import config_text, plain_data
@@ -23,8 +25,10 @@ from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 
+Size = int | str  # pixels, or 'any'
 
-def check_request(request: Request) -> None:
+
+def check_request(request: Request, size: int | str) -> None:
     """Refuse arguments that do not fit each other, for whatever network.
 
     Raises:
@@ -41,6 +45,10 @@ def check_request(request: Request) -> None:
                         f'{request.kind} holds weights. Leave it out'
                         + ('.' if request.softmax else
                            ', or set `prefix` to the name of a part.'))
+    if size == 'any' and request.kind not in ANY_SIZE:
+        raise UserError("`size='any'` needs a graph whose shapes are dynamic, "
+                        f'but the format is {request.kind}. Set it to '
+                        f'{" or ".join(ANY_SIZE)}, or give a size in pixels.')
     if request.prefix and not weights:
         raise UserError('`prefix` is for weights, but the format '
                         f'{request.kind} holds a graph. Leave it out, or set '
@@ -59,7 +67,7 @@ def _meta(cfg: Config, size: int, checkpoint: dict,
 
 def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
                 request: Request, count: int, checkpoint: dict
-                ) -> tuple[dict[int, VerifiedFile], int]:
+                ) -> tuple[dict[Size, VerifiedFile], int]:
     """A file for each size, in memory; and the number of images that they
     were compared on."""
     images = RealImages(cfg, sizes, count)
@@ -73,15 +81,62 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
             for size in sizes}, len(images.indices)
 
 
-def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
+def _make_any(cfg: Config, model: nn.Module, request: Request, count: int
+              ) -> tuple[dict[Size, VerifiedFile], int]:
+    """The file for all sizes, in memory; and the number of images that it was
+    compared on."""
+    scales = scales_of(model)
+    if scales is None:
+        raise UserError(f'{type(model).__name__} has no SSBN, whose scales a '
+                        'file for any size mixes. Export one size by '
+                        '--size N.')
+    base = base_size(cfg, scales)
+    images = RealImages(cfg, sum(sizes_to_check(base), ()), count)
+    divisor = 0
+    if images.shapes_differ:
+        divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+    made = make_any_size(model, base, partial(images.batches, model), request,
+                         divisor)
+    return {'any': made}, len(images.indices)
+
+
+def _entries(files: dict[Size, VerifiedFile], paths: dict[Size, str],
              rows: list[dict]) -> list[dict]:
     """The manifest's entry of each file, with what ``rows``, of a test's
-    result, say of its size."""
+    result, say of its size, or of each of its sizes."""
     tested = {row['scale']: row for row in rows}
-    return [dict(size=size, **file_entry(each.data, paths[size]),
-                 **each.entry, metrics=tested.get(size, {}).get('metrics'),
-                 gflops=tested.get(size, {}).get('gflops'))
-            for size, each in files.items()]
+
+    def measured(size: Size) -> dict:
+        row = tested.get(size, {})
+        return {name: row.get(name) for name in ('metrics', 'gflops')}
+
+    entries = []
+    for size, each in files.items():
+        entry = dict(size=size, **file_entry(each.data, paths[size]),
+                     **each.entry)
+        if size == 'any':
+            entry['sizes'] = [{**row, **measured(row['size'])}
+                              for row in entry['sizes']]
+        else:
+            entry.update(measured(size))
+        entries.append(entry)
+    return entries
+
+
+def _sizes(cfg: Config, model: nn.Module, size: int | str
+           ) -> tuple[int, ...]:
+    """The sizes of the test that get a file each.
+
+    Raises:
+        UserError: for more than one, but 'all', and as :func:`check_sizes`.
+    """
+    scales = scales_of(model)
+    sizes = check_sizes(None if size == 'all' else (size, ), model, 'size',
+                        base_size(cfg, scales) if scales else None)
+    if len(sizes) > 1 and size != 'all':
+        raise UserError("`size` must be one size, 'all' or 'any', but got "
+                        f'{size!r}. Export each by itself.')
+    return sizes
 
 
 @protected_loading()
@@ -101,14 +156,14 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         config: path of the config.
         checkpoint: path or address of the checkpoint, or a work directory,
             whose newest whole one is taken.
-        size: of the test images in pixels, or 'all': each that a trained
-            scale serves.
+        size: of the test images in pixels; 'all': each that a trained scale
+            serves; 'any': one file, an ONNX or pt2 graph, for every size.
         out: path of the file; for 'all', of a folder, which gets a file a
             size and ``manifest.json``.
         format: 'pth' or 'safetensors': weights that the stock network takes;
             'onnx', 'torchscript' or 'pt2': a graph. Its batch is dynamic, and
-            so are height and width if the test pipeline keeps the aspect of
-            images.
+            so are height and width for any size, or if the test pipeline
+            keeps the aspect of images.
         part: which part becomes a graph, 'network' or 'features' (backbone
             and neck); None: the network if it runs on images alone.
         fuse: whether the norms of a graph are fused into convolutions.
@@ -133,7 +188,7 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
             fit, cannot be exported, or does not compute the same.
     """
     request = Request(format, part, fuse, softmax, prefix, tolerance)
-    check_request(request)
+    check_request(request, size)
     check_int('images', images, 2, 'Give e.g. 8.')
     cfg = load_config(config, cfg_options)
     checkpoint = find_checkpoint(checkpoint, cfg)
@@ -142,18 +197,17 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
     model = loaded_model(cfg, weights, checkpoint)
     warn_one_row(model, state_in(weights, checkpoint), checkpoint)
     every = size == 'all'
-    scales = scales_of(model)
-    sizes = check_sizes(None if every else (size, ), model, 'size',
-                        base_size(cfg, scales) if scales else None)
-    if len(sizes) > 1 and not every:
-        raise UserError(f"`size` must be one size or 'all', but got {size!r}. "
-                        'Export each by itself.')
+    sizes: tuple[Size, ...] = ('any', ) if size == 'any' else _sizes(
+        cfg, model, size)
     label = config_name(config)
     paths = paths_of(out, format, sizes, label, every)
     manifest_path = osp.join(out, MANIFEST)
     check_outputs([*paths.values(), *([manifest_path] if every else [])],
                   force)
-    files, count = _make_files(cfg, model, sizes, request, images, weights)
+    if size == 'any':
+        files, count = _make_any(cfg, model, request, images)
+    else:
+        files, count = _make_files(cfg, model, sizes, request, images, weights)
     manifest = dict(label=label, config=config, checkpoint=checkpoint,
                     format=format, images=count,
                     files=_entries(files, paths, rows))
