@@ -1,5 +1,5 @@
-"""Write one size of a trained network, or each trained one, as an ordinary
-file that runs without sct_mm."""
+"""Write one size of a trained network, each trained one, or all in one, as an
+ordinary file that runs without sct_mm."""
 import argparse
 
 from sct_mm.apis import export
@@ -10,7 +10,7 @@ from sct_mm.utils.cli import add_cfg_options, cli
 
 def size_of(text: str) -> int | str:
     """The value of --size."""
-    return text if text == 'all' else int(text)
+    return text if text in ('all', 'any') else int(text)
 
 
 size_of.__name__ = 'size'  # by which argparse refuses a value
@@ -22,8 +22,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
                         'work directory: its newest whole one')
     parser.add_argument(
-        '--size', type=size_of, required=True, metavar='PIXELS|all',
-        help='the size of the test images; all: each that a scale serves')
+        '--size', type=size_of, required=True, metavar='PIXELS|all|any',
+        help='the size of the test images; all: a file for each size that a '
+        'scale serves; any: one graph (onnx, pt2) for every size')
     parser.add_argument(
         '--format', choices=list(FORMATS), default='pth',
         help='pth and safetensors: weights that the stock network loads; '

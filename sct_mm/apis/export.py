@@ -1,6 +1,7 @@
 """Write one size of a trained network, or each, as an ordinary file."""
 import json
 import os.path as osp
+from functools import partial
 
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from ..engine.load_model import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.resume import find_checkpoint
 from ..evaluation.results_file import read_result, rows_of
+from ..export.any_size_file import make_any_size, sizes_to_check
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
-from ..export.formats import WEIGHTS, check_format
+from ..export.formats import ANY_SIZE, WEIGHTS, check_format
 from ..export.int8 import POINTS, make_int8
 from ..export.network import PARTS, is_multi_label
 from ..export.preparation import preparation
@@ -28,9 +30,10 @@ from ..utils.safe_load import protected_loading
 TOLERANCE = 1e-4  # of a graph's outputs
 CALIBRATION = 128  # training images: MinMax needs few
 IMAGES, INT8_IMAGES = 8, 512  # of the test set: 8 answers tell nothing
+Size = int | str  # pixels, or 'any'
 
 
-def check_request(request: Request) -> None:
+def check_request(request: Request, size: int | str) -> None:
     """Refuse arguments that do not fit each other, for whatever network.
 
     Raises:
@@ -50,6 +53,13 @@ def check_request(request: Request) -> None:
                         f'{request.kind} holds weights. Leave it out'
                         + ('.' if request.softmax else
                            ', or set `prefix` to the name of a part.'))
+    if size == 'any' and request.kind not in ANY_SIZE:
+        raise UserError("`size='any'` needs a graph whose shapes are dynamic, "
+                        f'but the format is {request.kind}. Set it to '
+                        f'{" or ".join(ANY_SIZE)}, or give a size in pixels.')
+    if size == 'any' and request.calibration:
+        raise UserError("`int8` is for one size, but `size` is 'any'. Give a "
+                        'size in pixels.')
     if request.prefix and not weights:
         raise UserError('`prefix` is for weights, but the format '
                         f'{request.kind} holds a graph. Leave it out, or set '
@@ -86,7 +96,7 @@ def _about_images(cfg: Config, size: int, model: nn.Module,
 
 def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
                 request: Request, count: int, checkpoint: dict
-                ) -> tuple[dict[int, VerifiedFile], int]:
+                ) -> tuple[dict[Size, VerifiedFile], int]:
     """A file for each size, in memory; and the number of images that they
     were compared on."""
     images = RealImages(cfg, sizes, count)
@@ -97,7 +107,7 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
     names = _dataset_meta(checkpoint, images)
     training = (training_images(cfg, sizes, request.calibration)
                 if request.calibration else None)
-    found = {}
+    found: dict[Size, VerifiedFile] = {}
     for size in sizes:
         batches = images.batches(model, size)
         meta = (_meta(cfg, size, names) if request.kind in WEIGHTS else
@@ -115,15 +125,65 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
     return found, len(few[0])
 
 
-def _entries(files: dict[int, VerifiedFile], paths: dict[int, str],
+def _make_any(cfg: Config, model: nn.Module, request: Request, count: int,
+              checkpoint: dict) -> tuple[dict[Size, VerifiedFile], int]:
+    """The file for all sizes, in memory; and the number of images that it was
+    compared on."""
+    scales = scales_of(model)
+    if scales is None:
+        raise UserError(f'{type(model).__name__} has no SSBN, whose scales a '
+                        'file for any size mixes. Export one size by '
+                        '--size N.')
+    base = base_size(cfg, scales)
+    images = RealImages(cfg, sum(sizes_to_check(base), ()), count)
+    divisor = 0
+    if images.shapes_differ:
+        divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+    about = _about_images(cfg, base.test, model,
+                          images.batches(model, base.test),
+                          _dataset_meta(checkpoint, images))
+    made = make_any_size(model, base, partial(images.batches, model), request,
+                         divisor, about)
+    return {'any': made}, len(images.indices)
+
+
+def _entries(files: dict[Size, VerifiedFile], paths: dict[Size, str],
              rows: list[dict]) -> list[dict]:
     """The manifest's entry of each file, with what ``rows``, of a test's
-    result, say of its size."""
+    result, say of its size, or of each of its sizes."""
     tested = {row['scale']: row for row in rows}
-    return [dict(size=size, **file_entry(each.data, paths[size]),
-                 **each.entry, metrics=tested.get(size, {}).get('metrics'),
-                 gflops=tested.get(size, {}).get('gflops'))
-            for size, each in files.items()]
+
+    def measured(size: Size) -> dict:
+        row = tested.get(size, {})
+        return {name: row.get(name) for name in ('metrics', 'gflops')}
+
+    entries = []
+    for size, each in files.items():
+        entry = dict(size=size, **file_entry(each.data, paths[size]),
+                     **each.entry)
+        if size == 'any':
+            entry['sizes'] = [{**row, **measured(row['size'])}
+                              for row in entry['sizes']]
+        else:
+            entry.update(measured(size))
+        entries.append(entry)
+    return entries
+
+
+def _sizes(cfg: Config, model: nn.Module, size: int | str
+           ) -> tuple[int, ...]:
+    """The sizes of the test that get a file each.
+
+    Raises:
+        UserError: for more than one, but 'all', and as :func:`check_sizes`.
+    """
+    scales = scales_of(model)
+    sizes = check_sizes(None if size == 'all' else (size, ), model, 'size',
+                        base_size(cfg, scales) if scales else None)
+    if len(sizes) > 1 and size != 'all':
+        raise UserError("`size` must be one size, 'all' or 'any', but got "
+                        f'{size!r}. Export each by itself.')
+    return sizes
 
 
 @protected_loading()
@@ -144,14 +204,14 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         config: path of the config.
         checkpoint: path or address of the checkpoint, or a work directory,
             whose newest whole one is taken.
-        size: of the test images in pixels, or 'all': each that a trained
-            scale serves.
+        size: of the test images in pixels; 'all': each that a trained scale
+            serves; 'any': one file, an ONNX or pt2 graph, for every size.
         out: path of the file; for 'all', of a folder, which gets a file a
             size and ``manifest.json``.
         format: 'pth' or 'safetensors': weights that the stock network takes;
             'onnx', 'torchscript' or 'pt2': a graph. Its batch is dynamic, and
-            so are height and width if the test pipeline keeps the aspect of
-            images.
+            so are height and width for any size, or if the test pipeline
+            keeps the aspect of images.
         part: which part becomes a graph, 'network' or 'features' (backbone
             and neck); None: the network if it runs on images alone.
         fuse: whether the norms of a graph are fused into convolutions.
@@ -189,7 +249,7 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         tolerance = POINTS if int8 else TOLERANCE
     request = Request(format, part, fuse, softmax, prefix, tolerance,
                       calibration if int8 else 0)
-    check_request(request)
+    check_request(request, size)
     cfg = load_config(config, cfg_options)
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)
@@ -197,18 +257,17 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
     model = loaded_model(cfg, weights, checkpoint)
     warn_one_row(model, state_in(weights, checkpoint), checkpoint)
     every = size == 'all'
-    scales = scales_of(model)
-    sizes = check_sizes(None if every else (size, ), model, 'size',
-                        base_size(cfg, scales) if scales else None)
-    if len(sizes) > 1 and not every:
-        raise UserError(f"`size` must be one size or 'all', but got {size!r}. "
-                        'Export each by itself.')
+    pixels = () if size == 'any' else _sizes(cfg, model, size)
     label = config_name(config)
-    paths = paths_of(out, format, sizes, label, every)
+    paths = paths_of(out, format, pixels or ('any', ), label, every)
     manifest_path = osp.join(out, MANIFEST)
     check_outputs([*paths.values(), *([manifest_path] if every else [])],
                   force)
-    files, count = _make_files(cfg, model, sizes, request, images, weights)
+    if size == 'any':
+        files, count = _make_any(cfg, model, request, images, weights)
+    else:
+        files, count = _make_files(cfg, model, pixels, request, images,
+                                   weights)
     manifest = dict(label=label, config=config, checkpoint=checkpoint,
                     format=format, images=count,
                     files=_entries(files, paths, rows))

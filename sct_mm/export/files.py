@@ -13,8 +13,8 @@ MANIFEST = 'manifest.json'
 _NEW = '.new'  # ends the name of a file until all are on the disk
 
 
-def paths_of(out: str, kind: str, sizes: Sequence[int], label: str,
-             every: bool) -> dict[int, str]:
+def paths_of(out: str, kind: str, sizes: Sequence[int | str], label: str,
+             every: bool) -> dict[int | str, str]:
     """The path of each size's file: ``out`` itself, or, for ``every`` size,
     a file a size in the folder ``out``.
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..utils.arguments import check_choice
 from ..utils.errors import UserError
 from .failure_cause import blame
 
-Run = Callable[[Tensor], list[Tensor]]
+Run = Callable[..., list[Tensor]]  # of a graph's inputs, in their order
 # Format -> the end of its files' names, and the packages that it needs.
 FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     'pth': ('.pth', ()),
@@ -25,6 +25,7 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     'torchscript': ('.pt', ()),
     'pt2': ('.pt2', ())}
 WEIGHTS = ('pth', 'safetensors')
+ANY_SIZE = ('onnx', 'pt2')  # whose shapes can be symbols
 _ABOUT = 'sct_mm.json'  # where a graph's metadata holds its description
 
 
@@ -38,23 +39,35 @@ class Graph(NamedTuple):
             dynamic, and multiples of this number.
         names: the names of the outputs.
         description: what the file says of its images.
+        size: that of the test in pixels, an int64 of shape (), if it is an
+            input of its own, named 'size'.
     """
     net: nn.Module
     example: Tensor
     divisor: int
     names: list[str]
     description: dict
+    size: Tensor | None = None
 
-    def dynamic(self) -> dict:
-        """The dynamic dimensions, as torch's exporters take them."""
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The inputs for the trace, by name."""
+        images = dict(input=self.example)
+        return images if self.size is None else dict(images, size=self.size)
+
+    def dynamic(self) -> tuple[dict, ...]:
+        """The dynamic dimensions of each input, as torch's exporters take
+        them."""
         dim = torch.export.Dim
         width = self.example.dim() - 1
-        if not self.divisor:
-            return {0: dim('batch')}
+        edges = {}
         if self.divisor == 1:  # torch finds out what the edges must be
-            return {0: dim('batch'), width - 1: dim.AUTO, width: dim.AUTO}
-        return {0: dim('batch'), width - 1: self.divisor * dim('height'),
-                width: self.divisor * dim('width')}
+            edges = {width - 1: dim.AUTO, width: dim.AUTO}
+        elif self.divisor:
+            edges = {width - 1: self.divisor * dim('height'),
+                     width: self.divisor * dim('width')}
+        images = {0: dim('batch'), **edges}
+        return (images, ) if self.size is None else (images, {})
 
 
 def check_format(kind: str) -> None:
@@ -102,13 +115,25 @@ class _PoolOfOne(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _name_edges(images: Any) -> None:
+    """Name the dynamic height and width in the input of an ONNX model, where
+    torch has numbered them, so that a user can fix them by name."""
+    names: dict[str, str] = {}
+    for axis, name in ((-2, 'height'), (-1, 'width')):
+        edge = getattr(images.shape[axis], 'value', None)
+        if edge is not None:
+            images.shape[axis] = names.setdefault(edge, name)
+
+
 def _onnx(graph: Graph, fuse: bool) -> bytes:
     # optimize=True would fold norms into convolutions, too.
     program = torch.onnx.export(
-        graph.net, (graph.example, ), dynamo=True, verbose=False,
-        input_names=['input'], output_names=graph.names, optimize=fuse,
-        dynamic_shapes=(graph.dynamic(), ))
+        graph.net, tuple(graph.inputs.values()), dynamo=True, verbose=False,
+        input_names=list(graph.inputs), output_names=graph.names,
+        optimize=fuse, dynamic_shapes=graph.dynamic())
     assert program is not None  # with dynamo=True
+    if graph.divisor == 1:
+        _name_edges(program.model.graph.inputs[0])
     program.model.metadata_props[_ABOUT] = json.dumps(graph.description)
     return program.model_proto.SerializeToString()
 
@@ -124,8 +149,14 @@ def _torchscript(graph: Graph, fuse: bool) -> bytes:
 def _pt2(graph: Graph, fuse: bool) -> bytes:
     buffer = io.BytesIO()
     with _PoolOfOne():
-        program = torch.export.export(graph.net, (graph.example, ),
-                                      dynamic_shapes=(graph.dynamic(), ))
+        program = torch.export.export(
+            graph.net, tuple(graph.inputs.values()),
+            dynamic_shapes=graph.dynamic())
+    if graph.divisor == 1:
+        # torch 2.11 guards the graph of each pooling with the parity of its
+        # example's edges, on which nothing in the graph depends. Whether it
+        # runs at other sizes, the check on real images finds out.
+        program._guards_code = []
     torch.export.save(program, buffer,
                       extra_files={_ABOUT: json.dumps(graph.description)})
     return buffer.getvalue()
@@ -138,26 +169,33 @@ def _run_onnx(data: bytes) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         data, options, providers=['CPUExecutionProvider'])
-    return lambda x: [torch.from_numpy(y) for y in session.run(
-        None, {'input': x.numpy()})]
+    names = [each.name for each in session.get_inputs()]
+    return lambda *inputs: [torch.from_numpy(y) for y in session.run(
+        None, {name: x.numpy() for name, x
+               in zip(names, inputs, strict=True)})]
 
 
 def _run_torchscript(data: bytes) -> Run:
     module = torch.jit.load(io.BytesIO(data), map_location='cpu')
-    return lambda x: list(module(x))
+    return lambda *inputs: list(module(*inputs))
 
 
 def _run_pt2(data: bytes) -> Run:
     module = torch.export.load(io.BytesIO(data)).module()
-    return lambda x: list(module(x))
+    return lambda *inputs: list(module(*inputs))
 
 
 _WRITE = dict(onnx=_onnx, torchscript=_torchscript, pt2=_pt2)
 _RUN = dict(onnx=_run_onnx, torchscript=_run_torchscript, pt2=_run_pt2)
 
 
-def graph_bytes(kind: str, graph: Graph, fuse: bool = True) -> bytes:
+def graph_bytes(kind: str, graph: Graph, fuse: bool = True,
+                way_out: str = "another format or part, or format 'pth'"
+                ) -> bytes:
     """The bytes of a graph's file.
+
+    Args:
+        way_out: what the user is to take if it cannot be exported.
 
     Raises:
         UserError: naming the operator or layer that cannot be exported.
@@ -171,7 +209,7 @@ def graph_bytes(kind: str, graph: Graph, fuse: bool = True) -> bytes:
         # torch.onnx.export leaves the cache off if it raises.
         torch.set_autocast_cache_enabled(True)
     raise UserError(f'The network cannot be exported as {kind}: {cause}. Take '
-                    "another format or part, or format 'pth'.")
+                    f'{way_out}.')
 
 
 def graph_run(kind: str, data: bytes) -> Run:
@@ -180,8 +218,8 @@ def graph_run(kind: str, data: bytes) -> Run:
         run = _RUN[kind](data)
 
     @torch.no_grad()
-    def quiet(x: Tensor) -> list[Tensor]:
-        return run(x)
+    def quiet(*inputs: Tensor) -> list[Tensor]:
+        return run(*inputs)
 
     return quiet
 

@@ -5,6 +5,13 @@ from ..utils.cli import console_for
 from .formats import WEIGHTS
 
 
+def rows_of(manifest: dict) -> list[dict]:
+    """The rows of the table: each file, or each size of the file for any
+    size."""
+    return [{**file, **row} for file in manifest['files']
+            for row in file.get('sizes', [{}])]
+
+
 def make_table(manifest: dict) -> Table:
     """The table of a manifest: a row for each file."""
     graph = manifest['format'] not in WEIGHTS
@@ -15,11 +22,11 @@ def make_table(manifest: dict) -> Table:
     for name in names:
         table.add_column(name, justify='left' if name in ('file', 'part')
                          else 'right')
-    for file in manifest['files']:
+    for file in rows_of(manifest):
         cells = [str(file['size']), file['file'], f'{file["bytes"] / 1e6:.2f}',
                  file['part'], str(file['norms']),
                  f'{file["difference"]:.1e}' if graph else 'none: to the bit']
-        if graph:
+        if 'latency_ratio' in file:
             low, middle, high = file['latency_ratio']
             cells += [f'{file["latency_ms"]:.2f}',
                       f'{file["stock_latency_ms"]:.2f}',
@@ -71,5 +78,11 @@ def print_manifest(manifest: dict) -> None:
                 'Latencies are of one image on one CPU thread, by turns: '
                 "the file's, and that of the network in torch with its "
                 'norms.')
+    for file in manifest['files']:
+        if file['size'] == 'any':
+            text += (f' The file has {file["bytes"] / 1e6:.2f} MB: the '
+                     'weights of one size have '
+                     f'{file["weights_bytes"] / 1e6:.2f}, and what each scale '
+                     f'has of its own has {file["rows_bytes"] / 1e6:.2f}.')
     for line in (text, *dict.fromkeys(manifest['notes'])):
         console.print(line, highlight=False, soft_wrap=True)

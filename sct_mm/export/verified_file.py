@@ -126,8 +126,12 @@ def make_weights(model: nn.Module, size: int, batches: list[Tensor],
 
 def check_parity(run: Run, batches: list[Tensor],
                  want: list[tuple[Tensor, ...]], size: int,
-                 request: Request) -> float:
+                 request: Request,
+                 way_out: str = 'another format or part') -> float:
     """The largest :func:`relative_difference` of a file from ``want``.
+
+    Args:
+        way_out: what the user is to take if it differs, or does not run.
 
     Raises:
         RuntimeError: if it is more than the tolerance, or if the file cannot
@@ -141,13 +145,13 @@ def check_parity(run: Run, batches: list[Tensor],
             raise RuntimeError(
                 f'The {kind} file cannot run images of shape '
                 f'{tuple(batch.shape)} ({first_line(error)}). No file was '
-                'written: take another format or part.') from error
+                f'written: take {way_out}.') from error
     if not largest <= request.tolerance:
         raise RuntimeError(
             f'The {kind} file of size {size} differs from the network by '
             f'{largest:.1e} of the largest output on real images, more than '
             f'the tolerance {request.tolerance:.1e}. No file was written: '
-            'leave the norms unfused, or take another format or part.')
+            f'leave the norms unfused, or take {way_out}.')
     return largest
 
 

@@ -17,6 +17,7 @@ from sct_mm.evaluation import measure
 from sct_mm.export import formats
 from sct_mm.export import verified_file as make
 from sct_mm.export.files import paths_of, write_all
+from sct_mm.export.report import make_table
 from sct_mm.export.stock_config import plain_config, plain_data
 from sct_mm.runtime import Predictor
 from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
@@ -155,7 +156,7 @@ def test_a_name_of_another_format(format, out, ending):
 
 
 def test_a_range_is_no_size(made):
-    with pytest.raises(UserError, match="one size or 'all', but got '14:28:"):
+    with pytest.raises(UserError, match="'all' or 'any', but got '14:28:7'"):
         made('14:28:7')
 
 
@@ -306,3 +307,49 @@ def test_the_tool(run_tool, demo, tmp_path):
         '--cfg-options', option)
     assert code == 2 and 'No file was written' in output
     assert len(output.splitlines()) == 1
+
+
+def test_one_file_for_every_size(made, tmp_path):
+    found = made('any', 'onnx', out=tmp_path / 'a.onnx')
+    file, = found['files']
+    assert file['size'] == 'any' and file['file'] == 'a.onnx'
+    assert [row['size'] for row in file['sizes'][:3]] == [28, 21, 14]
+    assert len(file['sizes']) == 3 + 3 + 2
+    assert all(row['difference'] < 1e-5 for row in file['sizes'])
+    run = formats.graph_run('onnx', (tmp_path / 'a.onnx').read_bytes())
+    for size in (30, 21, 17):
+        assert run(torch.randn(2, 1, size, size))[0].shape == (2, 10)
+
+
+@pytest.mark.parametrize('format', ['pth', 'safetensors', 'torchscript'])
+def test_formats_that_cannot_hold_every_size(format, made, tmp_path):
+    with pytest.raises(UserError, match="`size='any'` needs a graph .* but "
+                       f'the format is {format}. Set it to onnx or pt2'):
+        made('any', format)
+    assert not (tmp_path / 'a').exists()
+
+
+def test_every_size_of_a_network_without_ssbn(demo, tmp_path):
+    config, checkpoint, options = demo
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.norm_cfg = dict(type='BN')
+    cfg.dump(str(tmp_path / 'plain.py'))
+    export(config, checkpoint, 14, str(tmp_path / 'a.pth'),
+           cfg_options=options)
+    with pytest.raises(UserError, match='ImageClassifier has no SSBN, .*'
+                       'Export one size by --size N'):
+        export(str(tmp_path / 'plain.py'), str(tmp_path / 'a.pth'), 'any',
+               str(tmp_path / 'b'), 'onnx', cfg_options=options)
+
+
+def test_the_table_of_every_size():
+    row = dict(latency_ms=1.0, stock_latency_ms=2.0,
+               latency_ratio=[0.4, 0.5, 0.6])
+    table = make_table(dict(label='a', format='onnx', files=[dict(
+        size='any', file='a.onnx', bytes=9, part='network', norms=2,
+        difference=1e-6, sizes=[dict(size=16, difference=1e-6, **row),
+                                dict(size=14, difference=1e-7)])]))
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == ['16', '14']
+    assert columns[5] == ['1.0e-06', '1.0e-07']
+    assert columns[8] == ['0.50 (0.40-0.60)', '']

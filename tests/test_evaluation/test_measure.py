@@ -1,5 +1,4 @@
 """Times in turns; the stride that a size should be a multiple of."""
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +37,8 @@ class Timed(nn.Module):
 
 def at_a_size(model, size, one, batch):
     """The workload of a loop whose sizes are scales."""
-    loop = SimpleNamespace(at=partial(use_scale, model), fp16=False)
+    loop = SimpleNamespace(at=lambda size, timed: use_scale(
+        model, size, freeze=timed), fp16=False)
     return workload(loop, size, model, one, batch)
 
 
