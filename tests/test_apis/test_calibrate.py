@@ -108,7 +108,7 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
     ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
     ('some', 48, "ranges FROM:TO:STEP of them, but got 'some'"),
     ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
-     '--images 32')])
+     '32 images')])
 def test_what_is_refused(sizes, images, match, checkpoint):
     path, out = checkpoint
     with pytest.raises((UserError, ValueError), match=match):

@@ -206,7 +206,7 @@ def test_the_report_and_its_files(demo, stock, tmp_path, capsys):
     (dict(images='nowhere'), "images must be in a folder, but got 'nowhere'"),
     (dict(images=osp.join(ROOT, 'docs', 'results')), None),
     (dict(images=osp.join(ROOT, 'sct_mm')), 'must hold images, but .* has no '
-     '.jpg')])
+     'file of .jpg')])
 def test_what_is_refused_before_any_work(arguments, match):
     if match is None:  # its images are fine, the config is what is missing
         match = "The config must be a file, but got 'no.py'"

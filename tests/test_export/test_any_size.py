@@ -353,5 +353,5 @@ def test_an_operator_that_cannot_be_exported_names_the_way_out():
 
     with pytest.raises(UserError, match='the operator .*bessel_j0.* stands '
                        'in the way. Take one size by --size N'):
-        graph_bytes('onnx', Graph(Bessel().eval(), torch.ones(2, 3, 4, 4), 1, ['y'],
-                                  {}), True, 'one size by --size N')
+        graph_bytes('onnx', Graph(Bessel().eval(), torch.ones(2, 3, 4, 4), 1,
+                                  ['y'], {}), True, 'one size by --size N')
