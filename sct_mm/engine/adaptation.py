@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
-from ..datasets.batch_forms import number_of_images
+from ..datasets.batch_forms import is_collated, number_of_images
 from ..datasets.data_samples import private_copy
 from ..datasets.multi_scale_batch import padding_of
 from ..evaluation.fidelity_metric import FidelityMetric, Reference
@@ -27,7 +27,7 @@ from ..models.row_mix import Present
 from ..models.size_selection import ssbn_layers
 from ..models.weight_change import changed_layers
 from ..utils.errors import UserError
-from .sct.first_look import evaluating
+from .sct.first_look import evaluating, leaves
 from .sct.monitor import NotFiniteError
 from .sct.step import check_images
 from .training_images import drawn
@@ -181,6 +181,10 @@ class HeldOutImages:
             for batch in bar.track(self._loader, description=title):
                 batch = model.data_preprocessor(batch, True)
                 check_images(batch, self._base, self._smallest)
+                if not self.by_loss and is_collated(batch.get(
+                        'data_samples')):
+                    raise UserError('Samples that are collated for a training '
+                                    '(mmyolo) give no predictions.')
                 for case, metric in (*(((base, made), ) if first else ()),
                                      *metrics.items()):
                     part = resize[case.size](batch)
@@ -229,13 +233,19 @@ def _loss_of(model: Any, batch: dict) -> float:
     Raises:
         UserError: for images without labels.
     """
+    before = [(module, module.training) for module in model.modules()]
+    model.train()  # what a head returns depends on its mode
     try:
-        loss, _ = model.parse_losses(model(**batch, mode='loss'))
+        with evaluating(leaves(model)):
+            loss, _ = model.parse_losses(model(**batch, mode='loss'))
     except (AttributeError, KeyError) as error:
         raise UserError(
             'A network without answers to compare is measured by its loss, '
             f'for which the images have no labels ({error}). Give images '
             'with labels.') from error
+    finally:
+        for module, training in before:
+            module.training = training
     return float(loss)
 
 
