@@ -11,21 +11,20 @@ from typing import Any, cast
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, get_world_size, is_main_process
-from mmengine.logging import print_log
+from mmengine.dist import (
+    barrier,
+    broadcast_object_list,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..datasets.base_size import BaseSize
-from ..datasets.image_folder import check_images, folder_dataset
-from ..datasets.last_stage import (
-    STAGES,
-    last_stage,
-    smallest_in_training,
-    without_batch_mixes,
-)
+from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
 from ..engine.adaptation import (
+    MIXED,
     NOTHING,
     STATISTICS,
     TRAINED,
@@ -40,6 +39,7 @@ from ..engine.adaptation import (
     trial_steps,
     try_rate,
 )
+from ..engine.adapted_config import adapted_config, train_on_folder
 from ..engine.hooks.sct_loss_hook import SCTLossHook
 from ..engine.load_model import differing_tensors, loaded_model
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
@@ -66,7 +66,7 @@ from ..utils.checkpoint import (
     meta_of,
 )
 from ..utils.config import config_name, load_config, scales_settings
-from ..utils.config_walk import pipelines_of, type_name
+from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -120,84 +120,6 @@ def check_more_sizes(sizes: Sizes, scales: Sequence[int]) -> tuple[int, ...]:
                             f'scales {tuple(scales)}, but got {size}. Leave '
                             'it out.')
     return expanded
-
-
-def train_on_folder(cfg: Config, folder: str) -> None:
-    """Let the images within ``folder``, which need no labels, be the training
-    set of ``cfg``. They are prepared as its own are; as those of its test if
-    it has none.
-
-    Raises:
-        UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
-    """
-    training = cfg.get('train_dataloader') or {}
-    pipeline = next(iter(pipelines_of(training)), None)
-    loader = training or cfg.get('test_dataloader') or {}
-    kept = {key: loader[key] for key in ('num_workers', 'collate_fn')
-            if key in loader}
-    cfg.train_dataloader = dict(
-        batch_size=training.get('batch_size') or 32, **kept, dataset=(
-            folder_dataset(cfg, folder, pipeline, check_images(folder),
-                           test_mode=False)))
-
-
-def _optimizer(cfg: Config, lr: float) -> dict:
-    """AdamW, whose steps do not depend on the magnitude of a network's
-    losses. Nothing decays: what trains starts at the trained network."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    amp = (type_name(wrapper) == 'AmpOptimWrapper'
-           and get_device() != 'cpu')  # where mmengine refuses it
-    kept = {key: wrapper[key] for key in ('type', 'dtype', 'loss_scale')
-            if amp and key in wrapper}
-    return {'type': 'OptimWrapper', **kept, 'optimizer': dict(
-        type='AdamW', lr=lr, weight_decay=0.0)}
-
-
-def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
-                   lr: float, between: float = 0.0, rank: int = 0,
-                   held_out: int = 0) -> Config:
-    """The config that adapts the network of ``cfg`` to ``scales``, and by
-    which it is tested, exported and loaded afterwards.
-
-    Model and test stay as they are. The images are those of the training's
-    last stage (:func:`last_stage`), without mixes of a batch. There is no
-    validation, and no moving average of the weights (EMA), which would lag
-    behind in a training this short.
-    """
-    options = cfg.to_dict()
-    hooks = [hook for hook in options.get('custom_hooks') or []
-             if type_name(hook) not in ('EMAHook', 'EpochSeedHook', *STAGES)]
-    imports = options.get('custom_imports') or {}
-    names = imports.get('imports') or []
-    names = [names] if isinstance(names, str) else list(names)
-    loader = options['train_dataloader']
-    loader['dataset'], left_out = last_stage(options)
-    options, mixes = without_batch_mixes(options)
-    loader = options['train_dataloader']
-    if left_out + mixes:
-        print_log('Left out of the adaptation, since no test image shows '
-                  f'what they do: {", ".join(left_out + mixes)}.', 'current')
-    loader['sampler'] = dict(type='WithoutHeldOut', held_out=held_out)
-    options.update(
-        custom_imports=dict(imports=[*dict.fromkeys([*names, 'sct_mm'])],
-                            allow_failed_imports=False),
-        model=dict(type='WithSSBN', scales=list(scales), rank=rank,
-                   model=options['model']),
-        optim_wrapper=_optimizer(cfg, lr),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
-            dict(type='CosineAnnealingLR', T_max=epochs,
-                 convert_to_iter_based=True)],
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        val_cfg=None, val_dataloader=None, val_evaluator=None,
-        auto_scale_lr=dict(enable=False), resume=False,
-        randomness={'seed': 0, **(options.get('randomness') or {})},
-        custom_hooks=[*hooks, dict(type='EpochSeedHook'),
-                      dict(type='SCTLossHook', adapt=True, norm_eval=False,
-                           between=between)])
-    options.setdefault('default_hooks', {})['checkpoint'] = dict(
-        type='CheckpointHook', interval=1)
-    return Config(options)
 
 
 class Adaptation:
@@ -385,10 +307,15 @@ class Adaptation:
         for rate in RATES:
             model = try_rate(self.model, self.cfg, rate, steps,
                              smallest_in_training(self.cfg))
-            found = model and self.held_out.measure(
-                model, cases, f'Learning rate {rate:g}', _TRIAL_IMAGES)
-            scores[rate] = sum(map(progress, found.values())
-                               ) if found else -math.inf
+            failed = [model is None]
+            broadcast_object_list(failed)  # all measure, or none
+            if failed[0]:
+                scores[rate] = -math.inf
+                continue
+            found = self.held_out.measure(
+                model or self.model, cases, f'Learning rate {rate:g}',
+                _TRIAL_IMAGES)
+            scores[rate] = sum(map(progress, found.values()))
         self.trials = dict(steps=steps, scores=scores)
         return max(scores, key=lambda rate: scores[rate])
 
@@ -398,10 +325,9 @@ class Adaptation:
         gains = sum(score(self.found[scale][STATISTICS])
                     - score(self.found[scale][NOTHING])
                     for scale in self.scales[1:])
-        self._keep_statistics(not gains > 0)
-        if gains > 0:
-            return
-        for scale in self.scales[1:]:
+        keep = not gains > 0
+        self._keep_statistics(keep)
+        for scale in self.scales[1:] if keep else ():
             copy_row(self.model, self.start, scale, self.scales[0])
 
     def _keep_statistics(self, keep: bool) -> None:
@@ -442,19 +368,24 @@ class Adaptation:
                      self.scales[0] if kept == NOTHING else scale)
 
     def _add_sizes(self) -> None:
-        """Make ``sizes`` scales, which get statistics if these gain."""
+        """Make ``sizes`` scales: each serves the mix of its neighbours, gets
+        statistics of its own, or stays as it was, whichever is best."""
         for size in self.sizes:
             precise_bn.add_scale(self.model, size)
         mixed = copy.deepcopy(self.model)
         cases = [Case(size, size) for size in self.sizes]
-        before = self.held_out.measure(self.model, cases, 'Between')
+        before = self.held_out.measure(self.model, cases, 'Mixed')
         self._estimate(self.sizes)
         after = self.held_out.measure(self.model, cases, 'Between')
         for case in cases:
-            gains = {NOTHING: before[case], STATISTICS: after[case]}
-            if best(gains) == NOTHING:
-                copy_row(self.model, mixed, case.size, case.size)
-            self.found[case.size][STATISTICS] = gains[best(gains)]
+            found = self.found[case.size]
+            found.update({MIXED: before[case], STATISTICS: after[case]})
+            kept = best(found)
+            if kept == NOTHING:
+                drop_change(self.model, case.size)
+            if kept != STATISTICS:
+                copy_row(self.model, mixed, case.size, self.scales[0]
+                         if kept == NOTHING else case.size)
 
     def verify(self) -> dict[str, Any]:
         """Compare the network at the base with the checkpoint, and write

@@ -33,7 +33,8 @@ from .sct.step import check_images
 from .training_images import drawn
 
 # What a size may keep, from the least change on.
-NOTHING, STATISTICS, TRAINED = 'nothing', 'statistics', 'trained'
+NOTHING, MIXED = 'nothing', 'mix of its neighbours'
+STATISTICS, TRAINED = 'statistics', 'trained'
 _LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
@@ -163,11 +164,10 @@ class HeldOutImages:
     def _loop(self, model: Any, cases: Sequence[Case], title: str,
               images: int | None) -> dict[Case, dict[str, float]]:
         first = self._reference is None and not self.by_loss
-        reference = self._reference or Reference()
+        made = FidelityMetric()
+        reference = self._reference or made.made
         base = Case(self._base, self._base)
         metrics = {case: FidelityMetric() for case in cases}
-        made = FidelityMetric()
-        made._made = reference
         for metric in metrics.values():
             metric.reference = reference
         resize = {case.size: TRANSFORMS.build({
@@ -265,16 +265,15 @@ def try_rate(model: Any, cfg: Config, rate: float, steps: int,
     model = copy.deepcopy(model)
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'optimizer': {
         **cfg.optim_wrapper.optimizer, 'lr': rate}})
-    # As the training: up over the first half, which is short there too, and
-    # down to zero.
+    # As the training: up first, then down to zero.
     schedule = LambdaLR(wrapper.optimizer, lambda step: min(
         1, (step + 1) / (0.3 * steps)) * (1 + math.cos(
             math.pi * step / steps)) / 2)
     loader = Runner.build_dataloader(cfg.train_dataloader,
                                      seed=cfg.randomness['seed'])
     hook = HOOKS.build(cfg.custom_hooks[-1])
-    hook.attach(model, wrapper.loss_scaler if hasattr(
-        wrapper, 'loss_scaler') else None, smallest=smallest)
+    hook.attach(model, getattr(wrapper, 'loss_scaler', None),
+                smallest=smallest)
     try:
         model.train()
         batches = itertools.chain.from_iterable(itertools.repeat(loader))

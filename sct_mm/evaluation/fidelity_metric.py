@@ -186,9 +186,9 @@ class Reference:
 class FidelityMetric(BaseMetric):
     """Compare predictions with those of a reference, without labels.
 
-    The first evaluation makes the reference, unless :attr:`reference` is set:
-    a test at several sizes begins with the base. Images must come in the same
-    order each time.
+    The first evaluation makes the reference (:attr:`made`), unless
+    :attr:`reference` is set: a test at several sizes begins with the base.
+    Images must come in the same order each time.
 
     Args:
         least: confidence above which the reference is sure of an image
@@ -206,14 +206,14 @@ class FidelityMetric(BaseMetric):
         super().__init__(**kwargs)
         self._least = least
         self.reference: Reference | None = None
-        self._made = Reference()
+        self.made = Reference()
         self._seen = 0
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
             if self.reference is None:
-                answers = known = self._made.add(sample)
-                alone = self._made.each_class
+                answers = known = self.made.add(sample)
+                alone = self.made.each_class
             else:
                 known = self.reference.at(self._seen, sample)
                 alone, answers = self.reference.each_class, answers_in(sample)
@@ -230,7 +230,7 @@ class FidelityMetric(BaseMetric):
                 for task, (kind, answer) in answers.items()})
 
     def evaluate(self, size: int) -> dict:
-        self.reference = self.reference or self._made
+        self.reference = self.reference or self.made
         self._seen = 0
         return super().evaluate(size)
 
@@ -241,7 +241,7 @@ class FidelityMetric(BaseMetric):
     def least(self) -> float:
         """The least confidence or score of the reference, which has seen an
         image."""
-        answers, *_ = (self.reference or self._made).answers
+        answers, *_ = (self.reference or self.made).answers
         kind, _ = next(iter(answers.values()))
         return self._least_of(kind)
 

@@ -120,8 +120,8 @@ def make_any_size(model: nn.Module, base: BaseSize,
                   base).eval()
     outputs = list(Part(plain, part, request.softmax).named_outputs(
         first[0][:1]))
-    about = {**description(plain, 0, part), **(more_about or {}),
-             **about_sizes(base, needs_size), 'outputs': outputs}
+    about = {**description(plain, base.test, part, outputs),
+             **(more_about or {}), **about_sizes(base, needs_size)}
     data = graph_bytes(request.kind, Graph(
         net, first[0][:2].contiguous(), divisor or 1, outputs, about,
         torch.tensor(trained[0]) if needs_size else None), request.fuse,

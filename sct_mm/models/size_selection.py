@@ -202,7 +202,7 @@ class Pin(NamedTuple):
     thread: int | None = None  # the one within use_scale()
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
-    frozen: Any = None  # what the layer prepares for `size` in freeze()
+    frozen: Any = None  # what the layer has prepared for `size`
     # Of an SSBN layer: its views at `size`, from the first pass within the
     # pin on, and where the tensors lay that they view.
     views: list | None = None

@@ -106,21 +106,24 @@ class ChangedLayer(Guards, ScaleSpecific):
         """The weight at ``size`` pixels: W at the base, the mix of two scales
         between them."""
         weight, changes = self.weight, self.changes
-        shares = [(self.scales.index(scale) - 1, share) for scale, share
-                  in rows_serving(self.scales, size)
-                  if scale != self.scales[0]]
-        if not shares:
+        rows, *shared = changes
+        mixed = self._mixed(rows, size)
+        if mixed is None:
             if (self.training and torch.is_grad_enabled()
                     and any(c.requires_grad for c in changes)):
                 return _Untouched.apply(weight, *changes)
             return weight
-        rows, *shared = changes
-        mixed: Any = sum(rows[index] if share == 1 else share * rows[index]
-                         for index, share in shares)
         if shared:
             mixed = mixed @ shared[0] / math.sqrt(self.rank)
         change = unit_of(weight) * mixed
         return weight + change.reshape(weight.shape).to(weight.dtype)
+
+    def _mixed(self, rows: Tensor, size: float) -> Tensor | None:
+        """The mix of ``rows`` (S - 1, C, ...), of the scales below the base,
+        at ``size`` pixels; None at the base."""
+        parts = [rows[self.scales.index(scale) - 1] * share for scale, share
+                 in rows_serving(self.scales, size) if scale != self.scales[0]]
+        return sum(parts[1:], parts[0]) if parts else None
 
     @property
     def changes(self) -> list[nn.Parameter]:
@@ -146,19 +149,12 @@ class ChangedLayer(Guards, ScaleSpecific):
     def insert(self, size: int) -> None:
         """Make ``size`` a scale, whose weight is as before."""
         scales = tuple(sorted((*self.scales, size), reverse=True))
-        for name in (CHANGE_OUT, CHANGE_WHOLE):
-            rows = self._parameters.get(name)
-            if rows is None:
-                continue
-            parts = []
-            for scale in scales[1:]:
-                shares = [(s, share) for s, share in rows_serving(
-                    self.scales, scale) if s != self.scales[0]]
-                parts.append(sum((share * rows[self.scales.index(s) - 1]
-                                  for s, share in shares),
-                                 torch.zeros_like(rows[0])))
-            self.register_parameter(name, nn.Parameter(
-                torch.stack(parts), requires_grad=rows.requires_grad))
+        rows = self.changes[0]
+        parts = [self._mixed(rows, scale) for scale in scales[1:]]
+        name = next(n for n, p in self._parameters.items() if p is rows)
+        self.register_parameter(name, nn.Parameter(torch.stack([
+            torch.zeros_like(rows[0]) if part is None else part
+            for part in parts]), requires_grad=rows.requires_grad))
         self.scales = scales
 
     def extra_repr(self) -> str:
@@ -196,7 +192,7 @@ class ChangedLayer(Guards, ScaleSpecific):
                     own is not None and value.shape == own.shape):
                 continue
             shape = tuple(value.shape)
-            if name != CHANGE_IN and len(shape) and len(shape) and (
+            if name != CHANGE_IN and (
                     own is not None and shape[1:] == own.shape[1:]):
                 raise ValueError(
                     f'The checkpoint has {shape[0] + 1} scales in '

@@ -39,7 +39,7 @@ def latencies_ms(files: dict[int, NetworkFile]) -> dict[int, float]:
                               < SECONDS * len(files)):
         for size, file in files.items():
             before = time.perf_counter()
-            file.run(images[size])
+            file.run(images[size], size)
             if rounds >= 0:
                 spent[size].append(time.perf_counter() - before)
         rounds += 1

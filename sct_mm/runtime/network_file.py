@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ..utils.errors import UserError
 from .prepare import check_steps
 from .resize import Array
@@ -12,6 +14,8 @@ from .resize import Array
 METADATA = 'sct_mm.json'  # the entry of an ONNX file's metadata
 VERSION = 1  # of its content
 MANIFEST = 'manifest.json'
+# That a file for any size is opened for; each holds the weights once more.
+_MOST_SHAPES = 4
 # What every version 1 says of a classifier; docs/export.md has all of it.
 _NEEDED = ('size', 'channels', 'steps', 'outputs')
 
@@ -79,19 +83,16 @@ class NetworkFile:
         if not osp.isfile(path):
             raise UserError(f'The network must be a file, but got {path!r}. '
                             'Name the .onnx that tools/export.py wrote.')
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        self._runtime, self._threads = runtime, threads
+        self.path, self._providers = path, list(providers)
+        self._fixed: dict[tuple[int, ...], Any] = {}  # session of a shape
         try:
-            self.session = runtime.InferenceSession(
-                path, options, providers=list(providers))
+            self.session = self._opened({})
         except Exception as error:  # its own, of no common class
             cause = (str(error).strip().splitlines() or ['?'])[0].rstrip('.')
             raise UserError(f'onnxruntime cannot read {path!r} ({cause}). '
                             'Name the .onnx that tools/export.py wrote.'
                             ) from None
-        self.path = path
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         try:
             content = json.loads(text) if text else None
@@ -126,10 +127,44 @@ class NetworkFile:
                             'them yourself, and run it by onnxruntime.')
         check_steps(steps)
 
-    def run(self, inputs: Array) -> Array:
-        """The first output for normalized images (N, C, H, W), float32."""
-        return self.session.run(None, {
-            self.session.get_inputs()[0].name: inputs})[0]
+    def run(self, inputs: Array, size: int | None = None) -> Array:
+        """The first output for normalized images (N, C, H, W), float32.
+
+        Args:
+            size: pixels, for a file that has it as an input; None: that of
+                the base.
+        """
+        names = [each.name for each in self.session.get_inputs()]
+        given = [inputs, np.array(size or self.metadata['size'], np.int64)]
+        return self._session_for(inputs.shape).run(
+            None, dict(zip(names, given, strict=False)))[0]
+
+    def _session_for(self, shape: tuple[int, ...]) -> Any:
+        """The session for inputs of ``shape``. A file for any size is as fast
+        as one for one size where onnxruntime knows the shape as it opens it
+        (docs/export.md): so it is opened for each of the first shapes of one
+        image."""
+        names = self.session.get_inputs()[0].shape
+        free = {name: length for name, length in zip(names, shape, strict=True)
+                if isinstance(name, str)}
+        if not self.any_size or shape[0] != 1 or not free:
+            return self.session
+        if shape not in self._fixed:
+            if len(self._fixed) == _MOST_SHAPES:
+                return self.session
+            self._fixed[shape] = self._opened(free)
+        return self._fixed[shape]
+
+    def _opened(self, lengths: dict[str, int]) -> Any:
+        """A session in which the dimensions of these names have lengths."""
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        for name, length in lengths.items():
+            options.add_free_dimension_override_by_name(name, length)
+        return self._runtime.InferenceSession(self.path, options,
+                                              providers=self._providers)
 
 
 def files_in(path: str) -> list[str]:

@@ -220,7 +220,8 @@ class Predictor:
     def _scores(self, inputs: Array, size: int) -> Array:
         """(N, classes) of inputs (N, C, H, W)."""
         file = self._file_at(size)
-        outputs = file.run(np.ascontiguousarray(inputs)).astype(np.float32)
+        outputs = file.run(np.ascontiguousarray(inputs), size).astype(
+            np.float32)
         return SCORES[file.metadata.get('scores')](outputs)
 
     def _file_at(self, size: int) -> NetworkFile:

@@ -18,8 +18,8 @@ from torch import multiprocessing
 from torch.testing import assert_close
 
 from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
-from sct_mm.apis.adapt import adapted_config
 from sct_mm.apis.train import train
+from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
@@ -256,9 +256,10 @@ def test_it_decides_which_statistics_to_keep(stock, monkeypatch):
 def test_it_decides_for_nothing_where_nothing_gains(stock, monkeypatch):
     monkeypatch.setattr(module, 'best', lambda found: 'nothing')
     done = adapt_stock(stock, sizes=[18])
-    torch.manual_seed(0)
-    x = torch.randn(4, 1, 14, 14)
-    assert torch.equal(answers(done), stock[1](x))
+    for size in (21, 18, 14):
+        torch.manual_seed(0)
+        x = torch.randn(4, 1, size, size)
+        assert torch.equal(answers(done, size), stock[1](x))
     assert [row['keeps'] for row in done['rows']] == ['nothing'] * 3
     assert done['scales'] == (28, 21, 18, 14)
 
@@ -413,7 +414,8 @@ def test_another_size_than_the_pipelines(stock):
 
 
 def test_the_config_keeps_what_the_host_had(monkeypatch):
-    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
+    device = 'sct_mm.engine.adapted_config.get_device'
+    monkeypatch.setattr(device, lambda: 'cuda')
     stock = Config(dict(
         model=dict(type='X'), custom_imports=dict(imports='a.b'),
         custom_hooks=[dict(type='EMAHook'), dict(type='ProfilerHook')],
@@ -433,7 +435,7 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
     assert made.train_dataloader.sampler.type == 'WithoutHeldOut'
     assert made.train_cfg.max_epochs == 3
     assert stock.train_dataloader.sampler.type == 'InfiniteSampler'
-    monkeypatch.setattr(module, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(device, lambda: 'cpu')
     assert 'dtype' not in adapted_config(stock, (32, 16), 3, 0.5).optim_wrapper
 
 

@@ -208,7 +208,7 @@ def test_what_a_file_says_of_its_sizes():
     assert about == dict(
         size=32, scales=[32, 24, 16], sizes=[32, 24, 16], train_base=16,
         test_base=32, size_from='shorter edge', part='network',
-        outputs=['logits'])
+        outputs=['logits'], scores='softmax')
     x = torch.randn(2, 3, 24, 24)
     got, = graph_run('onnx', made.data)(x)
     assert_close(got, answer(model, 12, x), rtol=1e-4, atol=1e-5)

@@ -11,7 +11,10 @@ from conftest import SCALES
 from exports import tiny_files, tiny_network
 
 from sct_mm import Cascade, use_scale
+from sct_mm.datasets.base_size import BaseSize
 from sct_mm.evaluation import measure
+from sct_mm.export.any_size_file import make_any_size
+from sct_mm.export.verified_file import Request
 from sct_mm.runtime import NetworkFile, Predictor, latencies_ms, predictor
 from sct_mm.runtime.latency import input_shape
 from sct_mm.runtime.predictor import sigmoid, softmax
@@ -139,18 +142,82 @@ def test_what_is_measured(folder, monkeypatch):
     assert input_shape(files[12], 12) == [1, 3, 12, 12]
 
 
-def test_a_file_for_any_size(folder, tmp_path, monkeypatch):
-    """Its metadata lists sizes; the steps follow the size."""
-    path = changed(folder, tmp_path / 'any.onnx', dict(sizes=[16, 12]))
-    seen = []
-    monkeypatch.setattr(NetworkFile, 'run', lambda self, x: (
-        seen.append(x.shape), np.zeros((len(x), 5), np.float32))[1])
-    for size in (16, 12, 14, 24):
-        Predictor(path, size)(image((60, 60)))
-    assert seen == [(1, 3, n, n) for n in (16, 12, 14, 24)]
+@pytest.fixture(scope='module')
+def any_file(network, tmp_path_factory):
+    """A file of :func:`tiny_network` for every size."""
+    path = tmp_path_factory.mktemp('any') / 'any.onnx'
+    steps = [dict(type='resize_short', edge=20, backend='pillow',
+                  interpolation='bicubic'),
+             dict(type='center_crop', height=16, width=16)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, 'SECONDS', 0.0)
+        made = make_any_size(
+            network, BaseSize(16, 16, SCALES),
+            lambda size: [torch.randn(n, 3, size, size) for n in (3, 1)],
+            Request('onnx'), 0,
+            dict(channels='RGB', classes=list('abcde'), steps=steps))
+    path.write_bytes(made.data)
+    return str(path)
+
+
+@pytest.mark.parametrize('size', [16, 14, 12, 9, 8])
+def test_a_file_for_any_size(size, any_file, network):
+    run = Predictor(any_file, size)
+    x = torch.from_numpy(np.stack([run.prepare(x, size) for x in images()]))
+    assert x.shape[-2:] == (size, size)
+    with use_scale(network, size), torch.no_grad():
+        want = network(x).softmax(1)
+    found = run.predict(images())
+    np.testing.assert_allclose(found.scores, want, atol=1e-5)
+    for _ in range(2):  # the second time the file is open for this shape
+        np.testing.assert_allclose(run(image()), want[0], atol=1e-5)
+
+
+def test_the_cascade_of_a_file_for_any_size(any_file, folder):
+    want, found = (Predictor(path, cascade=(8, 12, 16), thresholds=0.6
+                             ).predict(images())
+                   for path in (str(folder), any_file))
+    np.testing.assert_allclose(found.scores, want.scores, atol=1e-5)
+    assert (found.sizes == want.sizes).all() and len(set(found.sizes)) > 1
+
+
+def test_a_file_is_opened_for_a_few_shapes(any_file, monkeypatch):
+    file = NetworkFile(any_file, 1)
+    opened = []
+    own = NetworkFile._opened
+    monkeypatch.setattr(NetworkFile, '_opened', lambda self, lengths: (
+        opened.append(lengths), own(self, lengths))[1])
+    for _ in range(2):
+        for size in range(8, 17):
+            file.run(np.zeros((1, 3, size, size), np.float32))
+    file.run(np.zeros((2, 3, 16, 16), np.float32))  # not one image
+    assert [sorted(lengths.values()) for lengths in opened] == [
+        [1, size, size] for size in (8, 9, 10, 11)]
+
+
+def test_a_budget_for_a_file_for_any_size(any_file, monkeypatch):
+    """The sizes that are measured are those of the scales."""
     monkeypatch.setattr(predictor, 'latencies_ms', lambda files: {
         size: size / 4 for size in files})
-    assert Predictor(path, budget_ms=3).sizes == (12, )
+    assert Predictor(any_file, budget_ms=3).sizes == (12, )
+
+
+def test_a_file_that_has_the_size_as_an_input(tmp_path, monkeypatch):
+    """As where the images' shapes do not tell it."""
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
+    model, shape = tiny_network(), (3, 3, 16, 16)
+    made = make_any_size(
+        model, BaseSize(16, 16, SCALES),
+        lambda size: [torch.randn(n, *shape[1:]) for n in (3, 1)],
+        Request('onnx'), 0, dict(channels='RGB', steps=None))
+    (tmp_path / 'a.onnx').write_bytes(made.data)
+    file, x = NetworkFile(str(tmp_path / 'a.onnx')), torch.randn(shape)
+    for size in (None, 16, 12, 10):
+        with use_scale(model, size or 16), torch.no_grad():
+            want = model(x)
+        for images_ in (x, x[:1]):
+            np.testing.assert_allclose(file.run(images_.numpy(), size),
+                                       want[:len(images_)], atol=1e-4)
 
 
 def test_scores():
