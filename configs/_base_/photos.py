@@ -10,7 +10,7 @@ crop = dict(type='CenterCrop', crop_size=224)
 pipeline = [dict(type='LoadImageFromFile'), resize, crop, dict(type='PackInputs')]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.25, 1.0), backend='pillow',
+    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.5, 1.0), backend='pillow',
          interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'), dict(type='PackInputs')]
 photos = dict(type='CustomDataset', data_root='data/photos', data_prefix='train',

@@ -17,12 +17,15 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..datasets.base_size import BaseSize
+from ..datasets.image_folder import folder_loader
 from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
+from ..datasets.real_images import RealImages, training_images
 from ..engine.adaptation import (
     MIXED,
     NOTHING,
@@ -47,6 +50,7 @@ from ..engine.sct.adapt_step import check_adaptable
 from ..engine.sct.checks import check_pipeline
 from ..engine.sct.logits import makers_of_logits
 from ..engine.sct.monitor import NotFiniteError
+from ..engine.sct.resize import batch_transform_of, nearest_kernel
 from ..engine.sct.schedule import sizes_between
 from ..engine.training_images import (
     SeededImages,
@@ -82,6 +86,7 @@ from .train import train
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
+_KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
 # Settings of the adapted config that must not change when a run is resumed.
@@ -211,6 +216,8 @@ class Adaptation:
         self.cfg = adapted_config(
             cfg, self.scales, self.epochs, self.lr or 0.0, self.between,
             self.rank, count)
+        self.cfg.custom_hooks[-1].batch_transform = dict(
+            type='MultiScaleBatch', **self._kernel(cfg))
         self.model = loaded_model(self.cfg, weights, checkpoint).to(
             get_device())
         if any(type_name(hook) == 'ChannelsLastHook'
@@ -219,11 +226,31 @@ class Adaptation:
         self.held_out = HeldOutImages(
             build_loader(self.cfg.train_dataloader, self.dataset,
                          slice(count), divided=False),
-            self.scales[0], smallest_in_training(self.cfg))
+            self.scales[0], smallest_in_training(self.cfg),
+            batch_transform_of(self.cfg))
         check_adaptable(self.model, self.scales, (1, ) * len(self.scales))
         if self.between:
             sizes_between(self.scales, padding_of(self.model).get(
                 'size_divisor', 1))
+
+    def _kernel(self, cfg: Config) -> dict:
+        """How batches are resized so that they are nearest to what a test
+        makes of the training images; {}: by default, where no test does."""
+        try:
+            if self.images is None:
+                images = training_images(cfg, self.tested, _KERNEL_IMAGES)
+            else:
+                cfg = copy.deepcopy(cfg)
+                cfg.test_dataloader = folder_loader(
+                    cfg, self.images, cfg.train_dataloader.dataset.skip)
+                images = RealImages(cfg, self.tested, _KERNEL_IMAGES)
+            found = {size: images.batches(self.stock, size)
+                     for size in self.tested}
+        except (UserError, ValueError) as error:
+            print_log('adapt cannot compare its images with those of a test: '
+                      f'{error}', 'current')
+            return {}
+        return nearest_kernel(found, self.base.test)
 
     def _find_scales(self, cfg: Config) -> None:
         """Find the scales that serve the sizes of the test that were named.

@@ -20,6 +20,7 @@ from ..datasets.last_stage import (
 )
 from ..engine.load_model import loaded_model
 from ..engine.resume import find_checkpoint
+from ..engine.sct.resize import batch_transform_of
 from ..engine.training_images import build_loader, prepared, seeded_images
 from ..models import precise_bn
 from ..models.size_selection import scales_of
@@ -130,7 +131,8 @@ def estimate(model: nn.Module, cfg: Config, dataset: Any,
             precise_bn.add_scale(model, size)
         seen = precise_bn.calibrate(
             model, prepared(loader, model, size, base,
-                            smallest_in_training(cfg)), size)
+                            smallest_in_training(cfg),
+                            batch_transform_of(cfg)), size)
     return seen
 
 

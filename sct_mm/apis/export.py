@@ -7,6 +7,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..datasets.base_size import base_size
+from ..datasets.real_images import RealImages, training_images
 from ..engine.load_model import loaded_model, state_in, warn_one_row
 from ..engine.loops import check_sizes
 from ..engine.resume import find_checkpoint
@@ -17,7 +18,6 @@ from ..export.formats import ANY_SIZE, WEIGHTS, check_format
 from ..export.int8 import POINTS, make_int8
 from ..export.network import PARTS, is_multi_label
 from ..export.preparation import preparation
-from ..export.real_images import RealImages, training_images
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Request, VerifiedFile, make_file
 from ..models.size_selection import scales_of

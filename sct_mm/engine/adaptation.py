@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
+from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
 from rich.progress import Progress
 from torch import nn
@@ -29,6 +29,7 @@ from ..models.weight_change import changed_layers
 from ..utils.errors import UserError
 from .sct.first_look import evaluating, leaves
 from .sct.monitor import NotFiniteError
+from .sct.resize import Resize, check_batch_transform
 from .sct.step import check_images
 from .training_images import drawn
 
@@ -127,11 +128,15 @@ class HeldOutImages:
         loader: makes batches of the images at the base.
         base: their size in pixels.
         smallest: see :func:`check_images`.
+        transform: config of the batch transform; by default
+            MultiScaleBatch.
     """
 
     def __init__(self, loader: DataLoader, base: int,
-                 smallest: int | None = None) -> None:
+                 smallest: int | None = None,
+                 transform: dict | None = None) -> None:
         self._loader, self._base, self._smallest = loader, base, smallest
+        self._transform = check_batch_transform(transform)
         self._reference: Reference | None = None
         self.by_loss = False
         self.sure: float | None = None  # share of images, of a classifier
@@ -170,10 +175,7 @@ class HeldOutImages:
         metrics = {case: FidelityMetric() for case in cases}
         for metric in metrics.values():
             metric.reference = reference
-        resize = {case.size: TRANSFORMS.build({
-            **padding_of(model), 'type': 'MultiScaleBatch',
-            'scale': case.size, 'base_scale': self._base})
-            for case in (base, *cases)}
+        resize = Resize({**padding_of(model), **self._transform}, self._base)
         losses: dict[Case, list[float]] = {case: [] for case in cases}
         seen = 0
         with Progress(transient=True,
@@ -187,7 +189,7 @@ class HeldOutImages:
                                     '(mmyolo) give no predictions.')
                 for case, metric in (*(((base, made), ) if first else ()),
                                      *metrics.items()):
-                    part = resize[case.size](batch)
+                    part = resize(case.size, batch)
                     if 'data_samples' in part:
                         part = dict(part, data_samples=private_copy(
                             part['data_samples']))

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.model import BaseModel
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from mmengine.runner import set_random_seed
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..datasets.multi_scale_batch import padding_of
 from ..utils.errors import UserError
+from .sct.resize import Resize, check_batch_transform
 from .sct.step import check_images
 
 
@@ -124,18 +125,21 @@ def build_loader(config: dict, dataset: Any, images: int | slice,
 
 
 def prepared(loader: DataLoader, model: BaseModel, size: int, base: int,
-             smallest: int | None = None) -> Iterator[dict]:
+             smallest: int | None = None, transform: dict | None = None
+             ) -> Iterator[dict]:
     """The batches of ``loader``, preprocessed, at ``size`` pixels, with a
     bar that shows the progress.
 
     Args:
         smallest: see :func:`check_images`.
+        transform: config of the batch transform; by default
+            MultiScaleBatch.
 
     Raises:
         ValueError: for images of another size than ``base``.
     """
-    resize = TRANSFORMS.build({**padding_of(model), 'type': 'MultiScaleBatch',
-                               'scale': size, 'base_scale': base})
+    resize = Resize({**padding_of(model), **check_batch_transform(transform)},
+                    base).at(size)
     with Progress(transient=True, disable=not is_main_process()) as bar:
         for batch in bar.track(loader, description=f'Statistics at {size}'):
             # In training only: batch augments that resize or pad, and

@@ -21,9 +21,9 @@ from mmengine.structures import BaseDataElement
 from torch.testing import assert_close
 
 from sct_mm import apis, extract_scale
+from sct_mm.datasets.real_images import RealImages
 from sct_mm.evaluation import measure
 from sct_mm.export.formats import graph_run
-from sct_mm.export.real_images import RealImages
 from sct_mm.models.size_selection import scales_of
 
 pytestmark = HOSTS_OWN
@@ -45,7 +45,11 @@ TESTED = {'fcn_r18-d8_4xb2-80k_cityscapes-512x1024': (128, 96, 64),
           'yolov8_n_syncbn_fast_8xb16-500e_coco': (128, 96, 64),
           'yolox_tiny_fast_8xb8-300e_coco': (83, 62, 42),  # 128 in training
           'rtmdet_tiny_syncbn_fast_8xb32-300e_coco': (128, 96, 64),
-          'rotated-retinanet-rbox-le90_r50_fpn_1x_dota': (128, 96, 64)}
+          'r2plus1d_r34_8xb8-8x8x1-180e_kinetics400-rgb': (64, 55, 46),
+          'rotated-retinanet-rbox-le90_r50_fpn_1x_dota': (128, 96, 64),
+          'rotated-fcos-hbox-le90_r50_fpn_1x_dota': (128, 96, 64),
+          'oriented-rcnn-le90_r50_fpn_1x_dota': (128, 96, 64),
+          's2anet-le90_r50_fpn_1x_dota': (128, 96, 64)}
 CHOSEN = [case for case in CASES if case.name in TESTED]
 SELF = [*(case for case in CASES if case.host == 'mmpretrain'), MOCO]
 

@@ -10,12 +10,12 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..datasets.base_size import test_base
-from ..datasets.rescale_pipeline import keeps_ratio
-from ..datasets.size_switch import SizeSwitch
 from ..utils.config import check_test_data, set_loader_defaults
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
+from .base_size import test_base
+from .rescale_pipeline import keeps_ratio
+from .size_switch import SizeSwitch
 
 _ALONE = 4  # how many images also make a batch by themselves
 
@@ -29,7 +29,7 @@ def training_images(cfg: Config, sizes: Sequence[int], count: int
     """
     train = copy.deepcopy((cfg.get('train_dataloader') or {}).get('dataset'))
     if not train:
-        raise UserError('int8 is calibrated on training images, but the '
+        raise UserError('Images of the training set are needed, but the '
                         'config has no `train_dataloader`. Set it.')
     cfg = copy.deepcopy(cfg)
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
