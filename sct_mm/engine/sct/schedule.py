@@ -231,7 +231,7 @@ def check_progressive(share: float, partition: bool,
                          + (f'adapt={adapt!r}' if adapt else
                             'a schedule that trains the base in each step')
                          + '. Set scales_per_step=1 or partition=True without '
-                         'adapt, or leave it out.')
+                         'adapt, or progressive=0.')
     return share
 
 
