@@ -8,8 +8,8 @@ from torch import nn
 # Bases of the networks that are trained as detectors, by the name of the
 # class: mmdet's, from which those of mmyolo and mmrotate derive.
 _DETECTORS = ('BaseDetector', )
-# Sets of weights of classifiers that were compared with others on data, by
-# the number of scales (docs/results.md). They follow from no formula.
+# The weights of the classifiers in docs/results.md, by the number of scales:
+# chosen by hand, that of six beside nine others. They follow from no formula.
 _CHOSEN = {4: (0.45, 0.2, 0.15, 0.2),
            6: (0.45, 0.13, 0.12, 0.1, 0.08, 0.12)}
 
@@ -86,9 +86,9 @@ def weights_for(count: int, detector: bool) -> tuple[float, ...]:
     """lambda_s of 'any-size' for ``count`` scales, from the largest down.
 
     The base has 0.45, and the others share the rest evenly. Two exceptions
-    are choices of ours that follow from no rule: for four and six scales, a
-    classifier has the sets that were compared on data; from six scales on,
-    the base of a detector has 0.35, which was not compared.
+    are our choice and follow from no rule: classifiers with four and with six
+    scales have the weights that were set by hand for docs/results.md, and
+    from six scales on, the base of a detector has 0.35, which was not run.
     """
     if not detector and count in _CHOSEN:
         return _CHOSEN[count]
@@ -98,7 +98,8 @@ def weights_for(count: int, detector: bool) -> tuple[float, ...]:
 
 def divisor_for(scales: Sequence[int]) -> int:
     """The ``size_divisor`` of 'any-size', in pixels: half of the greatest
-    common divisor of the scales, so that each gap has sizes and most keep the
-    scales' remainder of a network's stride; 1 if that is odd."""
+    common divisor of the scales, so that each gap has a multiple of it in the
+    middle, and maps of a strided network are rounded in few ways; 1 if the
+    divisor is odd. Our choice."""
     common = math.gcd(*scales)
     return 1 if common % 2 else common // 2
