@@ -5,6 +5,5 @@ norm = dict(type='SyncSSBN', scales=(640, 576, 512, 448, 384))
 model = dict(backbone=dict(norm_cfg=norm), neck=dict(norm_cfg=norm),
              bbox_head=dict(norm_cfg=norm))
 custom_hooks = [*_base_.custom_hooks,
-                dict(type='SCTLossHook', scales_per_step=1, backward='joint'),
-                dict(type='SharedAffineHook')]
+                dict(type='SCTLossHook', scales_per_step=1, shared_affine=True)]
 val_cfg = dict(type='ScalesValLoop')

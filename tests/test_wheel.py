@@ -27,9 +27,7 @@ assert not set(sys.modules) & {'mmpretrain', 'mmdet', 'modelindex'}
 from mmengine.config import Config
 cfg = Config.fromfile('mine.py')
 assert cfg.model.backbone.norm_cfg.scales == (224, 160), cfg.model
-assert cfg.custom_hooks[1] == dict(
-    type='SCTLossHook', scales_per_step=1, between=0.35, size_divisor=16,
-    progressive=0.65, loss_weights=(0.45, 0.2, 0.15, 0.2), backward='joint')
+assert cfg.custom_hooks[1] == dict(type='SCTLossHook', recipe='any-size')
 assert 'sct_mm' not in str(cfg.val_cfg), cfg.val_cfg
 import torch
 from sct_mm.apis import from_pretrained

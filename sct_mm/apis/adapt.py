@@ -159,7 +159,8 @@ class Adaptation:
         self.images = None if images is None else str(images)
         self.lr = lr if lr is None else check_number(
             'lr', lr, 0, 'Leave it out, to find one on held-out images.')
-        self.between = SCTLossHook(adapt=True, between=between).between
+        self.between = SCTLossHook(
+            adapt=True, between=between).between or 0.0
         self.rank = check_rank(rank)
         self.resume = resume
         # {scale: {what it may keep: its metrics}}

@@ -20,6 +20,7 @@ from pages import (
 )
 
 from sct_mm import SCTLossHook
+from sct_mm.engine.sct.recipe import at_scales
 from sct_mm.engine.sct.schedule import Schedule
 
 README = PAGES[0]
@@ -120,10 +121,13 @@ def documented_costs():
 def test_a_step_costs_what_is_documented(options, documented):
     scales, images, steps = (224, 192, 160, 128), 256, 4000
     hook, cost = SCTLossHook(**options), 0.0
+    fitted = at_scales(hook.recipe, scales, False, between=hook.between)
     schedule = Schedule(
-        dict.fromkeys(scales, 1 / 4), hook.scales_per_step or 4, hook.seed,
-        hook.partition, hook.between, base_trains=not hook.adapt,
-        progressive=hook.progressive, steps=steps)
+        dict(zip(scales, fitted['loss_weights'] or (1 / 4, ) * 4,
+                 strict=True)),
+        hook.scales_per_step or 4, hook.seed, hook.partition,
+        fitted['between'], fitted['size_divisor'],
+        base_trains=not hook.adapt, progressive=hook.progressive, steps=steps)
     for step in range(steps):
         for each in schedule.passes(images, step):
             part = each.share or slice(0, images)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...datasets.last_stage import smallest_in_training
 from ...datasets.multi_scale_batch import padding_of
-from ...models.size_selection import check_scales
+from ...models.size_selection import check_scales, scales_of
 from ...utils.arguments import (
     check_choice,
     check_flag,
@@ -40,6 +40,7 @@ from ..sct.checks import (
     warn_of_rare_scales,
 )
 from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
+from ..sct.recipe import at_scales, detects, recipe_of
 from ..sct.resize import Resize, check_batch_transform
 from ..sct.schedule import (
     check_count,
@@ -47,6 +48,7 @@ from ..sct.schedule import (
     check_weights,
     make_schedule,
 )
+from ..sct.shared_affine import check_shared_affine, share_affine
 from ..sct.step import SCTStep
 from ..sct.teacher import Labels, Teacher
 from .shared_affine_hook import SharedAffineHook
@@ -70,7 +72,16 @@ class SCTLossHook(Hook):
     Without a Runner: ``hook.attach(model)``, then train as usual, then
     ``hook.detach()``. Each pass is a step, unless ``hook.step`` is set.
 
+    ``recipe`` names what belongs together; an argument that is given has
+    precedence over it, and None stands for not given.
+
     Args:
+        recipe: 'any-size', the recommended one (docs/train.md): one scale a
+            step, ``progressive=0.65``, ``shared_affine``, and weights,
+            ``between`` and ``size_divisor`` that follow from the scales, see
+            :func:`~sct_mm.engine.sct.recipe.at_scales`. 'paper', as the paper
+            describes SCT: all scales in each step, private gamma and beta;
+            these are the defaults without a recipe, too.
         scales: needed only for a model without SSBN (SCT with shared
             normalization); else they are read from the model.
         loss_weights: lambda_s, from the largest scale down. Defaults to 1/S
@@ -80,6 +91,7 @@ class SCTLossHook(Hook):
             scale starts, in the memory of the base scale. 'joint': all graphs
             live until the one backward pass, for a model with gradient hooks.
             The gradients are the same, but for ``distill='ensemble'``.
+            Defaults to 'joint' with ``shared_affine``, else to 'per_scale'.
         scales_per_step: train the base scale and ``scales_per_step - 1`` of
             the others in each step, or with 1 one scale alone, drawn by their
             weights from (``seed``, step). A scale drawn counts more, so that
@@ -106,8 +118,12 @@ class SCTLossHook(Hook):
             :func:`~sct_mm.engine.sct.schedule.smallest_first`: more images are
             seen for the same compute (progressive learning of EfficientNetV2,
             arXiv 2104.00298). With ``partition`` or ``scales_per_step=1``.
+            Defaults to 0.
         size_divisor: the sizes between are multiples of it, and of the data
-            preprocessor's.
+            preprocessor's. Defaults to 1.
+        shared_affine: train gamma and beta of SSBN as if all scales shared
+            them, as :class:`SharedAffineHook` does, which is then left out of
+            `custom_hooks`. Needs ``backward='joint'``.
         adapt: train nothing but weight, bias and statistics of the smaller
             scales, for a network that answers at the base scale as before, to
             the bit. True, 'logits', 'labels' or 'both':
@@ -149,12 +165,12 @@ class SCTLossHook(Hook):
     def __init__(self,
                  scales: Sequence[int] | None = None,
                  loss_weights: Sequence[float] | None = None,
-                 backward: str = 'per_scale',
+                 backward: str | None = None,
                  scales_per_step: int | None = None,
                  partition: bool = False,
-                 between: float = 0.0,
-                 progressive: float = 0.0,
-                 size_divisor: int = 1,
+                 between: float | None = None,
+                 progressive: float | None = None,
+                 size_divisor: int | None = None,
                  adapt: bool | str = False,
                  norm_eval: bool = False,
                  distill: bool | str = False,
@@ -162,22 +178,34 @@ class SCTLossHook(Hook):
                  temperature: float = 1.0,
                  seed: int = 0,
                  batch_transform: dict | None = None,
-                 check_finite: bool = True) -> None:
+                 check_finite: bool = True,
+                 recipe: str | None = None,
+                 shared_affine: bool | None = None) -> None:
+        self.adapt = check_adapt(adapt)
+        chosen = recipe_of(recipe, adapt)
+        self.recipe = recipe
+        self.shared_affine = check_shared_affine(
+            chosen.shared_affine if shared_affine is None else shared_affine,
+            backward, adapt)
+        if backward is None:
+            backward = 'joint' if self.shared_affine else 'per_scale'
+        self.backward = backward
         check_choice('backward', backward, ('per_scale', 'joint'))
         check_flag('check_finite', check_finite)
         self.scales = None if scales is None else check_scales(scales)
         self.loss_weights = check_weights(loss_weights)
-        self.backward = backward
+        if scales_per_step is None and not partition:
+            scales_per_step = chosen.scales_per_step
         self.scales_per_step = check_count(scales_per_step, partition)
         self.partition = partition
-        self.between = check_number(
+        self.between = None if between is None else check_number(
             'between', between, 0, 'Give the share of the steps that train '
             'between the scales.', 1)
         self.progressive = check_progressive(
-            progressive, partition, self.scales_per_step, adapt)
-        self.size_divisor = check_int('size_divisor', size_divisor, 1,
-                                      'Give it in pixels.', 2**16)
-        self.adapt = check_adapt(adapt)
+            chosen.progressive if progressive is None else progressive,
+            partition, self.scales_per_step, adapt)
+        self.size_divisor = None if size_divisor is None else check_int(
+            'size_divisor', size_divisor, 1, 'Give it in pixels.', 2**16)
         check_flag('norm_eval', norm_eval)
         self.norm_eval = norm_eval
         if norm_eval and not adapt:
@@ -267,11 +295,14 @@ class SCTLossHook(Hook):
             self.detach()
         scales = resolve_scales(model, self.scales)
         config = {**padding_of(model), **self.batch_transform}
+        fitted = at_scales(
+            self.recipe, scales, detects(model), between=self.between,
+            loss_weights=self.loss_weights, size_divisor=self.size_divisor)
         schedule = make_schedule(
-            scales, self.loss_weights, self.scales_per_step, not self.adapt,
-            steps, seed=self.seed, partition=self.partition,
-            between=self.between, progressive=self.progressive,
-            divisor=math.lcm(self.size_divisor,
+            scales, fitted['loss_weights'], self.scales_per_step,
+            not self.adapt, steps, seed=self.seed, partition=self.partition,
+            between=fitted['between'], progressive=self.progressive,
+            divisor=math.lcm(fitted['size_divisor'],
                              config.get('size_divisor', 1)))
         if self.adapt:
             check_adaptable(model, scales, tuple(schedule.weights.values()))
@@ -288,12 +319,13 @@ class SCTLossHook(Hook):
             teacher = DistillTeacher(model, schedule, self.distill,
                                      self.backward,
                                      self._resumed.get(ENSEMBLE, {}))
+        self._handles = share_affine(model) if self.shared_affine else []
         self._sct = SCTStep(
             model, schedule, resize, teacher,
             Kept(model) if self.adapt else None, self.backward, scaler,
             self.check_finite, smallest)
         warn_of_norms(model)
-        self._handles = [
+        self._handles += [
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),
             model.register_forward_hook(self._after_pass, always_call=True)
@@ -353,8 +385,9 @@ class SCTLossHook(Hook):
     def _schedule(self, runner) -> dict[str, str]:
         """What decides what each step trains, by name, as text, which any
         checkpoint may hold."""
-        shares = any(isinstance(hook, SharedAffineHook)
-                     for hook in runner.hooks)
+        shares = (self.shared_affine and scales_of(self.sct.model) is not None
+                  or any(isinstance(hook, SharedAffineHook)
+                         for hook in runner.hooks))
         return {**self.sct.described(), 'SharedAffineHook': repr(shares)}
 
     def _check_run(self, runner) -> None:

@@ -1,17 +1,10 @@
 """Gamma and beta of SSBN trained as if all scales shared them."""
-from functools import partial
-
-import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import Tensor
 
 from ...models.size_selection import ssbn_layers
-
-
-def _same_for_all_rows(rows: int, grad: Tensor) -> Tensor:
-    return grad.view(rows, -1).sum(0).repeat(rows)
+from ..sct.shared_affine import share_affine
 
 
 @HOOKS.register_module()
@@ -26,7 +19,8 @@ class SharedAffineHook(Hook):
     share BN (but for clipping by a norm, which counts each scale), while SSBN
     gathers the statistics of each scale.
     These are gradient hooks: set ``backward='joint'`` in SCTLossHook, which
-    with ``scales_per_step=1`` costs no more.
+    with ``scales_per_step=1`` costs no more. SCTLossHook(shared_affine=True)
+    does the same without this hook, and sets it.
 
     Source: RS-Nets (arXiv 2007.09558) and SCT keep both private; this is our
     choice, measured in docs/results.md.
@@ -34,7 +28,7 @@ class SharedAffineHook(Hook):
     Raises:
         ValueError: for a model without SSBN, for scales whose gamma or beta
             differ, and beside SCTLossHook(adapt=True), which keeps the base.
-        RuntimeError: if another SharedAffineHook acts on the model.
+        RuntimeError: if gamma and beta of the model are shared already.
     """
 
     def __init__(self) -> None:
@@ -44,36 +38,16 @@ class SharedAffineHook(Hook):
         self.after_train(runner)  # of a run that an error ended
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
-        layers = ssbn_layers(model)
-        if not layers:
+        if not ssbn_layers(model):
             raise ValueError('`SharedAffineHook` needs a model with SSBN, but '
                              f'{type(model).__name__} has none. Set norm_cfg='
                              "dict(type='SSBN'), or leave the hook out.")
-        shared = [(layer, parameter) for layer in layers
-                  for parameter in (layer.weight, layer.bias)
-                  if parameter is not None and parameter.requires_grad]
         if any(getattr(hook, 'adapt', False) for hook in
                getattr(runner, 'hooks', ())):
             raise ValueError('`SharedAffineHook` moves the rows of all scales '
                              'together, but got adapt, which keeps those of '
                              'the base. Leave one of them out.')
-        for layer, parameter in shared:
-            if any(getattr(hook, 'func', None) is _same_for_all_rows for hook
-                   in (parameter._backward_hooks or {}).values()):
-                raise RuntimeError(f'{type(model).__name__} has a '
-                                   'SharedAffineHook already, which counts '
-                                   'twice. Remove one from `custom_hooks`, or '
-                                   'build the model anew after an error.')
-            rows = parameter.detach().view(len(layer.scales), -1)
-            # A vectorised optimizer rounds its last entries otherwise.
-            if not torch.allclose(rows, rows[:1], rtol=1e-3, atol=1e-3):
-                raise ValueError('`SharedAffineHook` needs rows of SSBN that '
-                                 'are alike, but gamma or beta of the scales '
-                                 f'{layer.scales} differ. Start from a '
-                                 'network for one size, or leave it out.')
-        self._handles = [parameter.register_hook(partial(
-            _same_for_all_rows, len(layer.scales)))
-            for layer, parameter in shared]
+        self._handles = share_affine(model)
 
     def after_train(self, runner) -> None:
         while self._handles:

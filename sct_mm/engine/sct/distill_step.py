@@ -61,7 +61,8 @@ def check_distill(distill: bool | str, weight: float,
         other = 'partition=True' if partition else 'scales_per_step=1'
         raise ValueError('`distill` compares the logits of two scales on the '
                          f'same images, but {other} shows each image at '
-                         'one. Leave one of them out.')
+                         "one. Leave distill out, or train all scales in each "
+                         "step, as recipe='paper' does.")
     return Distill('larger' if distill is True else distill, weight,
                    temperature)
 

@@ -171,7 +171,8 @@ def check_loss_weights(weights: Sequence[float] | None,
     if len(weights) != len(scales) or sum(weights) == 0:
         raise ValueError('`loss_weights` must be one finite number >= 0 per '
                          f'scale of {tuple(scales)}, not all 0, but got '
-                         f'{tuple(weights)}. Leave it out for 1/S each.')
+                         f'{tuple(weights)}. Leave it out for those of the '
+                         'recipe, or 1/S each.')
     if partition and not all(weights):
         raise ValueError('`loss_weights` must be > 0 with partition=True, '
                          f'which gives shares by them, but got {weights}. '
@@ -231,7 +232,7 @@ def check_progressive(share: float, partition: bool,
                          + (f'adapt={adapt!r}' if adapt else
                             'a schedule that trains the base in each step')
                          + '. Set scales_per_step=1 or partition=True without '
-                         'adapt, or leave it out.')
+                         'adapt, or progressive=0.')
     return share
 
 

@@ -94,7 +94,7 @@ def test_per_scale_is_refused():
 def test_rows_that_differ_and_no_rows_are_refused():
     model = ssbn_model()
     apart(ssbn_layers(model)[1])
-    with pytest.raises(ValueError, match=r'the scales \(16, 12, 8\) differ'):
+    with pytest.raises(ValueError, match=r'those of \(16, 12, 8\) differ'):
         SharedAffineHook().before_train(SimpleNamespace(model=model))
     assert not any(p._backward_hooks for p in model.parameters())
     with pytest.raises(ValueError, match='SSBN, but Sequential has none'):
@@ -128,7 +128,7 @@ def test_two_of_them_and_a_base_that_is_kept_are_refused():
     from the base's, which a resumed run would refuse."""
     model = ssbn_model()
     SharedAffineHook().before_train(SimpleNamespace(model=model))
-    with pytest.raises(RuntimeError, match='has a SharedAffineHook already'):
+    with pytest.raises(RuntimeError, match='shares gamma and beta already'):
         SharedAffineHook().before_train(SimpleNamespace(model=model))
     hooks = [SCTLossHook(adapt=True)]
     with pytest.raises(ValueError, match='but got adapt'):

@@ -122,8 +122,7 @@ GLYPHS_BASELINE = 'sct-{}_resnet18_1xb128_glyphs'
 GLYPHS_MIXSIZE = Arm(GLYPHS_BASELINE.format('mixsize-shared-bn'), {
     size: 13 / 7 for size in (96, 84, 72, 60, 48, 42, 36)})
 GLYPHS_EVERY_SCALE = (
-    'custom_hooks.2.scales_per_step=None', 'custom_hooks.2.between=0.0',
-    'custom_hooks.2.progressive=0.0', 'custom_hooks.2.loss_weights=None')
+    'custom_hooks.2.recipe=paper', 'custom_hooks.2.shared_affine=True')
 GLYPHS_EVERY = Arm(GLYPHS.config, {96: 3, 72: 3, 48: 3, 36: 3}, 3,
                    GLYPHS_EVERY_SCALE)
 GLYPHS_SIZES = (96, 84, 72, 60, 48, 42, 36)

@@ -1,3 +1,4 @@
 # Ablation: private gamma and beta, too.
 _base_ = '../../../../configs/sct-any-size_resnet18_1xb128_fashion-mnist.py'
-custom_hooks = _base_.custom_hooks[:-1]
+custom_hooks = [*_base_.custom_hooks[:-1],
+                {**_base_.custom_hooks[-1], 'shared_affine': False, 'backward': 'joint'}]
