@@ -84,8 +84,11 @@ def test_smaller_rows_alone_change(stock):
     done = adapt(CONFIG, stock[0], ['14:28:7'], 1, stock[2],
                  cfg_options=FEW, between=0.5, rank=0)
     hook = load_config(done['config']).custom_hooks[-1]
-    assert hook == dict(type='SCTLossHook', adapt=True, between=0.5,
-                        norm_eval=hook.norm_eval)
+    # Its images are stored at the base: one resize, as in a test.
+    assert hook == dict(
+        type='SCTLossHook', adapt=True, between=0.5, norm_eval=hook.norm_eval,
+        batch_transform=dict(type='MultiScaleBatch', interpolation='bilinear',
+                             antialias=True))
     assert find_checkpoint(stock[2]) == done['checkpoint']  # not epoch_1.pth
     old, new = tensors(stock[0]), tensors(done['checkpoint'])
     shared = [name for name, value in old.items()
