@@ -58,16 +58,15 @@ class ScaleSpecificNorm(Guards, NormOfScales):
         they keep the memory that they view from any other use."""
         if size not in self.scales or torch.compiler.is_compiling():
             return self.row_at(size)
-        tensors = [t for t in (*self._parameters.values(),
-                               *self._buffers.values()) if t is not None]
+        tensors = self._tensors()
         names = [id(t) for t in tensors]
         kept = self._views  # read once: another thread may replace them
         if kept and kept[0] == size and kept[1] == names and kept[2] == [
-                t.data_ptr() for t in tensors]:
+                t is None or t.data_ptr() for t in tensors]:
             return kept[3]
         row = self.row_at(size)
         try:
-            places = [t.data_ptr() for t in tensors]
+            places = [t is None or t.data_ptr() for t in tensors]
         except RuntimeError:  # torch.func puts in tensors without an address
             return row
         # `.data` refers to the memory alone, not to the tensor.
@@ -137,16 +136,21 @@ class ScaleSpecificNorm(Guards, NormOfScales):
                              f'{scale!r}. Give it rows by add_scale() first.')
         return self._row(self.scales.index(scale))
 
-    def _row(self, index: int) -> Row:
-        start = index * self.num_features
-        end = start + self.num_features
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        """Of all scales, in the order of a row."""
+        # An attribute of a module takes ten times as long as an entry.
         parameters, buffers = self._parameters, self._buffers
         try:
             weight, bias = parameters['weight'], parameters['bias']
-        except KeyError:  # no parameter, as in a replica of DataParallel
+        except KeyError:  # pruned, or in a replica of DataParallel
             weight, bias = self.weight, self.bias
-        mean, var = buffers['running_mean'], buffers['running_var']
-        counter = buffers[COUNTER]
+        return (weight, bias, buffers['running_mean'], buffers['running_var'],
+                buffers[COUNTER])
+
+    def _row(self, index: int) -> Row:
+        start = index * self.num_features
+        end = start + self.num_features
+        weight, bias, mean, var, counter = self._tensors()
         return dict(weight=None if weight is None else weight[start:end],
                     bias=None if bias is None else bias[start:end],
                     running_mean=None if mean is None else mean[index],
