@@ -56,7 +56,7 @@ class ScaleSpecificNorm(Guards, NormOfScales):
         another size: to make them takes as long as a small norm. While the
         tensors of the layer lie where they did, the views are theirs, since
         they keep the memory that they view from any other use."""
-        if size not in self.scales or torch.compiler.is_compiling():
+        if size not in self.scales or _is_recorded():
             return self.row_at(size)
         tensors = self._tensors()
         names = [id(t) for t in tensors]
@@ -391,6 +391,13 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
 
 
 refuse_to_fuse((SSBN, SSBN1d, SSBN3d, SyncSSBN))
+
+
+def _is_recorded() -> bool:
+    """Whether a pass is compiled, traced, or runs on fake tensors: what it
+    makes is no view of the memory, and what it reads becomes a constant."""
+    return (torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or torch._C._len_torch_dispatch_stack() > 0)
 
 
 def rows_of_checkpoint(state_dict: dict, prefix: str,

@@ -7,6 +7,7 @@ import torch
 from conftest import SCALES
 from helpers import apart
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 
@@ -284,6 +285,21 @@ def test_a_weight_that_is_made_in_each_pass(kind, pinned, size):
         own.zero_()
         assert not torch.allclose(layer(x), want)
         assert_close(layer(x), reference(layer, size)(x))
+
+
+@pytest.mark.filterwarnings('ignore')  # of a trace
+@pytest.mark.parametrize('pinned', [True, False])
+def test_views_of_one_pass_serve_no_record_of_another(pinned):
+    layer, x = apart(SSBN(3, SCALES)).eval(), torch.randn(2, 3, 12, 12)
+    with torch.no_grad(), use_scale(layer, 12, record=True):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            layer(x)
+        assert_close(layer(x), reference(layer, 12)(x))
+    with torch.no_grad(), use_scale(layer, 12 if pinned else None):
+        layer(x)
+        traced = torch.jit.trace(layer, x)
+        fresh(layer, 'weight')
+        assert_close(traced(x), reference(layer, 12)(x))
 
 
 @pytest.mark.parametrize('size', [12, 10])
