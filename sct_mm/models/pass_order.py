@@ -6,7 +6,8 @@ from typing import Any
 
 
 class Begun:
-    """A pass of a network that no pin holds, from its first SSBN layer on.
+    """A pass of a network that no pin holds, from its first SSBN layer on,
+    or the last of several in turn that have one size.
 
     Attributes:
         size: pixels.
@@ -16,13 +17,12 @@ class Begun:
     """
     __slots__ = ('other', 'reached', 'size', 'warned')
 
-    def __init__(self, size: float, before: 'Begun | None') -> None:
+    def __init__(self, size: float, other: 'Begun | None') -> None:
         self.size, self.reached = size, set[int]()
-        self.other: Begun | None = None
-        self.warned: bool = before is not None and before.warned
-        if before is not None:
-            self.other = before.other if before.size == size else before
-            before.other = None  # or they would form an endless chain
+        self.other = other
+        self.warned: bool = other is not None and other.warned
+        if other is not None:
+            other.other = None  # or they would form an endless chain
 
 
 class _Preceding(threading.local):
@@ -42,7 +42,11 @@ class _Preceding(threading.local):
 
     def begin(self, layer: Any, size: float) -> None:
         """A pass of ``size`` pixels begins with ``layer``."""
-        self.begun = self.last[layer] = Begun(size, self.last.get(layer))
+        begun = self.last.get(layer)
+        if begun is None or begun.size != size:
+            begun = self.last[layer] = Begun(size, begun)
+        begun.reached.clear()
+        self.begun = begun
 
     def follow(self, layer: Any, extent: int, size: float) -> None:
         """``layer``, whose input has ``extent``, runs behind others at

@@ -97,12 +97,19 @@ def _set_pin(layers: Sequence[ScaleSpecific], size: int | None,
         ratio = (size or 1) / check_int('edge', edge, 1, 'Give the shorter '
                                         'edge of the input in pixels.')
     for layer in layers:
-        nearest = size and min(max(size, layer.scales[-1]), layer.scales[0])
-        layer.pin = Pin(
+        scales = layer.scales
+        nearest = size and min(max(size, scales[-1]), scales[0])
+        _hold(layer, Pin(
             nearest, thread or layer.pin.thread, record, ratio,
-            layer.prepared(nearest) if freeze and nearest else None,
-            [] if nearest else None)
+            layer.prepared(nearest) if freeze and nearest else None))
     preceding.size = None  # a pass begins
+
+
+def _hold(layer: ScaleSpecific, pin: Pin) -> None:
+    # A module's own __setattr__ searches its parameters, buffers and modules.
+    # Each pass of a step pins all layers twice, so that it would take as long
+    # as a tenth of a small norm.
+    object.__setattr__(layer, 'pin', pin)
 
 
 @contextmanager
@@ -123,13 +130,23 @@ def use_scale(model: nn.Module,
             tensors of these layers must not change within the block. One
             image is then as fast as by :func:`extract_scale`.
     """
+    with pinned(scale_specific(model), size, record, edge, freeze):
+        yield model
+
+
+@contextmanager
+def pinned(layers: Sequence[ScaleSpecific],
+           size: int | None,
+           record: bool = False,
+           edge: int | None = None,
+           freeze: bool = False) -> Iterator[None]:
+    """:func:`use_scale` of a network whose ``layers`` are at hand."""
     with _pinning:
-        layers = scale_specific(model)
         before = [layer.pin for layer in layers]
         _set_pin(layers, size, record, edge, _this_thread(), freeze)
     try:
-        yield model
+        yield
     finally:
         for layer, pin in zip(layers, before, strict=True):
-            layer.pin = pin
+            _hold(layer, pin)
         preceding.size = None  # of a pass that has ended

@@ -138,10 +138,11 @@ class ExtentRecord(dict[int, list[int]]):
         self._answers = {}
 
     def add(self, scale: int, extent: int, leads: bool = False) -> None:
-        low, high = self.get(scale, (extent, extent))
-        if scale not in self or not low <= extent <= high or (
+        seen = self.get(scale)
+        if seen is None or not seen[0] <= extent <= seen[1] or (
                 leads and not self.leads):
             # Written only on a change: torch.compile guards on the values.
+            low, high = seen or (extent, extent)
             self[scale] = [min(low, extent), max(high, extent)]
             self.leads = self.leads or leads
             self._answers = {}
@@ -203,9 +204,6 @@ class Pin(NamedTuple):
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
     frozen: Any = None  # what the layer has prepared for `size`
-    # Of an SSBN layer: its views at `size`, from the first pass within the
-    # pin on, and where the tensors lay that they view.
-    views: list | None = None
 
 
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
@@ -227,7 +225,7 @@ class ScaleSpecific(nn.Module):
     prepared: Callable[[float], Any]
 
     def __getstate__(self) -> dict:
-        pin = self.pin._replace(thread=None, frozen=None, views=None)
+        pin = self.pin._replace(thread=None, frozen=None)
         return dict(self.__dict__, pin=pin)
 
     def start(self, scales: Sequence[int]) -> None:
@@ -400,7 +398,10 @@ def warn_of_unseen(model: nn.Module, sizes: Sequence[float]) -> None:
 def extent_of(x: Tensor) -> int:
     """The shorter spatial edge of ``x``; 1 if it is a vector (N, C). The
     length T of a clip (N, C, T, H, W) does not depend on its size."""
-    return min(x.shape[2:][-2:]) if x.dim() > 2 else 1
+    shape = x.shape
+    if len(shape) > 3:
+        return min(shape[-2], shape[-1])
+    return shape[2] if len(shape) == 3 else 1
 
 
 def outermost_call() -> tuple[nn.Module | None, int | None]:

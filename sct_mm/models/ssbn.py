@@ -32,6 +32,10 @@ class ScaleSpecificNorm(Guards, NormOfScales):
 
     plain_type: type[_BatchNorm]
     dims: tuple[int, ...]  # numbers of dimensions that an input may have
+    STATE = (*NormOfScales.STATE, '_views')
+    # The scale of the last inference, ids and places of the layer's tensors
+    # at it, and their views.
+    _views: tuple[float, list[int], list[int], Row] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` (N, C, H, W) with the row of its size, or between
@@ -48,30 +52,35 @@ class ScaleSpecificNorm(Guards, NormOfScales):
         return self._with_row(x, self.pin.frozen or self._viewed(size))
 
     def _viewed(self, size: float) -> Row:
-        """:meth:`row_at` for inference. Views at a scale are kept for the
-        passes of a pin: to make them takes as long as a small norm. While the
+        """:meth:`row_at` for inference. The views at a scale are kept until
+        another size: to make them takes as long as a small norm. While the
         tensors of the layer lie where they did, the views are theirs, since
         they keep the memory that they view from any other use."""
-        views = self.pin.views
-        if (views is None or size not in self.scales
-                or torch.compiler.is_compiling()):
+        if size not in self.scales or _is_recorded():
             return self.row_at(size)
-        tensors = [t for t in (*self._parameters.values(),
-                               *self._buffers.values()) if t is not None]
+        tensors = self._tensors()
         names = [id(t) for t in tensors]
-        # torch.func puts tensors of its own in, which have no address.
-        if views and views[0] == names and views[1] == [
-                t.data_ptr() for t in tensors]:
-            return views[2]
+        kept = self._views  # read once: another thread may replace them
+        if kept and kept[0] == size and kept[1] == names and kept[2] == [
+                t is None or t.data_ptr() for t in tensors]:
+            return kept[3]
         row = self.row_at(size)
         try:
-            places = [t.data_ptr() for t in tensors]
-        except RuntimeError:
+            places = [t is None or t.data_ptr() for t in tensors]
+        except RuntimeError:  # torch.func puts in tensors without an address
             return row
         # `.data` refers to the memory alone, not to the tensor.
-        views[:] = names, places, {name: part if part is None else part.data
-                                   for name, part in row.items()}
+        self._views = size, names, places, {
+            name: part if part is None else part.data
+            for name, part in row.items()}
         return row
+
+    def train(self, mode: bool = True):
+        self._views = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return dict(super().__getstate__(), _views=None)
 
     def _with_row(self, x: Tensor, row: Row) -> Tensor:
         """Do what BN's forward does, with the tensors of ``row``."""
@@ -125,12 +134,23 @@ class ScaleSpecificNorm(Guards, NormOfScales):
         if scale not in self.scales:
             raise ValueError(f'`scale` must be one of {self.scales}, but got '
                              f'{scale!r}. Give it rows by add_scale() first.')
-        index = self.scales.index(scale)
+        return self._row(self.scales.index(scale))
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        """Of all scales, in the order of a row."""
+        # An attribute of a module takes ten times as long as an entry.
+        parameters, buffers = self._parameters, self._buffers
+        try:
+            weight, bias = parameters['weight'], parameters['bias']
+        except KeyError:  # pruned, or in a replica of DataParallel
+            weight, bias = self.weight, self.bias
+        return (weight, bias, buffers['running_mean'], buffers['running_var'],
+                buffers[COUNTER])
+
+    def _row(self, index: int) -> Row:
         start = index * self.num_features
         end = start + self.num_features
-        weight, bias, buffers = self.weight, self.bias, self._buffers
-        mean, var = buffers['running_mean'], buffers['running_var']
-        counter = buffers[COUNTER]
+        weight, bias, mean, var, counter = self._tensors()
         return dict(weight=None if weight is None else weight[start:end],
                     bias=None if bias is None else bias[start:end],
                     running_mean=None if mean is None else mean[index],
@@ -146,7 +166,7 @@ class ScaleSpecificNorm(Guards, NormOfScales):
         """:meth:`row` at a scale, the mix of two between two scales, the row
         of the largest or smallest scale outside of them."""
         if size in self.scales:
-            return self.row(int(size))
+            return self._row(self.scales.index(size))
         serving = rows_serving(self.scales, size)
         rows = [self.row(scale) for scale, _ in serving]
         if len(rows) == 1:
@@ -371,6 +391,13 @@ class SyncSSBN(SSBN, nn.BatchNorm2d, _BatchNorm):
 
 
 refuse_to_fuse((SSBN, SSBN1d, SSBN3d, SyncSSBN))
+
+
+def _is_recorded() -> bool:
+    """Whether a pass is compiled, traced, or runs on fake tensors: what it
+    makes is no view of the memory, and what it reads becomes a constant."""
+    return (torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or torch._C._len_torch_dispatch_stack() > 0)
 
 
 def rows_of_checkpoint(state_dict: dict, prefix: str,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from arms import ListModel
 from benchmark import _unwarned, benchmark
+from calls import Case, calls, cases, print_calls, whole_step
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -111,3 +112,35 @@ def test_processes_do_not_repeat_the_hosts_warnings(own, monkeypatch):
         raise KeyboardInterrupt
     assert ('told' in told) == bool(own)
     assert os.environ.get('PYTHONWARNINGS') == own
+
+
+@pytest.mark.parametrize('case', range(6))
+def test_calls_of_a_layer_do_the_same_work(case):
+    torch.manual_seed(0)
+    for index, each in enumerate(cases()):
+        if index == case:
+            with each.within():
+                assert torch.equal(each.ours(), each.theirs())
+
+
+def test_calls_are_measured_by_turns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('calls.whole_step', lambda: Case('step', list, list))
+    rows = calls(3, out=str(tmp_path / 'out.json'))
+    assert json.loads((tmp_path / 'out.json').read_text()) == rows
+    assert len(rows) == 7 and rows[-1]['name'] == 'step'
+    for row in rows:
+        assert len(row['ours']) == len(row['theirs']) == 3
+    print_calls(rows)
+    assert 'evaluation, unpinned' in capsys.readouterr().out
+
+
+def test_the_whole_step_is_that_of_the_plain_networks():
+    case = whole_step()
+    ours, plain = case.ours.__self__, case.theirs.args[0]
+    assert [worker.batch['inputs'].shape[-1] for worker in plain] == list(
+        ours.scales) == [32, 28, 24, 20]
+    seen = []
+    ours.model.backbone.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].shape[-1]))
+    case.ours()
+    assert seen == [32, 28, 24, 20]

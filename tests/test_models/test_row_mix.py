@@ -7,6 +7,8 @@ import torch
 from conftest import SCALES
 from helpers import apart
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 
 from sct_mm import (
@@ -225,6 +227,16 @@ def loaded_by_swapping(layer):
         torch.__future__.set_swap_module_params_on_conversion(False)
 
 
+def pruned(layer):
+    prune.identity(layer, 'weight')
+    return layer.weight_orig.data
+
+
+def parametrized(layer):
+    parametrize.register_parametrization(layer, 'weight', nn.Identity())
+    return layer.parametrizations.weight.original.data
+
+
 CHANGES = dict(
     weight=lambda layer: fresh(layer, 'weight'),
     bias=lambda layer: fresh(layer, 'bias'),
@@ -255,6 +267,39 @@ def test_a_changed_tensor_serves_at_once(change, pinned, size):
             assert_close(got, reference(layer, size)(x))
             assert not torch.allclose(got, before)
             before = got
+
+
+@pytest.mark.parametrize('size', [12, 10])
+@pytest.mark.parametrize('pinned', [True, False])
+@pytest.mark.parametrize('kind', [pruned, parametrized])
+def test_a_weight_that_is_made_in_each_pass(kind, pinned, size):
+    layer = apart(SSBN(256, SCALES)).eval()
+    for scale in SCALES:
+        with use_scale(layer, scale, record=True):
+            layer(torch.randn(2, 256, scale, scale))
+    x = torch.randn(2, 256, size, size)
+    with torch.no_grad(), use_scale(layer, size if pinned else None):
+        want = layer(x)
+        own = kind(layer)
+        assert_close(layer(x), want)
+        own.zero_()
+        assert not torch.allclose(layer(x), want)
+        assert_close(layer(x), reference(layer, size)(x))
+
+
+@pytest.mark.filterwarnings('ignore')  # of a trace
+@pytest.mark.parametrize('pinned', [True, False])
+def test_views_of_one_pass_serve_no_record_of_another(pinned):
+    layer, x = apart(SSBN(3, SCALES)).eval(), torch.randn(2, 3, 12, 12)
+    with torch.no_grad(), use_scale(layer, 12, record=True):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            layer(x)
+        assert_close(layer(x), reference(layer, 12)(x))
+    with torch.no_grad(), use_scale(layer, 12 if pinned else None):
+        layer(x)
+        traced = torch.jit.trace(layer, x)
+        fresh(layer, 'weight')
+        assert_close(traced(x), reference(layer, 12)(x))
 
 
 @pytest.mark.parametrize('size', [12, 10])

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...datasets.batch_forms import image_shape, is_collated, views_of
-from ...models.pinning import use_scale
+from ...models.pinning import pinned
 from ...models.row_mix import Present
 from ...models.size_selection import (
     NormOfScales,
@@ -215,7 +215,7 @@ class AdaptTeacher:
                                               norm_eval=norm_eval)
         self.ensemble: dict[int, Tensor] = {}
         self._model, self._base, self._resize = model, base, resize
-        self._layers = nn.ModuleList(scale_specific(model))
+        self._layers = scale_specific(model)
         self._norms = [] if norm_eval else ssbn_layers(model)
         # The first pass of the base shows whether it returns logits.
         self._adapt = None if adapt is True else adapt
@@ -271,7 +271,7 @@ class AdaptTeacher:
         part = {**self._resize(self._base, batch), 'mode': 'tensor'}
         try:
             with named(f'scale {self._base}'), torch.no_grad(), evaluating(
-                    self._model.modules()), use_scale(
+                    self._model.modules()), pinned(
                         self._layers, self._base, record=True,
                         edge=min(image_shape(part))):
                 output = self._model(**part)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...datasets.batch_forms import image_shape, with_views
 from ...datasets.data_samples import private_copy
-from ...models.pinning import use_scale
+from ...models.pinning import pinned, use_scale
 from ...models.scratch_copy import keeping_random_state, scratch_copy
 from ...models.size_selection import ScaleSpecific
 from .monitor import named
@@ -66,8 +66,8 @@ def unrecorded(norms: Iterable[ScaleSpecific],
         scale in layer.extents for layer in norms)]
 
 
-def record(model: nn.Module, layers: nn.Module, batch: dict,
-           resize: Callable[[int, dict], dict],
+def record(model: nn.Module, layers: Sequence[ScaleSpecific],
+           batch: dict, resize: Callable[[int, dict], dict],
            scales: Sequence[int]) -> None:
     """Let ``layers`` see ``batch`` at each of ``scales``; nothing else of the
     model changes.
@@ -93,7 +93,8 @@ def record(model: nn.Module, layers: nn.Module, batch: dict,
             _look(model, model, layers, batch, resize, scale)
 
 
-def _look(runs: nn.Module, model: nn.Module, layers: nn.Module, batch: dict,
+def _look(runs: nn.Module, model: nn.Module,
+          layers: Sequence[ScaleSpecific], batch: dict,
           resize: Callable[[int, dict], dict], scale: int) -> None:
     """One pass of ``runs``, a copy of ``model`` or the model itself."""
     part = with_views(resize(scale, batch), Tensor.clone)
@@ -103,7 +104,7 @@ def _look(runs: nn.Module, model: nn.Module, layers: nn.Module, batch: dict,
     # Of both, since a compiled `forward` of a copy is that of its model.
     modules = {module for each in (runs, model) for module in leaves(each)}
     with named(f'scale {scale}'), torch.no_grad(), evaluating(
-            modules), keeping_buffers(model), use_scale(
+            modules), keeping_buffers(model), pinned(
                 layers, scale, record=True, edge=edge), use_scale(
                     runs, scale, record=True, edge=edge):
         runs(**part)

@@ -24,14 +24,14 @@ from ...datasets.batch_forms import (
     views_of,
 )
 from ...datasets.data_samples import private_copy
-from ...models.pinning import use_scale
+from ...models.pinning import pinned
 from ...models.size_selection import (
     scale_specific,
     serving_scale,
     ssbn_layers,
 )
 from .adapt_step import Kept
-from .averaged import at_rest
+from .averaged import at_rest, averaged_in
 from .backward import BACKWARDS, OpenPin
 from .checks import warn_if_frozen
 from .first_look import record, unrecorded
@@ -82,7 +82,8 @@ class SCTStep:
         self._by_scale = backward == 'per_scale'
         self._scaler = scaler
         self._finite = FiniteLosses() if check_finite else None
-        self._layers = nn.ModuleList(scale_specific(model))
+        self._layers = scale_specific(model)
+        self._averaged = averaged_in(model)
         # Of the step that is under way:
         self._passes: list[Pass] = []
         self._parts: dict[int, dict] = {}  # {scale: batch} still to run
@@ -218,9 +219,9 @@ class SCTStep:
         in evaluation mode runs as without a step, at the size that its caller
         has pinned or its input has.
         """
-        ours = len(self._layers) and (
+        ours = self._layers and (
             self._layers[0].pinned_size == self._passes[0].size)
-        self._enter(use_scale(self._layers, None)
+        self._enter(pinned(self._layers, None)
                     if ours and not self.model.training else nullcontext())
 
     def _enter(self, context: AbstractContextManager) -> None:
@@ -265,7 +266,7 @@ class SCTStep:
     def _look(self, batch: dict) -> None:
         """Look at the layers in the first step, and let them see the scales
         that no pass of it runs at."""
-        norms = ssbn_layers(self._layers)
+        norms = ssbn_layers(self.model)
         warn_if_frozen(norms)
         ran = {p.size for p in self._passes}
         record(self.model, self._layers, batch, self._resize, [
@@ -279,7 +280,7 @@ class SCTStep:
 
     @contextmanager
     def _within(self, p: Pass, edge: int) -> Iterator[None]:
-        with use_scale(self._layers, p.size, record=True, edge=edge), \
+        with pinned(self._layers, p.size, record=True, edge=edge), \
                 self.teacher.around(p):
             yield
 
@@ -294,7 +295,7 @@ class SCTStep:
                 for p in others:
                     part = self._parts.pop(p.scale)
                     pin = self._pin_of(p, part)
-                    with named(p.where), pin(), at_rest(self.model):
+                    with named(p.where), pin(), at_rest(self._averaged):
                         output = self.model(**part)
                         logs += self._take(backward, output, p, pin)
             finally:
