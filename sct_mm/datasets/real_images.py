@@ -29,8 +29,9 @@ def training_images(cfg: Config, sizes: Sequence[int], count: int
     """
     train = copy.deepcopy((cfg.get('train_dataloader') or {}).get('dataset'))
     if not train:
-        raise UserError('Images of the training set are needed, but the '
-                        'config has no `train_dataloader`. Set it.')
+        raise UserError('The config must have a `train_dataloader`, whose '
+                        'images are needed (int8 is calibrated on them), but '
+                        'has none. Set it.')
     cfg = copy.deepcopy(cfg)
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
     for _, other in pipelines_in(train):
