@@ -57,7 +57,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--tolerance', type=float,
         help='the largest difference that a graph may have, as a share of the '
         'largest output; default: 1e-4; with --int8, the most points of '
-        'top-1, or of agreement without labels, that it may lose; default: 1')
+        'top-1, or without labels % of the top-1 that the float file expects, '
+        'that it may lose; default: 1')
     parser.add_argument(
         '--int8', action='store_true',
         help="make a classifier's onnx compute in int8, calibrated on "

@@ -223,8 +223,8 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         tolerance: the largest difference of a graph, as a share of the
             largest output; None: 1e-4. Weights must be equal to the bit. With
             ``int8``, the most points that it may lose of top-1 or, where the
-            test images have no labels, of the answers of the float file of
-            which that is sure; None: 1.
+            test images have no labels, the share in % that it may lose of the
+            top-1 that the float file expects of itself; None: 1.
         int8: whether a classifier's 'onnx' computes in int8.
         calibration: how many training images int8 finds the ranges of
             activations on.

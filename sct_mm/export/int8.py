@@ -34,21 +34,48 @@ class Compared(NamedTuple):
         top1: of the float file and of the int8 file, in %; None without
             labels.
         fidelity: what :func:`~sct_mm.evaluation.compare_scores` returns.
+        expected_loss: see :func:`expected_loss`.
     """
     images: int
     top1: tuple[float, float] | None
     fidelity: dict[str, float]
+    expected_loss: float
 
     def loss(self) -> tuple[float, str]:
-        """What int8 costs, in points, and of what: of top-1, or without
-        labels of the images, of which the float file is sure if there are
-        any, the share that keeps its answer."""
+        """What int8 costs, in points of top-1, or without labels in % of the
+        top-1 that the float file expects of itself; and of what."""
         if self.top1:
-            return self.top1[0] - self.top1[1], 'top-1'
-        kept = self.fidelity['sure_agreement']
-        if kept != kept:  # sure of none
-            kept = self.fidelity['agreement']
-        return 100 - kept, 'agreement with the float file'
+            return self.top1[0] - self.top1[1], 'points of top-1'
+        return (self.expected_loss,
+                '% of the top-1 that the float file expects')
+
+
+def expected_loss(reference: Tensor, scores: Tensor, each_class: bool
+                  ) -> float:
+    """The share in % of its top-1 that a reference expects to lose by other
+    answers: the sum over all images of p(its class) - p(their class) over
+    that of p(its class), with the probabilities p of the reference.
+
+    Each image counts by what its change may cost: one of which the reference
+    is sure by nearly 1, one between two classes of equal probability by
+    nothing. This is our choice, for a comparison without labels
+    (docs/export.md). It is the loss of top-1 if the reference is calibrated,
+    and too large if that is over-confident.
+
+    Args:
+        reference: probabilities (N, C).
+        scores: those of the other answers, (N, C). NaN is a wrong answer.
+        each_class: whether a class is answered for alone, at 0.5.
+    """
+    p = reference.double()
+    if each_class:
+        own = torch.maximum(p, 1 - p)
+        theirs = torch.where(scores > 0.5, p, 1 - p)
+    else:
+        own = p.amax(1, keepdim=True)
+        theirs = p.gather(1, scores.argmax(1, keepdim=True))
+    known = ~scores.isnan().any(1, keepdim=True)
+    return 100 * float(1 - torch.where(known, theirs, 0).sum() / own.sum())
 
 
 def scores_of(run: Run, images: Tensor, name: str, each_class: bool
@@ -77,7 +104,8 @@ def compare_answers(float_scores: Tensor, scores: Tensor,
                          for each in (float_scores, scores))
         top1 = first, second
     return Compared(len(scores), top1, compare_scores(
-        float_scores, scores, each_class=each_class))
+        float_scores, scores, each_class=each_class),
+        expected_loss(float_scores, scores, each_class))
 
 
 @contextmanager
@@ -145,7 +173,7 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
         images: test images to compare the answers on.
         labels: of ``images``; None: the answers of the float file count.
         each_class: whether the network gives any number of labels.
-        tolerance: the points that int8 may lose (:meth:`Compared.loss`).
+        tolerance: what int8 may lose (:meth:`Compared.loss`).
 
     Raises:
         UserError: for a file that gives no scores of classes, and for so few
@@ -160,7 +188,7 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
     if len(images) * tolerance < 100 and tolerance:
         raise UserError(
             f'int8 must be compared on {math.ceil(100 / tolerance)} images '
-            f'or more to lose at most {tolerance:g} points, but the test set '
+            f'or more to lose at most {tolerance:g} %, but the test set '
             f'gives {len(images)}. Name more in `test_dataloader` and '
             '`images`, or set `tolerance`.')
     before = graph_run('onnx', made.data)
@@ -176,7 +204,7 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
             break
     else:
         raise RuntimeError(
-            f'int8 must lose at most {tolerance:g} points of {what}, but '
+            f'int8 must lose at most {tolerance:g} {what}, but '
             f'loses {loss:.2f} on {found.images} images, with its first '
             f'{kept} convolutions in float. No file was written: allow more '
             'by `tolerance`, calibrate on more images, or keep the float '
@@ -186,7 +214,8 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
     entry = dict(made.entry, int8=dict(
         images=found.images, calibration=len(calibration),
         float_convolutions=kept, top1=found.top1,
-        **found.fidelity, float_bytes=len(made.data),
+        expected_loss=found.expected_loss, **found.fidelity,
+        float_bytes=len(made.data),
         latency_ms=cost['latency_ms'],
         float_latency_ms=cost['stock_latency_ms'],
         latency_ratio=cost['latency_ratio']))

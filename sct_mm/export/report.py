@@ -39,7 +39,8 @@ def make_int8_table(manifest: dict) -> Table:
     """How each int8 file compares with the float file."""
     table = Table(title=f'{manifest["label"]} as int8, beside the float file')
     for name in ('size', 'MB', 'float MB', 'top-1', 'float top-1',
-                 'agreement', 'of sure', 'KL', 'float\nconvolutions', 'ms',
+                 'expected\nloss', 'agreement', 'of sure', 'KL',
+                 'float\nconvolutions', 'ms',
                  'float ms', 'int8 / float\n(quartiles)'):
         table.add_column(name, justify='right')
     for file in manifest['files']:
@@ -50,7 +51,8 @@ def make_int8_table(manifest: dict) -> Table:
             str(file['size']), f'{file["bytes"] / 1e6:.2f}',
             f'{found["float_bytes"] / 1e6:.2f}',
             *('-' if each != each else f'{each:.2f}' for each in (
-                after, before, found['agreement'], found['sure_agreement'])),
+                after, before, found['expected_loss'], found['agreement'],
+                found['sure_agreement'])),
             f'{found["kl"]:.4f}', str(found['float_convolutions']),
             f'{found["latency_ms"]:.2f}', f'{found["float_latency_ms"]:.2f}',
             f'{middle:.2f} ({low:.2f}-{high:.2f})')
@@ -67,8 +69,10 @@ def print_manifest(manifest: dict) -> None:
     if int8:
         text = (f'Calibrated on {int8["calibration"]} training images; the '
                 f'answers are those for {int8["images"]} images of the test '
-                'set. Latencies are of one image on one CPU thread, by '
-                'turns.')
+                'set. Expected loss: the share of top-1, in %, that the '
+                'changed answers cost by the probabilities of the float '
+                'file. '
+                'Latencies are of one image on one CPU thread, by turns.')
     elif manifest['format'] in WEIGHTS:
         text = (f'Each file, read back, gives on {images} real images '
                 'what the trained network gives.')
@@ -81,8 +85,13 @@ def print_manifest(manifest: dict) -> None:
     for file in manifest['files']:
         if file['size'] == 'any':
             text += (f' The file has {file["bytes"] / 1e6:.2f} MB: the '
-                     'weights of one size have '
-                     f'{file["weights_bytes"] / 1e6:.2f}, and what each scale '
-                     f'has of its own has {file["rows_bytes"] / 1e6:.2f}.')
+                     'weights of one size take '
+                     f'{file["weights_bytes"] / 1e6:.2f}, and the parameters '
+                     'that scales have of their own '
+                     f'{file["rows_bytes"] / 1e6:.2f}.')
+            if manifest['format'] == 'onnx':
+                text += (' Latencies are those of a session of fixed shape, '
+                         'as sct_mm.runtime opens it; with dynamic shapes '
+                         'the file is slower.')
     for line in (text, *dict.fromkeys(manifest['notes'])):
         console.print(line, highlight=False, soft_wrap=True)

@@ -14,8 +14,9 @@ from .resize import Array
 METADATA = 'sct_mm.json'  # the entry of an ONNX file's metadata
 VERSION = 1  # of its content
 MANIFEST = 'manifest.json'
-# That a file for any size is opened for; each holds the weights once more.
-_MOST_SHAPES = 4
+# That a file for any size is opened for, beside one for each of its sizes;
+# each holds the weights once more.
+_MORE_SHAPES = 4
 # What every version 1 says of a classifier; docs/export.md has all of it.
 _NEEDED = ('size', 'channels', 'steps', 'outputs')
 
@@ -135,24 +136,27 @@ class NetworkFile:
                 the base.
         """
         names = [each.name for each in self.session.get_inputs()]
-        given = [inputs, np.array(size or self.metadata['size'], np.int64)]
-        return self._session_for(inputs.shape).run(
-            None, dict(zip(names, given, strict=False)))[0]
+        pixels = np.array(size or self.metadata['size'], np.int64)
+        session, parts = self.session, [inputs]
+        if self.any_size and len(inputs):
+            # A file for any size is as fast as one for one size where
+            # onnxruntime knows the whole shape as it opens it
+            # (docs/export.md): of one image, since batches vary.
+            parts = np.split(inputs, len(inputs))
+            session = self._session_for(parts[0].shape)
+        return np.concatenate([session.run(None, dict(zip(
+            names, (part, pixels), strict=False)))[0] for part in parts])
 
     def _session_for(self, shape: tuple[int, ...]) -> Any:
-        """The session for inputs of ``shape``. A file for any size is as fast
-        as one for one size where onnxruntime knows the shape as it opens it
-        (docs/export.md): so it is opened for each of the first shapes of one
-        image."""
+        """The session that is opened for one image of ``shape``, of the first
+        shapes; for others, that of dynamic shapes."""
         names = self.session.get_inputs()[0].shape
-        free = {name: length for name, length in zip(names, shape, strict=True)
-                if isinstance(name, str)}
-        if not self.any_size or shape[0] != 1 or not free:
-            return self.session
         if shape not in self._fixed:
-            if len(self._fixed) == _MOST_SHAPES:
+            if len(self._fixed) >= len(self.sizes) + _MORE_SHAPES:
                 return self.session
-            self._fixed[shape] = self._opened(free)
+            self._fixed[shape] = self._opened({
+                name: length for name, length
+                in zip(names, shape, strict=True) if isinstance(name, str)})
         return self._fixed[shape]
 
     def _opened(self, lengths: dict[str, int]) -> Any:

@@ -10,8 +10,8 @@ from sct_mm.evaluation import compare_scores, measure
 from sct_mm.export import int8 as module
 from sct_mm.export.formats import graph_run
 from sct_mm.export.int8 import (
-    Compared,
     compare_answers,
+    expected_loss,
     make_int8,
     quantized,
     scores_of,
@@ -80,15 +80,41 @@ def test_what_int8_loses():
     one = torch.eye(4)[[0, 1, 2, 3]] * 0.7 + 0.075
     other = torch.eye(4)[[0, 1, 2, 0]] * 0.7 + 0.075
     found = compare_answers(one, other, [0, 1, 2, 3], False)
-    assert found.top1 == (100.0, 75.0) and found.loss() == (25.0, 'top-1')
+    assert found.top1 == (100.0, 75.0) and found.loss() == (
+        25.0, 'points of top-1')
     found = compare_answers(one, other, None, False)
-    assert found.loss() == (25.0, 'agreement with the float file')
-    unsure = dict(agreement=90.0, sure_agreement=float('nan'))
-    assert Compared(4, None, unsure).loss()[0] == 10.0
+    # A quarter of the answers, each of which the file expects to be right
+    # by 0.775, is one that it expects to be right by 0.075.
+    assert found.loss()[0] == pytest.approx(100 * 0.7 / 0.775 / 4)
+    assert found.loss()[1] == '% of the top-1 that the float file expects'
+
+
+def test_the_expected_loss():
+    """That of labels drawn by the reference's probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(5, 4, generator=generator).softmax(1)
+            for _ in range(2))
+    labels = torch.multinomial(p, 40_000, True, generator=generator)
+    right, after = ((labels == each.argmax(1)[:, None]).double().mean()
+                    for each in (p, q))
+    want = 100 * float((right - after) / right)
+    assert want > 5
+    assert expected_loss(p, q, False) == pytest.approx(want, abs=1)
+    assert expected_loss(p, p, False) == 0
+    assert expected_loss(p, q * float('nan'), False) == 100
+    p, q = p / p.amax(), q / q.amax()
+    labels = torch.rand(5, 4, 40_000, generator=generator) < p[..., None]
+    right, after = ((labels == (each > 0.5)[..., None]).double().mean()
+                    for each in (p, q))
+    want = 100 * float((right - after) / right)
+    assert want > 5
+    assert expected_loss(p, q, True) == pytest.approx(want, abs=1)
+    assert expected_loss(p, q * float('nan'), True) == 100
 
 
 @pytest.mark.parametrize('labels, what', [
-    (None, 'agreement with the float file'), ('own', 'top-1')])
+    (None, '% of the top-1 that the float file expects'),
+    ('own', 'points of top-1')])
 def test_int8_that_loses_too_much(labels, what, made, monkeypatch):
     test = images(64, 2)
     scores = scores_of(graph_run('onnx', made.data), test, 'logits', False)
@@ -100,7 +126,7 @@ def test_int8_that_loses_too_much(labels, what, made, monkeypatch):
     broken, runs = object(), []
     monkeypatch.setattr(module, 'graph_run', lambda kind, data: (
         runs.append(0), broken if len(runs) > 1 else None)[1])
-    with pytest.raises(RuntimeError, match=f'at most 2 points of {what}, but '
+    with pytest.raises(RuntimeError, match=f'at most 2 {what}, but '
                        r'loses \d\d.* on 64 images, with its first 16 convol'
                        '.* in float. No file was written'):
         make_int8(made, test, test, own, False, 2)
@@ -124,7 +150,7 @@ def test_the_first_convolutions_stay_in_float_where_needed(made, monkeypatch):
 
 def test_so_few_images_that_one_is_too_much(made):
     with pytest.raises(UserError, match='compared on 100 images or more to '
-                       'lose at most 1 points, but the test set gives 3'):
+                       'lose at most 1 %, but the test set gives 3'):
         make_int8(made, images(4, 1), images(3, 2), None, False)
 
 

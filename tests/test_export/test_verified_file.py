@@ -1,6 +1,8 @@
 """Graphs compute what the network computes, on any number of images, and what
 cannot be exported is named."""
+import io
 import json
+import zipfile
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from helpers import randomised, ssbn_model
 from torch import nn
 from torch.testing import assert_close
 
-from sct_mm import SSBN, extract_scale, use_scale
+from sct_mm import SSBN, convert_to_ssbn, extract_scale, use_scale
 from sct_mm.evaluation import measure
 from sct_mm.export import verified_file as module
 from sct_mm.export.formats import FORMATS, WEIGHTS, graph_run
@@ -140,6 +142,33 @@ def test_a_norm_that_no_convolution_feeds_stays():
     assert made.entry['norms'] == 1 and made.entry['difference'] < 1e-5
     assert 'Its 1 norms are not fused: what mmcv makes of them does not ' in (
         made.notes[0])
+
+
+def test_a_norm_with_an_activation_is_fused_by_the_exporter_of_onnx():
+    from timm.layers import BatchNormAct2d
+    model = TinyModel(lambda c: nn.BatchNorm2d(c))
+    model.net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten())
+    model = randomised(convert_to_ssbn(model, SCALES)).eval()
+    for kind, norms in (('onnx', 0), ('torchscript', 1)):
+        made = make_graph(model, 8, images(8), Request(kind), 0)
+        assert made.entry['norms'] == norms == len(made.notes)
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
+def test_a_file_says_nothing_of_where_it_was_made(kind, tiny):
+    """Neither paths of this machine nor images of the test set."""
+    x = torch.full((3, 3, 12, 12), 1.7182818)
+    data = make_graph(tiny, 12, [x, x[:1]], Request(kind), 0).data
+    parts = [data]
+    if kind == 'pt2':
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = [archive.read(name) for name in archive.namelist()]
+    pixels = x[0, 0, 0].numpy().tobytes()
+    for part in parts:
+        assert pixels not in part and b'.py\\"' not in part
+        assert b'.py"' not in part and b'stack_trace' not in part
 
 
 def test_fusing_leaves_the_network_as_it_is(tiny):

@@ -2,6 +2,7 @@
 import builtins
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,7 +16,14 @@ from sct_mm.datasets.base_size import BaseSize
 from sct_mm.evaluation import measure
 from sct_mm.export.any_size_file import make_any_size
 from sct_mm.export.verified_file import Request
-from sct_mm.runtime import NetworkFile, Predictor, latencies_ms, predictor
+from sct_mm.runtime import (
+    NetworkFile,
+    Predictor,
+    latencies_ms,
+    latency,
+    network_file,
+    predictor,
+)
 from sct_mm.runtime.latency import input_shape
 from sct_mm.runtime.predictor import sigmoid, softmax
 from sct_mm.utils.errors import UserError
@@ -187,12 +195,22 @@ def test_a_file_is_opened_for_a_few_shapes(any_file, monkeypatch):
     own = NetworkFile._opened
     monkeypatch.setattr(NetworkFile, '_opened', lambda self, lengths: (
         opened.append(lengths), own(self, lengths))[1])
-    for _ in range(2):
+    monkeypatch.setattr(network_file, '_MORE_SHAPES', 1)
+    for count in (3, 1):  # a batch is run one by one
         for size in range(8, 17):
-            file.run(np.zeros((1, 3, size, size), np.float32))
-    file.run(np.zeros((2, 3, 16, 16), np.float32))  # not one image
+            file.run(np.zeros((count, 3, size, size), np.float32))
     assert [sorted(lengths.values()) for lengths in opened] == [
         [1, size, size] for size in (8, 9, 10, 11)]
+
+
+def test_each_size_is_measured_as_it_will_run(any_file, monkeypatch):
+    """Not some of fixed shapes, and others of dynamic ones."""
+    monkeypatch.setattr(network_file, '_MORE_SHAPES', 0)
+    monkeypatch.setattr(latency, 'SECONDS', 0.0)
+    file = NetworkFile(any_file, 1)
+    monkeypatch.setattr(file, 'session', SimpleNamespace(
+        get_inputs=file.session.get_inputs))  # which cannot run
+    assert list(latencies_ms(dict.fromkeys(SCALES, file))) == list(SCALES)
 
 
 def test_a_budget_for_a_file_for_any_size(any_file, monkeypatch):
