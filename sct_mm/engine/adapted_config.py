@@ -5,6 +5,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..datasets.image_folder import check_images, folder_dataset
+from ..datasets.last_stage import STAGES, last_stage, without_batch_mixes
 from ..utils.config_walk import pipelines_of, type_name
 
 
@@ -45,20 +46,22 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
-    Model and test stay as they are. There is no validation, and no moving
-    average of the weights (EMA), which would lag behind in a training this
-    short.
+    Model and test stay as they are. The images are those of the training's
+    last stage (:func:`last_stage`), without mixes of a batch. There is no
+    validation, and no moving average of the weights (EMA), which would lag
+    behind in a training this short.
 
     Args:
-        cfg: whose images are those of the end of its training.
         held_out: how many of them no step trains on.
     """
     options = cfg.to_dict()
     hooks = [hook for hook in options.get('custom_hooks') or []
-             if type_name(hook) not in ('EMAHook', 'EpochSeedHook')]
+             if type_name(hook) not in ('EMAHook', 'EpochSeedHook', *STAGES)]
     imports = options.get('custom_imports') or {}
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)
+    options['train_dataloader']['dataset'], _ = last_stage(options)
+    options, _ = without_batch_mixes(options)
     options['train_dataloader']['sampler'] = dict(type='WithoutHeldOut',
                                                   held_out=held_out)
     options.update(

@@ -416,6 +416,16 @@ def test_another_size_than_the_pipelines(stock):
     assert Config.fromfile(done['config']).model.scales == [32, 16]
 
 
+def test_the_config_has_the_images_of_the_last_stage():
+    cfg = load_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+    new = adapted_config(cfg, (640, 320), 2, 0.003)
+    used = [each['type'] for each in new.train_dataloader.dataset.pipeline]
+    assert 'CachedMosaic' not in used and 'CachedMixUp' not in used
+    assert 'RandomResize' in used
+    assert 'PipelineSwitchHook' not in [
+        hook['type'] for hook in new.custom_hooks]
+
+
 def test_the_config_keeps_what_the_host_had(monkeypatch):
     device = 'sct_mm.engine.adapted_config.get_device'
     monkeypatch.setattr(device, lambda: 'cuda')
