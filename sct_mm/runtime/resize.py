@@ -92,14 +92,15 @@ def taps_of(length: int, out: int, rule: Rule) -> tuple[Array, Array]:
             weights.astype(np.float32))
 
 
-def _along_width(image: Array, out: int, rule: Rule) -> Array:
-    """``image`` (H, W, C) as (H, out, C), float32."""
-    if image.shape[1] == out:  # as it is, in any rule
+def _along_first(image: Array, out: int, rule: Rule) -> Array:
+    """``image`` (L, M, C) as (out, M, C), float32."""
+    if len(image) == out:  # as it is, in any rule
         return image.astype(np.float32)
-    places, weights = taps_of(image.shape[1], out, rule)
-    made = np.zeros((image.shape[0], out, image.shape[2]), np.float32)
+    image = np.ascontiguousarray(image)  # whole rows are copied fast
+    places, weights = taps_of(len(image), out, rule)
+    made = np.zeros((out, *image.shape[1:]), np.float32)
     for tap in range(places.shape[1]):
-        made += image[:, places[:, tap]] * weights[:, tap, None]
+        made += image[places[:, tap]] * weights[:, tap, None, None]
     return made
 
 
@@ -127,9 +128,8 @@ def resize(image: Array, height: int, width: int, backend: str = 'pillow',
     """
     rule = check_rule(backend, interpolation)
     whole = image.dtype == np.uint8
-    made = _along_width(image, width, rule)
+    made = _along_first(image.transpose(1, 0, 2), width, rule)
     if whole and backend == 'pillow':  # which rounds between both edges
         made = _as_bytes(made)
-    made = _along_width(made.transpose(1, 0, 2), height, rule
-                        ).transpose(1, 0, 2)
+    made = _along_first(made.transpose(1, 0, 2), height, rule)
     return np.ascontiguousarray(_as_bytes(made) if whole else made)
