@@ -329,6 +329,7 @@ class Adaptation:
         steps = trial_steps(self.epochs * images // (
             loader.batch_size * get_world_size()), len(RATES))
         if not steps:
+            self.trials = dict(steps=0, scores={})
             return RATES[-1]
         cases = [Case(size, size) for size in self.scales[1:]]
         scores = {}
@@ -442,7 +443,8 @@ class Adaptation:
         return dict(config=self.config_path, checkpoint=self.result_path,
                     scales=tuple(map(self.base.size_of,
                                      scales_of(self.model) or ())),
-                    held_out=number_held_out(len(self.dataset)), rows=rows)
+                    held_out=number_held_out(len(self.dataset)), rows=rows,
+                    lr=self.lr, trials=self.trials)
 
     def _row_of(self, scale: int) -> dict[str, Any]:
         """What was measured at ``scale``, and what it keeps."""
@@ -542,8 +544,11 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
 
     Returns:
         dict: ``config`` and ``checkpoint``, paths; ``scales``; ``held_out``,
-        how many images were measured on; and ``rows``, for each smaller size
-        what was measured ``before`` and ``after``, and what it ``keeps``.
+        how many images were measured on; ``rows``, for each smaller size
+        what was measured ``before`` and ``after``, and what it ``keeps``;
+        ``lr``; and ``trials`` of learning rates, {} if there was no choice:
+        of how many ``steps``, 0 if the training is too short for any, and
+        their ``scores``.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.

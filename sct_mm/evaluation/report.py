@@ -238,3 +238,11 @@ def print_adapted(result: dict) -> None:
             for name in rows[0]['before'] for when in ('before', 'after')},
          'keeps': lambda row: row['keeps']})
     console_for(table).print(table)
+    steps = result['trials'].get('steps')
+    if steps:
+        print(f'The learning rate {result["lr"]:g} was the best in trials of '
+              f'{steps} steps.')
+    elif steps == 0:
+        print(f'The training was too short for trials of learning rates: it '
+              f'had {result["lr"]:g}, which is little for a small network. '
+              'Give --lr, or more images or --epochs.')

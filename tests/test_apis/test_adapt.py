@@ -21,6 +21,7 @@ from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
 from sct_mm.apis.train import train
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.evaluation.report import print_adapted
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
@@ -304,11 +305,27 @@ def test_a_detector_needs_labels(detector, tmp_path):
               folder_of(tmp_path / 'images', 64), cfg_options=options)
 
 
-def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch):
+def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
+                                                     capsys):
     monkeypatch.setattr(module, 'trial_steps', lambda steps, rates: 2)
     monkeypatch.setattr(module, 'RATES', (1e4, 0.01))
     done = adapt_stock(stock, scales=(28, 14))
     assert load_config(done['config']).optim_wrapper.optimizer.lr == 0.01
+    assert done['lr'] == 0.01 and done['trials']['steps'] == 2
+    print_adapted(done)
+    assert 'rate 0.01 was the best in trials of 2' in capsys.readouterr().out
+
+
+def test_a_training_too_short_for_trials_says_so(stock, capsys):
+    done = adapt_stock(stock, scales=(28, 14))
+    assert done['trials'] == dict(steps=0, scores={})
+    print_adapted(done)
+    assert 'too short for trials' in capsys.readouterr().out
+    done = adapt_stock(stock, scales=(28, 14), lr=0.02, force=True)
+    assert done['trials'] == {} and done['lr'] == 0.02
+    capsys.readouterr()  # the log of the training
+    print_adapted(done)
+    assert 'learning rate' not in capsys.readouterr().out
 
 
 def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):

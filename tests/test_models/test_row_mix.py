@@ -250,14 +250,20 @@ CHANGES = dict(
     swapped=swapped_with_an_average)
 
 
-@pytest.mark.parametrize('size', [12, 10])
-@pytest.mark.parametrize('pinned', [True, False])
-@pytest.mark.parametrize('change', CHANGES)
-def test_a_changed_tensor_serves_at_once(change, pinned, size):
+def seen():
+    """A layer in evaluation mode that knows the extent of each scale."""
     layer = apart(SSBN(256, SCALES)).eval()
     for scale in SCALES:
         with use_scale(layer, scale, record=True):
             layer(torch.randn(2, 256, scale, scale))
+    return layer
+
+
+@pytest.mark.parametrize('size', [12, 10])
+@pytest.mark.parametrize('pinned', [True, False])
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_changed_tensor_serves_at_once(change, pinned, size):
+    layer = seen()
     x = torch.randn(2, 256, size, size)
     with torch.no_grad(), use_scale(layer, size if pinned else None):
         before = layer(x)
@@ -273,10 +279,7 @@ def test_a_changed_tensor_serves_at_once(change, pinned, size):
 @pytest.mark.parametrize('pinned', [True, False])
 @pytest.mark.parametrize('kind', [pruned, parametrized])
 def test_a_weight_that_is_made_in_each_pass(kind, pinned, size):
-    layer = apart(SSBN(256, SCALES)).eval()
-    for scale in SCALES:
-        with use_scale(layer, scale, record=True):
-            layer(torch.randn(2, 256, scale, scale))
+    layer = seen()
     x = torch.randn(2, 256, size, size)
     with torch.no_grad(), use_scale(layer, size if pinned else None):
         want = layer(x)
