@@ -319,13 +319,13 @@ class SCTLossHook(Hook):
             teacher = DistillTeacher(model, schedule, self.distill,
                                      self.backward,
                                      self._resumed.get(ENSEMBLE, {}))
-        self._handles = share_affine(model) if self.shared_affine else []
         self._sct = SCTStep(
             model, schedule, resize, teacher,
             Kept(model) if self.adapt else None, self.backward, scaler,
             self.check_finite, smallest)
         warn_of_norms(model)
-        self._handles += [
+        self._handles = [
+            *(share_affine(model) if self.shared_affine else ()),
             model.register_forward_pre_hook(self._before_pass,
                                             with_kwargs=True),
             model.register_forward_hook(self._after_pass, always_call=True)
