@@ -136,8 +136,9 @@ def quantized(data: bytes, images: Tensor, kept: int = 0) -> bytes:
     What stands before the first ``kept`` convolutions stays in float, and so
     do they, but for those whose input a later layer takes as int8, e.g. of
     two branches one: where its output is int8, too, onnxruntime quantizes
-    such weights as it loads the file (WeightBiasQuantization, from 1.21 on),
-    without a scale for each channel, which loses much more (docs/export.md).
+    such weights as it loads the file, without a scale for each channel
+    (WeightBiasQuantization, microsoft/onnxruntime#22969), which loses much
+    more (docs/export.md).
 
     Args:
         data: the float file.
@@ -150,23 +151,22 @@ def quantized(data: bytes, images: Tensor, kept: int = 0) -> bytes:
     nodes = list(model.graph.node)
     places = [place for place, node in enumerate(nodes)
               if node.op_type == 'Conv'][:kept]
-    before = nodes[:places[-1] + 1] if places else []
-    caught: set[str] = set()
+    excluded = {node.name for node in nodes[:places[-1] + 1]
+                } if places else set()
     while True:
-        made = _quantized(data, images, [node.name for node in before
-                                         if node.name not in caught])
+        made = _quantized(data, images, excluded)
         ints = {name for node in made.graph.node
                 if node.op_type == 'DequantizeLinear' for name in node.output}
-        found = {node.name for node in float_convolutions(made)
-                 if node.input[0] in ints}
-        if not found:
+        caught = {node.name for node in float_convolutions(made)
+                  if node.input[0] in ints} & excluded
+        if not caught:
             break
-        caught |= found
+        excluded -= caught
     onnx.helper.set_model_props(made, about)
     return made.SerializeToString()
 
 
-def _quantized(data: bytes, images: Tensor, excluded: list[str]) -> Any:
+def _quantized(data: bytes, images: Tensor, excluded: set[str]) -> Any:
     """The int8 model of a float file; nodes of these names stay as they
     are."""
     import onnx
@@ -191,7 +191,7 @@ def _quantized(data: bytes, images: Tensor, excluded: list[str]) -> Any:
                         quant_format=QuantFormat.QDQ, per_channel=True,
                         activation_type=QuantType.QUInt8,
                         weight_type=QuantType.QInt8,
-                        nodes_to_exclude=excluded)
+                        nodes_to_exclude=sorted(excluded))
         return onnx.load(path)
 
 
