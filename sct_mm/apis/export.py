@@ -153,19 +153,20 @@ def _entries(files: dict[Size, VerifiedFile], paths: dict[Size, str],
     result, say of its size, or of each of its sizes."""
     tested = {row['scale']: row for row in rows}
 
-    def measured(size: Size) -> dict:
-        row = tested.get(size, {})
-        return {name: row.get(name) for name in ('metrics', 'gflops')}
+    def measured(size: Size, made: dict) -> dict:
+        row = {'metrics': None, 'gflops': made.get('gflops'),
+               **tested.get(size, {})}
+        return {name: row[name] for name in ('metrics', 'gflops')}
 
     entries = []
     for size, each in files.items():
         entry = dict(size=size, **file_entry(each.data, paths[size]),
                      **each.entry)
         if size == 'any':
-            entry['sizes'] = [{**row, **measured(row['size'])}
+            entry['sizes'] = [{**row, **measured(row['size'], row)}
                               for row in entry['sizes']]
         else:
-            entry.update(measured(size))
+            entry.update(measured(size, entry))
         entries.append(entry)
     return entries
 

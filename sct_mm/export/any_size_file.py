@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..datasets.base_size import BaseSize
-from ..evaluation.measure import compared
+from ..evaluation.measure import compared, flops_of
 from .any_size import AnySize
 from .failure_cause import first_line
 from .formats import Graph, Run, graph_bytes, graph_run
@@ -101,7 +101,7 @@ def make_any_size(model: nn.Module, base: BaseSize,
     Args:
         base: which scale serves a size.
         images: from a size in pixels to batches (N, ..., H, W) of the test
-            set; the first has more than one image.
+            set; the first has more than one image, the second has one.
         divisor: 0 if all images of a size have one shape; otherwise see
             :class:`~sct_mm.export.formats.Graph`.
         more_about: what the metadata say of images at the base.
@@ -119,10 +119,13 @@ def make_any_size(model: nn.Module, base: BaseSize,
                              request.softmax)
     net = AnySize(Part(copy.deepcopy(model), part, request.softmax),
                   base).eval()
-    outputs = list(Part(plain, part, request.softmax).named_outputs(
-        first[0][:1]))
+    stock = Part(plain, part, request.softmax)
+    outputs = list(stock.named_outputs(first[0][:1]))
+    gflops = [flops_of(partial(stock, batches[size][1])) / 1e9
+              for size in trained]
     about = {**description(plain, base.test, part, outputs),
-             **(more_about or {}), **about_sizes(base, needs_size)}
+             **(more_about or {}), **about_sizes(base, needs_size),
+             'gflops': gflops}
     data = graph_bytes(request.kind, Graph(
         net, first[0][:2].contiguous(), divisor or 1, outputs, about,
         torch.tensor(trained[0]) if needs_size else None), request.fuse,
@@ -130,7 +133,7 @@ def make_any_size(model: nn.Module, base: BaseSize,
     run = graph_run(request.kind, data)
     check = _Check(model, base, part, request, run, needs_size)
     notes, rows = [note] if note else [], []
-    for size in trained:
+    for size, cost in zip(trained, gflops, strict=True):
         want = check.want(size, batches[size])
         difference = check.difference(size, batches[size], want)
         stock = Part(extracted(model, serving(size, base)), part,
@@ -138,9 +141,9 @@ def make_any_size(model: nn.Module, base: BaseSize,
         one = batches[size][1]
         # As sct_mm.runtime opens it: much faster (docs/export.md).
         fixed = graph_run(request.kind, data, one.shape)
-        cost = compared(partial(check.run_at(size, fixed), one),
-                        partial(stock, one))
-        rows.append(dict(size=size, difference=difference, **cost))
+        rows.append(dict(size=size, difference=difference, gflops=cost,
+                         **compared(partial(check.run_at(size, fixed), one),
+                                    partial(stock, one))))
     more = [(size, images(size)) for size in others]
     if not needs_size:  # first, behind the row of its size
         size = trained[-1]
@@ -171,7 +174,7 @@ def about_sizes(base: BaseSize, needs_size: bool) -> dict:
     """What a user of the file has to know of its sizes, all in pixels:
     ``size`` of the base, ``sizes`` of the test that the scales serve (as
     ``scales``, too, as in each file), and the inputs that tell the size."""
-    sizes = [base.size_of(scale) for scale in base.scales]
+    sizes = list(sizes_to_check(base)[0])
     return dict(size=base.test, scales=sizes, sizes=sizes,
                 train_base=base.train, test_base=base.test,
                 size_from='input size' if needs_size else 'shorter edge')

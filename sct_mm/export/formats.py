@@ -142,12 +142,32 @@ def _onnx(graph: Graph, fuse: bool) -> bytes:
     return model.SerializeToString()
 
 
+def without_source_lines(data: bytes) -> bytes:
+    """A TorchScript file without the records that name the lines of Python
+    which each operator comes from, by their paths on this machine.
+
+    torch.jit.save has no option for it. torch.jit.load reads these records
+    if they are there, and only to say in an error where it arose.
+    """
+    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
+    buffer = io.BytesIO()
+    # Aligns tensors as torch.jit.save does, which zipfile would not.
+    writer = torch._C.PyTorchFileWriter(buffer)
+    for name in reader.get_all_records():
+        # The writer makes the last one, a hash of all records, itself.
+        if not name.endswith(('.debug_pkl', '.data/serialization_id')):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return buffer.getvalue()
+
+
 def _torchscript(graph: Graph, fuse: bool) -> bytes:
     buffer = io.BytesIO()
     traced = torch.jit.trace(graph.net, (graph.example, ), check_trace=False)
     torch.jit.save(traced, buffer,
                    _extra_files={_ABOUT: json.dumps(graph.description)})
-    return buffer.getvalue()
+    return without_source_lines(buffer.getvalue())
 
 
 def _pt2(graph: Graph, fuse: bool) -> bytes:

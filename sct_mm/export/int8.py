@@ -121,16 +121,54 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def float_convolutions(model: Any) -> list[Any]:
+    """The convolutions of an ONNX model whose weights are floats."""
+    weights = {each.name for each in model.graph.initializer}
+    return [node for node in model.graph.node
+            if node.op_type == 'Conv' and node.input[1] in weights]
+
+
 def quantized(data: bytes, images: Tensor, kept: int = 0) -> bytes:
     """An ONNX file whose convolutions and matrix products are of int8: static
     quantization by onnxruntime, with QDQ nodes, a scale for each channel of
     the weights.
 
+    What stands before the first ``kept`` convolutions stays in float, and so
+    do they, but for those whose input a later layer takes as int8, e.g. of
+    two branches one: where its output is int8, too, onnxruntime quantizes
+    such weights as it loads the file, without a scale for each channel
+    (WeightBiasQuantization, microsoft/onnxruntime#22969), which loses much
+    more (docs/export.md).
+
     Args:
         data: the float file.
         images: (N, C, H, W) to find the range of each activation on.
-        kept: how many of the first convolutions stay in float.
+        kept: how many of the first convolutions may stay in float.
     """
+    import onnx
+    model = onnx.load_from_string(data)
+    about = {each.key: each.value for each in model.metadata_props}
+    nodes = list(model.graph.node)
+    places = [place for place, node in enumerate(nodes)
+              if node.op_type == 'Conv'][:kept]
+    excluded = {node.name for node in nodes[:places[-1] + 1]
+                } if places else set()
+    while True:
+        made = _quantized(data, images, excluded)
+        ints = {name for node in made.graph.node
+                if node.op_type == 'DequantizeLinear' for name in node.output}
+        caught = {node.name for node in float_convolutions(made)
+                  if node.input[0] in ints} & excluded
+        if not caught:
+            break
+        excluded -= caught
+    onnx.helper.set_model_props(made, about)
+    return made.SerializeToString()
+
+
+def _quantized(data: bytes, images: Tensor, excluded: set[str]) -> Any:
+    """The int8 model of a float file; nodes of these names stay as they
+    are."""
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -147,18 +185,14 @@ def quantized(data: bytes, images: Tensor, kept: int = 0) -> bytes:
             image = next(self.left, None)
             return None if image is None else dict(input=image.numpy())
 
-    model = onnx.load_from_string(data)
-    about = {each.key: each.value for each in model.metadata_props}
-    first = [node.name for node in model.graph.node
-             if node.op_type == 'Conv'][:kept]
     with tempfile.TemporaryDirectory() as folder, _quietly():
         path = osp.join(folder, 'int8.onnx')
-        quantize_static(model, path, Reader(), quant_format=QuantFormat.QDQ,
-                        per_channel=True, activation_type=QuantType.QUInt8,
-                        weight_type=QuantType.QInt8, nodes_to_exclude=first)
-        made = onnx.load(path)
-    onnx.helper.set_model_props(made, about)
-    return made.SerializeToString()
+        quantize_static(onnx.load_from_string(data), path, Reader(),
+                        quant_format=QuantFormat.QDQ, per_channel=True,
+                        activation_type=QuantType.QUInt8,
+                        weight_type=QuantType.QInt8,
+                        nodes_to_exclude=sorted(excluded))
+        return onnx.load(path)
 
 
 def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
@@ -180,6 +214,7 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
             images that one is more than the tolerance.
         RuntimeError: if int8 loses more.
     """
+    import onnx
     name = made.entry['outputs'][0]
     if made.entry['outputs'] not in (['logits'], ['scores']):
         raise UserError('int8 is for classifiers, whose answers can be '
@@ -200,20 +235,21 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
             scores, scores_of(after, images, name, each_class), labels,
             each_class)
         loss, what = found.loss()
+        floats = len(float_convolutions(onnx.load_from_string(data)))
         if loss <= tolerance:
             break
     else:
         raise RuntimeError(
             f'int8 must lose at most {tolerance:g} {what}, but '
-            f'loses {loss:.2f} on {found.images} images, with its first '
-            f'{kept} convolutions in float. No file was written: allow more '
+            f'loses {loss:.2f} on {found.images} images, with {floats} of its '
+            f'first convolutions in float. No file was written: allow more '
             'by `tolerance`, calibrate on more images, or keep the float '
             'file.')
     one = images[:1]
     cost = compared(lambda: after(one), lambda: before(one))
     entry = dict(made.entry, int8=dict(
         images=found.images, calibration=len(calibration),
-        float_convolutions=kept, top1=found.top1,
+        float_convolutions=floats, top1=found.top1,
         expected_loss=found.expected_loss, **found.fidelity,
         float_bytes=len(made.data),
         latency_ms=cost['latency_ms'],

@@ -1,12 +1,13 @@
 """Make the file of one size of a network, run it, and compare what it computes
 with the network, before anything is written."""
 import copy
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..evaluation.measure import compared
+from ..evaluation.measure import compared, flops_of
 from ..models.extract import extract_scale
 from ..models.pinning import use_scale
 from ..models.size_selection import scales_of
@@ -164,8 +165,8 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
     """The file of a graph, which runs without the Python code of a network.
 
     Args:
-        batches: the first has more than one image. The graph is traced with
-            its first two, and compared on all batches.
+        batches: the first has more than one image, the second has one. The
+            graph is traced with the first two, and compared on all batches.
         divisor: see :class:`~sct_mm.export.formats.Graph`.
         scale: that serves ``size``; None: ``size`` itself.
         images: what the file says of its images, beside their normalization.
@@ -181,10 +182,11 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
     stock = Part(plain, part, request.softmax)
     net, note2 = deployed(stock, batches[0], request.fuse, request.tolerance)
     outputs = list(net.named_outputs(batches[0][:1]))
+    gflops = flops_of(partial(net, batches[1])) / 1e9
     data = graph_bytes(request.kind, Graph(
         net, batches[0][:2].contiguous(), divisor, outputs,
-        {**description(plain, size, part, outputs), **(images or {})}),
-        request.fuse)
+        {**description(plain, size, part, outputs), 'gflops': [gflops],
+         **(images or {})}), request.fuse)
     run = graph_run(request.kind, data)
     want = answers(model, scale, part, request.softmax, batches)
     difference = check_parity(run, batches, want, size, request)
@@ -194,7 +196,7 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
         norms = norms_of_onnx(data)
         note2 = note2 if norms else ''
     entry = dict(part=part, outputs=outputs, norms=norms,
-                 difference=difference, **cost)
+                 difference=difference, gflops=gflops, **cost)
     return VerifiedFile(data, entry, [each for each in (note, note2) if each])
 
 

@@ -105,6 +105,14 @@ class NetworkFile:
             reverse=True))
 
     @property
+    def gflops(self) -> dict[int, float]:
+        """{size in pixels: 1e9 multiply-adds of one image}, as far as the
+        file says."""
+        sizes = self.metadata.get('sizes') or [self.metadata['size']]
+        return dict(zip(sizes, self.metadata.get('gflops', ()),
+                        strict=False))
+
+    @property
     def any_size(self) -> bool:
         """Whether the file serves other sizes than :attr:`sizes`, too."""
         return 'sizes' in self.metadata

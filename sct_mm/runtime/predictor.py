@@ -22,10 +22,15 @@ class Prediction(NamedTuple):
         scores: (N, classes), from 0 to 1.
         labels: (N,), the class of the largest score.
         sizes: (N,), the pixels at which each image was decided.
+        gflops: (N,), 1e9 multiply-adds that each image cost, at all sizes
+            that it ran through, so that their mean is that of tools/test.py
+            --cascade. NaN if one is no size of a scale, of which alone files
+            say it.
     """
     scores: Array
     labels: Array
     sizes: Array
+    gflops: Array
 
 
 def softmax(logits: Array) -> Array:
@@ -176,20 +181,21 @@ class Predictor:
         base = self.sizes[-1]
         inputs = np.stack([self.prepare(image, base) for image in images])
         left = np.arange(len(inputs))
-        sizes = np.full(len(inputs), base)
+        sizes, gflops = np.full(len(inputs), base), np.zeros(len(inputs))
         scores: Array | None = None
         for place, size in enumerate(self.sizes):
             found = self._scores(_at(inputs[left], size, base), size)
             if scores is None:
                 scores = np.zeros((len(inputs), found.shape[1]), found.dtype)
             scores[left], sizes[left] = found, size
+            gflops[left] += self._file_at(size).gflops.get(size, np.nan)
             if size == base:
                 break
             left = left[~(found.max(1) > self.thresholds[place])]
             if not len(left):
                 break
         assert scores is not None  # there is one size, at least
-        return Prediction(scores, scores.argmax(1), sizes)
+        return Prediction(scores, scores.argmax(1), sizes, gflops)
 
     def prepare(self, image: Array, size: int) -> Array:
         """The input (C, H, W), float32, that the network takes for ``image``

@@ -2,10 +2,13 @@
 import hashlib
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from exports import FASHION, fashion
 from helpers import ssbn_model
 from mmengine.config import Config
@@ -19,7 +22,7 @@ from sct_mm.export import verified_file as make
 from sct_mm.export.files import paths_of, write_all
 from sct_mm.export.report import make_table
 from sct_mm.export.stock_config import plain_config, plain_data
-from sct_mm.runtime import Predictor
+from sct_mm.runtime import NetworkFile, Predictor
 from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
 from sct_mm.utils.errors import UserError
 
@@ -72,6 +75,8 @@ def test_all_sizes_and_their_manifest(made, demo, tmp_path):
     assert [file['size'] for file in manifest['files']] == [28, 21, 14]
     assert [file['metrics'] for file in manifest['files']] == [
         dict(top1=90.0), dict(top1=80.0), None]
+    tested, same, counted = (file['gflops'] for file in manifest['files'])
+    assert tested == same == 1.0 and 0 < counted < 0.1
     names = {file['file'] for file in manifest['files']}
     assert {p.name for p in (tmp_path / 'a').iterdir()} == {
         *names, 'manifest.json'}
@@ -83,6 +88,18 @@ def test_all_sizes_and_their_manifest(made, demo, tmp_path):
             f'sct_resnet18_1xb128_fashion-mnist-{file["size"]}px.pt')
         x = torch.randn(2, 1, file['size'], file['size'])
         assert formats.graph_run('torchscript', data)(x)[0].shape == (2, 10)
+
+
+@pytest.mark.parametrize('size', [21, 'any'])
+def test_a_page_has_what_a_file_says(size, made, tmp_path):
+    """The readers in other languages have that page alone."""
+    made(size, 'onnx')
+    page = Path(ROOT, 'docs', 'export.md').read_text(encoding='utf-8')
+    table = page.partition('## What a file says')[2].partition('\n\n| `t')[0]
+    known = {key for line in table.splitlines() if line.startswith('| `')
+             for key in re.findall(r'`(\w+)`', line.split('|')[1])}
+    about = NetworkFile(str(tmp_path / 'a')).metadata
+    assert {'gflops', 'steps', 'mean', 'classes'} <= {*about} <= known
 
 
 def test_a_result_of_another_checkpoint(made, tmp_path):

@@ -19,6 +19,7 @@ from sct_mm.evaluation.held_out import (
 from sct_mm.evaluation.plots import draw_cascade
 from sct_mm.evaluation.report import make_cascade_table, sentences
 from sct_mm.evaluation.results_file import read_result
+from sct_mm.runtime import Predictor
 from sct_mm.utils.errors import UserError
 
 FASHION = osp.join(ROOT, 'configs', 'sct_resnet18_1xb128_fashion-mnist.py')
@@ -55,6 +56,24 @@ def answers(checkpoint, images):
               for limit in (0.0, 1.0)]
     return *scores, torch.tensor([int(p['data_samples'].gt_label)
                                   for p in images])
+
+
+@pytest.mark.parametrize('size', ['all', 'any'])
+def test_exported_files_do_the_same_without_torch(size, demo, tmp_path):
+    threshold = float(answers(demo[0], images_of(demo[1], 'test'))[0].amax(
+        1).median())
+    want = apis.test_cascade(FASHION, demo[0], [14, 28], threshold,
+                             out=str(tmp_path), cfg_options=demo[1])['cascade']
+    path = str(tmp_path / 'net')
+    apis.export(FASHION, demo[0], size, path, 'onnx', cfg_options=demo[1])
+    images = images_of(demo[1], 'test')
+    found = Predictor(path, cascade=(14, 28), thresholds=threshold).predict(
+        [each['inputs'][0].numpy() for each in images])
+    truth = [int(each['data_samples'].gt_label) for each in images]
+    assert 0 < (found.sizes == 14).sum() < 12
+    assert want['gflops'] == pytest.approx(found.gflops.mean())
+    assert want['metrics']['accuracy/top1'] == pytest.approx(
+        100 * (found.labels == truth).mean())
 
 
 def test_a_given_threshold_against_a_loop(demo, tmp_path):

@@ -196,15 +196,23 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_what_a_file_says_of_its_sizes():
+def about_in(data):
+    """What an ONNX file says of its images."""
     import onnx
+    return json.loads(next(
+        each.value for each in onnx.load_from_string(data).metadata_props
+        if each.key == 'sct_mm.json'))
+
+
+def test_what_a_file_says_of_its_sizes():
     model = randomised(ssbn_model()).eval()
     base = BaseSize(16, 32, SCALES)
     made = make_any_size(model, base, images, Request('onnx'), 0)
-    found = {each.key: each.value for each
-             in onnx.load_from_string(made.data).metadata_props}
-    about = json.loads(found['sct_mm.json'])
+    about = about_in(made.data)
     assert about.pop('version') == 1
+    large, middle, small = about.pop('gflops')  # of the convolutions, mostly
+    assert large / small == pytest.approx(4, abs=0.1)
+    assert large / middle == pytest.approx(16 / 9, abs=0.1)
     assert about == dict(
         size=32, scales=[32, 24, 16], sizes=[32, 24, 16], train_base=16,
         test_base=32, size_from='shorter edge', part='network',
@@ -227,6 +235,15 @@ def test_images_whose_shape_does_not_tell_the_size():
     for size in (20, 16, 13, 8, 5):
         got, = run(x, torch.tensor(size))
         assert_close(got, answer(model, size, x), rtol=1e-4, atol=1e-5)
+
+
+def test_two_scales_that_serve_one_size():
+    """As where the images of a test are smaller than those of training."""
+    model = TinyModel(lambda c: SSBN(c, (16, 15, 8))).eval()
+    made = make_any_size(model, BaseSize(16, 8, (16, 15, 8)), images,
+                         Request('onnx'), 0)
+    about = about_in(made.data)
+    assert about['sizes'] == [8, 4] and len(about['gflops']) == 2
 
 
 @pytest.mark.parametrize('kind', ANY_SIZE)

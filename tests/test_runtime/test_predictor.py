@@ -189,6 +189,34 @@ def test_the_cascade_of_a_file_for_any_size(any_file, folder):
     assert (found.sizes == want.sizes).all() and len(set(found.sizes)) > 1
 
 
+def billions(size):
+    """The multiply-adds of :class:`conftest.TinyModel` at ``size`` pixels, by
+    hand: convolutions from 3 to 4 and to 6 channels, and a classifier."""
+    pixels = ((size + 1) // 2)**2
+    return (pixels * 9 * (3 * 4 + 4 * 6) + 6 * 5) / 1e9
+
+
+@pytest.mark.parametrize('file', ['folder', 'any_file'])
+def test_what_each_image_costs(file, request):
+    path = str(request.getfixturevalue(file))
+    found = Predictor(path, cascade=(8, 12, 16), thresholds=0.6
+                      ).predict(images())
+    passed = {8: (8, ), 12: (8, 12), 16: (8, 12, 16)}
+    assert set(found.sizes) == {*passed}
+    np.testing.assert_allclose(found.gflops, [
+        sum(map(billions, passed[size])) for size in found.sizes])
+    one = Predictor(path, 12).predict([image()])
+    np.testing.assert_allclose(one.gflops, billions(12))
+
+
+def test_costs_that_a_file_does_not_say(any_file, folder, tmp_path):
+    found = Predictor(any_file, cascade=(8, 14, 16), thresholds=0.6
+                      ).predict(images())
+    np.testing.assert_equal(np.isnan(found.gflops), found.sizes > 8)
+    path = changed(folder, tmp_path / 'a.onnx', dict(gflops='gone'))
+    assert np.isnan(Predictor(path).predict([image()]).gflops).all()
+
+
 def test_a_file_is_opened_for_a_few_shapes(any_file, monkeypatch):
     file = NetworkFile(any_file, 1)
     opened = []
