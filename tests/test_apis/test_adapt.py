@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from fashion_det import make_fashion_det
+from forks import in_two_processes
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import multiprocessing
 from torch.testing import assert_close
 
 from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
@@ -53,9 +53,9 @@ def all_gain(monkeypatch, request):
 
 
 @pytest.fixture
-def stock(tmp_path, monkeypatch):
+def stock(tmp_path, monkeypatch, small_root):
     """A checkpoint of the stock network; the network; a folder."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small_root)
     init_default_scope('mmpretrain')
     model = MODELS.build(Config.fromfile(CONFIG).model)
     for name, value in model.state_dict().items():
@@ -155,7 +155,7 @@ def in_process(rank, path, out, port):
 @two_processes
 def test_two_processes(stock):
     store = meeting_place()
-    multiprocessing.spawn(in_process, (stock[0], stock[2], store.port), 2)
+    in_two_processes(in_process, stock[0], stock[2], store.port)
     rows = rows_of(tensors(stock[0]),
                    tensors(osp.join(stock[2], 'adapted.pth')))
     assert rows and all(torch.equal(row[0], value)
@@ -472,11 +472,12 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
 @pytest.fixture
 def detector(tmp_path, monkeypatch):
     """The config of a detector, a checkpoint, and the options for a data set
-    of eight images."""
+    of twelve images, of which four are held out."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('sct_mm.engine.adaptation._LEAST', 4)
     config = osp.join('tools', 'benchmarks', 'experiments', 'configs',
                       'retinanet_r18_fpn_1xb8_fashion-det-128px.py')
-    make_fashion_det('data/fashion-mnist', str(tmp_path), 64, 4)
+    make_fashion_det('data/fashion-mnist', str(tmp_path), 12, 4)
     init_default_scope('mmdet')
     model = MODELS.build(Config.fromfile(config).model)
     for name, value in model.state_dict().items():
