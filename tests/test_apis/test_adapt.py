@@ -472,12 +472,11 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
 @pytest.fixture
 def detector(tmp_path, monkeypatch):
     """The config of a detector, a checkpoint, and the options for a data set
-    of twelve images, of which four are held out."""
+    of eight images."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr('sct_mm.engine.adaptation._LEAST', 4)
     config = osp.join('tools', 'benchmarks', 'experiments', 'configs',
                       'retinanet_r18_fpn_1xb8_fashion-det-128px.py')
-    make_fashion_det('data/fashion-mnist', str(tmp_path), 12, 4)
+    make_fashion_det('data/fashion-mnist', str(tmp_path), 64, 4)
     init_default_scope('mmdet')
     model = MODELS.build(Config.fromfile(config).model)
     for name, value in model.state_dict().items():
