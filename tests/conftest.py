@@ -1,8 +1,14 @@
 """Shared pieces of the tests: a small model, and data of a moment."""
+import functools
+import glob
+import math
 import os
 import os.path as osp
 import sys
 
+import forks
+import mmengine.config
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -21,6 +27,10 @@ settings.register_profile('same', deadline=None, derandomize=True,
 settings.load_profile('same')
 settings.register_profile('fuzz', max_examples=2000,  # see tests/test_fuzz
                           derandomize=False)
+# For each config, mmengine reads all metafiles of its host, and formats it by
+# yapf, for up to a second. Here programs alone read what it writes.
+mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
+mmengine.config.config.FormatCode = lambda text, **style: (text, True)
 # The first process would take the one GPU, the second find none.
 two_processes = pytest.mark.skipif(
     torch.cuda.device_count() == 1,
@@ -34,11 +44,15 @@ def meeting_place():
                                       wait_for_workers=False)
 
 
+def one_of_two(rank, port):
+    """What torchrun sets in the environment of a process of two."""
+    return dict(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
+                MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                TORCHELASTIC_USE_AGENT_STORE='True')
+
+
 def become_one_of_two(rank, port):
-    """What torchrun sets in a process of two."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      TORCHELASTIC_USE_AGENT_STORE='True')
+    os.environ.update(one_of_two(rank, port))
     torch.set_num_threads(1)
 
 
@@ -79,8 +93,28 @@ class TinyModel(BaseModel):
                     accuracy=accuracy)
 
 
-@pytest.fixture
-def run_tool():
+@pytest.fixture(scope='session')
+def small_root(tmp_path_factory):
+    """The repository, but its Fashion-MNIST has the first 256 images alone:
+    a host reads all of them for two seconds, however few a test uses."""
+    root = tmp_path_factory.mktemp('root')
+    for name in ('configs', 'tools'):
+        (root / name).symlink_to(osp.join(ROOT, name))
+    folder = root / 'data' / 'fashion-mnist'
+    folder.mkdir(parents=True)
+    for path in glob.glob(osp.join(ROOT, 'data/fashion-mnist/*-ubyte')):
+        with open(path, 'rb') as file:
+            kind = file.read(4)
+            sizes = file.read(4 * kind[3])[4:]
+            bytes_each = math.prod(np.frombuffer(sizes, '>i4'))
+            (folder / osp.basename(path)).write_bytes(
+                kind + (256).to_bytes(4, 'big') + sizes
+                + file.read(256 * bytes_each))
+    return root
+
+
+@pytest.fixture(scope='session')
+def start_tool():
     """Run a tool as a user does; returns (exit code, all its output)."""
     import subprocess
 
@@ -92,3 +126,11 @@ def run_tool():
         return done.returncode, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(scope='session')
+def run_tool():
+    """As ``start_tool``, in a process that need not import torch. One test of
+    each kind of tool starts it."""
+    return lambda tool, *args, **options: forks.run(
+        osp.join('tools', tool), *args, **options)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from fashion_det import make_fashion_det
+from forks import in_two_processes
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import multiprocessing
 from torch.testing import assert_close
 
 from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
@@ -53,9 +53,9 @@ def all_gain(monkeypatch, request):
 
 
 @pytest.fixture
-def stock(tmp_path, monkeypatch):
+def stock(tmp_path, monkeypatch, small_root):
     """A checkpoint of the stock network; the network; a folder."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small_root)
     init_default_scope('mmpretrain')
     model = MODELS.build(Config.fromfile(CONFIG).model)
     for name, value in model.state_dict().items():
@@ -155,7 +155,7 @@ def in_process(rank, path, out, port):
 @two_processes
 def test_two_processes(stock):
     store = meeting_place()
-    multiprocessing.spawn(in_process, (stock[0], stock[2], store.port), 2)
+    in_two_processes(in_process, stock[0], stock[2], store.port)
     rows = rows_of(tensors(stock[0]),
                    tensors(osp.join(stock[2], 'adapted.pth')))
     assert rows and all(torch.equal(row[0], value)

@@ -5,11 +5,11 @@ import os.path as osp
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, become_one_of_two, meeting_place, two_processes
+from conftest import become_one_of_two, meeting_place, two_processes
+from forks import in_two_processes
 from helpers import randomised
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import multiprocessing
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
@@ -23,9 +23,9 @@ FEW = {'train_dataloader.batch_size': 16}
 
 
 @pytest.fixture
-def checkpoint(tmp_path, monkeypatch):
+def checkpoint(tmp_path, monkeypatch, small_root):
     """Paths of a checkpoint of the demo's network, and of what to write."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small_root)
     init_default_scope('mmpretrain')
     model = randomised(MODELS.build(Config.fromfile(FASHION).model))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
@@ -70,7 +70,7 @@ def test_two_processes_make_the_file_of_one(checkpoint):
     path, out = checkpoint
     calibrate(FASHION, path, [21], out, 80, cfg_options=FEW)
     store = meeting_place()
-    multiprocessing.spawn(in_process, (path, f'{out}.2', store.port), 2)
+    in_two_processes(in_process, path, f'{out}.2', store.port)
     for name, value in rows(out).items():
         assert_close(rows(f'{out}.2')[name], value, rtol=1e-6, atol=1e-7)
 
@@ -155,11 +155,13 @@ def test_a_network_without_ssbn_is_refused(checkpoint):
         calibrate(cfg, f'{out}.plain', [21], out)
 
 
-def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool):
+def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool,
+                                                 small_root):
     path, out = checkpoint
     code, text = run_tool(
         'calibrate.py', FASHION, path, '--sizes', '21:24:3', '--images', 32,
-        '--out', out, '--cfg-options', 'train_dataloader.batch_size=16')
+        '--out', out, '--cfg-options', 'train_dataloader.batch_size=16',
+        cwd=small_root)
     assert code == 0 and '[28,24,21,14]' in text, text
     code, text = run_tool('calibrate.py', FASHION, path, '--sizes', 'x',
                           '--out', out)

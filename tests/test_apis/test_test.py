@@ -91,9 +91,9 @@ def with_statistics(cfg):
 
 
 @pytest.fixture
-def fashion(tmp_path, monkeypatch):
+def fashion(tmp_path, monkeypatch, small_root):
     """Path of a checkpoint of the demo's network."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small_root)
     model = with_statistics(Config.fromfile(FASHION))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
     return str(tmp_path / 'a.pth')
@@ -241,9 +241,9 @@ def test_another_loop_of_a_host_is_refused():
 
 
 @pytest.fixture
-def new_style(tmp_path, monkeypatch):
+def new_style(tmp_path, monkeypatch, small_root):
     """A config of classes, without a default scope, and a checkpoint."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small_root)
     (tmp_path / 'base.py').write_text(NEW_BASE)
     (tmp_path / 'new.py').write_text(NEW)
     path = str(tmp_path / 'new.py')

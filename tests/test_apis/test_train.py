@@ -119,10 +119,11 @@ def test_rows_of_other_scales_are_not_taken_by_their_rank():
     check_is_of(ssbn_model(), dict(state_dict=ssbn_model().state_dict()), '')
 
 
-def test_a_run_goes_on_with_its_own_network_alone(tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_own_network_alone(tmp_path, monkeypatch,
+                                                  small_root):
     """mmengine would leave what does not fit as it was initialised."""
     pytest.importorskip('mmpretrain')
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small_root)
     cfg = load_config(FASHION, {
         'train_dataloader.dataset.indices': 8, 'work_dir': str(tmp_path),
         'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None})

@@ -4,8 +4,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import SCALES
+from forks import in_two_processes
 from helpers import Classifier, batch, with_trained_base
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -77,7 +77,7 @@ def ranks(tmp_path_factory):
     torch.manual_seed(0)
     start = with_trained_base(ssbn_model()).state_dict()
     torch.save(start, folder / 'start.pth')
-    mp.spawn(work, (str(folder), ), nprocs=2)
+    in_two_processes(work, str(folder))
     return start, [torch.load(folder / f'{rank}.pth') for rank in range(2)]
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+import torch.distributed
+from forks import in_two_processes
 from mmengine.config import Config
 
 import sct_mm  # noqa: F401
@@ -296,4 +297,4 @@ def test_processes_decide_alike(tmp_path):
     save(tmp_path / '0' / 'epoch_1.pth', 1)
     save(tmp_path / '1' / 'epoch_2.pth', 2)
     cut(save(tmp_path / 'bad-0' / 'epoch_1.pth', 1))
-    mp.spawn(start_on, (str(tmp_path), ), nprocs=2)
+    in_two_processes(start_on, str(tmp_path))

@@ -83,11 +83,12 @@ TRAINED = {'model.backbone.norm_eval': False,
            'model.backbone.frozen_stages': -1}
 FEW_PROPOSALS = {'model.train_cfg.rpn_proposal.nms_pre': 100,
                  'model.train_cfg.rpn_proposal.max_per_img': 50,
-                 'model.test_cfg.rpn.nms_pre': 100,
-                 'model.test_cfg.rpn.max_per_img': 50,
-                 'model.test_cfg.rcnn.max_per_img': 20}
-# The rotated overlap of two thousand boxes takes a CPU minutes.
-FEW_BOXES = {'model.test_cfg.nms_pre': 50, 'model.test_cfg.max_per_img': 20}
+                 'model.test_cfg.rpn.nms_pre': 20,
+                 'model.test_cfg.rpn.max_per_img': 10,
+                 'model.test_cfg.rcnn.max_per_img': 10}
+# The rotated overlap of two thousand boxes takes a CPU minutes, and that of
+# 50 proposals in 15 classes half of a test.
+FEW_BOXES = {'model.test_cfg.nms_pre': 20, 'model.test_cfg.max_per_img': 20}
 
 # Without configs whose losses have operators for CUDA only (rotated FCOS,
 # ATSS and RTMDet with the rotated IoU), or whose heads are fixed to one size

@@ -1,5 +1,7 @@
 """The tools serve the siblings: train, validate, test, adapt and export."""
 import copy
+import multiprocessing.dummy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -57,6 +59,17 @@ SELF = [*(case for case in CASES if case.host == 'mmpretrain'), MOCO]
 @pytest.fixture(autouse=True)
 def no_timing(monkeypatch):
     monkeypatch.setattr(measure, 'SECONDS', 0.0)
+    monkeypatch.setattr(measure, 'ROUNDS', 2)
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """mmrotate evaluates each size in four processes, each of which imports
+    for longer than all of them compute."""
+    if find_spec('mmrotate') is not None:
+        monkeypatch.setattr(
+            'mmrotate.evaluation.functional.mean_ap.get_context',
+            lambda method: multiprocessing.dummy)
 
 
 def numbers_in(value):

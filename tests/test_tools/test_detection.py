@@ -30,6 +30,11 @@ CONFIGS = sorted(
     if '_base_' not in path and ('_coco' in path or 'fashion-det' in path)
     and not of_a_sibling(osp.join(ROOT, path)))
 COUNT = itertools.count()
+# {key: (its value in a network, that in a smaller one of the same parts)}
+SMALLER = dict(depth=(50, 18),
+               in_channels=([256, 512, 1024, 2048], [64, 128, 256, 512]),
+               feat_channels=(256, 32), fc_out_channels=(1024, 64),
+               conv_out_channels=(256, 16))
 CLOTHES = Config.fromfile(THREE_SCALES).clothes
 
 
@@ -87,8 +92,13 @@ def small(path, images, work_dir, smallest=32, apart=64):
             for key in ('scale', 'img_scale', 'crop_size', 'size'):
                 if node.get(key):
                     node[key] = tuple(round(v * ratio) for v in node[key])
+        for key, (value, less) in SMALLER.items():
+            if node.get(key) == value:
+                node[key] = less
         if node.get('num_classes') == 80:
             node['num_classes'] = len(CLOTHES)
+        if 'nms_pre' in node:  # of a thousand boxes each is pooled
+            node.update(nms_pre=100, max_per_img=50)
         if 'score_thr' in node:
             node.update(score_thr=0.0, max_per_img=5)  # after two steps
         if 'init_cfg' in node:

@@ -19,9 +19,9 @@ def images(tmp_path_factory):
 
 
 def test_the_composed_images_are_a_function_of_the_seed(
-        images, run_tool, tmp_path):
-    code, output = run_tool(TOOL, 'data/fashion-mnist', tmp_path,
-                            '--train', 2, '--val', 4)
+        images, start_tool, run_tool, tmp_path):
+    code, output = start_tool(TOOL, 'data/fashion-mnist', tmp_path,
+                              '--train', 2, '--val', 4)
     assert code == 0, output
     for name in ('val.json', 'val/000003.png', 'train/000001.png'):
         assert (tmp_path / name).read_bytes() == (images / name).read_bytes()

@@ -1,12 +1,16 @@
 """The tools as a user runs them, on images made here."""
 import json
+import os
 import os.path as osp
 import re
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import ROOT, two_processes
+from conftest import ROOT, meeting_place, one_of_two, two_processes
 
 SCT = 'configs/sct_resnet18_1xb128_fashion-mnist.py'
 PLAIN = ('tools/benchmarks/experiments/configs/'
@@ -36,25 +40,21 @@ def options(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, options):
+def trained(tmp_path_factory, options, start_tool, run_tool):
     """Work directories of a short SCT run and a plain run."""
-    import subprocess
-    import sys
     folders = {}
-    for config in (SCT, PLAIN):
+    for config, run in ((SCT, start_tool), (PLAIN, run_tool)):
         folders[config] = tmp_path_factory.mktemp('run')
-        subprocess.run(
-            [sys.executable, 'tools/train.py', config, '--work-dir',
-             folders[config], '--no-validate', *options], cwd=ROOT,
-            check=True, capture_output=True,
-            env={**__import__('os').environ, 'PYTHONPATH': ROOT})
+        code, output = run('train.py', config, '--work-dir', folders[config],
+                           '--no-validate', *options)
+        assert code == 0, output
     return folders
 
 
 def test_test_prints_one_table_and_writes_json_and_a_plot(
-        trained, options, run_tool, tmp_path):
+        trained, options, start_tool, tmp_path):
     checkpoint = trained[SCT] / 'epoch_2.pth'
-    code, output = run_tool(
+    code, output = start_tool(
         'test.py', SCT, checkpoint, '--scales', '28:14:14', 18, '--compare',
         PLAIN, trained[PLAIN] / 'epoch_2.pth', '--out', tmp_path, *options)
     assert code == 0, output
@@ -116,26 +116,28 @@ def test_train_resumes_and_ends_at_once_when_done(
 
 
 @two_processes
-def test_two_processes_of_torchrun_train_and_test(options, tmp_path):
+def test_two_processes_of_torchrun_train_and_test(options, run_tool,
+                                                  tmp_path):
     """As a user starts them; the tables of both are one table."""
-    import subprocess
-    import sys
-    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-           '--nproc-per-node', '2']
-    environment = {**__import__('os').environ, 'PYTHONPATH': ROOT,
-                   'COLUMNS': '120', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+         '--nproc-per-node', '2', 'tools/train.py', SCT, '--work-dir',
+         tmp_path, '--no-validate', '--launcher', 'pytorch', *options],
+        cwd=ROOT, env={**os.environ, 'PYTHONPATH': ROOT,
+                       'OMP_NUM_THREADS': '1'},
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = meeting_place()
 
-    def start(*command):
-        done = subprocess.run(
-            [*run, *map(str, command), '--launcher', 'pytorch', *options],
-            cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def test(rank):
+        return run_tool('test.py', SCT, tmp_path / 'epoch_2.pth', '--scales',
+                        28, '--out', tmp_path, '--launcher', 'pytorch',
+                        *options, **one_of_two(rank, store.port))
 
-    start('tools/train.py', SCT, '--work-dir', tmp_path, '--no-validate')
-    output = start('tools/test.py', SCT, tmp_path / 'epoch_2.pth',
-                   '--scales', 28, '--out', tmp_path)
-    assert output.count('served') == 1
+    with ThreadPoolExecutor(2) as pool:
+        codes, outputs = zip(*pool.map(test, range(2)), strict=True)
+    assert codes == (0, 0), outputs
+    assert [output.count('served') for output in outputs] == [1, 0]
 
 
 def test_inferencer_chooses_the_scale(trained, options, tmp_path):

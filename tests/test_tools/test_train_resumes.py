@@ -1,9 +1,6 @@
 """A run that died, was cut, or ran out of disk, as a user meets it."""
 import os
 import random
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,27 +42,15 @@ def test_differences_finds_one_bit():
     assert survive_kills.differences(a, b, 'a') == ['a.x.0']
 
 
-def tool(*arguments, limit=None):
-    """A tool that may write files of ``limit`` bytes."""
-    def set_limit():
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT,
-        capture_output=True, text=True, preexec_fn=set_limit,
-        env={**os.environ, 'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1'})
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_a_full_disk_ends_the_tool_with_one_sentence(config, tmp_path):
-    code, output = tool('tools/train.py', config, '--work-dir', tmp_path,
-                        limit=60_000)
+def test_a_full_disk_ends_the_tool_with_one_sentence(config, run_tool,
+                                                     tmp_path):
+    code, output = run_tool('train.py', config, '--work-dir', tmp_path,
+                            limit=60_000)
     assert code == 2 and 'Traceback' not in output
     assert 'epoch_1.pth' in output and 'cannot be written' in output
     assert not list(tmp_path.glob('*epoch*'))
-    code, output = tool('tools/train.py', config, '--work-dir', tmp_path,
-                        '--resume')
+    code, output = run_tool('train.py', config, '--work-dir', tmp_path,
+                            '--resume')
     assert code == 0 and (tmp_path / 'epoch_2.pth').exists()
 
 
@@ -131,13 +116,14 @@ def test_code_in_the_meta_of_a_checkpoint_is_not_run(config, tmp_path):
 
 
 @pytest.mark.parametrize('command', [
-    ('tools/test.py', 'CONFIG', 'EVIL'),
-    ('tools/train.py', 'CONFIG', '--cfg-options',
+    ('test.py', 'CONFIG', 'EVIL'),
+    ('train.py', 'CONFIG', '--cfg-options',
      'model.backbone.init_cfg.type=Pretrained',
      'model.backbone.init_cfg.checkpoint=EVIL')])
-def test_the_tools_refuse_it_in_one_sentence(command, config, evil, tmp_path):
+def test_the_tools_refuse_it_in_one_sentence(command, config, evil, run_tool,
+                                             tmp_path):
     path, mark = evil
-    code, output = tool(*[a.replace('EVIL', str(path)).replace(
+    code, output = run_tool(*[a.replace('EVIL', str(path)).replace(
         'CONFIG', str(config)) for a in command], *(
             ['--work-dir', tmp_path] if 'train' in command[0] else []))
     assert code == 2 and f"The checkpoint '{path}' cannot be read" in output
