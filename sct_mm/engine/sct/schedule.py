@@ -88,7 +88,7 @@ class Schedule(NamedTuple):
         """Pixels that the passes of a training take, divided by those of as
         many steps at the base scale alone: what the FLOPs of a convolutional
         network are in proportion to."""
-        images, steps, base = 1000, 2000, max(self.weights)
+        images, steps, base = 1000, 4000, max(self.weights)
         sample = self._replace(steps=steps)
         return sum(
             len(range(images)[p.share or slice(None)]) / images
