@@ -162,8 +162,8 @@ def check_data(loader: Config) -> None:
 
 def _started_in(path: str) -> str:
     """What a user must know of a ``path`` of the config that is relative."""
-    return ('' if osp.isabs(path) else f': {path!r} begins in the folder '
-            'where the command was started')
+    return ('' if osp.isabs(path) else f': {path!r} is relative to the '
+            'folder where the command was started')
 
 
 def import_this_package(cfg: Config) -> None:

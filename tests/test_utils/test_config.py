@@ -48,7 +48,7 @@ def test_the_error_of_missing_data_names_where_it_looked(
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full/a.png').touch()
-    hint = "'.* begins in the folder where the command was started"
+    hint = "'.* is relative to the folder where the command was started"
     for root, more, where in (('none', {}, 'none'),
                               ('full', dict(ann_file='a.txt'), 'full/a.txt')):
         root = root if relative else str(tmp_path / root)
