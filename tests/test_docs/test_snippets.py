@@ -15,6 +15,7 @@ from mmengine.registry import (
     HOOKS,
     LOOPS,
     MODELS,
+    PARAM_SCHEDULERS,
     TRANSFORMS,
     DefaultScope,
 )
@@ -55,7 +56,8 @@ def test_a_config_builds(block, tmp_path):
     with DefaultScope.overwrite_default_scope(scope):
         for name in re.findall(r"type='(\w+)'", block.text):
             assert any(map(partial(registered, name), (
-                MODELS, HOOKS, LOOPS, DATASETS, TRANSFORMS))), name
+                MODELS, HOOKS, LOOPS, DATASETS, TRANSFORMS,
+                PARAM_SCHEDULERS))), name
         for hook in cfg.get('custom_hooks', ()):
             HOOKS.build(hook)
         if 'model' in cfg:
