@@ -16,7 +16,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         'config', help="path of the network's own config, without SCT")
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
-                        'work directory: its newest whole one')
+                        'work directory: its newest whole one, not its best')
     parser.add_argument(
         '--scales', nargs='+', required=True, metavar='PIXELS',
         help='the size that the network is tested at, and the smaller ones to '

@@ -12,7 +12,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
-                        'work directory: its newest whole one')
+                        'work directory: its newest whole one, not its best')
     parser.add_argument(
         '--sizes', nargs='+', required=True, metavar='PIXELS',
         help='input sizes, trained or not: numbers, ranges such as '

@@ -20,7 +20,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
-                        'work directory: its newest whole one')
+                        'work directory: its newest whole one, not its best')
     parser.add_argument(
         '--size', type=size_of, required=True, metavar='PIXELS|all|any',
         help='the size of the test images; all: a file for each size that a '

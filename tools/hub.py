@@ -11,7 +11,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
-                        'work directory: its newest whole one')
+                        'work directory: its newest whole one, not its best')
     parser.add_argument(
         '--out', required=True, metavar='FOLDER',
         help='folder for config.json and model.safetensors')

@@ -36,12 +36,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='choose the best size within so many GFLOPs (1e9 multiply-adds)')
     parser.add_argument(
         '--min', nargs=2, action='append', default=[],
-        metavar=('METRIC', 'VALUE'),
-        help='a metric to reach; without a limit of cost, choose the cheapest '
-        'size that does (repeatable)')
+        metavar=('accuracy/top1', '88'),
+        help='choose the cheapest size whose metric, a column of the table of '
+        'tools/test.py, is at least this number: two words; with a limit of '
+        'cost, the best size within both (repeatable)')
     parser.add_argument(
-        '--metric', help='the metric to choose the best size by, higher is '
-        'better; default: the first of the result')
+        '--metric', metavar='accuracy/top1',
+        help='the metric to choose the best size by, higher is better; '
+        'default: the first of the result')
     parser.add_argument(
         '--out', metavar='PNG',
         help='plot of all sizes; default: pareto.png beside the result')
@@ -54,10 +56,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     try:
         least = {name: float(value) for name, value in args.min}
     except ValueError:
-        parser.error(f'--min must be a metric and a number, but got '
-                     f'{args.min}')
+        given = ' and '.join(map(' '.join, args.min))
+        parser.error(f'--min must be a metric and a number, but got {given}. '
+                     'Write e.g. --min accuracy/top1 88')
     if len(least) < len(args.min):
-        parser.error(f'--min must name each metric once, but got {args.min}')
+        given = ' and '.join(map(' '.join, args.min))
+        parser.error(f'--min must name each metric once, but got {given}. '
+                     'Leave one of them out')
     args.min = least
     return args
 

@@ -87,11 +87,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint, or of a '
-                        'work directory: its newest whole one')
+                        'work directory: its newest whole one, not its best')
     parser.add_argument(
         '--scales', nargs='+', metavar='PIXELS',
-        help='sizes of the test images: numbers, ranges such as 128:224:16, '
-        "or both; default: what the scales serve, else the config's")
+        help='sizes of the test images: numbers, ranges such as 128:224:16 '
+        "(first:last:step), or both; default: what the scales serve, else the "
+        "config's")
     parser.add_argument(
         '--compare', nargs=2, action='append', default=[],
         metavar=('CONFIG', 'CHECKPOINT'),

@@ -93,15 +93,18 @@ def _refusal(models: list[dict], limits: Limits, metric: str) -> str:
     each = [row for row in each
             if quality_of(row, metric) > float('-inf')] or each
     names = dict(latency_ms='ms', gflops='GFLOPs')
-    found = [f'at most {most:g} {names[name]}, where the least is '
-             f'{min(row[name] for row in each):.4g}'
+    found = [f'at most {most:g} {names[name]} (the least is '
+             f'{min(row[name] for row in each):.4g})'
              for name, most in limits.costs().items()]
     for name, value in limits.least.items():
         best = max(quality_of(row, name) for row in each)
-        found.append(f'{name} of at least {value:g}, where the best is '
-                     f'{best:.4g}')
-    return (f'No size has {", and ".join(found)}. Ask for less, or test '
-            'other sizes.')
+        found.append(f'{name} of at least {value:g} (the best is '
+                     f'{best:.4g})')
+    change = [*['Raise the limit of cost'] * bool(limits.costs()),
+              *['lower --min'] * bool(limits.least), 'test other sizes']
+    fix = ', or '.join(change)
+    return (f'A size must have {" and ".join(found)}, but none has. '
+            f'{fix[0].upper()}{fix[1:]}.')
 
 
 def check_metrics(models: list[dict], names: list[str]) -> None:
@@ -165,8 +168,8 @@ def pick(result: str, max_latency: float | None = None,
     for name, value in limits.least.items():
         check_number(name, value, float('-inf'), 'Leave it out for any.')
     if not limits.costs() and not limits.least:
-        raise UserError('A most or a least must be asked for, but got none. '
-                        'Give --max-latency, --max-gflops or --min.')
+        raise UserError('A limit must be given to choose a size by, but got '
+                        'none. Give --max-latency, --max-gflops or --min.')
     out = osp.join(osp.dirname(result), 'pareto.png') if out is None else out
     check_outputs([out], force=True, ending='.png')
     data = read_result(result)

@@ -42,6 +42,7 @@ from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,
     config_name,
+    import_this_package,
     join_processes,
     load_config,
     set_loader_defaults,
@@ -93,6 +94,7 @@ def test_config(cfg: Config, out: str, sizes: Sizes | None) -> Config:
                         'ScalesTestLoop to test at several sizes, but got '
                         f'{type_name(loop)!r}. Leave its type out.')
     cfg = copy.deepcopy(cfg)
+    import_this_package(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
     # mmengine names what it logs by the second: two tests may share one.
@@ -341,8 +343,12 @@ def serving_scales(model: nn.Module, at: int) -> list[int] | None:
         scale for scale, _ in rows_serving(scales, at)]
 
 
-def listed(sizes: Sequence[int]) -> str:
-    return ', '.join(map(str, sizes))
+def listed(sizes: Sequence[int], most: int = 4) -> str:
+    """``sizes`` as a sentence names them: all, or the first, the last, and how
+    many lie between them."""
+    if len(sizes) <= most:
+        return ', '.join(map(str, sizes))
+    return f'{sizes[0]}, {sizes[1]}, ... {sizes[-1]} ({len(sizes)} sizes)'
 
 
 def warn_untrained(model: nn.Module, loop: ScalesTestLoop) -> None:

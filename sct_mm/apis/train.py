@@ -15,7 +15,12 @@ from ..engine.loops import unwrapped
 from ..engine.resume import choose_start
 from ..models.size_selection import scales_of
 from ..utils.checkpoint import check_checkpoint, make_folder
-from ..utils.config import check_data, join_processes, set_loader_defaults
+from ..utils.config import (
+    check_data,
+    import_this_package,
+    join_processes,
+    set_loader_defaults,
+)
 from ..utils.config_walk import type_name
 from ..utils.errors import UserError
 from ..utils.lost_hooks import lost_hooks
@@ -25,7 +30,9 @@ from ..utils.safe_load import protected_loading
 def set_defaults(cfg: Config, pin_memory: bool = True,
                  persistent_workers: bool = False) -> None:
     """Set what ``cfg`` leaves open: checkpoints are written whole or not at
-    all, and data loaders get the defaults of the tools."""
+    all, data loaders get the defaults of the tools, and the config that the
+    Runner writes to the work directory imports this package."""
+    import_this_package(cfg)
     checkpoint = cfg.setdefault('default_hooks', {}).setdefault(
         'checkpoint', dict(type='CheckpointHook', interval=1))
     # None switches the hook off; remote folders have a backend of their own.

@@ -214,6 +214,7 @@ class _ScalesLoop(BaseLoop):
         results = {}
         with closing(self.each_size()) as sizes:
             for size in sizes:
+                self.runner.logger.info(f'Images of {size} px ({self.mode}):')
                 with (failing_at(size, unwrapped(self.runner.model))
                       if size != self.base.test else nullcontext()):
                     results[size] = self._run_size(size)

@@ -1,6 +1,7 @@
 """Choose the checkpoint that a training resumes or starts from, or that a test
 loads: by default, the newest one that is whole."""
 import copy
+import glob
 import os
 import os.path as osp
 import re
@@ -171,8 +172,9 @@ def newest_whole(cfg: Config, use: Use = RESUME) -> str | None:
 
 def find_checkpoint(path: str, cfg: Config | None = None) -> str:
     """The checkpoint that ``path`` stands for: for a work directory, its
-    newest whole one; for a folder of tools/adapt.py, its result; else
-    ``path`` itself.
+    newest whole one, as `--resume` takes it, not the one that `save_best`
+    kept, whose path is printed; for a folder of tools/adapt.py, its result;
+    else ``path`` itself.
 
     Args:
         cfg: the config of the run, whose CheckpointHook may name the files.
@@ -194,6 +196,10 @@ def find_checkpoint(path: str, cfg: Config | None = None) -> str:
     if newest is None:
         raise UserError(f'{path!r} must hold a checkpoint of a training, but '
                         'it has none. Train first, or name a file.')
+    best = sorted(glob.glob(osp.join(glob.escape(folder), 'best_*.pth')))
+    if best:
+        print(f'The best by its validation is there, too: {", ".join(best)}. '
+              'Name it to use it.', flush=True)
     return newest
 
 

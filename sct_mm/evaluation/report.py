@@ -10,7 +10,7 @@ from ..utils.cli import console_for, device_name
 from .early_exit import METRIC
 from .measure import WORTHLESS
 from .plots import draw_cascade, draw_sizes
-from .results_file import metric_names, quality_names
+from .results_file import keep_earlier, metric_names, quality_names
 
 NOT_RELIABLE = ('? not reliable: quartiles more than '
                 f'{100 * WORTHLESS:.0f} % of the median apart')
@@ -138,17 +138,22 @@ def sentences(model: dict) -> list[str]:
 def write_report(models: list[dict], path: str, draw: Callable[[str], None],
                  tables: Sequence[Table], lines: Sequence[str]) -> None:
     """Print ``tables`` and ``lines``; write ``models`` as JSON to ``path``,
-    and a plot beside it by ``draw``."""
+    and a plot beside it by ``draw``. An earlier result there is kept if it has
+    more (:func:`keep_earlier`)."""
     console, device = console_for(*tables), device_name()
     for table in tables:
         console.print(table)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+    kept = keep_earlier(path, models)
     dump(dict(device=device, models=models), path)
     plot = osp.splitext(path)[0] + '.png'
     draw(plot)
     console.print(f'{path} and {osp.basename(plot)} beside it hold the same '
                   f'({device}).')
+    if kept:
+        console.print(f'{kept} is the earlier test of other sizes or '
+                      'checkpoints.', highlight=False, soft_wrap=True)
 
 
 def report_sizes(models: list[dict], out: str) -> None:

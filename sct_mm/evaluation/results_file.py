@@ -1,6 +1,8 @@
 """Read back the results that tools/test.py wrote, and check their form."""
 import json
+import os
 import os.path as osp
+import time
 from typing import Any
 
 from ..utils.errors import UserError
@@ -69,6 +71,32 @@ def read_result(path: str) -> dict:
                         'or version. Test again by tools/test.py, and name '
                         'its scales.json.')
     return data
+
+
+def _tested(models: list[dict]) -> set[tuple[str, int]]:
+    """The checkpoints and sizes of the ``models`` of a result."""
+    return {(model['checkpoint'], row['scale'])
+            for model in models for row in model['rows']}
+
+
+def keep_earlier(path: str, models: list[dict]) -> str | None:
+    """Rename the result at ``path`` by the time of its writing if it has a
+    checkpoint or a size that ``models``, which replace it, have not.
+
+    Returns:
+        str: its new path; None if nothing would be lost.
+    """
+    try:
+        earlier = read_result(path)['models']
+    except UserError:  # there is none, or it is of another version
+        return None
+    if _tested(earlier) <= _tested(models):
+        return None
+    base, ending = osp.splitext(path)
+    written = time.localtime(osp.getmtime(path))
+    kept = f'{base}-{time.strftime("%Y%m%d_%H%M%S", written)}{ending}'
+    os.replace(path, kept)
+    return kept
 
 
 def rows_of(result: dict, checkpoint: str, path: str) -> list[dict]:

@@ -34,6 +34,8 @@ HOSTS_OWN = (
     '.*torch.get_autocast_gpu_dtype',  # mmengine's autocast
     '.* is multi-threaded, use of fork',  # torch's loaders, Python 3.12
     "<class '.*'> instance named of",  # mmdet's visualizer, built again
+    '``build_loss`` would be deprecated',  # mmseg's heads
+    'The draw is False, it means',  # mmseg's SegVisualizationHook
 )
 # {launcher: a variable that it sets, and that mmengine needs}
 _SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',

@@ -148,14 +148,34 @@ def check_data(loader: Config) -> None:
     if not root or '://' in root or downloads or remote:
         return
     if not (osp.isdir(root) and os.listdir(root)):
-        raise UserError(f'The data set must be at {root!r}, but there is no '
-                        'such folder, or nothing in it. Put it there, or set '
-                        '`data_root` in the config.')
+        raise UserError(f'The data set must be at {osp.abspath(root)!r}, but '
+                        'there is no such folder, or nothing in it. Put it '
+                        'there, or set `data_root` in the config'
+                        f'{_started_in(root)}.')
     annotations = osp.join(root, dataset.get('ann_file') or '')
     if '://' not in annotations and not osp.exists(annotations):
         raise UserError('The annotations of the data set must be at '
-                        f'{annotations!r}, but there is no such file. Put it '
-                        'there, or set `ann_file` in the config.')
+                        f'{osp.abspath(annotations)!r}, but there is no such '
+                        'file. Put it there, or set `ann_file` in the config'
+                        f'{_started_in(annotations)}.')
+
+
+def _started_in(path: str) -> str:
+    """What a user must know of a ``path`` of the config that is relative."""
+    return ('' if osp.isabs(path) else f': {path!r} is relative to the '
+            'folder where the command was started')
+
+
+def import_this_package(cfg: Config) -> None:
+    """Add this package to the `custom_imports` of ``cfg``, so that the host's
+    own tools can run it, too, and what a Runner writes of it."""
+    own = __package__.partition('.')[0]
+    given = cfg.get('custom_imports') or {}
+    names = given.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if own not in names:
+        cfg.custom_imports = dict(given, imports=[*names, own])
+        cfg.custom_imports.setdefault('allow_failed_imports', False)
 
 
 def scales_settings(model: Any, scales: Sequence[int],

@@ -58,5 +58,5 @@ def _sizes_of(text: str, name: str) -> range:
 
 def _no_sizes(value: Any, name: str) -> UserError:
     return UserError(f'`{name}` must be positive ints (pixels) or ranges '
-                     f'FROM:TO:STEP of them, but got {value!r}. Write e.g. '
+                     f'FIRST:LAST:STEP of them, but got {value!r}. Write e.g. '
                      f"{name}=(224, '128:192:16').")

@@ -106,7 +106,7 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
 @pytest.mark.parametrize('sizes, images, match', [
     ([36], 48, 'at most those of .* 28 pixels, but got 36'),
     ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
-    ('some', 48, "ranges FROM:TO:STEP of them, but got 'some'"),
+    ('some', 48, "ranges FIRST:LAST:STEP of them, but got 'some'"),
     ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
      '32 images')])
 def test_what_is_refused(sizes, images, match, checkpoint):
@@ -165,7 +165,7 @@ def test_the_tool_says_what_the_config_must_name(checkpoint, run_tool,
     assert code == 0 and '[28,24,21,14]' in text, text
     code, text = run_tool('calibrate.py', FASHION, path, '--sizes', 'x',
                           '--out', out)
-    assert code == 2 and "FROM:TO:STEP of them, but got 'x'" in text
+    assert code == 2 and "FIRST:LAST:STEP of them, but got 'x'" in text
 
 
 def test_each_place_where_a_config_names_scales():

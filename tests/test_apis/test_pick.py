@@ -54,10 +54,12 @@ def test_choose(limits, label, size):
 
 
 @pytest.mark.parametrize('limits, match', [
-    (Limits(latency=1.0), 'No size has at most 1 ms, where the least is 2.5'),
+    (Limits(latency=1.0), r'must have at most 1 ms \(the least is 2.5\), but '
+     'none has. Raise the limit of cost, or test other sizes.'),
+    (Limits(least={'accuracy/top1': 95}), 'has. Lower --min, or test'),
     (Limits(gflops=0.5, least={'accuracy/top1': 95}),
-     'at most 0.5 GFLOPs, where the least is 1, and accuracy/top1 of at '
-     'least 95, where the best is 92')])
+     r'at most 0.5 GFLOPs \(the least is 1\) and accuracy/top1 of at least '
+     r'95 \(the best is 92\), but none has. Raise .* cost, or lower --min')])
 def test_limits_that_no_size_keeps_to(limits, match):
     with pytest.raises(UserError, match=match):
         choose(MODELS, limits, 'accuracy/top1')
@@ -120,7 +122,7 @@ def test_a_result_of_another_version(changes, match, result):
 
 
 @pytest.mark.parametrize('arguments, kind, match', [
-    (dict(), UserError, 'must be asked for, but got none'),
+    (dict(), UserError, 'A limit must be given .* but got none'),
     (dict(max_latency=-1), ValueError, '`max_latency` must be a finite'),
     (dict(max_gflops='1'), TypeError, '`max_gflops` must be a number'),
     (dict(least={'mAP': 1}), UserError, "one of accuracy/top1, but got 'mAP'"),
@@ -218,8 +220,12 @@ def test_the_tool(run_tool, result, tmp_path):
     assert 'tools/export.py configs/ours.py' in output
     assert (tmp_path / 'p.png').exists()
     code, output = run_tool('pick.py', path, '--max-latency', '5ms')
-    assert code == 2 and 'where the least is 8' in output
+    assert code == 2 and '(the least is 8), but none has' in output
     code, output = run_tool('pick.py', path, '--max-latency', '5 pixels')
     assert code == 2 and 'invalid' in output
     code, output = run_tool('pick.py', path, '--min', 'a', 1, '--min', 'a', 2)
-    assert code == 2 and 'must name each metric once' in output
+    assert code == 2 and 'metric once, but got a 1 and a 2. Leave' in output
+    code, output = run_tool('pick.py', path, '--min', 'accuracy/top1=88')
+    assert code == 2 and '[--min accuracy/top1 88]' in output
+    code, output = run_tool('pick.py', path, '--min', 'a', '8o')
+    assert code == 2 and 'got a 8o. Write e.g. --min accuracy/top1' in output

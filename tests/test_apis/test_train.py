@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from sct_mm import SSBN
-from sct_mm.apis.train import check_complete, train
+from sct_mm.apis.train import check_complete, set_defaults, train
 from sct_mm.engine.load_model import check_is_of
 from sct_mm.utils.checkpoint import make_folder
 from sct_mm.utils.config import load_config
@@ -89,6 +89,21 @@ def test_what_a_training_needs(monkeypatch):
         check_complete(Config(whole))
     monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     check_complete(Config(whole))
+
+
+@pytest.mark.parametrize('given, want', [
+    (None, ['sct_mm']), (dict(imports='a'), ['a', 'sct_mm']),
+    (dict(imports=['sct_mm', 'a']), ['sct_mm', 'a'])])
+def test_what_is_written_of_a_config_is_read_by_mmengine_alone(
+        given, want, tmp_path):
+    cfg = Config(dict(model=dict(type='SSBN'), custom_imports=given))
+    set_defaults(cfg)
+    assert cfg.custom_imports.imports == want
+    cfg.dump(tmp_path / 'a.py')
+    read = Config.fromfile(tmp_path / 'a.py', import_custom_modules=False)
+    assert read.custom_imports == cfg.custom_imports
+    set_defaults(read)
+    assert read.custom_imports == cfg.custom_imports
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from pages import (
 
 from sct_mm import SCTLossHook
 from sct_mm.engine.sct.recipe import at_scales
-from sct_mm.engine.sct.schedule import Schedule
+from sct_mm.engine.sct.schedule import Schedule, make_schedule
 
 README = PAGES[0]
 MOST_LINES, MOST_OF_A_PARAGRAPH = 150, 5
@@ -136,6 +136,25 @@ def test_a_step_costs_what_is_documented(options, documented):
     if hook.adapt:  # the base runs forward, other weights have no gradients
         cost = (1 + 2 * cost) / 3
     assert documented == pytest.approx(cost, abs=0.01)
+
+
+def documented_epochs():
+    """The rows of the table of what 100 epochs become."""
+    table, = [table for table in tables_of(text_of(
+        REPOSITORY / 'docs/train.md')) if 'become' in table[0][-1]]
+    return table[1:]
+
+
+@pytest.mark.parametrize('scales, cost, epochs', documented_epochs())
+def test_the_epochs_are_those_of_the_log(scales, cost, epochs):
+    sizes = tuple(map(int, re.findall(r'\d+', scales)))
+    options = at_scales('any-size', sizes, 'detector' in scales)
+    found = make_schedule(
+        sizes, options['loss_weights'], scales_per_step=1, steps=1,
+        between=options['between'], divisor=options['size_divisor'],
+        progressive=SCTLossHook(recipe='any-size').progressive
+    ).relative_cost()
+    assert (f'{found:.3f}', f'{100 / found:.0f}') == (cost, epochs)
 
 
 def text_in(node):

@@ -84,11 +84,14 @@ def typed():
     'ignore:The network is sure')
 def test_its_commands_run_one_after_another(production, monkeypatch, capsys):
     (production / 'own.py').write_text(OWN)
-    names = {'CONFIG': 'own.py', 'NAME_OF_CONFIG': 'own', 'NAME': 'stock'}
+    names = {'CONFIG': 'own.py', 'NAME_OF_CONFIG': 'own'}
     tools = []
     for script, *words in typed():
         if script == 'tools/adapt.py':
-            names.update(CONFIG='stock.py', CHECKPOINT='stock.pth')
+            names.update(CONFIG='stock.py', CHECKPOINT='stock.pth',
+                         NAME_OF_CONFIG='stock')
+        if script == 'tools/pick.py':
+            names.update(NAME_OF_CONFIG='own')
         words = [re.sub(r'[A-Z][A-Z_]{3,}', lambda name:
                         names[name[0]], word) for word in words]
         monkeypatch.setattr(sys, 'argv', [script, *words])

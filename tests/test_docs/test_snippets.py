@@ -10,7 +10,15 @@ import torch
 from exports import fashion
 from helpers import plain_net
 from mmengine.config import Config
-from mmengine.registry import DATASETS, HOOKS, LOOPS, MODELS, DefaultScope
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    DefaultScope,
+)
 from pages import blocks, is_config
 from PIL import Image
 from torch import nn
@@ -47,8 +55,9 @@ def test_a_config_builds(block, tmp_path):
     scope = cfg.get('default_scope') or 'mmpretrain'
     with DefaultScope.overwrite_default_scope(scope):
         for name in re.findall(r"type='(\w+)'", block.text):
-            assert any(map(partial(registered, name), (MODELS, HOOKS, LOOPS,
-                                                       DATASETS))), name
+            assert any(map(partial(registered, name), (
+                MODELS, HOOKS, LOOPS, DATASETS, TRANSFORMS,
+                PARAM_SCHEDULERS))), name
         for hook in cfg.get('custom_hooks', ()):
             HOOKS.build(hook)
         if 'model' in cfg:
@@ -58,11 +67,15 @@ def test_a_config_builds(block, tmp_path):
                               else (224, 192, 160, 128))
 
 
-def test_a_folder_of_ones_own_is_read(tmp_path, monkeypatch):
-    text, = [block.text for block in CONFIGS if 'data/mine' in block.text]
+@pytest.mark.parametrize('index, classes, size', [
+    (0, ('bird', 'cat'), 224), (1, ('bird', 'cat', 'dog'), 64)])
+def test_a_folder_of_ones_own_is_read(index, classes, size, tmp_path,
+                                      monkeypatch):
+    text = [block.text for block in CONFIGS if 'data/mine' in block.text
+            and block.page == 'docs/train.md'][index]
     monkeypatch.chdir(tmp_path)
     for split in ('train', 'val'):
-        for label in ('bird', 'cat'):
+        for label in classes:
             folder = tmp_path / 'data/mine' / split / label
             folder.mkdir(parents=True)
             Image.new('RGB', (260, 240)).save(folder / 'a.png')
@@ -70,8 +83,9 @@ def test_a_folder_of_ones_own_is_read(tmp_path, monkeypatch):
     for name in ('train', 'val', 'test'):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             data = DATASETS.build(cfg[f'{name}_dataloader'].dataset)
-        assert data.metainfo['classes'] == ('bird', 'cat')
-        assert data[1]['inputs'].shape == (3, 224, 224)
+        assert data.metainfo['classes'] == classes
+        assert len(classes) == cfg.model.head.num_classes
+        assert data[1]['inputs'].shape == (3, size, size)
         assert data[1]['data_samples'].gt_label == 1
 
 

@@ -1,5 +1,6 @@
 """Validation and test at several sizes: one pair of hooks, one data set."""
 import copy
+import re
 from contextlib import closing
 
 import numpy as np
@@ -126,6 +127,13 @@ class Count(Hook):
 
     def after_val(self, runner):
         self.calls.append('after_val')
+
+
+def test_the_log_names_each_size_before_its_lines(tmp_path):
+    trained(tmp_path, log_level='INFO')
+    text = next(tmp_path.rglob('*.log')).read_text()
+    lines = re.findall(r'Images of (\d+) px \(val\):|(Epoch\(val\))', text)
+    assert [int(size) for size, _ in lines if size] == [*SCALES] * 2
 
 
 def test_hooks_see_one_validation_and_ema_swaps_once(tmp_path):

@@ -221,6 +221,12 @@ def test_a_work_directory_stands_for_its_newest_whole_checkpoint(
     assert newest_whole(run) == at(run, 'epoch_3.pth')
 
 
+def test_the_best_checkpoint_of_a_folder_is_named_not_taken(run, capsys):
+    best = save(at_path(run, 'best_mean_accuracy_top1_epoch_2.pth'), 2)
+    assert find_checkpoint(run.work_dir) == at(run, 'epoch_3.pth')
+    assert f'is there, too: {best}. Name it' in capsys.readouterr().out
+
+
 def test_a_checkpoint_in_a_copied_folder(run, capsys):
     at_path(run, 'last_checkpoint').write_text(at(run, 'epoch_3.pth'))
     os.utime(at(run, 'epoch_1.pth'), (9, 9))

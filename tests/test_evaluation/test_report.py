@@ -1,5 +1,7 @@
 """The table and the plot of a test at several sizes."""
 import itertools
+import os
+import time
 
 import matplotlib.figure
 import pytest
@@ -7,7 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from sct_mm.evaluation.plots import draw_sizes, tick_sizes
-from sct_mm.evaluation.report import make_comparison, make_size_table
+from sct_mm.evaluation.report import (
+    make_comparison,
+    make_size_table,
+    write_report,
+)
+from sct_mm.evaluation.results_file import read_result
 
 
 def row(size, served_by, top1=90.0, latency=(11.9, 12.34, 13.1),
@@ -32,6 +39,29 @@ def printed(rows):
         console.print(make_size_table('name', rows))
     return [line.split('│')[1:-1] for line in capture.get().splitlines()
             if '│' in line], capture.get()
+
+
+def written(folder, sizes):
+    models = [dict(model('a', sizes, sizes), config='a.py',
+                   checkpoint='a.pth')]
+    write_report(models, str(folder / 'scales.json'), lambda path: None,
+                 [make_size_table('a', models[0]['rows'])], ())
+
+
+def test_an_earlier_test_that_has_more_is_kept(tmp_path, capsys):
+    for sizes in ((28, 14), (28, 14), (28, 21, 14)):
+        written(tmp_path, sizes)
+    assert [each.name for each in tmp_path.iterdir()] == ['scales.json']
+    assert 'the earlier test' not in capsys.readouterr().out
+    os.utime(tmp_path / 'scales.json', (0, time.mktime(
+        (2026, 1, 2, 3, 4, 5, 0, 0, -1))))
+    written(tmp_path, (28, 24))
+    kept = tmp_path / 'scales-20260102_030405.json'
+    assert f'{kept} is the earlier test' in capsys.readouterr().out
+    for path, want in ((kept, [28, 21, 14]),
+                       (tmp_path / 'scales.json', [28, 24])):
+        rows = read_result(str(path))['models'][0]['rows']
+        assert [each['scale'] for each in rows] == want
 
 
 def test_table_of_scales_and_of_sizes_between():

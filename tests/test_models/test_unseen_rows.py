@@ -8,7 +8,7 @@ from test_size_selection import trained
 from torch._subclasses import FakeTensorMode
 
 from sct_mm import SSBN, calibrate, extract_scale, use_scale
-from sct_mm.apis.test import warn_untrained
+from sct_mm.apis.test import listed, warn_untrained
 from sct_mm.datasets.base_size import BaseSize
 from sct_mm.models.size_selection import ssbn_layers, warn_of_unseen
 
@@ -78,6 +78,11 @@ def test_the_test_tool_reports_it():
     warn_untrained(trained(), loop)
     with pytest.warns(UserWarning, match=UNSEEN.format(8)):
         warn_untrained(reset(trained()), loop)
+
+
+def test_a_warning_of_many_sizes_is_short():
+    assert listed((30, 28, 26, 24)) == '30, 28, 26, 24'
+    assert listed(range(30, 10, -2)) == '30, 28, ... 12 (10 sizes)'
 
 
 def test_a_network_of_fake_tensors_is_silent():

@@ -1,5 +1,6 @@
 """Reading a config, and joining the processes that a launcher started."""
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from mmengine.config import Config
 
 import sct_mm  # noqa: F401
 from sct_mm.utils import config
-from sct_mm.utils.config import load_config, set_loader_defaults
+from sct_mm.utils.config import check_data, load_config, set_loader_defaults
 from sct_mm.utils.errors import UserError
 
 pytest.importorskip('mmpretrain')
@@ -39,6 +40,22 @@ def test_the_scope_of_a_new_style_config(scope, model, want, tmp_path):
     assert cfg.default_scope == want and cfg.work_dir == 'a'
     set_loader_defaults(cfg.train_dataloader, cfg)
     assert ('collate_fn' in cfg.train_dataloader) == (want == 'mmpretrain')
+
+
+@pytest.mark.parametrize('relative', [True, False])
+def test_the_error_of_missing_data_names_where_it_looked(
+        relative, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full/a.png').touch()
+    hint = "'.* is relative to the folder where the command was started"
+    for root, more, where in (('none', {}, 'none'),
+                              ('full', dict(ann_file='a.txt'), 'full/a.txt')):
+        root = root if relative else str(tmp_path / root)
+        with pytest.raises(UserError, match=(
+                f"must be at '{tmp_path}/{where}', but")) as error:
+            check_data(Config(dict(dataset=dict(data_root=root, **more))))
+        assert bool(re.search(hint, str(error.value))) == relative
 
 
 @pytest.mark.parametrize('options, joined', [

@@ -35,11 +35,13 @@ from ..sct.checks import (
     check_model,
     check_pipeline,
     check_queue,
+    log_cost,
     resolve_scales,
     warn_of_norms,
     warn_of_rare_scales,
 )
 from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
+from ..sct.monitor import log_means
 from ..sct.recipe import at_scales, detects, recipe_of
 from ..sct.resize import Resize, check_batch_transform
 from ..sct.schedule import (
@@ -245,6 +247,9 @@ class SCTLossHook(Hook):
         if size := batch_size_of(runner.train_dataloader):
             self.sct.check_shares(size)
         warn_of_rare_scales(self.sct.schedule, runner.max_iters)
+        if not self.adapt:  # its pass at the base scale is forward only
+            log_cost(self.sct.schedule)
+        log_means(runner.log_processor)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.sct.begin(runner.iter)

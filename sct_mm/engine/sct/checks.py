@@ -183,6 +183,14 @@ def warn_of_rare_scales(schedule: Schedule, steps: int) -> None:
                   logging.WARNING)
 
 
+def log_cost(schedule: Schedule) -> None:
+    """Log what a training costs, by which its number of epochs is chosen."""
+    cost, base = schedule.relative_cost(), max(schedule.weights)
+    print_log(f'SCTLossHook: by its pixels, a step costs {cost:.3f} of one '
+              f'at {base} px, on average over the training: {100 / cost:.0f} '
+              f'epochs cost what 100 at {base} px cost.', 'current')
+
+
 def warn_of_norms(model: nn.Module) -> None:
     """Warn of norms of ``model`` that are not what their config says."""
     warn_of_lost_defaults(model)

@@ -1,13 +1,16 @@
 """What a training step reports of its passes, each with its scale: losses in
 the log, a loss that is NaN or inf, and a pass that raises."""
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _NEVER = 2**62  # a step that no run reaches
+_NAMES = r'\bs[0-9]+/'  # how the names of log_name() begin
 
 
 def log_name(scale: int, name: str) -> str:
@@ -17,12 +20,24 @@ def log_name(scale: int, name: str) -> str:
     adds up every key that contains it. ``loss`` becomes ``s128/total``,
     ``loss_cls`` ``s128/cls``, ``accuracy_top-1`` ``s128/accuracy_top-1``.
 
-    mmengine shows the last value of such a name: with ``scales_per_step``
-    that of the last step which trained the scale, so that each line of the
-    log has every scale.
+    A step that does not train the scale gives the name no value, and each
+    line of the log has every scale: see :func:`log_means`.
     """
     name = name.replace('loss_', '').replace('loss', '').strip('_.')
     return f's{scale}/{name or "total"}'
+
+
+def log_means(processor: Any) -> None:
+    """Let mmengine's ``LogProcessor`` show, under the names of
+    :func:`log_name`, means over the last steps that trained the scale, as
+    many (`window_size`) as it takes for ``loss``.
+
+    By itself it would show the value of the last one of these steps, which
+    may be long ago and is that of a single batch.
+    """
+    pattern = getattr(processor, 'mean_pattern', None)
+    if pattern is not None and _NAMES not in pattern.pattern:
+        processor.mean_pattern = re.compile(f'{pattern.pattern}|{_NAMES}')
 
 
 def logged(scale: int, log_vars: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -84,6 +84,17 @@ class Schedule(NamedTuple):
         return {scale: early * first[scale] + (steps - early) * later[scale]
                 for scale in later}
 
+    def relative_cost(self) -> float:
+        """Pixels that the passes of a training take, divided by those of as
+        many steps at the base scale alone: what the FLOPs of a convolutional
+        network are in proportion to."""
+        images, steps, base = 1000, 4000, max(self.weights)
+        sample = self._replace(steps=steps)
+        return sum(
+            len(range(images)[p.share or slice(None)]) / images
+            * (p.size / base)**2 for step in range(steps)
+            for p in sample.passes(images, step)) / steps
+
     def check_batch(self, images: int) -> None:
         """As :func:`check_shares`, of a batch of ``images``."""
         # Those of the first step and of the last.

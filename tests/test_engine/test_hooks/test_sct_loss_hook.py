@@ -1,8 +1,10 @@
 """The hook's loss against a loop written by hand, within real training."""
 import json
+import re
 import threading
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
 from sct_mm import SSBN, SCTLossHook, set_scale, use_scale
-from sct_mm.engine.sct.monitor import log_name
+from sct_mm.engine.sct.monitor import log_means, log_name
 from sct_mm.models.size_selection import ssbn_layers
 
 pytestmark = pytest.mark.usefixtures('double_precision')
@@ -243,7 +245,7 @@ def test_a_train_step_that_passes_the_hook_by_is_told(tmp_path):
 
 
 def test_the_log_has_every_scale_though_a_step_trains_one(tmp_path):
-    """mmengine shows the last value of a name that a step lacks."""
+    """It is the mean over the last steps that trained it."""
     runner = train(tmp_path / 'run', 6, hooks=[
         SCTLossHook(scales_per_step=1)], log_processor=dict(
             type='LogProcessor', custom_cfg=[dict(
@@ -256,7 +258,14 @@ def test_the_log_has_every_scale_though_a_step_trains_one(tmp_path):
     assert set(names) <= set(lines[-1])
     scalars = runner.message_hub.log_scalars
     assert sum(len(scalars[f'train/{n}'].data[0]) for n in names) == 12
-    assert lines[-1]['s12/total'] == scalars['train/s12/total'].current()
+    for name in names:
+        assert lines[-1][name] == pytest.approx(
+            np.mean(scalars[f'train/{name}'].data[0][-10:]))
+    runner.log_processor.mean_pattern = re.compile('a')
+    for _ in range(2):
+        log_means(runner.log_processor)
+    assert runner.log_processor.mean_pattern.pattern == r'a|\bs[0-9]+/'
+    log_means(object())  # a processor of one's own
 
 
 def test_an_error_in_a_pass_unpins_the_model():

@@ -7,7 +7,12 @@ from helpers import ssbn_model, train
 from mmengine.hooks import Hook
 
 from sct_mm import SCTLossHook
-from sct_mm.engine.sct.schedule import Schedule, smallest_first
+from sct_mm.engine.sct.recipe import at_scales, recipe_of
+from sct_mm.engine.sct.schedule import (
+    Schedule,
+    make_schedule,
+    smallest_first,
+)
 
 WEIGHTS = {28: 0.5, 14: 0.3, 7: 0.2}
 
@@ -37,6 +42,34 @@ def test_images_of_each_scale_before_and_after(options):
                                (False, WEIGHTS, 3000)):
         found = {scale: n / count for scale, n in seen[first].items()}
         assert found == pytest.approx(want, abs=0.02)
+
+
+@pytest.mark.parametrize('scales, recipe, want', [
+    ((224, 192, 160, 128), 'any-size', 100 / 171),  # ResNet-50's config
+    ((800, 736, 672, 608, 544, 480), 'detector', 12 / 20),  # RetinaNet's
+    ((16, 8), 'paper', 1.25), ((16, ), 'paper', 1.0)])
+def test_the_cost_by_which_the_configs_set_their_epochs(scales, recipe, want):
+    name = recipe.replace('detector', 'any-size')
+    options = at_scales(name, scales, recipe == 'detector')
+    options['divisor'] = options.pop('size_divisor')
+    schedule = make_schedule(
+        scales, scales_per_step=recipe_of(name).scales_per_step, steps=7,
+        progressive=recipe_of(name).progressive, **options)
+    assert schedule.relative_cost() == pytest.approx(want, rel=0.012)
+
+
+def test_the_cost_of_a_batch_that_is_divided():
+    schedule = Schedule({16: 0.5, 8: 0.5}, 2, partition=True)
+    assert schedule.relative_cost() == pytest.approx(0.5 * (1 + 0.25))
+
+
+def test_the_cost_is_logged_before_the_first_step(tmp_path):
+    train(tmp_path / 'run', 1, hooks=[SCTLossHook()], log_level='INFO')
+    cost = sum((scale / SCALES[0])**2 for scale in SCALES)
+    before, *_ = next(tmp_path.rglob('*.log')).read_text().split(
+        'Epoch(train)')
+    assert (f'costs {cost:.3f} of one at {SCALES[0]} px, on average over the '
+            f'training: {100 / cost:.0f} epochs cost') in before
 
 
 def test_a_share_too_small_at_first_is_refused():
