@@ -21,7 +21,7 @@ from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
 from sct_mm.apis.train import train
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
-from sct_mm.evaluation.report import print_adapted
+from sct_mm.evaluation.adapted_report import print_adapted
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
@@ -39,6 +39,7 @@ def let_all_gain():
     """Let statistics that were estimated serve better, and let each size keep
     what came last, since no network of a few images gains."""
     falling = itertools.count(0, -1)
+    module.HeldOutImages.check_answers = lambda self: None
     module.score = lambda metrics: next(falling)
     module.best = lambda found: list(found)[-1]
 
@@ -48,6 +49,8 @@ def all_gain(monkeypatch, request):
     """A test by the name of `decides` decides by what was measured."""
     for name in ('best', 'score'):  # put back afterwards
         monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(module.HeldOutImages, 'check_answers',
+                        module.HeldOutImages.check_answers)
     if 'decides' not in request.node.name:
         let_all_gain()
 
@@ -166,6 +169,7 @@ def test_two_processes(stock):
 @pytest.mark.parametrize('options, message', [
     (dict(epochs=-1), '`epochs` must be .* but got -1'),
     (dict(lr=-1.0), '`lr` must be .* but got -1'),
+    (dict(lr=0), '`lr` must be above 0, but got 0. Leave it out'),
     (dict(sizes=[24, 21]), '`sizes` must be below .* but got 21'),
     (dict(sizes=[32]), '`sizes` must be below .* but got 32'),
     (dict(scales=(28, 27), between=0.5), 'a multiple of 1 between 28 and 27'),
@@ -288,6 +292,29 @@ def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
         done['checkpoint']).items())
 
 
+def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
+    """The network's own training does not resize; its test does."""
+    folder = folder_of(tmp_path / 'images', 70)
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, cfg_options={
+        'train_dataloader.dataset.indices': -66})
+    dataset = load_config(done['config']).train_dataloader.dataset
+    assert dataset.indices == -66
+    assert [each['type'] for each in dataset.pipeline] == [
+        'LoadImageFromFile', 'Resize', 'PackInputs']
+    assert done['steps'] == 1  # 34 of them train
+    with pytest.raises(UserError, match='indices` must be left out, .*-66'):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True)
+
+
+def test_a_folder_that_nothing_resizes(stock, tmp_path):
+    with pytest.raises(UserError, match="edge of 28 pixels, .*0.png' has 40"):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2],
+              folder_of(tmp_path / 'images', 66), cfg_options={
+                  'test_dataloader.dataset.pipeline': [
+                      dict(type='PackInputs')], 'test_base': 28})
+    assert not osp.exists(stock[2])
+
+
 @pytest.mark.parametrize('count, match', [
     (10, 'at least 64 images'), (0, 'must hold images')])
 def test_a_folder_of_too_few_images(stock, tmp_path, count, match):
@@ -296,6 +323,16 @@ def test_a_folder_of_too_few_images(stock, tmp_path, count, match):
     with pytest.raises(UserError, match=match):
         adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder)
     assert not osp.exists(stock[2])
+
+
+def test_it_decides_that_images_of_one_class_tell_nothing(stock, tmp_path):
+    """As noise does, to a network that was trained."""
+    folder = folder_of(tmp_path / 'images', 1)
+    for index in range(1, 66):
+        os.link(osp.join(folder, '0.png'), osp.join(folder, f'{index}.png'))
+    with pytest.raises(UserError, match='must get different answers .*class '):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder)
+    assert not os.listdir(stock[2])
 
 
 def test_a_detector_needs_labels(detector, tmp_path):
@@ -318,14 +355,26 @@ def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):
     done = adapt_stock(stock, scales=(28, 14))
-    assert done['trials'] == dict(steps=0, scores={})
+    assert done['trials'] == dict(steps=0, scores={}) and done['steps'] == 4
     print_adapted(done)
-    assert 'too short for trials' in capsys.readouterr().out
+    assert 'too few to try learning rates: it had 0.003' in (
+        capsys.readouterr().out)
     done = adapt_stock(stock, scales=(28, 14), lr=0.02, force=True)
     assert done['trials'] == {} and done['lr'] == 0.02
     capsys.readouterr()  # the log of the training
     print_adapted(done)
     assert 'learning rate' not in capsys.readouterr().out
+
+
+def test_a_short_training_has_trials(stock):
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
+        **FEW, 'train_dataloader.batch_size': 2})
+    assert done['steps'] == 32 and done['trials']['steps'] == 10
+    rates = done['trials']['scores']
+    assert done['lr'] == max(rates, key=rates.get)
+    rise, = [each for each in load_config(done['config']).param_scheduler
+             if each['type'] == 'LinearLR']
+    assert rise['end'] == 9  # of 32 steps
 
 
 def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):
@@ -358,15 +407,21 @@ def test_it_goes_on_with_its_own_run_alone(stock):
     weights['state_dict']['head.fc.bias'] += 1
     torch.save(weights, f'{stock[0]}.other')
     other = (f'{stock[0]}.other', ) + stock[1:]
-    for run, scales, options, name in (
-            (stock, (28, 24, 16), {}, 'model'),
-            (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
-            (stock, SCALES, dict(epochs=1), 'train_cfg'),
-            (stock, SCALES, dict(rank=4), 'model'),
-            (other, SCALES, {}, 'checkpoint')):
-        with pytest.raises(UserError, match=f'but its {name} is another'):
-            adapt(CONFIG, run[0], scales, out=run[2], cfg_options=FEW,
-                  resume=True, **{'epochs': 0, 'sizes': [18], **options})
+    for run, scales, options, text in (
+            (stock, (28, 24, 16), {},
+             '`--scales` must be 28 21 14, .* but got 28 24 16'),
+            (stock, SCALES, dict(lr=0.01), '`--lr` must be .* but got 0.01'),
+            (stock, SCALES, dict(epochs=1),
+             '`--epochs` must be 0, .* but got 1. Give the same, or --force'),
+            (stock, SCALES, dict(rank=4), '`--rank` must be 8, .* got 4'),
+            (stock, SCALES, dict(between=0.5), '`--between` must be 0.0, .*'
+             'got 0.5'),
+            (stock, SCALES, dict(cfg_options={
+                **FEW, 'model.head.topk': (1, )}), 'The setting `model` must'),
+            (other, SCALES, {}, 'The checkpoint must be that of the run')):
+        with pytest.raises(UserError, match=text):
+            adapt(CONFIG, run[0], scales, out=run[2], resume=True, **{
+                'epochs': 0, 'sizes': [18], 'cfg_options': FEW, **options})
 
 
 def test_checkpoints_of_another_training_are_kept(stock):
@@ -391,16 +446,81 @@ def test_where_nothing_can_be_written(stock, monkeypatch):
         adapt(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
 
 
+class Killed(BaseException):
+    """The end of a process, which no part of a run catches."""
+
+
+@pytest.fixture
+def killed(stock, monkeypatch):
+    """A run that was killed in its training."""
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, 'train', die)
+        adapt_stock(stock)
+    return stock
+
+
+def test_a_killed_run_is_not_repeated_in_silence(killed):
+    with pytest.raises(UserError, match='no run that has not ended, but '
+                       '.*calibrated.pth.*Give --resume to go on, or --force'):
+        adapt_stock(killed)
+    resumed = tensors(adapt_stock(killed, resume=True)['checkpoint'])
+    again = tensors(adapt_stock(killed, force=True)['checkpoint'])
+    assert all(torch.equal(resumed[name], again[name]) for name in again)
+
+
+def test_a_run_begun_anew_goes_on_with_its_own_checkpoints(killed,
+                                                           monkeypatch):
+    """Killed before its first, it must not go on with those before it."""
+    adapt_stock(killed, force=True)
+    os.remove(osp.join(killed[2], 'adapted.pth'))
+    starts = []
+
+    def die(*args):
+        raise Killed
+
+    def train_and_look(cfg, resume):
+        runner = train(cfg, resume)
+        starts.append(runner.cfg.resume)
+        return runner
+
+    monkeypatch.setattr(module, 'train', die)
+    with pytest.raises(Killed):
+        adapt_stock(killed, lr=0.02, force=True)
+    assert 'epoch_1.pth' not in os.listdir(killed[2])
+    monkeypatch.setattr(module, 'train', train_and_look)
+    adapt_stock(killed, lr=0.02, resume=True)
+    assert starts == [False]
+
+
+def test_a_checkpoint_in_the_folder_is_not_overwritten(killed):
+    path = osp.join(killed[2], 'epoch_7.pth')
+    os.rename(killed[0], path)
+    with pytest.raises(UserError, match='folder of its own, .*epoch_7'):
+        adapt_stock((path, *killed[1:]), force=True)
+    assert osp.exists(path)
+
+
+def test_scales_are_checked_before_the_folder(killed):
+    for scales, text in (((32, 14), 'must begin with the size'),
+                         ((28, ), 'own size and smaller'),
+                         (('28', '14:x'), 'or ranges')):
+        with pytest.raises(UserError, match=text):
+            adapt_stock(killed, scales=scales)
+
+
 def test_no_old_network_stands_beside_a_config_of_other_scales(
         stock, monkeypatch):
     """Of a run that was begun anew with --force, and killed."""
     path = adapt_stock(stock, epochs=0)['checkpoint']
 
     def die(*args):
-        raise KeyboardInterrupt
+        raise Killed
 
     monkeypatch.setattr(module, 'train', die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         adapt(CONFIG, stock[0], (28, 20, 12), 1, stock[2],
               cfg_options=FEW, force=True)
     assert not osp.exists(path)
