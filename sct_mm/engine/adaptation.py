@@ -38,7 +38,7 @@ from .training_images import drawn
 _LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
-_SHORT_TRIAL, _LONGEST_TRIAL = 16, 60  # steps of one learning rate
+_LONGEST_TRIAL = 60  # steps of one learning rate
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -280,13 +280,13 @@ def _loss_of(model: Any, batch: dict) -> float:
 
 def trial_steps(steps: int, rates: int) -> int:
     """How many steps each of ``rates`` learning rates is tried for: so that
-    all of them take a tenth of a training of ``steps``, but 16 each or, if
-    that is more, as long together as a short training; 0 if that is too short
-    for any (:data:`FEWEST_STEPS`)."""
+    all of them take a tenth of a training of ``steps``, but at least
+    :data:`FEWEST_STEPS` each, since the order of shorter ones is not that of
+    the training (our choice, docs/results.md); 0 if that is shorter itself.
+    """
     if steps < FEWEST_STEPS:
         return 0
-    share = max(steps // (10 * rates), min(_SHORT_TRIAL, steps // rates))
-    return min(share, _LONGEST_TRIAL)
+    return min(max(steps // (10 * rates), FEWEST_STEPS), _LONGEST_TRIAL)
 
 
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,

@@ -10,8 +10,8 @@ from .report import formatted, make_table
 # What a size may keep, from the least change on.
 NOTHING, MIXED = 'nothing', 'mix of its neighbours'
 STATISTICS, TRAINED = 'statistics', 'trained'
-# A training of fewer steps has no trials of learning rates, and shows little.
-FEWEST_STEPS = 24
+# Of a trial of a learning rate; a shorter training has none, and shows little.
+FEWEST_STEPS = 16
 _WIDTH = 100  # columns of a terminal that the table takes at most
 _UNCERTAIN = 5  # points from which on a warning names them
 # {end of a metric's name: (its head in the table, what it is)}

@@ -39,18 +39,19 @@ def let_all_gain():
     """Let statistics that were estimated serve better, and let each size keep
     what came last, since no network of a few images gains."""
     falling = itertools.count(0, -1)
-    module.HeldOutImages.check_answers = lambda self: None
     module.score = lambda metrics: next(falling)
     module.best = lambda found: list(found)[-1]
 
 
 @pytest.fixture(autouse=True)
 def all_gain(monkeypatch, request):
-    """A test by the name of `decides` decides by what was measured."""
+    """A test by the name of `decides` decides by what was measured. Networks
+    that are not trained may give all images one class."""
     for name in ('best', 'score'):  # put back afterwards
         monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(module.HeldOutImages, 'check_answers',
-                        module.HeldOutImages.check_answers)
+    if 'one_class' not in request.node.name:
+        monkeypatch.setattr(module.HeldOutImages, 'check_answers',
+                            lambda self: None)
     if 'decides' not in request.node.name:
         let_all_gain()
 
@@ -152,6 +153,7 @@ def test_a_run_that_died_goes_on_to_the_bit(stock):
 def in_process(rank, path, out, port):
     become_one_of_two(rank, port)
     let_all_gain()
+    module.HeldOutImages.check_answers = lambda self: None
     adapt_stock((path, None, out), launcher='pytorch')
 
 
@@ -218,7 +220,7 @@ def test_changed_weights_are_exported_and_shared(stock, tmp_path):
 
 def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
     """Each size answers as before or better, whatever was trained."""
-    done = adapt_stock(stock, lr=30.0, scales=(28, 14))
+    done = adapt_stock(stock, lr=3.0, scales=(28, 14))
     row, = done['rows']
     assert row['keeps'] != 'trained' and row['size'] == 14
     untouched, statistics, trained = row['found'].values()
@@ -237,7 +239,8 @@ def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
 
 
 def test_a_learning_rate_that_diverges(stock):
-    with pytest.raises(UserError, match='learning rate of 1e.08: The loss of'):
+    with pytest.raises(UserError, match='learning rate of 1e.08, and '
+                       'nothing is kept: The loss of'):
         adapt_stock(stock, lr=1e8, scales=(28, 14))
     assert not osp.exists(osp.join(stock[2], 'adapted.pth'))
 
@@ -295,15 +298,17 @@ def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
 def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
     """The network's own training does not resize; its test does."""
     folder = folder_of(tmp_path / 'images', 70)
+    options = {'train_dataloader.batch_size': 17}
     done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, cfg_options={
-        'train_dataloader.dataset.indices': -66})
+        **options, 'train_dataloader.dataset.indices': -66})
     dataset = load_config(done['config']).train_dataloader.dataset
     assert dataset.indices == -66
     assert [each['type'] for each in dataset.pipeline] == [
         'LoadImageFromFile', 'Resize', 'PackInputs']
-    assert done['steps'] == 1  # 34 of them train
+    assert done['steps'] == 2  # 34 of them train
     with pytest.raises(UserError, match='indices` must be left out, .*-66'):
-        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True)
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True,
+              cfg_options=options)
 
 
 def test_a_folder_that_nothing_resizes(stock, tmp_path):
@@ -325,13 +330,14 @@ def test_a_folder_of_too_few_images(stock, tmp_path, count, match):
     assert not osp.exists(stock[2])
 
 
-def test_it_decides_that_images_of_one_class_tell_nothing(stock, tmp_path):
+def test_images_of_one_class_tell_nothing(stock, tmp_path):
     """As noise does, to a network that was trained."""
     folder = folder_of(tmp_path / 'images', 1)
     for index in range(1, 66):
         os.link(osp.join(folder, '0.png'), osp.join(folder, f'{index}.png'))
     with pytest.raises(UserError, match='must get different answers .*class '):
-        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder)
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder,
+              cfg_options={'train_dataloader.batch_size': 16})
     assert not os.listdir(stock[2])
 
 
@@ -369,7 +375,7 @@ def test_a_training_too_short_for_trials_says_so(stock, capsys):
 def test_a_short_training_has_trials(stock):
     done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
         **FEW, 'train_dataloader.batch_size': 2})
-    assert done['steps'] == 32 and done['trials']['steps'] == 10
+    assert done['steps'] == 32 and done['trials']['steps'] == 16
     rates = done['trials']['scores']
     assert done['lr'] == max(rates, key=rates.get)
     rise, = [each for each in load_config(done['config']).param_scheduler
