@@ -38,6 +38,7 @@ from .training_images import drawn
 _LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
+_ALIKE = 16  # images that have one class by more than chance
 _LONGEST_TRIAL = 60  # steps of one learning rate
 _SURE = 0.5  # share of the images below which they are of another kind
 
@@ -246,7 +247,9 @@ class HeldOutImages:
 
 def _only_class(reference: Reference) -> int | None:
     """The class that all images of ``reference`` have; None if they have
-    several, or have labels, boxes or maps."""
+    several, or have labels, boxes or maps, or are too few to tell."""
+    if len(reference.answers) < _ALIKE:
+        return None
     classes = set()
     for answers in reference.answers:
         kind, scores = answers.get('', ('', None))

@@ -8,7 +8,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from sct_mm import convert_to_ssbn, use_scale
 from sct_mm.engine.adaptation import (
@@ -139,6 +139,10 @@ def test_answers_that_cannot_be_compared_are_measured_by_the_loss():
 def test_images_that_all_get_one_class():
     model, images = classifier(), held_out()
     images.check_answers()  # of none that was measured
+    few = HeldOutImages(DataLoader(Subset(Images(), range(8)), batch_size=5,
+                                   collate_fn=pseudo_collate), 16)
+    few.measure(model, [Case(8, 8)], 'title')
+    few.check_answers()
     images.measure(model, [Case(8, 8)], 'title')
     found = answers(model, 16, 16)
     assert found.argmax(1).unique().tolist() == [0]
