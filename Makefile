@@ -70,7 +70,7 @@ QUIETLY := >>$(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
 # Of the log of a run: progress and warnings, except those of deprecated names.
 BRIEFLY := | sed -unE '/deprecated in future/d; \
   /Epoch\((train|val)\)|resumed epoch| - (WARNING|ERROR) - |to the bit/p; \
-  /[│┃━─]|Compared with the base|learning rate/p'
+  /[│┃━─]|Compared with the base|keeps: |learning rate|Warning: /p'
 NAMED = | sed -u 's/^/$(1): /'
 # mmcv-lite has no compiled operators, and cannot be installed beside mmcv.
 EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))

@@ -6,7 +6,7 @@ import shlex
 from mmengine.dist import is_main_process
 
 from sct_mm.apis import adapt
-from sct_mm.evaluation.report import print_adapted
+from sct_mm.evaluation.adapted_report import print_adapted
 from sct_mm.utils.cli import add_cfg_options, add_launcher, cli, parse_launched
 from sct_mm.utils.package import tool_command
 
@@ -48,7 +48,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--lr', type=float,
         help='highest learning rate, of AdamW; default: found by short trials')
     parser.add_argument(
-        '--force', action='store_true', help='overwrite the result in --out')
+        '--force', action='store_true',
+        help='start over, if there is a run in --out')
     parser.add_argument(
         '--resume', action='store_true',
         help='go on with the run in --out, if there is one')
@@ -65,12 +66,12 @@ def main() -> None:
         force=args.force, resume=args.resume, cfg_options=args.cfg_options,
         launcher=args.launcher, between=args.between, rank=args.rank)
     if is_main_process():
-        print_adapted(done)
         command = shlex.join([*tool_command('test'), done['config'],
                               done['checkpoint']])
         print(f'{done["checkpoint"]}: at {done["scales"][0]} equal to '
               f'{args.checkpoint} to the bit. Test it: {command} --scales '
               + ' '.join(map(str, done['scales'])))
+        print_adapted(done)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ from mmengine.device import get_device
 from mmengine.dist import (
     barrier,
     broadcast_object_list,
-    get_world_size,
     is_main_process,
 )
 from mmengine.logging import print_log
@@ -22,15 +21,11 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..datasets.base_size import BaseSize
-from ..datasets.image_folder import folder_loader
+from ..datasets.image_folder import folder_loader, given_indices
 from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
 from ..datasets.real_images import RealImages, training_images
 from ..engine.adaptation import (
-    MIXED,
-    NOTHING,
-    STATISTICS,
-    TRAINED,
     Case,
     HeldOutImages,
     best,
@@ -42,7 +37,13 @@ from ..engine.adaptation import (
     trial_steps,
     try_rate,
 )
-from ..engine.adapted_config import adapted_config, train_on_folder
+from ..engine.adapted_config import (
+    adapted_config,
+    arguments_of,
+    check_folder,
+    steps_of,
+    train_on_folder,
+)
 from ..engine.hooks.sct_loss_hook import SCTLossHook
 from ..engine.load_model import differing_tensors, loaded_model
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
@@ -56,6 +57,12 @@ from ..engine.training_images import (
     SeededImages,
     build_loader,
     seeded_images,
+)
+from ..evaluation.adapted_report import (
+    MIXED,
+    NOTHING,
+    STATISTICS,
+    TRAINED,
 )
 from ..models import precise_bn
 from ..models.extract import extract_scale
@@ -89,9 +96,25 @@ RESULTS = 'adapted.json'
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
+_SAME = 'Give the same, or --force without --resume to start over.'
 # Settings of the adapted config that must not change when a run is resumed.
 _FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
           'param_scheduler', 'custom_hooks')
+
+
+def check_rate(lr: float | None) -> float | None:
+    """``lr`` as a float, if it is one above 0; None for none.
+
+    Raises:
+        TypeError, ValueError: otherwise.
+    """
+    hint = 'Leave it out, to find one on held-out images.'
+    if lr is None:
+        return None
+    rate = check_number('lr', lr, 0, hint)
+    if not rate:
+        raise ValueError(f'`lr` must be above 0, but got {lr!r}. {hint}')
+    return rate
 
 
 def check_stock(cfg: Config) -> None:
@@ -130,9 +153,10 @@ def check_more_sizes(sizes: Sizes, scales: Sequence[int]) -> tuple[int, ...]:
 class Adaptation:
     """One run of :func:`adapt`, whose arguments it takes and checks.
 
-    Its phases are the methods :meth:`check_output`, :meth:`load`,
-    :meth:`prepare`, :meth:`train` and :meth:`verify`, in this order. Nothing
-    is written before ``prepare``, and ``adapted.pth`` by ``verify`` alone.
+    Its phases are the methods :meth:`read`, :meth:`check_output`,
+    :meth:`load`, :meth:`prepare`, :meth:`train` and :meth:`verify`, in this
+    order. Nothing is written before ``prepare``, and ``adapted.pth`` by
+    ``verify`` alone.
     """
     cfg: Config  # of the adapted network
     model: nn.Module  # the network that is adapted
@@ -144,6 +168,7 @@ class Adaptation:
     meta: dict  # of the checkpoint
     dataset: SeededImages  # the training images
     held_out: HeldOutImages  # those of them that nothing trains on
+    steps: int  # of the training
 
     def __init__(self, config: str, scales: Sizes, epochs: int,
                  out: str | None, images: str | None, lr: float | None,
@@ -157,8 +182,7 @@ class Adaptation:
         self.tested_more = check_more_sizes(sizes, self.tested)
         self.epochs = check_int('epochs', epochs, 0, 'The default is 2.')
         self.images = None if images is None else str(images)
-        self.lr = lr if lr is None else check_number(
-            'lr', lr, 0, 'Leave it out, to find one on held-out images.')
+        self.lr = check_rate(lr)
         self.between = SCTLossHook(
             adapt=True, between=between).between or 0.0
         self.rank = check_rank(rank)
@@ -172,40 +196,64 @@ class Adaptation:
         self.start_path = osp.join(self.out, _START)
         self.result_path = osp.join(self.out, ADAPTED)
 
+    def read(self, cfg: Config, indices: Any) -> None:
+        """Change the user's config in place to one whose training set is that
+        of the adaptation, and compare the scales with it. No image is read.
+
+        Args:
+            indices: of the images of a folder.
+
+        Raises:
+            UserError, ValueError: for a config that cannot be adapted, and
+                for scales that do not fit it.
+        """
+        check_stock(cfg)
+        if self.images is not None:
+            train_on_folder(cfg, self.images, indices)
+        prepare_run(cfg)
+        self._find_scales(cfg)
+        check_pipeline(cfg.train_dataloader, self.scales[0], cfg)
+
     def check_output(self, force: bool) -> None:
         """Check that the folder may get, or has, the files of this run.
 
         Raises:
-            UserError: if another file or training is in the way.
+            UserError: if another file, run or training is in the way.
         """
-        if osp.exists(self.result_path) and not (force or self.resume):
-            raise UserError(f'{self.result_path!r} exists. Give --force to '
-                            'overwrite it, or another --out.')
         if osp.isfile(self.out):
             raise UserError(f'--out must be a folder, but {self.out!r} is a '
                             'file. Name another.')
+        begun = osp.isfile(self.start_path)
         others = candidates(Config(dict(work_dir=self.out)))
-        if others and not osp.isfile(self.start_path):
+        if others and not begun:
             raise UserError('--out must be a folder of its own, but '
                             f'{others[0].path!r} of another training is '
                             'there, and would be overwritten. Name another.')
+        if force or self.resume:
+            return
+        if osp.exists(self.result_path):
+            raise UserError(f'{self.result_path!r} exists. Give --force to '
+                            'overwrite it, or another --out.')
+        if begun:
+            raise UserError('--out must have no run that has not ended, but '
+                            f'{self.start_path!r} is of one. Give --resume to '
+                            'go on, or --force to start over.')
 
     def load(self, cfg: Config, checkpoint: str) -> None:
-        """Build the stock network and the one to adapt, from the user's config
-        and checkpoint.
+        """Build the stock network and the one to adapt, from the config of
+        :meth:`read` and the user's checkpoint.
 
         Raises:
             UserError, ValueError: for a network that cannot be adapted.
         """
         checkpoint = find_checkpoint(checkpoint, cfg)
+        if osp.realpath(checkpoint) in map(osp.realpath, self._trained()):
+            raise UserError('--out must be a folder of its own, but holds the '
+                            f'checkpoint {checkpoint!r}. Name another.')
         weights = check_checkpoint(checkpoint)
         self.meta = meta_of(weights)
-        check_stock(cfg)
         if self.images is not None:
-            train_on_folder(cfg, self.images)
-        prepare_run(cfg)
-        self._find_scales(cfg)
-        check_pipeline(cfg.train_dataloader, self.scales[0], cfg)
+            check_folder(cfg, self.base.train)
         self.stock = loaded_model(cfg, weights, checkpoint)
         if self.images is not None and not makers_of_logits(self.stock):
             raise UserError(
@@ -214,9 +262,11 @@ class Adaptation:
                 'to take the training set of the config.')
         self.dataset = seeded_images(cfg.train_dataloader)
         count = number_held_out(len(self.dataset))
+        self.steps = steps_of(cfg.train_dataloader, len(self.dataset) - count,
+                              self.epochs)
         self.cfg = adapted_config(
             cfg, self.scales, self.epochs, self.lr or 0.0, self.between,
-            self.rank, count)
+            self.rank, count, self.steps)
         self.cfg.custom_hooks[-1].batch_transform = dict(
             type='MultiScaleBatch', **self._kernel(cfg))
         self.model = loaded_model(self.cfg, weights, checkpoint).to(
@@ -241,9 +291,9 @@ class Adaptation:
             if self.images is None:
                 images = training_images(cfg, self.tested, _KERNEL_IMAGES)
             else:
-                cfg = copy.deepcopy(cfg)
+                cfg, dataset = copy.deepcopy(cfg), cfg.train_dataloader.dataset
                 cfg.test_dataloader = folder_loader(
-                    cfg, self.images, cfg.train_dataloader.dataset.skip)
+                    cfg, self.images, dataset.skip, dataset.get('indices'))
                 images = RealImages(cfg, self.tested, _KERNEL_IMAGES)
             found = {size: images.batches(self.stock, size)
                      for size in self.tested}
@@ -294,12 +344,28 @@ class Adaptation:
             self._set_lr(self._found_lr() if self.epochs else RATES[0])
         self.cfg.work_dir = osp.dirname(self.config_path)
         self.cfg.load_from = self.start_path
+        if is_main_process():
+            self._remove_older()
         save_weights(self.model, self.start_path, self.meta)
-        # An older result may have other scales than the config below.
-        if is_main_process() and osp.exists(self.result_path):
-            os.remove(self.result_path)
         self._write_config()
         barrier()
+
+    def _remove_older(self) -> None:
+        """Remove a result, which may have other scales than the config to
+        be written, and unless it is gone on with, the training before it: a
+        run that is killed before its first checkpoint must not go on with
+        one of those."""
+        older = [self.result_path]
+        if not self.resume:
+            older += [osp.join(self.out, 'last_checkpoint'), *self._trained()]
+        for path in older:
+            if osp.exists(path):
+                os.remove(path)
+
+    def _trained(self) -> list[str]:
+        """The checkpoints of a training in the folder."""
+        return [each.path for each in candidates(Config(dict(
+            work_dir=self.out))) if each.at_home]
 
     def _estimate(self, sizes: Sequence[int]) -> None:
         count = number_held_out(len(self.dataset))
@@ -313,6 +379,7 @@ class Adaptation:
         found = self.held_out.measure(self.model, [
             *(Case(size, base) for size in (*own, *self.sizes)),
             *(Case(size, size) for size in own)], 'As it is')
+        self.held_out.check_answers()
         for case, metrics in found.items():
             name = NOTHING if case.scale == base else STATISTICS
             self.found.setdefault(case.size, {})[name] = metrics
@@ -324,10 +391,7 @@ class Adaptation:
 
     def _found_lr(self) -> float:
         """The best of ``RATES``, by short trials."""
-        loader = self.cfg.train_dataloader
-        images = len(self.dataset) - number_held_out(len(self.dataset))
-        steps = trial_steps(self.epochs * images // (
-            loader.batch_size * get_world_size()), len(RATES))
+        steps = trial_steps(self.steps, len(RATES))
         if not steps:
             self.trials = dict(steps=0, scores={})
             return RATES[-1]
@@ -374,8 +438,9 @@ class Adaptation:
             except NotFiniteError as error:
                 raise UserError(
                     'The adaptation must not diverge, but did with a learning '
-                    f'rate of {self.lr:g}: {error} Give a smaller --lr and '
-                    '--force.') from error
+                    f'rate of {self.lr:g}, and nothing is kept: {error} Give '
+                    'a smaller --lr, or leave it out, and --force.'
+                ) from error
             self.model = model.module if is_model_wrapper(model) else model
             found = self.held_out.measure(self.model, [
                 Case(size, size) for size in self.scales[1:]], 'Adapted')
@@ -444,7 +509,7 @@ class Adaptation:
                     scales=tuple(map(self.base.size_of,
                                      scales_of(self.model) or ())),
                     held_out=number_held_out(len(self.dataset)), rows=rows,
-                    lr=self.lr, trials=self.trials)
+                    lr=self.lr, trials=self.trials, steps=self.steps)
 
     def _row_of(self, scale: int) -> dict[str, Any]:
         """What was measured at ``scale``, and what it keeps."""
@@ -470,28 +535,32 @@ class Adaptation:
             return  # there is no run yet
         before = Config.fromfile(self.config_path)
         # The config of a finished run names the sizes among the scales.
-        scales = [s for s in before.model.scales if s not in self.sizes]
-        before.model.scales = scales
+        before.model.scales = [s for s in before.model.scales
+                               if s not in self.sizes]
         # What is chosen by measurements, the same each time.
         if self.lr is None:
             self._set_lr(before.optim_wrapper.optimizer.lr)
         self._keep_statistics(before.custom_hooks[-1].get('norm_eval', False))
-        differs = [name for name in _FIXED
-                   if before.get(name) != self.cfg.get(name)]
-        weights = check_checkpoint(self.start_path)
-        if not differs:
-            start = loaded_model(self.cfg, weights, self.start_path)
-            if differing_tensors(extract_scale(start, scales[0]).state_dict(),
-                                 self.stock.state_dict()):
-                differs = ['checkpoint']
-        if (before.train_dataloader.dataset.get('folder')
-                != self.cfg.train_dataloader.dataset.get('folder')):
-            differs.append('--images')
-        if differs:
-            raise UserError('--resume must have the arguments of the run that '
-                            f'it goes on with, but its {differs[0]} is '
-                            f'another than in {self.config_path!r}. Give the '
-                            'same, or --force without --resume.')
+        had = arguments_of(before, self.base)
+        for name, value in arguments_of(self.cfg, self.base).items():
+            if had[name] != value:
+                raise UserError(
+                    f'`{name}` must be {had[name]}, as in the run that '
+                    f'--resume goes on with, but got {value}. {_SAME}')
+        start = check_checkpoint(self.start_path)
+        for name in _FIXED:
+            if before.get(name) != self.cfg.get(name):
+                raise UserError(
+                    f'The setting `{name}` must be as in the run that '
+                    f'--resume goes on with, {self.config_path!r}, but is '
+                    f'another. {_SAME}')
+        model = loaded_model(self.cfg, start, self.start_path)
+        if differing_tensors(extract_scale(model, self.scales[0]).state_dict(),
+                             self.stock.state_dict()):
+            raise UserError(
+                'The checkpoint must be that of the run that --resume goes on '
+                f'with, whose weights are in {self.start_path!r}, but has '
+                f'others. {_SAME}')
 
 
 @protected_loading()
@@ -527,13 +596,14 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and the logs and checkpoints of the training.
         images: path of a folder of images, which need no labels; None: the
-            training set of the config. Of all of them
+            training set of the config. ``train_dataloader.dataset.indices``
+            among ``cfg_options`` takes a part of either. Of all of them
             :func:`~sct_mm.engine.adaptation.number_held_out` are measured on
             and not trained on.
         lr: the highest learning rate, of AdamW; None: the best of ``RATES``
             on held-out images, by short trials.
         sizes: more sizes below the base, as ``scales``.
-        force: overwrite an `adapted.pth`.
+        force: start over in a folder that has a run.
         resume: go on with the run in ``out``, if there is one.
         cfg_options: ``{'a.b': value}``, settings that override the config.
         launcher: mmengine's: 'none', 'pytorch', 'slurm' or 'mpi'.
@@ -546,9 +616,9 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         dict: ``config`` and ``checkpoint``, paths; ``scales``; ``held_out``,
         how many images were measured on; ``rows``, for each smaller size
         what was measured ``before`` and ``after``, and what it ``keeps``;
-        ``lr``; and ``trials`` of learning rates, {} if there was no choice:
-        of how many ``steps``, 0 if the training is too short for any, and
-        their ``scores``.
+        ``lr``; ``steps`` of the training; and ``trials`` of learning rates,
+        {} if there was no choice: of how many ``steps``, 0 if the training
+        is too short for any, and their ``scores``.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.
@@ -557,9 +627,10 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
     """
     run = Adaptation(config, scales, epochs, out, images, lr, sizes, resume,
                      between, rank)
-    run.check_output(force)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
+    run.read(cfg, given_indices(cfg_options, 'train_dataloader'))
+    run.check_output(force)
     run.load(cfg, checkpoint)
     run.prepare()
     run.train()

@@ -3,12 +3,17 @@ base, or with those of another network, without labels."""
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..datasets.base_size import test_base
-from ..datasets.image_folder import check_images, folder_loader
+from ..datasets.image_folder import (
+    check_images,
+    folder_loader,
+    given_indices,
+)
 from ..engine.loops import unwrapped
 from ..engine.sct.logits import gives_numbers
 from ..evaluation.fidelity_metric import FidelityMetric, Reference
@@ -24,12 +29,12 @@ COUNTS = ('sure_images', 'truth_boxes')
 
 
 def _prepare(cfg: Config, sizes: Sizes | None, sure: float | None,
-             folder: str | None, skip: Sequence[str], only_base: bool
-             ) -> None:
+             folder: str | None, skip: Sequence[str], indices: Any,
+             only_base: bool) -> None:
     """Let the test of ``cfg`` compare answers at the base and at ``sizes``,
     or at the base alone; of the images in ``folder``, if it is given."""
     if folder is not None:
-        cfg.test_dataloader = folder_loader(cfg, folder, skip)
+        cfg.test_dataloader = folder_loader(cfg, folder, skip, indices)
     check_test_set(cfg)
     cfg.test_evaluator = dict(type='FidelityMetric', least=sure)
     loop = dict(cfg.get('test_cfg') or {})
@@ -127,7 +132,8 @@ def fidelity(config: str, checkpoint: str, scales: Sizes | None = None,
             base are the reference; None: each network's own.
         images: path of a folder of images; None: those of the config's test
             set, whose labels are not used. The config's test pipeline
-            prepares them.
+            prepares them. ``test_dataloader.dataset.indices`` among
+            ``cfg_options`` takes a part of either.
         sure: confidence above which the reference is sure of an image, or
             score from which its boxes are taken for the truth, from 0 to 1;
             None: 0.5, and 0.3 for boxes.
@@ -159,8 +165,9 @@ def fidelity(config: str, checkpoint: str, scales: Sizes | None = None,
         images = str(images)
     skip = [] if images is None else check_images(images)
     sizes = None if scales is None else expand_sizes(scales, 'scales')
-    prepare = partial(_prepare, sizes=sizes, sure=sure, folder=images,
-                      skip=skip)
+    prepare = partial(
+        _prepare, sizes=sizes, sure=sure, folder=images, skip=skip,
+        indices=given_indices(cfg_options, 'test_dataloader'))
 
     def opened(model: tuple[str, str], only_base: bool = False
                ) -> tuple[dict, Runner]:

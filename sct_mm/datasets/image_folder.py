@@ -16,6 +16,7 @@ from rich.progress import track
 
 from ..utils.config_walk import host_model, pipelines_of, type_name
 from ..utils.errors import UserError
+from .rescale_pipeline import resizes
 
 # Endings of the files that every decoder of mmcv reads.
 IMG_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif',
@@ -43,7 +44,11 @@ class ImageFolder(BaseDataset):
         folder: path of the folder.
         skip: paths relative to it that are left out (:func:`check_images`).
 
-    The other arguments are those of mmengine's ``BaseDataset``.
+    The other arguments are those of mmengine's ``BaseDataset``, such as
+    ``indices``.
+
+    Raises:
+        UserError: for ``indices`` of images that are not there.
     """
 
     def __init__(self, folder: str, skip: Collection[str] = (),
@@ -54,49 +59,91 @@ class ImageFolder(BaseDataset):
     def load_data_list(self) -> list[dict]:
         images = [name for name in images_in(self.folder)
                   if name not in self.skip]
+        if isinstance(self._indices, Sequence):
+            for index in self._indices:
+                if not -len(images) <= index < len(images):
+                    raise UserError('`indices` must be those of the '
+                                    f'{len(images)} images in '
+                                    f'{self.folder!r}, but got {index}. '
+                                    'Leave it out.')
         return [dict(img_path=osp.join(self.folder, name), img_id=index)
                 for index, name in enumerate(images)]
 
 
-def _is_usable(path: str) -> bool:
-    """Whether mmcv decodes the image at ``path``, and it is large enough."""
+def given_indices(options: dict | None, loader: str) -> Any:
+    """The ``indices`` (mmengine's: the first N, the last -N, or those of a
+    list) that ``--cfg-options`` give to the data set of ``loader``, or to one
+    that it wraps; None if they give none. A config's own are of its images,
+    not of a folder's.
+
+    Args:
+        options: ``{'a.b': value}``.
+        loader: name of the setting, such as ``train_dataloader``.
+    """
+    given = Config()
+    given.merge_from_dict(options or {})
+    part = given.get(loader)
+    while isinstance(part, dict):
+        if part.get('indices') is not None:
+            return part['indices']
+        part = part.get('dataset')
+    return None
+
+
+def _edges(path: str) -> tuple[int, int] | None:
+    """The shorter and the longer edge in pixels of the image at ``path``; None
+    if mmcv does not decode it, or it is too small."""
     try:
         with open(path, 'rb') as file:
             image = mmcv.imfrombytes(file.read(), flag='unchanged')
     except Exception:  # each decoder has its own
-        return False
+        return None
     if image is None:
-        return False
+        return None
     short, long = sorted(image.shape[:2])
-    return short >= max(_LEAST, long * _LEAST_SHARE)
+    return ((short, long) if short >= max(_LEAST, long * _LEAST_SHARE)
+            else None)
 
 
-def check_images(folder: str) -> list[str]:
+def check_images(folder: str, edge: int | None = None) -> list[str]:
     """Decode each image within ``folder`` once; returns the paths, relative
     to it, of those that cannot be used, and warns of them.
 
     So no image ends a run of an hour, and all sizes have the same images.
 
+    Args:
+        edge: the shorter edge of all images in pixels, where no pipeline
+            resizes them; None: it may be any.
+
     Raises:
-        UserError: if there is no folder, or none that can be used in it.
+        UserError: if there is no folder, or none that can be used in it, or
+            one has another ``edge``.
     """
     if not osp.isdir(folder):
         raise UserError('The images must be in a folder, but got '
                         f'{folder!r}. Name the folder that holds them.')
     names = images_in(folder)
     with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
-        usable = list(track(
-            pool.map(_is_usable, (osp.join(folder, name) for name in names)),
+        found = list(track(
+            pool.map(_edges, (osp.join(folder, name) for name in names)),
             'Reading images', len(names), transient=True,
             disable=not is_main_process()))
-    skip = [name for name, good in zip(names, usable, strict=True)
-            if not good]
+    edges = dict(zip(names, found, strict=True))
+    skip = [name for name, size in edges.items() if size is None]
     if len(skip) == len(names):
-        found = 'no file of ' + ', '.join(IMG_EXTENSIONS)
+        what = 'no file of ' + ', '.join(IMG_EXTENSIONS)
         if names:
-            found = f'{len(names)} that cannot be read or are too small'
+            what = f'{len(names)} that cannot be read or are too small'
         raise UserError(f'The folder must hold images, but {folder!r} has '
-                        f'{found}. Name another.')
+                        f'{what}. Name another.')
+    for name, size in edges.items() if edge else ():
+        if size and size[0] != edge:
+            raise UserError(
+                f'The images must have a shorter edge of {edge} pixels, since '
+                'no pipeline of the config resizes them, but that of '
+                f'{osp.join(folder, name)!r} has {size[0]}. Add '
+                f"dict(type='Resize', scale={edge}) to the test pipeline, or "
+                'resize the images.')
     if skip:
         warnings.warn(
             f'{len(skip)} of {len(names)} images in {folder!r} are left out, '
@@ -142,6 +189,15 @@ def with_plain_loading(pipeline: Sequence, grey: bool = False) -> list:
                     if not name.startswith('Load'))]
 
 
+def _found_pipeline(cfg: Config) -> list:
+    """What :func:`test_pipeline` returns; empty if there is none."""
+    for name in ('test_dataloader', 'val_dataloader'):
+        for pipeline in pipelines_of(cfg.get(name) or {}):
+            return pipeline
+    pipeline = cfg.get('test_pipeline')
+    return list(pipeline) if isinstance(pipeline, (list, tuple)) else []
+
+
 def test_pipeline(cfg: Config) -> list:
     """The pipeline of the test of ``cfg``, else of its validation, else its
     variable ``test_pipeline``.
@@ -149,20 +205,31 @@ def test_pipeline(cfg: Config) -> list:
     Raises:
         UserError: if there is none.
     """
-    for name in ('test_dataloader', 'val_dataloader'):
-        for pipeline in pipelines_of(cfg.get(name) or {}):
-            return pipeline
-    pipeline = cfg.get('test_pipeline')
-    if not isinstance(pipeline, (list, tuple)) or not pipeline:
+    pipeline = _found_pipeline(cfg)
+    if not pipeline:
         raise UserError('The config must have a test pipeline to prepare the '
                         'images of a folder, but has none. Set '
                         '`test_pipeline`, a list of transforms.')
-    return list(pipeline)
+    return pipeline
+
+
+def train_pipeline(cfg: Config) -> list:
+    """The pipeline of the training of ``cfg``; that of its test if it has
+    none, or does not resize images, which a folder may have in any size, but
+    the test does.
+
+    Raises:
+        UserError: as :func:`test_pipeline`.
+    """
+    pipeline = next(iter(pipelines_of(cfg.get('train_dataloader') or {})), [])
+    if pipeline and (resizes(pipeline) or not resizes(_found_pipeline(cfg))):
+        return pipeline
+    return test_pipeline(cfg)
 
 
 def folder_dataset(cfg: Config, folder: str, pipeline: list | None = None,
                    skip: Sequence[str] | None = None,
-                   test_mode: bool = True) -> dict:
+                   test_mode: bool = True, indices: Any = None) -> dict:
     """The config of a data set of the images within ``folder``, for the
     network of ``cfg``, whose own data sets need not be there.
 
@@ -173,6 +240,8 @@ def folder_dataset(cfg: Config, folder: str, pipeline: list | None = None,
             (:func:`check_images`).
         test_mode: as mmengine's ``BaseDataset``; False for a training, where
             an image that the pipeline refuses is replaced by another.
+        indices: mmengine's: the first N images, the last -N, or those of a
+            list; None: all.
 
     Raises:
         UserError: as :func:`check_images`, :func:`test_pipeline` and
@@ -183,15 +252,18 @@ def folder_dataset(cfg: Config, folder: str, pipeline: list | None = None,
     pipeline = with_plain_loading(pipeline, _is_grey(cfg))
     return dict(type='ImageFolder', folder=folder,
                 skip=check_images(folder) if skip is None else list(skip),
-                pipeline=pipeline, test_mode=test_mode)
+                pipeline=pipeline, test_mode=test_mode,
+                **({} if indices is None else dict(indices=indices)))
 
 
 def folder_loader(cfg: Config, folder: str,
-                  skip: Sequence[str] | None = None) -> dict:
+                  skip: Sequence[str] | None = None,
+                  indices: Any = None) -> dict:
     """The config of a data loader of :func:`folder_dataset`, in order, with
     the batch size and the workers of the test of ``cfg``."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     return {'batch_size': 1, 'num_workers': 2,  # images may differ in shape
             **{key: loader[key] for key in _LOADER if key in loader},
             'sampler': dict(type='DefaultSampler', shuffle=False),
-            'dataset': folder_dataset(cfg, folder, skip=skip)}
+            'dataset': folder_dataset(cfg, folder, skip=skip,
+                                      indices=indices)}

@@ -94,6 +94,14 @@ def keeps_ratio(pipeline: list[dict]) -> bool:
     return False
 
 
+def resizes(pipeline: list[dict]) -> bool:
+    """Whether a transform of ``pipeline`` resizes images to a size, so that
+    they may come in any."""
+    return any(not SETTERS[type_name(transform)].cuts
+               for way in paths_in(pipeline, trains=True)
+               for transform in way)
+
+
 def _random_sizes(transform: dict) -> list[float]:
     """The sizes in pixels, or the ends of their range, that a transform draws
     from."""

@@ -21,25 +21,25 @@ from torch.utils.data import DataLoader, Sampler
 from ..datasets.batch_forms import is_collated, number_of_images
 from ..datasets.data_samples import private_copy
 from ..datasets.multi_scale_batch import padding_of
+from ..evaluation.adapted_report import FEWEST_STEPS
 from ..evaluation.fidelity_metric import FidelityMetric, Reference
 from ..models.pinning import use_scale
 from ..models.row_mix import Present
 from ..models.size_selection import ssbn_layers
 from ..models.weight_change import changed_layers
 from ..utils.errors import UserError
+from .adapted_config import warm_up
 from .sct.first_look import evaluating, leaves
 from .sct.monitor import NotFiniteError
 from .sct.resize import Resize, check_batch_transform
 from .sct.step import check_images
 from .training_images import drawn
 
-# What a size may keep, from the least change on.
-NOTHING, MIXED = 'nothing', 'mix of its neighbours'
-STATISTICS, TRAINED = 'statistics', 'trained'
 _LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
-_SHORTEST_TRIAL, _LONGEST_TRIAL = 8, 60  # steps of one learning rate
+_ALIKE = 16  # images that have one class by more than chance
+_LONGEST_TRIAL = 60  # steps of one learning rate
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -217,6 +217,22 @@ class HeldOutImages:
                 ('sure_images', 'truth_boxes'))}
                 for case, metric in metrics.items()}
 
+    def check_answers(self) -> None:
+        """Refuse images that tell nothing of a classifier: where it gives all
+        of them one class, as of noise, it seems to gain at a smaller size by
+        giving that class to any image.
+
+        Raises:
+            UserError: for such images, after the first measurement.
+        """
+        only = _only_class(self._reference or Reference())
+        if only is not None:
+            raise UserError(
+                'The images must get different answers to adapt on, but the '
+                f'network gives class {only} to each of those held out: they '
+                'may be of another kind than those it was trained on. Give '
+                'images like those that it is to serve.')
+
     def doubt(self) -> str | None:
         """What to warn of if the network is unsure of the images, as of those
         of another kind than it was trained on; None if it is not."""
@@ -227,6 +243,20 @@ class HeldOutImages:
                 'another kind than those it was trained on. What it gains on '
                 'them need not hold for yours: give images like those that '
                 'it is to serve.')
+
+
+def _only_class(reference: Reference) -> int | None:
+    """The class that all images of ``reference`` have; None if they have
+    several, or have labels, boxes or maps, or are too few to tell."""
+    if len(reference.answers) < _ALIKE:
+        return None
+    classes = set()
+    for answers in reference.answers:
+        kind, scores = answers.get('', ('', None))
+        if kind != 'pred_score' or reference.each_class:
+            return None
+        classes.add(int(scores.argmax()))
+    return classes.pop() if len(classes) == 1 else None
 
 
 def _loss_of(model: Any, batch: dict) -> float:
@@ -252,11 +282,14 @@ def _loss_of(model: Any, batch: dict) -> float:
 
 
 def trial_steps(steps: int, rates: int) -> int:
-    """How many steps each of ``rates`` learning rates is tried for, so that
-    all of them take a tenth of a training of ``steps``; 0 if that is too
-    short to tell them apart."""
-    share = steps // (10 * rates)
-    return min(share, _LONGEST_TRIAL) if share >= _SHORTEST_TRIAL else 0
+    """How many steps each of ``rates`` learning rates is tried for: so that
+    all of them take a tenth of a training of ``steps``, but at least
+    :data:`FEWEST_STEPS` each, since the order of shorter ones is not that of
+    the training (our choice, docs/results.md); 0 if that is shorter itself.
+    """
+    if steps < FEWEST_STEPS:
+        return 0
+    return min(max(steps // (10 * rates), FEWEST_STEPS), _LONGEST_TRIAL)
 
 
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,
@@ -269,7 +302,7 @@ def try_rate(model: Any, cfg: Config, rate: float, steps: int,
         **cfg.optim_wrapper.optimizer, 'lr': rate}})
     # As the training: up first, then down to zero.
     schedule = LambdaLR(wrapper.optimizer, lambda step: min(
-        1, (step + 1) / (0.3 * steps)) * (1 + math.cos(
+        1, (step + 1) / warm_up(steps)) * (1 + math.cos(
             math.pi * step / steps)) / 2)
     loader = Runner.build_dataloader(cfg.train_dataloader,
                                      seed=cfg.randomness['seed'])

@@ -1,31 +1,59 @@
 """The config by which a network is adapted, tested and exported."""
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import get_world_size
 
-from ..datasets.image_folder import check_images, folder_dataset
+from ..datasets.base_size import BaseSize
+from ..datasets.image_folder import (
+    check_images,
+    folder_dataset,
+    train_pipeline,
+)
 from ..datasets.last_stage import STAGES, last_stage, without_batch_mixes
-from ..utils.config_walk import pipelines_of, type_name
+from ..datasets.size_transforms import paths_in
+from ..utils.config_walk import type_name
 
 
-def train_on_folder(cfg: Config, folder: str) -> None:
+def train_on_folder(cfg: Config, folder: str, indices: Any = None) -> None:
     """Let the images within ``folder``, which need no labels, be the training
-    set of ``cfg``. They are prepared as its own are; as those of its test if
-    it has none.
+    set of ``cfg``, prepared by
+    :func:`~sct_mm.datasets.image_folder.train_pipeline`. They are not read
+    before :func:`check_folder`.
+
+    Args:
+        indices: see :func:`~sct_mm.datasets.image_folder.folder_dataset`.
 
     Raises:
-        UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
+        UserError: for a config without a pipeline, or one of videos.
     """
     training = cfg.get('train_dataloader') or {}
-    pipeline = next(iter(pipelines_of(training)), None)
     loader = training or cfg.get('test_dataloader') or {}
     kept = {key: loader[key] for key in ('num_workers', 'collate_fn')
             if key in loader}
     cfg.train_dataloader = dict(
         batch_size=training.get('batch_size') or 32, **kept, dataset=(
-            folder_dataset(cfg, folder, pipeline, check_images(folder),
-                           test_mode=False)))
+            folder_dataset(cfg, folder, train_pipeline(cfg), (),
+                           test_mode=False, indices=indices)))
+
+
+def check_folder(cfg: Config, edge: int) -> None:
+    """Read the images of :func:`train_on_folder` once, and leave out those
+    that cannot be used.
+
+    Args:
+        edge: shorter edge in pixels that images must have if no transform of
+            ``cfg`` sets it.
+
+    Raises:
+        UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
+    """
+    dataset = cfg.train_dataloader.dataset
+    sized = any(paths_in(dataset.pipeline, trains=True))
+    dataset.skip = check_images(dataset.folder, None if sized else edge)
 
 
 def _optimizer(cfg: Config, lr: float) -> dict:
@@ -40,9 +68,24 @@ def _optimizer(cfg: Config, lr: float) -> dict:
         type='AdamW', lr=lr, weight_decay=0.0)}
 
 
+def steps_of(loader: dict, images: int, epochs: int) -> int:
+    """How many steps ``epochs`` of a training on ``images`` take, with the
+    batches of ``loader`` in each of the processes."""
+    batch = (loader.get('batch_size') or 1) * get_world_size()
+    whole = loader.get('drop_last', False)
+    return epochs * (images // batch if whole else math.ceil(images / batch))
+
+
+def warm_up(steps: int) -> int:
+    """Over how many of ``steps`` the learning rate rises: 50, but at most
+    three tenths of a short training, which would end before it has risen
+    (our choice)."""
+    return max(min(50, 3 * steps // 10), 2)
+
+
 def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
                    lr: float, between: float = 0.0, rank: int = 0,
-                   held_out: int = 0) -> Config:
+                   held_out: int = 0, steps: int = 1000) -> Config:
     """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
@@ -53,6 +96,7 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
 
     Args:
         held_out: how many of them no step trains on.
+        steps: of the training.
     """
     options = cfg.to_dict()
     hooks = [hook for hook in options.get('custom_hooks') or []
@@ -71,7 +115,8 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
                    model=options['model']),
         optim_wrapper=_optimizer(cfg, lr),
         param_scheduler=[
-            dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
+            dict(type='LinearLR', start_factor=0.05, by_epoch=False,
+                 end=warm_up(steps)),
             dict(type='CosineAnnealingLR', T_max=epochs,
                  convert_to_iter_based=True)],
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -84,3 +129,22 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     options.setdefault('default_hooks', {})['checkpoint'] = dict(
         type='CheckpointHook', interval=1)
     return Config(options)
+
+
+def arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
+    """The arguments of tools/adapt.py from which :func:`adapted_config` made
+    ``cfg``, as a user writes them: those that a run must keep when it is
+    resumed.
+
+    Args:
+        base: by which scales are sizes of the test.
+    """
+    dataset = cfg.train_dataloader.dataset
+    return {
+        '--scales': ' '.join(map(str, map(base.size_of, cfg.model.scales))),
+        '--epochs': cfg.train_cfg.max_epochs,
+        '--rank': cfg.model.get('rank', 0),
+        '--lr': cfg.optim_wrapper.optimizer.lr,
+        '--between': cfg.custom_hooks[-1].between,
+        '--images': dataset.get('folder', 'left out'),
+        'train_dataloader.dataset.indices': dataset.get('indices', 'left out')}

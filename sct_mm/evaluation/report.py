@@ -223,31 +223,3 @@ def report_cascade(model: dict, out: str) -> None:
     write_report([model], osp.join(out, 'cascade.json'),
                  lambda path: draw_cascade(model, path),
                  [make_cascade_table(model)], sentences(model))
-
-
-def print_adapted(result: dict) -> None:
-    """Print how the answers of each smaller size compare with those of the
-    base, before and after, and what the size keeps, of the result of
-    :func:`sct_mm.apis.adapt`."""
-    rows = result['rows']
-
-    def metric(when: str, name: str) -> Callable[[dict], str]:
-        return lambda row: formatted(row[when][name], [
-            dict(metrics=each[when]) for each in rows], name)
-
-    table = make_table(
-        f'Compared with the base, {result["scales"][0]} pixels, on '
-        f'{result["held_out"]} images that it was not adapted on', rows,
-        {'size': lambda row: str(row['size']),
-         **{f'{name}, {when}': metric(when, name)
-            for name in rows[0]['before'] for when in ('before', 'after')},
-         'keeps': lambda row: row['keeps']})
-    console_for(table).print(table)
-    steps = result['trials'].get('steps')
-    if steps:
-        print(f'The learning rate {result["lr"]:g} was the best in trials of '
-              f'{steps} steps.')
-    elif steps == 0:
-        print(f'The training was too short for trials of learning rates: it '
-              f'had {result["lr"]:g}, which is little for a small network. '
-              'Give --lr, or more images or --epochs.')

@@ -180,6 +180,18 @@ def _load_file(path: str):
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
+def _beside(path: str) -> str:
+    """What to know of the folder of ``path``, which is missing."""
+    folder = osp.dirname(osp.abspath(path))
+    if not osp.isdir(folder):
+        return f', as is its folder {folder!r}'
+    names = sorted(name for name in os.listdir(folder)
+                   if name.endswith('.pth'))
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return (f' from the folder {folder!r}, which has '
+            f'{", ".join(names[:5]) or "no .pth"}{more}')
+
+
 def check_checkpoint(path: str) -> dict:
     """Load the checkpoint at ``path`` on the CPU.
 
@@ -197,8 +209,9 @@ def check_checkpoint(path: str) -> dict:
     remote = '://' in path
     local = osp.expanduser(path)
     if not remote and not osp.isfile(local):
-        raise UserError(f'The checkpoint must be a file, but got {path!r}. '
-                        'Train first, or name another.')
+        raise UserError(f'The checkpoint must be a file, but got {path!r}, '
+                        f'which is missing{_beside(local)}. Train first, or '
+                        'name another.')
     refusal = None
     with protected_loading():
         try:

@@ -21,7 +21,7 @@ from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
 from sct_mm.apis.train import train
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
-from sct_mm.evaluation.report import print_adapted
+from sct_mm.evaluation.adapted_report import print_adapted
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
@@ -45,9 +45,13 @@ def let_all_gain():
 
 @pytest.fixture(autouse=True)
 def all_gain(monkeypatch, request):
-    """A test by the name of `decides` decides by what was measured."""
+    """A test by the name of `decides` decides by what was measured. Networks
+    that are not trained may give all images one class."""
     for name in ('best', 'score'):  # put back afterwards
         monkeypatch.setattr(module, name, getattr(module, name))
+    if 'one_class' not in request.node.name:
+        monkeypatch.setattr(module.HeldOutImages, 'check_answers',
+                            lambda self: None)
     if 'decides' not in request.node.name:
         let_all_gain()
 
@@ -149,6 +153,7 @@ def test_a_run_that_died_goes_on_to_the_bit(stock):
 def in_process(rank, path, out, port):
     become_one_of_two(rank, port)
     let_all_gain()
+    module.HeldOutImages.check_answers = lambda self: None
     adapt_stock((path, None, out), launcher='pytorch')
 
 
@@ -166,6 +171,7 @@ def test_two_processes(stock):
 @pytest.mark.parametrize('options, message', [
     (dict(epochs=-1), '`epochs` must be .* but got -1'),
     (dict(lr=-1.0), '`lr` must be .* but got -1'),
+    (dict(lr=0), '`lr` must be above 0, but got 0. Leave it out'),
     (dict(sizes=[24, 21]), '`sizes` must be below .* but got 21'),
     (dict(sizes=[32]), '`sizes` must be below .* but got 32'),
     (dict(scales=(28, 27), between=0.5), 'a multiple of 1 between 28 and 27'),
@@ -214,7 +220,7 @@ def test_changed_weights_are_exported_and_shared(stock, tmp_path):
 
 def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
     """Each size answers as before or better, whatever was trained."""
-    done = adapt_stock(stock, lr=30.0, scales=(28, 14))
+    done = adapt_stock(stock, lr=3.0, scales=(28, 14))
     row, = done['rows']
     assert row['keeps'] != 'trained' and row['size'] == 14
     untouched, statistics, trained = row['found'].values()
@@ -233,7 +239,8 @@ def test_a_wrong_learning_rate_decides_for_what_was_there(stock):
 
 
 def test_a_learning_rate_that_diverges(stock):
-    with pytest.raises(UserError, match='learning rate of 1e.08: The loss of'):
+    with pytest.raises(UserError, match='learning rate of 1e.08, and '
+                       'nothing is kept: The loss of'):
         adapt_stock(stock, lr=1e8, scales=(28, 14))
     assert not osp.exists(osp.join(stock[2], 'adapted.pth'))
 
@@ -288,6 +295,31 @@ def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
         done['checkpoint']).items())
 
 
+def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
+    """The network's own training does not resize; its test does."""
+    folder = folder_of(tmp_path / 'images', 70)
+    options = {'train_dataloader.batch_size': 17}
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, cfg_options={
+        **options, 'train_dataloader.dataset.indices': -66})
+    dataset = load_config(done['config']).train_dataloader.dataset
+    assert dataset.indices == -66
+    assert [each['type'] for each in dataset.pipeline] == [
+        'LoadImageFromFile', 'Resize', 'PackInputs']
+    assert done['steps'] == 2  # 34 of them train
+    with pytest.raises(UserError, match='indices` must be left out, .*-66'):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True,
+              cfg_options=options)
+
+
+def test_a_folder_that_nothing_resizes(stock, tmp_path):
+    with pytest.raises(UserError, match="edge of 28 pixels, .*0.png' has 40"):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2],
+              folder_of(tmp_path / 'images', 66), cfg_options={
+                  'test_dataloader.dataset.pipeline': [
+                      dict(type='PackInputs')], 'test_base': 28})
+    assert not osp.exists(stock[2])
+
+
 @pytest.mark.parametrize('count, match', [
     (10, 'at least 64 images'), (0, 'must hold images')])
 def test_a_folder_of_too_few_images(stock, tmp_path, count, match):
@@ -296,6 +328,17 @@ def test_a_folder_of_too_few_images(stock, tmp_path, count, match):
     with pytest.raises(UserError, match=match):
         adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder)
     assert not osp.exists(stock[2])
+
+
+def test_images_of_one_class_tell_nothing(stock, tmp_path):
+    """As noise does, to a network that was trained."""
+    folder = folder_of(tmp_path / 'images', 1)
+    for index in range(1, 66):
+        os.link(osp.join(folder, '0.png'), osp.join(folder, f'{index}.png'))
+    with pytest.raises(UserError, match='must get different answers .*class '):
+        adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder,
+              cfg_options={'train_dataloader.batch_size': 16})
+    assert not os.listdir(stock[2])
 
 
 def test_a_detector_needs_labels(detector, tmp_path):
@@ -318,14 +361,26 @@ def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):
     done = adapt_stock(stock, scales=(28, 14))
-    assert done['trials'] == dict(steps=0, scores={})
+    assert done['trials'] == dict(steps=0, scores={}) and done['steps'] == 4
     print_adapted(done)
-    assert 'too short for trials' in capsys.readouterr().out
+    assert 'too few to try learning rates: it had 0.003' in (
+        capsys.readouterr().out)
     done = adapt_stock(stock, scales=(28, 14), lr=0.02, force=True)
     assert done['trials'] == {} and done['lr'] == 0.02
     capsys.readouterr()  # the log of the training
     print_adapted(done)
     assert 'learning rate' not in capsys.readouterr().out
+
+
+def test_a_short_training_has_trials(stock):
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
+        **FEW, 'train_dataloader.batch_size': 2})
+    assert done['steps'] == 32 and done['trials']['steps'] == 16
+    rates = done['trials']['scores']
+    assert done['lr'] == max(rates, key=rates.get)
+    rise, = [each for each in load_config(done['config']).param_scheduler
+             if each['type'] == 'LinearLR']
+    assert rise['end'] == 9  # of 32 steps
 
 
 def test_a_base_that_something_changed_is_not_written(stock, monkeypatch):
@@ -358,15 +413,21 @@ def test_it_goes_on_with_its_own_run_alone(stock):
     weights['state_dict']['head.fc.bias'] += 1
     torch.save(weights, f'{stock[0]}.other')
     other = (f'{stock[0]}.other', ) + stock[1:]
-    for run, scales, options, name in (
-            (stock, (28, 24, 16), {}, 'model'),
-            (stock, SCALES, dict(lr=0.01), 'optim_wrapper'),
-            (stock, SCALES, dict(epochs=1), 'train_cfg'),
-            (stock, SCALES, dict(rank=4), 'model'),
-            (other, SCALES, {}, 'checkpoint')):
-        with pytest.raises(UserError, match=f'but its {name} is another'):
-            adapt(CONFIG, run[0], scales, out=run[2], cfg_options=FEW,
-                  resume=True, **{'epochs': 0, 'sizes': [18], **options})
+    for run, scales, options, text in (
+            (stock, (28, 24, 16), {},
+             '`--scales` must be 28 21 14, .* but got 28 24 16'),
+            (stock, SCALES, dict(lr=0.01), '`--lr` must be .* but got 0.01'),
+            (stock, SCALES, dict(epochs=1),
+             '`--epochs` must be 0, .* but got 1. Give the same, or --force'),
+            (stock, SCALES, dict(rank=4), '`--rank` must be 8, .* got 4'),
+            (stock, SCALES, dict(between=0.5), '`--between` must be 0.0, .*'
+             'got 0.5'),
+            (stock, SCALES, dict(cfg_options={
+                **FEW, 'model.head.topk': (1, )}), 'The setting `model` must'),
+            (other, SCALES, {}, 'The checkpoint must be that of the run')):
+        with pytest.raises(UserError, match=text):
+            adapt(CONFIG, run[0], scales, out=run[2], resume=True, **{
+                'epochs': 0, 'sizes': [18], 'cfg_options': FEW, **options})
 
 
 def test_checkpoints_of_another_training_are_kept(stock):
@@ -391,16 +452,81 @@ def test_where_nothing_can_be_written(stock, monkeypatch):
         adapt(CONFIG, stock[0], SCALES, out=stock[2], between=1.5)
 
 
+class Killed(BaseException):
+    """The end of a process, which no part of a run catches."""
+
+
+@pytest.fixture
+def killed(stock, monkeypatch):
+    """A run that was killed in its training."""
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, 'train', die)
+        adapt_stock(stock)
+    return stock
+
+
+def test_a_killed_run_is_not_repeated_in_silence(killed):
+    with pytest.raises(UserError, match='no run that has not ended, but '
+                       '.*calibrated.pth.*Give --resume to go on, or --force'):
+        adapt_stock(killed)
+    resumed = tensors(adapt_stock(killed, resume=True)['checkpoint'])
+    again = tensors(adapt_stock(killed, force=True)['checkpoint'])
+    assert all(torch.equal(resumed[name], again[name]) for name in again)
+
+
+def test_a_run_begun_anew_goes_on_with_its_own_checkpoints(killed,
+                                                           monkeypatch):
+    """Killed before its first, it must not go on with those before it."""
+    adapt_stock(killed, force=True)
+    os.remove(osp.join(killed[2], 'adapted.pth'))
+    starts = []
+
+    def die(*args):
+        raise Killed
+
+    def train_and_look(cfg, resume):
+        runner = train(cfg, resume)
+        starts.append(runner.cfg.resume)
+        return runner
+
+    monkeypatch.setattr(module, 'train', die)
+    with pytest.raises(Killed):
+        adapt_stock(killed, lr=0.02, force=True)
+    assert 'epoch_1.pth' not in os.listdir(killed[2])
+    monkeypatch.setattr(module, 'train', train_and_look)
+    adapt_stock(killed, lr=0.02, resume=True)
+    assert starts == [False]
+
+
+def test_a_checkpoint_in_the_folder_is_not_overwritten(killed):
+    path = osp.join(killed[2], 'epoch_7.pth')
+    os.rename(killed[0], path)
+    with pytest.raises(UserError, match='folder of its own, .*epoch_7'):
+        adapt_stock((path, *killed[1:]), force=True)
+    assert osp.exists(path)
+
+
+def test_scales_are_checked_before_the_folder(killed):
+    for scales, text in (((32, 14), 'must begin with the size'),
+                         ((28, ), 'own size and smaller'),
+                         (('28', '14:x'), 'or ranges')):
+        with pytest.raises(UserError, match=text):
+            adapt_stock(killed, scales=scales)
+
+
 def test_no_old_network_stands_beside_a_config_of_other_scales(
         stock, monkeypatch):
     """Of a run that was begun anew with --force, and killed."""
     path = adapt_stock(stock, epochs=0)['checkpoint']
 
     def die(*args):
-        raise KeyboardInterrupt
+        raise Killed
 
     monkeypatch.setattr(module, 'train', die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         adapt(CONFIG, stock[0], (28, 20, 12), 1, stock[2],
               cfg_options=FEW, force=True)
     assert not osp.exists(path)

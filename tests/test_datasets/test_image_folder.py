@@ -9,7 +9,9 @@ from sct_mm.datasets.image_folder import (
     check_images,
     folder_dataset,
     folder_loader,
+    given_indices,
     images_in,
+    train_pipeline,
     with_plain_loading,
 )
 from sct_mm.datasets.image_folder import (
@@ -147,3 +149,66 @@ def test_folders_without_images(tmp_path):
     (tmp_path / 'a.png').write_text('no image')
     with pytest.raises(UserError, match='has 1 that cannot be read or are'):
         check_images(str(tmp_path))
+
+
+@pytest.mark.parametrize('indices', [2, -2, [2, 0], 9, None])
+def test_a_part_of_the_images(indices, folder):
+    """As mmengine takes a part of any data set."""
+    dataset = DATASETS.build(folder_dataset(config(), str(folder), PIPELINE,
+                                            indices=indices))
+    names = np.array(images_in(str(folder)))
+    want = (names if indices is None else names[indices]
+            if isinstance(indices, list) else names[:indices]
+            if indices > 0 else names[indices:])
+    assert [dataset.get_data_info(i)['img_path'] for i in range(
+        len(dataset))] == [str(folder / name) for name in want]
+    loader = folder_loader(config(test_pipeline=PIPELINE), str(folder),
+                           indices=indices)
+    assert loader['dataset'].get('indices') == indices
+
+
+def test_a_part_that_is_not_there(folder):
+    with pytest.raises(UserError, match='`indices` must be those of the 3 '
+                       "images in '.*', but got 3"):
+        DATASETS.build(folder_dataset(config(), str(folder), PIPELINE,
+                                      indices=[0, 3]))
+
+
+def test_the_part_that_a_user_names():
+    for options, want in (
+            ({'a.dataset.indices': 5}, 5),
+            ({'a.dataset.dataset.indices': [1, 2]}, [1, 2]),
+            (dict(a=dict(dataset=dict(indices=-3))), -3),
+            ({'b.dataset.indices': 5, 'a.batch_size': 2}, None),
+            ({'a.dataset': None}, None), (None, None)):
+        assert given_indices(options, 'a') == want
+
+
+def test_what_prepares_images_for_a_training():
+    """Its own pipeline, if that resizes, or the test's does not."""
+    load, _, resize, pack = PIPELINE
+    crop = dict(type='RandomCrop', crop_size=16)
+    drawn = dict(type='RandomResizedCrop', scale=16)
+    sized, none = [load, resize, pack], [load, pack]
+    for train, test, want in (
+            (sized, [load, resize], sized), (sized, none, sized),
+            ([load, drawn], sized, [load, drawn]),
+            (none, sized, sized), ([load, crop], sized, sized),
+            (none, [load, dict(type='CenterCrop', crop_size=16)], none),
+            (none, none, none), (None, sized, sized)):
+        cfg = config(train_dataloader=train and dict(dataset=dict(
+            pipeline=train)), test_dataloader=dict(dataset=dict(
+                pipeline=test)))
+        assert train_pipeline(cfg) == want
+    assert train_pipeline(config(train_dataloader=dict(dataset=dict(
+        pipeline=none)))) == none
+    with pytest.raises(UserError, match='must have a test pipeline'):
+        train_pipeline(config())
+
+
+def test_images_of_another_size_that_nothing_resizes(folder):
+    assert check_images(str(folder), 20) == []
+    with pytest.raises(UserError, match='a shorter edge of 28 pixels, .*'
+                       r"'.*a\.jpg' has 20\. Add dict\(type='Resize', "
+                       r'scale=28\)'):
+        check_images(str(folder), 28)

@@ -8,7 +8,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from sct_mm import convert_to_ssbn, use_scale
 from sct_mm.engine.adaptation import (
@@ -136,6 +136,26 @@ def test_answers_that_cannot_be_compared_are_measured_by_the_loss():
         float(torch.stack(losses).mean()), rel=1e-5)
 
 
+def test_images_that_all_get_one_class():
+    model, images = classifier(), held_out()
+    images.check_answers()  # of none that was measured
+    few = HeldOutImages(DataLoader(Subset(Images(), range(8)), batch_size=5,
+                                   collate_fn=pseudo_collate), 16)
+    few.measure(model, [Case(8, 8)], 'title')
+    few.check_answers()
+    images.measure(model, [Case(8, 8)], 'title')
+    found = answers(model, 16, 16)
+    assert found.argmax(1).unique().tolist() == [0]
+    with pytest.raises(UserError, match='gives class 0 to each of those'):
+        images.check_answers()
+    margin = (found[:, 0] / found[:, 1]).log() / 20  # of the logits
+    with torch.no_grad():
+        model.net[5].bias[1] += margin.median()
+    images = held_out()
+    images.measure(model, [Case(8, 8)], 'title')
+    images.check_answers()
+
+
 def test_images_that_the_network_is_unsure_of():
     images = held_out()
     images.sure = 0.31
@@ -149,8 +169,8 @@ def test_how_many_are_held_out_and_tried():
         32, 32, 200, 1000]
     with pytest.raises(UserError, match='at least 64 images.*but got 10'):
         number_held_out(10)
-    assert [trial_steps(n, 3) for n in (10, 239, 240, 900, 10**6)] == [
-        0, 0, 8, 30, 60]
+    assert [trial_steps(n, 3) for n in (
+        0, 15, 16, 480, 900, 10**6)] == [0, 0, 16, 16, 30, 60]
 
 
 def test_the_best_and_the_first_of_equals():

@@ -191,3 +191,18 @@ def test_a_page_of_zeros_is_refused(tmp_path):
     assert not torch.equal(loaded, torch.arange(9999.))
     with pytest.raises(UserError, match="checksum of '.*' is wrong"):
         check_checkpoint(str(path))
+
+
+def test_a_missing_checkpoint_names_what_is_there(tmp_path):
+    for name in ('c.pth', 'notes.txt', *(f'epoch_{i}.pth'
+                                         for i in range(1, 7))):
+        (tmp_path / name).write_text('')
+    with pytest.raises(UserError, match=r'none.pth., which is missing from '
+                       r"the folder '.*', which has c.pth, epoch_1.pth, .*"
+                       r'epoch_4.pth and 2 more\. Train first'):
+        check_checkpoint(str(tmp_path / 'none.pth'))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match="'.*empty', which has no .pth. Train"):
+        check_checkpoint(str(tmp_path / 'empty' / 'none.pth'))
+    with pytest.raises(UserError, match="missing, as is its folder '.*no'"):
+        check_checkpoint(str(tmp_path / 'no' / 'none.pth'))
