@@ -31,6 +31,7 @@ from ..engine.adaptation import (
     best,
     copy_row,
     drop_change,
+    is_worse,
     number_held_out,
     progress,
     score,
@@ -52,7 +53,7 @@ from ..engine.sct.checks import check_pipeline
 from ..engine.sct.logits import makers_of_logits
 from ..engine.sct.monitor import NotFiniteError
 from ..engine.sct.resize import batch_transform_of, nearest_kernel
-from ..engine.sct.schedule import sizes_between
+from ..engine.sct.schedule import halfway, sizes_between
 from ..engine.training_images import (
     SeededImages,
     build_loader,
@@ -190,6 +191,7 @@ class Adaptation:
         # {scale: {what it may keep: its metrics}}
         self.found: dict[int, dict[str, dict[str, float]]] = {}
         self.trials: dict[str, Any] = {}  # of learning rates
+        self.between_found: list[dict[str, Any]] = []  # in the result
         name = f'adapt_{config_name(config)}'
         self.out = out or osp.join('work_dirs', name)
         self.config_path = osp.join(self.out, f'{name}.py')
@@ -452,6 +454,22 @@ class Adaptation:
             self._add_sizes()
             self.cfg.model.scales = scales_of(self.model)
             self._write_config()
+        self._measure_between()
+
+    def _measure_between(self) -> None:
+        """Measure the mix half-way between two scales, which no image may
+        have trained, and the network as it was there."""
+        base = self.scales[0]
+        sizes = halfway(scales_of(self.model) or (), padding_of(
+            self.model).get('size_divisor', 1))
+        found = self.held_out.measure(self.model, [
+            Case(size, scale) for size in sizes for scale in (base, size)],
+            'Between the sizes') if sizes else {}
+        self.between_found = [dict(
+            size=self.base.size_of(size), before=found[Case(size, base)],
+            after=found[Case(size, size)],
+            worse=is_worse(found[Case(size, size)], found[Case(size, base)]),
+        ) for size in sizes]
 
     def _keep_best(self, scale: int) -> None:
         """Undo at ``scale`` what did not gain on the held-out images."""
@@ -503,13 +521,15 @@ class Adaptation:
             dump(dict(base=self.base.test, lr=self.lr, rank=self.rank,
                       norm_eval=self.cfg.custom_hooks[-1].norm_eval,
                       trials=self.trials, sure=self.held_out.sure,
-                      held_out=number_held_out(len(self.dataset)), rows=rows),
+                      held_out=number_held_out(len(self.dataset)), rows=rows,
+                      between=self.between_found),
                  osp.join(self.out, RESULTS))
         return dict(config=self.config_path, checkpoint=self.result_path,
                     scales=tuple(map(self.base.size_of,
                                      scales_of(self.model) or ())),
                     held_out=number_held_out(len(self.dataset)), rows=rows,
-                    lr=self.lr, trials=self.trials, steps=self.steps)
+                    between=self.between_found, lr=self.lr,
+                    trials=self.trials, steps=self.steps)
 
     def _row_of(self, scale: int) -> dict[str, Any]:
         """What was measured at ``scale``, and what it keeps."""
@@ -616,6 +636,8 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         dict: ``config`` and ``checkpoint``, paths; ``scales``; ``held_out``,
         how many images were measured on; ``rows``, for each smaller size
         what was measured ``before`` and ``after``, and what it ``keeps``;
+        ``between``, the same half-way between two sizes, whose mix may be
+        ``worse`` than the network as it was;
         ``lr``; ``steps`` of the training; and ``trials`` of learning rates,
         {} if there was no choice: of how many ``steps``, 0 if the training
         is too short for any, and their ``scores``.

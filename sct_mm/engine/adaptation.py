@@ -102,6 +102,12 @@ def score(metrics: dict[str, float]) -> float:
     return -math.inf if math.isnan(value) else value
 
 
+def is_worse(after: dict[str, float], before: dict[str, float]) -> bool:
+    """Whether ``after`` is behind ``before`` by more than 2 % of the latter's
+    :func:`score` (our choice: less than that is chance)."""
+    return score(after) < score(before) - 0.02 * abs(score(before))
+
+
 def progress(metrics: dict[str, float]) -> float:
     """As :func:`score`, after a few steps: by the KL, which is what trains,
     where there is one. Of a few images it tells more than the agreement."""

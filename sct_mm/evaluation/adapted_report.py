@@ -111,6 +111,16 @@ def print_adapted(result: dict) -> None:
         print(line)
 
 
+def _compared(row: dict) -> str:
+    """'24 px (all 76.6 for 87.1)': the first metric of a size, after for
+    before."""
+    name, (head, _) = next(iter(_metrics_of([row]).items()))
+    after, before = (formatted(row[when][name], [dict(metrics=row[when])],
+                               name) for when in ('after', 'before'))
+    head = head.replace('\n', ' ').removesuffix(', %')
+    return f'{row["size"]} px ({head} {after} for {before})'
+
+
 def _sentences(result: dict) -> Iterator[str]:
     """What to know beside the table."""
     trials, rate = result['trials'].get('steps'), result['lr']
@@ -122,6 +132,12 @@ def _sentences(result: dict) -> Iterator[str]:
         yield ('No size keeps what was trained: with the learning rate '
                f'{rate:g} it serves none better than what was there. Give a '
                'smaller --lr, or more images, and --force.')
+    worse = [row for row in result['between'] if row['worse']]
+    if worse:
+        yield ('Warning: sizes between these are served by a mix, which is '
+               'worse than the network as it was at '
+               + ', '.join(map(_compared, worse)) + '. Test none of them, '
+               'name them by --sizes, or train them by --between 0.5.')
     warning = doubt(result['held_out'], result['steps'] or None,
                     rate if trials == 0 else None)
     if warning:

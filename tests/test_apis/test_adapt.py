@@ -21,7 +21,7 @@ from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
 from sct_mm.apis.train import train
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
-from sct_mm.evaluation.adapted_report import print_adapted
+from sct_mm.evaluation.adapted_report import MIXED, NOTHING, print_adapted
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
@@ -139,6 +139,17 @@ def test_sizes_between_get_statistics_alone(stock):
     mixed = (norm.row(28)['running_mean'] * 3
              + norm.row(21)['running_mean'] * 4) / 7
     assert not torch.allclose(norm.row(24)['running_mean'], mixed)
+
+
+def test_the_mix_between_two_sizes_is_measured(stock):
+    between = adapt_stock(stock, epochs=0)['between']
+    done = adapt_stock(stock, epochs=0, sizes=[25, 18], force=True)
+    found = {row['size']: row['found'] for row in done['rows']}
+    assert [row['size'] for row in between] == [25, 18]
+    for row in between:
+        of_size = found[row['size']]
+        for when, name in (('before', NOTHING), ('after', MIXED)):
+            assert row[when] == pytest.approx(of_size[name], nan_ok=True)
 
 
 def test_a_run_that_died_goes_on_to_the_bit(stock):

@@ -18,6 +18,7 @@ from sct_mm.engine.adaptation import (
     best,
     copy_row,
     drop_change,
+    is_worse,
     number_held_out,
     progress,
     score,
@@ -215,3 +216,11 @@ def test_a_size_gets_what_it_had():
     drop_change(model, 8)
     assert torch.equal(answers(model, 8, 8), want)
     assert torch.equal(answers(model, 16, 16), before)
+
+
+@pytest.mark.parametrize('name, before, after, worse', [
+    ('agreement/all', 80., 78.5, False), ('agreement/all', 80., 78., True),
+    ('loss', 2., 2.03, False), ('loss', 2., 2.05, True),
+    ('loss', 2., 1., False), ('coco/bbox_mAP', 0.5, 0.4, True)])
+def test_worse_by_more_than_chance(name, before, after, worse):
+    assert is_worse({name: after}, {name: before}) == worse

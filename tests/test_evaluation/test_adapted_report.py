@@ -31,7 +31,8 @@ def row(size, keeps, names=SINGLE, **found):
 def result(*rows, **options):
     return dict(dict(rows=list(rows), scales=(224, *(r['size']
                                                      for r in rows)),
-                     held_out=1000, lr=0.01, trials={}, steps=900), **options)
+                     held_out=1000, lr=0.01, trials={}, steps=900,
+                     between=[]), **options)
 
 
 def printed(capsys, *args, **options):
@@ -104,6 +105,17 @@ def test_a_learning_rate_that_serves_no_size(capsys):
     untrained = [row(size, NOTHING, nothing=3., statistics=2.)
                  for size in (192, 128)]
     assert 'No size' not in printed(capsys, *untrained, steps=0)
+
+
+def test_a_mix_that_is_worse(capsys):
+    between = [dict(size=size, worse=after < 80,
+                    before={'agreement/all': 80.},
+                    after={'agreement/all': after})
+               for size, after in ((208, 70.25), (176, 90.), (144, 60.))]
+    out = printed(capsys, *ROWS, between=between)
+    assert ('worse than the network as it was at 208 px (all 70.25 for '
+            '80.00), 144 px (all 60.00 for 80.00). Test') in out
+    assert 'mix, which' not in printed(capsys, *ROWS, between=between[1:2])
 
 
 def test_trials(capsys):

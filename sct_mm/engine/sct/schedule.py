@@ -394,6 +394,14 @@ def sizes_between(scales: Sequence[int], divisor: int) -> dict[int, range]:
     return sizes
 
 
+def halfway(scales: Sequence[int], divisor: int) -> list[int]:
+    """For each two neighbours of ``scales``, the multiple of ``divisor`` in
+    the middle of those between them; none where there is none."""
+    gaps = (range((smaller // divisor + 1) * divisor, larger, divisor)
+            for larger, smaller in itertools.pairwise(scales))
+    return [gap[len(gap) // 2] for gap in gaps if gap]
+
+
 def check_shares(images: int, weights: dict[int, float]) -> None:
     """Whether each scale gets its share of a batch of ``images``.
 

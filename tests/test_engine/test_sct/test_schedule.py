@@ -17,6 +17,7 @@ from sct_mm.engine.hooks.sct_loss_hook import batch_size_of
 from sct_mm.engine.sct.schedule import (
     check_scales_per_step,
     check_shares,
+    halfway,
     scales_of_step,
     shares_of_step,
     weights_of_step,
@@ -271,3 +272,9 @@ def test_without_a_runner_each_pass_is_a_step():
     SCTLossHook(scales_per_step=2).attach(model)
     seen = {name for _ in range(8) for name in model(**batch(), mode='loss')}
     assert {f's{s}/total' for s in SCALES} <= seen
+
+
+def test_half_way_between_two_scales():
+    assert halfway((224, 192, 128), 32) == [160]
+    assert halfway((28, 21, 14), 1) == [25, 18]
+    assert halfway((28, 27), 1) == halfway((28, ), 1) == []
