@@ -29,6 +29,7 @@ from ..engine.adaptation import (
     Case,
     HeldOutImages,
     best,
+    best_rate,
     copy_row,
     drop_change,
     is_worse,
@@ -392,7 +393,7 @@ class Adaptation:
         self.lr = self.cfg.optim_wrapper.optimizer.lr = lr
 
     def _found_lr(self) -> float:
-        """The best of ``RATES``, by short trials."""
+        """Of ``RATES``, by short trials (:func:`best_rate`)."""
         steps = trial_steps(self.steps, len(RATES))
         if not steps:
             self.trials = dict(steps=0, scores={})
@@ -412,7 +413,7 @@ class Adaptation:
                 _TRIAL_IMAGES)
             scores[rate] = sum(map(progress, found.values()))
         self.trials = dict(steps=steps, scores=scores)
-        return max(scores, key=lambda rate: scores[rate])
+        return best_rate(scores)
 
     def _choose_statistics(self) -> None:
         """Let the training keep the statistics of the base if they serve the

@@ -298,6 +298,20 @@ def trial_steps(steps: int, rates: int) -> int:
     return min(max(steps // (10 * rates), FEWEST_STEPS), _LONGEST_TRIAL)
 
 
+def best_rate(scores: dict[float, float]) -> float:
+    """The learning rate to take of ``{rate: score of its trial}``: of those
+    whose score is within a tenth of the best, the largest. A short trial, and
+    its short rise, favour a small one (docs/results.md); our choice.
+
+    If all have failed (-inf), it is the smallest.
+    """
+    most = max(scores.values())
+    if most == -math.inf:
+        return min(scores)
+    return max(rate for rate, found in scores.items()
+               if found >= most - 0.1 * abs(most))
+
+
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,
              smallest: int | None) -> Any:
     """A copy of ``model`` that is trained as ``cfg`` says, for a few

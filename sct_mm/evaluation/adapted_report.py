@@ -125,8 +125,8 @@ def _sentences(result: dict) -> Iterator[str]:
     """What to know beside the table."""
     trials, rate = result['trials'].get('steps'), result['lr']
     if trials:
-        yield (f'The learning rate {rate:g} was the best in trials of '
-               f'{trials} steps.')
+        yield (f'The learning rate {rate:g} was chosen by trials of {trials} '
+               'steps.')
     trained = [row for row in result['rows'] if TRAINED in row['found']]
     if trained and not any(row['keeps'] == TRAINED for row in trained):
         yield ('No size keeps what was trained: with the learning rate '

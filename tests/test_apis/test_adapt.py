@@ -367,7 +367,7 @@ def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
     assert load_config(done['config']).optim_wrapper.optimizer.lr == 0.01
     assert done['lr'] == 0.01 and done['trials']['steps'] == 2
     print_adapted(done)
-    assert 'rate 0.01 was the best in trials of 2' in capsys.readouterr().out
+    assert 'rate 0.01 was chosen by trials of 2' in capsys.readouterr().out
 
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):

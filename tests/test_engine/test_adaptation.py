@@ -16,6 +16,7 @@ from sct_mm.engine.adaptation import (
     HeldOutImages,
     WithoutHeldOut,
     best,
+    best_rate,
     copy_row,
     drop_change,
     is_worse,
@@ -224,3 +225,14 @@ def test_a_size_gets_what_it_had():
     ('loss', 2., 1., False), ('coco/bbox_mAP', 0.5, 0.4, True)])
 def test_worse_by_more_than_chance(name, before, after, worse):
     assert is_worse({name: after}, {name: before}) == worse
+
+
+@pytest.mark.parametrize('scores, rate', [
+    # Of real trainings, for which the rate was the best.
+    ({0.05: -3.41, 0.01: -3.36, 0.003: -4.80}, 0.05),
+    ({0.05: -4.82, 0.01: -3.64, 0.003: -2.60}, 0.003),
+    ({0.05: 0.30, 0.01: 0.46, 0.003: 0.50}, 0.01),  # more is better
+    ({0.05: -math.inf, 0.01: -math.inf, 0.003: -2.}, 0.003),
+    ({0.05: -math.inf, 0.01: -math.inf}, 0.01)])
+def test_the_largest_rate_of_those_nearly_the_best(scores, rate):
+    assert best_rate(scores) == rate

@@ -119,7 +119,7 @@ def test_a_mix_that_is_worse(capsys):
 
 
 def test_trials(capsys):
-    assert 'rate 0.01 was the best in trials of 16 steps' in printed(
+    assert 'rate 0.01 was chosen by trials of 16 steps' in printed(
         capsys, *ROWS, trials=dict(steps=16, scores={}))
     assert 'earning rate' not in printed(capsys, *ROWS)
 
