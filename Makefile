@@ -135,7 +135,7 @@ docs: $(VENV)/docs.done
 	echo "The site is in $(WORK)/site: open index.html."
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
-	set -e; for experiment in any-size ablations baselines longer longest \
+	set -e; for experiment in any-size adapt ablations baselines longer longest \
 	    'compute --seeds 0' distill glyphs glyphs-baselines \
 	    'glyphs-distill --seeds 0' 'glyphs-longer --seeds 0'; do \
 	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment --out $(WORK)/reproduce; done

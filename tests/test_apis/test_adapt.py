@@ -317,7 +317,7 @@ def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
     assert [each['type'] for each in dataset.pipeline] == [
         'LoadImageFromFile', 'Resize', 'PackInputs']
     assert done['steps'] == 2  # 34 of them train
-    with pytest.raises(UserError, match='indices` must be left out, .*-66'):
+    with pytest.raises(UserError, match='indices` must be -66, .*got left out'):
         adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True,
               cfg_options=options)
 

@@ -85,6 +85,10 @@ FLAT = Arm(SINGLE[28].config, {28: 3 + 1 / 3, **{
         14: 0.5}.items()}}, start=SINGLE[28], adapt=tuple(
             '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
             f'0.5 {ROWS}'.split()))
+# With a private change of the weights, whose gradients take a whole pass.
+RANKED = Arm(SINGLE[28].config, {28: 3 + 4 / 3, 21: 4, 14: 4},
+             start=SINGLE[28],
+             adapt=tuple('--scales 28 21 14 --epochs 4'.split()))
 # About the compute of 5 epochs at 28.
 LONGER = {size: lasting(SINGLE[size], 3, epochs) for size, epochs in (
     (28, 5), (24, 8), (21, 8), (18, 9), (16, 18), (14, 19))}
@@ -179,6 +183,10 @@ EXPERIMENTS = {
         'SCT, SSBN': ANY_SIZE,
         'SCT, SSBN, longer schedule': ANY_LONG,
     }, ANY, TOP1),
+    'adapt': Experiment({
+        'trained at 28 px only': SINGLE[28],
+        'trained at 28 px only, adapted, rank 8, 4 epochs': RANKED,
+    }, EVEN, TOP1),
     # The recipe without one of its parts.
     'ablations': Experiment({
         'SCT, SSBN': ANY_SIZE,
