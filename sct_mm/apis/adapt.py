@@ -32,6 +32,7 @@ from ..engine.adaptation import (
     best_rate,
     copy_row,
     drop_change,
+    has_kl,
     is_worse,
     number_held_out,
     progress,
@@ -399,7 +400,7 @@ class Adaptation:
             self.trials = dict(steps=0, scores={})
             return RATES[-1]
         cases = [Case(size, size) for size in self.scales[1:]]
-        scores = {}
+        scores, by_kl = {}, False
         for rate in RATES:
             model = try_rate(self.model, self.cfg, rate, steps,
                              smallest_in_training(self.cfg))
@@ -412,8 +413,9 @@ class Adaptation:
                 model or self.model, cases, f'Learning rate {rate:g}',
                 _TRIAL_IMAGES)
             scores[rate] = sum(map(progress, found.values()))
+            by_kl = all(map(has_kl, found.values()))
         self.trials = dict(steps=steps, scores=scores)
-        return best_rate(scores)
+        return best_rate(scores, 0.1 if by_kl else 0.0)
 
     def _choose_statistics(self) -> None:
         """Let the training keep the statistics of the base if they serve the
@@ -459,18 +461,22 @@ class Adaptation:
 
     def _measure_between(self) -> None:
         """Measure the mix half-way between two scales, which no image may
-        have trained, and the network as it was there."""
-        base = self.scales[0]
-        sizes = halfway(scales_of(self.model) or (), padding_of(
-            self.model).get('size_divisor', 1))
-        found = self.held_out.measure(self.model, [
-            Case(size, scale) for size in sizes for scale in (base, size)],
-            'Between the sizes') if sizes else {}
-        self.between_found = [dict(
-            size=self.base.size_of(size), before=found[Case(size, base)],
-            after=found[Case(size, size)],
-            worse=is_worse(found[Case(size, size)], found[Case(size, base)]),
-        ) for size in sizes]
+        have trained, and the network as it was there. A size that the network
+        does not take, for which nobody has asked, is left out."""
+        for size in halfway(scales_of(self.model) or (), padding_of(
+                self.model).get('size_divisor', 1)):
+            cases = Case(size, self.scales[0]), Case(size, size)
+            try:
+                found = self.held_out.measure(self.model, cases,
+                                              f'Between, {size}')
+            except Exception as error:  # of any kind, by the host's layers
+                print_log(f'adapt does not measure {size} px, between two '
+                          f'scales: {error}', 'current')
+                continue
+            before, after = (found[case] for case in cases)
+            self.between_found.append(dict(
+                size=self.base.size_of(size), before=before, after=after,
+                worse=is_worse(after, before)))
 
     def _keep_best(self, scale: int) -> None:
         """Undo at ``scale`` what did not gain on the held-out images."""

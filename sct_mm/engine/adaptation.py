@@ -116,6 +116,11 @@ def progress(metrics: dict[str, float]) -> float:
     return -math.inf if math.isnan(value) else value
 
 
+def has_kl(metrics: dict[str, float]) -> bool:
+    """Whether :func:`progress` is by the KL."""
+    return any(name.endswith('kl') for name in metrics)
+
+
 def best(candidates: dict[str, dict[str, float]]) -> str:
     """The name of the best of ``candidates``, ``{name: metrics}``; the first
     of equal ones."""
@@ -298,18 +303,19 @@ def trial_steps(steps: int, rates: int) -> int:
     return min(max(steps // (10 * rates), FEWEST_STEPS), _LONGEST_TRIAL)
 
 
-def best_rate(scores: dict[float, float]) -> float:
+def best_rate(scores: dict[float, float], share: float = 0.0) -> float:
     """The learning rate to take of ``{rate: score of its trial}``: of those
-    whose score is within a tenth of the best, the largest. A short trial, and
-    its short rise, favour a small one (docs/results.md); our choice.
+    whose score is behind the best by at most ``share`` of it, the largest.
 
-    If all have failed (-inf), it is the smallest.
+    For a KL, whose best is 0, a tenth is taken: a short trial, and its short
+    rise, favour a small rate (docs/results.md; our choice). If all have
+    failed (-inf), it is the smallest.
     """
     most = max(scores.values())
     if most == -math.inf:
         return min(scores)
     return max(rate for rate, found in scores.items()
-               if found >= most - 0.1 * abs(most))
+               if found >= most - share * abs(most))
 
 
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,

@@ -14,7 +14,8 @@ from ..datasets.image_folder import (
     train_pipeline,
 )
 from ..datasets.last_stage import STAGES, last_stage, without_batch_mixes
-from ..datasets.size_transforms import paths_in
+from ..datasets.rescale_pipeline import resizes
+from ..utils.config import import_this_package
 from ..utils.config_walk import type_name
 
 
@@ -52,8 +53,8 @@ def check_folder(cfg: Config, edge: int) -> None:
         UserError: as :func:`~sct_mm.datasets.image_folder.check_images`.
     """
     dataset = cfg.train_dataloader.dataset
-    sized = any(paths_in(dataset.pipeline, trains=True))
-    dataset.skip = check_images(dataset.folder, None if sized else edge)
+    dataset.skip = check_images(
+        dataset.folder, None if resizes(dataset.pipeline) else edge)
 
 
 def _optimizer(cfg: Config, lr: float) -> dict:
@@ -101,16 +102,11 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     options = cfg.to_dict()
     hooks = [hook for hook in options.get('custom_hooks') or []
              if type_name(hook) not in ('EMAHook', 'EpochSeedHook', *STAGES)]
-    imports = options.get('custom_imports') or {}
-    names = imports.get('imports') or []
-    names = [names] if isinstance(names, str) else list(names)
     options['train_dataloader']['dataset'], _ = last_stage(options)
     options, _ = without_batch_mixes(options)
     options['train_dataloader']['sampler'] = dict(type='WithoutHeldOut',
                                                   held_out=held_out)
     options.update(
-        custom_imports=dict(imports=[*dict.fromkeys([*names, 'sct_mm'])],
-                            allow_failed_imports=False),
         model=dict(type='WithSSBN', scales=list(scales), rank=rank,
                    model=options['model']),
         optim_wrapper=_optimizer(cfg, lr),
@@ -128,7 +124,9 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
                            between=between)])
     options.setdefault('default_hooks', {})['checkpoint'] = dict(
         type='CheckpointHook', interval=1)
-    return Config(options)
+    made = Config(options)
+    import_this_package(made)
+    return made
 
 
 def arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
@@ -140,8 +138,9 @@ def arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
         base: by which scales are sizes of the test.
     """
     dataset = cfg.train_dataloader.dataset
+    scales = map(base.size_of, cfg.model.scales)
     return {
-        '--scales': ' '.join(map(str, map(base.size_of, cfg.model.scales))),
+        '--scales and --sizes': ' '.join(map(str, scales)),
         '--epochs': cfg.train_cfg.max_epochs,
         '--rank': cfg.model.get('rank', 0),
         '--lr': cfg.optim_wrapper.optimizer.lr,

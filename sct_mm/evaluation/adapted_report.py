@@ -40,16 +40,18 @@ def uncertainty(images: int) -> float:
     return 100 / images ** 0.5
 
 
-def doubt(images: int, steps: int | None, rate: float | None) -> str | None:
+def doubt(images: int | None, steps: int | None,
+          rate: float | None) -> str | None:
     """What to warn of beside figures that are uncertain; None if they are
     not.
 
     Args:
-        images: that were measured on.
+        images: that were measured on; None: not by shares of them.
         steps: of the training; None: there was none.
         rate: the learning rate, if the training was too short to find it.
     """
-    why, points = [], uncertainty(images)
+    why: list[str] = []
+    points = 0.0 if images is None else uncertainty(images)
     if points > _UNCERTAIN:
         why.append(f'{images} held-out images leave a share in % uncertain by '
                    f'{points:.0f} points')
@@ -138,7 +140,10 @@ def _sentences(result: dict) -> Iterator[str]:
                'worse than the network as it was at '
                + ', '.join(map(_compared, worse)) + '. Test none of them, '
                'name them by --sizes, or train them by --between 0.5.')
-    warning = doubt(result['held_out'], result['steps'] or None,
+    shares = any(name.endswith(('agreement/all', 'mIoU'))
+                 for name in result['rows'][0]['before'])
+    warning = doubt(result['held_out'] if shares else None,
+                    result['steps'] or None,
                     rate if trials == 0 else None)
     if warning:
         yield warning

@@ -228,7 +228,10 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
             '`images`, or set `tolerance`.')
     before = graph_run('onnx', made.data)
     scores = scores_of(before, images, name, each_class)
+    convolutions = len(float_convolutions(onnx.load_from_string(made.data)))
     for kept in KEPT:
+        if kept and kept >= convolutions:
+            break
         data = quantized(made.data, calibration, kept)
         after = graph_run('onnx', data)
         found = compare_answers(
@@ -238,7 +241,7 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
         floats = len(float_convolutions(onnx.load_from_string(data)))
         if loss <= tolerance:
             break
-    else:
+    if loss > tolerance:
         raise RuntimeError(
             f'int8 must lose at most {tolerance:g} {what}, but '
             f'loses {loss:.2f} on {found.images} images, with {floats} of its '

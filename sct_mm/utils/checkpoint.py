@@ -208,6 +208,9 @@ def check_checkpoint(path: str) -> dict:
                         'load_file(OLD)), NEW).')
     remote = '://' in path
     local = osp.expanduser(path)
+    if not remote and osp.isdir(local):
+        raise UserError(f'The checkpoint must be a file, but {path!r} is a '
+                        'folder. Name a file in it.')
     if not remote and not osp.isfile(local):
         raise UserError(f'The checkpoint must be a file, but got {path!r}, '
                         f'which is missing{_beside(local)}. Train first, or '

@@ -152,6 +152,21 @@ def test_the_mix_between_two_sizes_is_measured(stock):
             assert row[when] == pytest.approx(of_size[name], nan_ok=True)
 
 
+def test_a_size_that_nobody_named_may_fail(stock, monkeypatch):
+    measure = module.HeldOutImages.measure
+
+    def failing(self, model, cases, *args):
+        cases = list(cases)
+        if any(case.size == 25 for case in cases):
+            raise RuntimeError('25 px are not divisible by 2')
+        return measure(self, model, cases, *args)
+
+    monkeypatch.setattr(module.HeldOutImages, 'measure', failing)
+    done = adapt_stock(stock, epochs=0)
+    assert [row['size'] for row in done['between']] == [18]
+    assert osp.exists(done['checkpoint'])
+
+
 def test_a_run_that_died_goes_on_to_the_bit(stock):
     whole = tensors(adapt_stock(stock, epochs=2, resume=True)['checkpoint'])
     for name in ('adapted.pth', 'epoch_2.pth'):
@@ -317,7 +332,7 @@ def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
     assert [each['type'] for each in dataset.pipeline] == [
         'LoadImageFromFile', 'Resize', 'PackInputs']
     assert done['steps'] == 2  # 34 of them train
-    with pytest.raises(UserError, match='indices` must be -66, .*got left out'):
+    with pytest.raises(UserError, match='indices` must be -66, .* left out'):
         adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True,
               cfg_options=options)
 
@@ -426,7 +441,7 @@ def test_it_goes_on_with_its_own_run_alone(stock):
     other = (f'{stock[0]}.other', ) + stock[1:]
     for run, scales, options, text in (
             (stock, (28, 24, 16), {},
-             '`--scales` must be 28 21 14, .* but got 28 24 16'),
+             '`--scales and --sizes` must be 28 21 14, .* but got 28 24 16'),
             (stock, SCALES, dict(lr=0.01), '`--lr` must be .* but got 0.01'),
             (stock, SCALES, dict(epochs=1),
              '`--epochs` must be 0, .* but got 1. Give the same, or --force'),

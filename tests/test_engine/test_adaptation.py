@@ -4,9 +4,11 @@ import math
 import pytest
 import torch
 from helpers import randomised
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -25,6 +27,7 @@ from sct_mm.engine.adaptation import (
     score,
     trial_steps,
 )
+from sct_mm.engine.adapted_config import check_folder
 from sct_mm.engine.training_images import drawn
 from sct_mm.evaluation.fidelity import compare_scores
 from sct_mm.models.weight_change import changed_layers
@@ -227,12 +230,23 @@ def test_worse_by_more_than_chance(name, before, after, worse):
     assert is_worse({name: after}, {name: before}) == worse
 
 
-@pytest.mark.parametrize('scores, rate', [
+@pytest.mark.parametrize('scores, share, rate', [
     # Of real trainings, for which the rate was the best.
-    ({0.05: -3.41, 0.01: -3.36, 0.003: -4.80}, 0.05),
-    ({0.05: -4.82, 0.01: -3.64, 0.003: -2.60}, 0.003),
-    ({0.05: 0.30, 0.01: 0.46, 0.003: 0.50}, 0.01),  # more is better
-    ({0.05: -math.inf, 0.01: -math.inf, 0.003: -2.}, 0.003),
-    ({0.05: -math.inf, 0.01: -math.inf}, 0.01)])
-def test_the_largest_rate_of_those_nearly_the_best(scores, rate):
-    assert best_rate(scores) == rate
+    ({0.05: -3.41, 0.01: -3.36, 0.003: -4.80}, 0.1, 0.05),
+    ({0.05: -4.82, 0.01: -3.64, 0.003: -2.60}, 0.1, 0.003),
+    ({0.05: 0.30, 0.01: 0.46, 0.003: 0.50}, 0.1, 0.01),  # more is better
+    ({0.05: 0.30, 0.01: 0.46, 0.003: 0.50}, 0, 0.003),
+    ({0.05: -math.inf, 0.01: -math.inf, 0.003: -2.}, 0.1, 0.003),
+    ({0.05: -math.inf, 0.01: -math.inf}, 0.1, 0.01)])
+def test_the_largest_rate_of_those_nearly_the_best(scores, share, rate):
+    assert best_rate(scores, share) == rate
+
+
+def test_a_crop_alone_takes_images_of_its_size_alone(tmp_path):
+    Image.new('RGB', (40, 50)).save(tmp_path / 'a.png')
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(
+        folder=str(tmp_path), pipeline=[
+            dict(type='RandomCrop', crop_size=32, padding=4)]))))
+    with pytest.raises(UserError, match=r"of 32 pixels, .*a.png' has 40"):
+        check_folder(cfg, 32)
+    check_folder(cfg, 40)

@@ -185,6 +185,20 @@ def test_bad_input_is_one_sentence(tool, arguments, match, run_tool):
     assert 'Traceback' not in output
 
 
+@pytest.mark.parametrize('tool, arguments', [
+    ('adapt.py', ['no.py', 'no.pth', '--scales', 28, 14]),
+    ('calibrate.py', ['no.py', 'no.pth', '--sizes', 14, '--out', 'no.out']),
+    ('export.py', ['no.py', 'no.pth', '--size', 14, '--format', 'pth',
+                   '--out', 'no.out']),
+    ('hub.py', ['no.py', 'no.pth', '--out', 'no.out']),
+    ('pick.py', ['no.py', '--max-latency', '5ms']),
+])
+def test_each_tool_imports_what_it_needs(tool, arguments, start_tool):
+    code, output = start_tool(tool, *arguments)
+    assert code == 2 and "'no.py'" in output
+    assert 'Traceback' not in output
+
+
 def with_test_pipeline(folder, transforms):
     path = folder / 'config.py'
     path.write_text(f'_base_ = {osp.join(ROOT, SCT)!r}\n'

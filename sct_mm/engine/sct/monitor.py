@@ -37,7 +37,8 @@ def log_means(processor: Any) -> None:
     """
     pattern = getattr(processor, 'mean_pattern', None)
     if pattern is not None and _NAMES not in pattern.pattern:
-        processor.mean_pattern = re.compile(f'{pattern.pattern}|{_NAMES}')
+        processor.mean_pattern = re.compile(
+            f'{pattern.pattern}|{_NAMES}', pattern.flags)
 
 
 def logged(scale: int, log_vars: dict[str, Tensor]) -> dict[str, Tensor]:
