@@ -9,7 +9,8 @@ import torchvision
 from cases import HOSTS_OWN, need
 from conftest import ROOT
 from fill_metafile import of_a_sibling
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
+from PIL import Image
 
 from sct_mm.datasets.base_size import base_size
 from sct_mm.engine.loops import check_monitors
@@ -71,13 +72,37 @@ def test_pretrained_weights_reach_each_scale(tmp_path):
                            stock.layer4[1].bn2.bias)
 
 
+def config_in(page, words, folder):
+    """The config of a page of the docs that holds ``words``."""
+    with open(osp.join(ROOT, 'docs', page)) as file:
+        text, = [part for part in file.read().split('```') if words in part]
+    (folder / 'config.py').write_text(text.removeprefix('python\n'))
+    return load_config(str(folder / 'config.py'))
+
+
+def test_the_config_of_ones_own_label_maps(tmp_path, monkeypatch):
+    need('mmseg')
+    cfg = config_in('segment.md', 'data/mine\'', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for kind, end in (('images', 'jpg'), ('masks', 'png')):
+        for split in ('train', 'val'):
+            folder = tmp_path / 'data' / 'mine' / kind / split
+            folder.mkdir(parents=True)
+            mode = 'RGB' if kind == 'images' else 'L'
+            Image.new(mode, (120, 96)).save(folder / f'a.{end}')
+    init_default_scope('mmseg')
+    for name, shape in (('train', (64, 64)), ('val', (96, 120))):
+        data = DATASETS.build(cfg[f'{name}_dataloader'].dataset)
+        assert len(data) == 1 and data[0]['inputs'].shape[1:] == shape
+    model = MODELS.build(cfg.model)
+    assert scales_of(model) == (64, 48, 32)
+    assert model.num_classes == len(data.metainfo['classes'])
+    assert [HOOKS.build(hook) for hook in cfg.custom_hooks]
+
+
 def test_the_config_of_mmyolo_in_the_docs_builds(tmp_path):
     need('mmyolo')
-    with open(osp.join(ROOT, 'docs/detect.md')) as file:
-        text, = [part for part in file.read().split('```') if 'mmyolo::' in
-                 part]
-    (tmp_path / 'config.py').write_text(text.removeprefix('python\n'))
-    cfg = load_config(str(tmp_path / 'config.py'))
+    cfg = config_in('detect.md', 'mmyolo::', tmp_path)
     assert cfg.train_dataloader.collate_fn == dict(type='yolov5_collate')
     init_default_scope('mmyolo')
     assert scales_of(MODELS.build(cfg.model)) == (640, 512, 384)
