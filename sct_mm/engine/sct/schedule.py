@@ -373,6 +373,11 @@ def sizes_of_step(scales: Sequence[int], between: float, divisor: int,
     return sizes
 
 
+def _gap(larger: int, smaller: int, divisor: int) -> range:
+    """The multiples of ``divisor`` between two scales."""
+    return range((smaller // divisor + 1) * divisor, larger, divisor)
+
+
 def sizes_between(scales: Sequence[int], divisor: int) -> dict[int, range]:
     """The sizes that may stand in for each smaller scale: the multiples of
     ``divisor`` between it and the next larger one.
@@ -383,7 +388,7 @@ def sizes_between(scales: Sequence[int], divisor: int) -> dict[int, range]:
     if len(scales) < 2:
         raise ValueError('`between` needs two scales to train between, but '
                          f'got {tuple(scales)}. Leave it out.')
-    sizes = {scale: range((scale // divisor + 1) * divisor, larger, divisor)
+    sizes = {scale: _gap(larger, scale, divisor)
              for larger, scale in itertools.pairwise(scales)}
     for larger, scale in itertools.pairwise(scales):
         if not sizes[scale]:
@@ -397,7 +402,7 @@ def sizes_between(scales: Sequence[int], divisor: int) -> dict[int, range]:
 def halfway(scales: Sequence[int], divisor: int) -> list[int]:
     """For each two neighbours of ``scales``, the multiple of ``divisor`` in
     the middle of those between them; none where there is none."""
-    gaps = (range((smaller // divisor + 1) * divisor, larger, divisor)
+    gaps = (_gap(larger, smaller, divisor)
             for larger, smaller in itertools.pairwise(scales))
     return [gap[len(gap) // 2] for gap in gaps if gap]
 
