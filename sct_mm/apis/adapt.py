@@ -96,6 +96,7 @@ from .train import train
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
+_TRIALS = 'trials'  # of learning rates, in the meta of _START
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
@@ -350,7 +351,8 @@ class Adaptation:
         self.cfg.load_from = self.start_path
         if is_main_process():
             self._remove_older()
-        save_weights(self.model, self.start_path, self.meta)
+        save_weights(self.model, self.start_path,
+                     {**self.meta, _TRIALS: self.trials})
         self._write_config()
         barrier()
 
@@ -414,7 +416,9 @@ class Adaptation:
                 _TRIAL_IMAGES)
             scores[rate] = sum(map(progress, found.values()))
             by_kl = all(map(has_kl, found.values()))
-        self.trials = dict(steps=steps, scores=scores)
+        self.trials = dict(steps=steps, scores={
+            rate: score if math.isfinite(score) else None  # JSON has no inf
+            for rate, score in scores.items()})
         return best_rate(scores, 0.1 if by_kl else 0.0)
 
     def _choose_statistics(self) -> None:
@@ -575,6 +579,7 @@ class Adaptation:
                     f'`{name}` must be {had[name]}, as in the run that '
                     f'--resume goes on with, but got {value}. {_SAME}')
         start = check_checkpoint(self.start_path)
+        self.trials = meta_of(start).get(_TRIALS, {})
         for name in _FIXED:
             if before.get(name) != self.cfg.get(name):
                 raise UserError(
@@ -647,7 +652,7 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         ``worse`` than the network as it was;
         ``lr``; ``steps`` of the training; and ``trials`` of learning rates,
         {} if there was no choice: of how many ``steps``, 0 if the training
-        is too short for any, and their ``scores``.
+        is too short for any, and their ``scores``, None where it diverged.
 
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.

@@ -49,6 +49,21 @@ def tick_sizes(sizes: Collection[int], trained: Collection[int],
     return sorted(ticks)
 
 
+def with_room(named: dict[int, tuple[float, float]],
+              points: Sequence[tuple[float, float]]) -> list[int]:
+    """Those of the sizes in ``named``, ``{size: its point}``, whose labels
+    have room in a plot of all ``points``, the largest size first."""
+    ranges = [max(axis) - min(axis) for axis in zip(*points, strict=True)]
+    near = [share * each for share, each in zip((0.04, 0.05), ranges,
+                                                strict=False)]
+    kept: list[int] = []
+    for size, point in sorted(named.items(), reverse=True):
+        if all(any(abs(a - b) > gap for a, b, gap in zip(
+                point, named[other], near, strict=True)) for other in kept):
+            kept.append(size)
+    return kept
+
+
 def draw_sizes(models: list[dict], path: str,
                names: Sequence[str] | None = None) -> None:
     """Draw metrics of each of ``models`` over the size, a line through all
@@ -155,10 +170,8 @@ def draw_costs(models: list[dict], metric: str, chosen: dict,
 def _draw_over(cost: str, axis: Any, models: list[dict], metric: str,
                chosen: dict) -> None:
     """The lines of all models over one cost."""
-    points = []
-    # Points of several models often coincide: their labels stand around them.
-    for model, (x, y) in zip(models, itertools.cycle(
-            ((4, 5), (4, -11), (-14, 5), (-14, -11)))):
+    points, lines = [], []
+    for model in models:
         # A row without a number, as of a detector that found nothing, is
         # neither drawn nor compared.
         rows = sorted((row for row in model['rows'] if math.isfinite(
@@ -168,10 +181,14 @@ def _draw_over(cost: str, axis: Any, models: list[dict], metric: str,
                           [point[1] for point in found], 'o-',
                           label=model['label'], markersize=4)
         points += found
-        for row, point in zip(rows, found, strict=True):
-            axis.annotate(str(row['scale']), point, fontsize=8,
-                          color=line.get_color(), xytext=(x, y),
-                          textcoords='offset points')
+        lines.append((line.get_color(), dict(zip(
+            [row['scale'] for row in rows], found, strict=True))))
+    # Points of several models often coincide: their labels stand around them.
+    for (color, named), offset in zip(lines, itertools.cycle(
+            ((4, 5), (4, -11), (-14, 5), (-14, -11)))):
+        for size in with_room(named, points):
+            axis.annotate(str(size), named[size], fontsize=8, color=color,
+                          xytext=offset, textcoords='offset points')
     best = [points[index] for index in front(points)]
     axis.plot(*zip(*best, strict=True), '--', color='black', alpha=0.6,
               linewidth=1, label='Pareto front')

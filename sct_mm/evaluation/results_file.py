@@ -1,7 +1,7 @@
 """Read back the results that tools/test.py wrote, and check their form."""
 import json
-import os
 import os.path as osp
+import shutil
 import time
 from typing import Any
 
@@ -80,11 +80,11 @@ def _tested(models: list[dict]) -> set[tuple[str, int]]:
 
 
 def keep_earlier(path: str, models: list[dict]) -> str | None:
-    """Rename the result at ``path`` by the time of its writing if it has a
-    checkpoint or a size that ``models``, which replace it, have not.
+    """Copy the result at ``path``, named by the time of its writing, if it
+    has a checkpoint or a size that ``models``, which replace it, have not.
 
     Returns:
-        str: its new path; None if nothing would be lost.
+        str: the path of the copy; None if nothing would be lost.
     """
     try:
         earlier = read_result(path)['models']
@@ -95,7 +95,7 @@ def keep_earlier(path: str, models: list[dict]) -> str | None:
     base, ending = osp.splitext(path)
     written = time.localtime(osp.getmtime(path))
     kept = f'{base}-{time.strftime("%Y%m%d_%H%M%S", written)}{ending}'
-    os.replace(path, kept)
+    shutil.copy2(path, kept)
     return kept
 
 

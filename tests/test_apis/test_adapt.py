@@ -383,6 +383,9 @@ def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
     assert done['lr'] == 0.01 and done['trials']['steps'] == 2
     print_adapted(done)
     assert 'rate 0.01 was chosen by trials of 2' in capsys.readouterr().out
+    assert done['trials']['scores'][1e4] is None
+    resumed = adapt_stock(stock, scales=(28, 14), resume=True)
+    assert resumed['trials'] == done['trials']
 
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):

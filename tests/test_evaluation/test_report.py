@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from sct_mm.evaluation.plots import draw_sizes, tick_sizes
+from sct_mm.evaluation.plots import draw_sizes, tick_sizes, with_room
 from sct_mm.evaluation.report import (
     make_comparison,
     make_size_table,
@@ -62,6 +62,17 @@ def test_an_earlier_test_that_has_more_is_kept(tmp_path, capsys):
                        (tmp_path / 'scales.json', [28, 24])):
         rows = read_result(str(path))['models'][0]['rows']
         assert [each['scale'] for each in rows] == want
+
+
+def test_a_result_that_cannot_be_written_leaves_the_earlier(tmp_path):
+    written(tmp_path, (28, 14))
+    model_of_none = dict(model('a', (28, ), (28, )), config='a.py',
+                         checkpoint='a.pth', unwritable=object())
+    with pytest.raises(TypeError, match='object'):
+        write_report([model_of_none], str(tmp_path / 'scales.json'),
+                     lambda path: None, [], ())
+    rows = read_result(str(tmp_path / 'scales.json'))['models'][0]['rows']
+    assert [each['scale'] for each in rows] == [28, 14]
 
 
 def test_table_of_scales_and_of_sizes_between():
@@ -134,6 +145,15 @@ def test_ticks_of_the_trained_scales_come_first():
     assert tick_sizes(range(100, 201), (143, ), 20) == [100, 115, 143, 158,
                                                         173, 200]
     assert tick_sizes([28], ()) == [28]
+
+
+def test_labels_of_a_curve_that_have_room():
+    named = {14: (1.0, 80.0), 16: (1.02, 82.0), 18: (1.02, 90.0),
+             28: (2.0, 90.0)}
+    points = [*named.values(), (1.5, 10.0)]
+    assert with_room(named, points) == [28, 18, 16]
+    assert with_room({28: (2.0, 90.0)}, [(2.0, 90.0)]) == [28]
+    assert with_room({}, []) == []
 
 
 def test_marks_stand_at_what_was_trained(drawn):

@@ -122,6 +122,10 @@ GLYPHS_ADAPTED = Arm(
     GLYPHS_SINGLE.format(96), {96: 6 + 2 / 3, 72: 4 / 3, 48: 4 / 3, 36: 4 / 3},
     start=Arm(GLYPHS_SINGLE.format(96), {96: 6}), adapt=tuple(
         f'--scales 96 72 48 36 --sizes 84 60 42 {ROWS}'.split()))
+# Rank 8, as RANKED.
+GLYPHS_RANKED = GLYPHS_ADAPTED._replace(
+    seen={96: 6 + 2 / 3, 72: 2, 48: 2, 36: 2},
+    adapt=tuple('--scales 96 72 48 36'.split()))
 GLYPHS_BASELINE = 'sct-{}_resnet18_1xb128_glyphs'
 GLYPHS_MIXSIZE = Arm(GLYPHS_BASELINE.format('mixsize-shared-bn'), {
     size: 13 / 7 for size in (96, 84, 72, 60, 48, 42, 36)})
@@ -272,6 +276,10 @@ EXPERIMENTS = {
         'SCT, SSBN': lasting(GLYPHS, 16, 32),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     # The pixels of 6 epochs at 96.
+    'glyphs-adapt': Experiment({
+        'trained at 96 px only': GLYPHS_ADAPTED.start,
+        'trained at 96 px only, adapted, rank 8': GLYPHS_RANKED,
+    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'glyphs-baselines': Experiment({
         'one random size per step, shared BN': GLYPHS_MIXSIZE,
         'one random size per step, shared BN, re-estimated': calibrated(
@@ -332,6 +340,12 @@ EXPERIMENTS = {
             start=DET_SINGLE,
             adapt=tuple(
                 f'--scales 128 96 64 --sizes 112 80 {ROWS}'.split())),
+    }, DET_SIZES, MAP, 0.01),
+    'detection-adapt': Experiment({
+        'trained at 128 px only': DET_SINGLE,
+        'trained at 128 px only, adapted, rank 8': Arm(
+            DET_SINGLE.config, {128: 3 + 2 / 3, 96: 2, 64: 2},
+            start=DET_SINGLE, adapt=tuple('--scales 128 96 64'.split())),
     }, DET_SIZES, MAP, 0.01),
     'imagenet': Experiment({
         **{f'trained at {scale} px only': Arm(
