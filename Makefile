@@ -84,6 +84,7 @@ demo: $(VENV)/classification.done $(DATA)/fetched
 	    $(BRIEFLY) $(call NAMED,28 px only) && \
 	  $(BIN)/python tools/adapt.py $(STOCK_CONFIG) $(WORK)/$(STOCK) \
 	    --scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between 0.5 \
+	    --cfg-options train_dataloader.dataset.indices=20000 \
 	    --out $(WORK)/adapt_$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,adapted) ) & \
 	$(BIN)/python tools/train.py configs/$(NAME).py --work-dir $(RUN) --resume \

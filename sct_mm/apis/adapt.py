@@ -26,6 +26,7 @@ from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
 from ..datasets.real_images import RealImages, training_images
 from ..engine.adaptation import (
+    NEARLY,
     Case,
     HeldOutImages,
     best,
@@ -419,7 +420,7 @@ class Adaptation:
         self.trials = dict(steps=steps, scores={
             rate: score if math.isfinite(score) else None  # JSON has no inf
             for rate, score in scores.items()})
-        return best_rate(scores, 0.1 if by_kl else 0.0)
+        return best_rate(scores, NEARLY if by_kl else 0.0)
 
     def _choose_statistics(self) -> None:
         """Let the training keep the statistics of the base if they serve the
