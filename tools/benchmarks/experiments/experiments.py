@@ -279,6 +279,8 @@ EXPERIMENTS = {
     'glyphs-adapt': Experiment({
         'trained at 96 px only': GLYPHS_ADAPTED.start,
         'trained at 96 px only, adapted, rank 8': GLYPHS_RANKED,
+        'trained at 96 px only, adapted, rank 16': GLYPHS_RANKED._replace(
+            adapt=(*GLYPHS_RANKED.adapt, '--rank', '16')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
     'glyphs-baselines': Experiment({
         'one random size per step, shared BN': GLYPHS_MIXSIZE,
