@@ -160,8 +160,10 @@ def run_cascade(runner: Runner, cascade: Cascade, images: HeldOut | None,
     runner.call_hook('before_test_epoch')  # that of EMA changes the weights
     loop, loader = runner.test_loop, runner.test_loop.dataloader
     warn_untrained(cascade.model, loop)
-    with loop.switch.at(cascade.sizes[-1]):  # refuse what is no classifier
-        answers_of(cascade, [first_images(loader, 1)], 'one image')
+    with loop.switch.at(cascade.sizes[-1]):
+        one = first_images(loader, 1)
+        answers_of(cascade, [one], 'one image')  # refuse what is no classifier
+        cascade.test_step(one)  # refuse images of another size, as padded ones
     rows, works = [], []
     with closing(loop.each_size()) as sizes:
         for size in sizes:

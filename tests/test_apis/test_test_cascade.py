@@ -1,6 +1,7 @@
 """test_cascade: against a loop over images; what sets the threshold."""
 import json
 import os.path as osp
+import sys
 
 import exports
 import pytest
@@ -167,6 +168,20 @@ def test_bad_options(options, match, run_tool):
     code, text = run_tool('test.py', FASHION, 'no.pth', *options)
     assert code == 2 and match in ' '.join(text.split()), text
     assert 'Traceback' not in text
+
+
+def test_padded_images_are_refused_before_the_test(demo, tmp_path,
+                                                   monkeypatch):
+    seen = []
+    module = sys.modules[apis.test_cascade.__module__]
+    answers_of = module.answers_of
+    monkeypatch.setattr(module, 'answers_of', lambda cascade, loader, title: (
+        seen.append(title), answers_of(cascade, loader, title))[1])
+    with pytest.raises(UserError, match='largest size, 28 pixels, but got 32'):
+        apis.test_cascade(FASHION, demo[0], [14, 28], 0.5, out=str(tmp_path),
+                          cfg_options={**demo[1], 'data_preprocessor'
+                                       '.pad_size_divisor': 16})
+    assert seen == ['one image']
 
 
 def test_a_detector_is_refused_in_a_sentence():
