@@ -111,7 +111,7 @@ def make_any_size(model: nn.Module, base: BaseSize,
             sizes, or does not compute what the network computes.
     """
     trained, others = sizes_to_check(base)
-    batches = {size: images(size) for size in trained}
+    batches = {size: images(size) for size in (*trained, *others)}
     needs_size = bool(divisor) or not shape_tells(batches)
     first = batches[trained[0]]
     plain = extracted(model, base.scales[0])
@@ -144,7 +144,7 @@ def make_any_size(model: nn.Module, base: BaseSize,
         rows.append(dict(size=size, difference=difference, gflops=cost,
                          **compared(partial(check.run_at(size, fixed), one),
                                     partial(stock, one))))
-    more = [(size, images(size)) for size in others]
+    more = [(size, batches[size]) for size in others]
     if not needs_size:  # first, behind the row of its size
         size = trained[-1]
         more.insert(0, (size, [widened(batches[size][0][:2])]))

@@ -219,5 +219,6 @@ def description(model: nn.Module, size: int, part: str,
             found[name] = value.flatten().tolist()
     divisor = getattr(preprocessor, 'pad_size_divisor', 1)
     if divisor > 1:
-        found['pad_size_divisor'] = divisor
+        found.update(pad_size_divisor=divisor,
+                     pad_value=getattr(preprocessor, 'pad_value', 0))
     return found

@@ -11,7 +11,7 @@ from ..utils.cascades import check_cascade_sizes, check_thresholds
 from ..utils.errors import UserError
 from .latency import largest_within, latencies_ms, sizes_in
 from .network_file import NetworkFile, files_in
-from .prepare import prepare, steps_at
+from .prepare import padded, prepare, steps_at
 from .resize import Array, resize
 
 
@@ -179,7 +179,7 @@ class Predictor:
             raise ValueError('`images` must be at least one, but got none. '
                              'Give a list of arrays.')
         base = self.sizes[-1]
-        inputs = np.stack([self.prepare(image, base) for image in images])
+        inputs = np.stack([self._normalized(image, base) for image in images])
         left = np.arange(len(inputs))
         sizes, gflops = np.full(len(inputs), base), np.zeros(len(inputs))
         scores: Array | None = None
@@ -200,6 +200,10 @@ class Predictor:
     def prepare(self, image: Array, size: int) -> Array:
         """The input (C, H, W), float32, that the network takes for ``image``
         at ``size`` pixels."""
+        return self._padded(self._normalized(image, size), size)
+
+    def _normalized(self, image: Array, size: int) -> Array:
+        """:meth:`prepare` without padding, which is not resized."""
         about = self._file_at(size).metadata
         image = check_image(image, about['channels'])
         least = min(about.get('scales') or [about['size']])
@@ -223,11 +227,18 @@ class Predictor:
                 floats = function(floats, np.float32(about[name]))
         return np.ascontiguousarray(floats.transpose(2, 0, 1))
 
+    def _padded(self, inputs: Array, size: int) -> Array:
+        """``inputs`` (..., H, W) as large as the file of ``size`` takes
+        them."""
+        about = self._file_at(size).metadata
+        return padded(inputs, about.get('pad_size_divisor', 1),
+                      about.get('pad_value', 0))
+
     def _scores(self, inputs: Array, size: int) -> Array:
         """(N, classes) of inputs (N, C, H, W)."""
         file = self._file_at(size)
-        outputs = file.run(np.ascontiguousarray(inputs), size).astype(
-            np.float32)
+        inputs = np.ascontiguousarray(self._padded(inputs, size))
+        outputs = file.run(inputs, size).astype(np.float32)
         return SCORES[file.metadata.get('scores')](outputs)
 
     def _file_at(self, size: int) -> NetworkFile:

@@ -5,6 +5,8 @@ plain data, as a file's metadata holds it (docs/export.md).
 """
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ..utils.errors import UserError
 from .resize import Array, check_rule, resize
 
@@ -77,6 +79,16 @@ def check_steps(steps: Sequence[dict]) -> None:
                 'prepare the images yourself.')
         if 'backend' in step:
             check_rule(step['backend'], step['interpolation'])
+
+
+def padded(images: Array, divisor: int, value: float) -> Array:
+    """``images`` (..., H, W) with edges that are multiples of ``divisor``, by
+    pixels of ``value`` at the right and the bottom."""
+    edges = [(0, -edge % divisor) for edge in images.shape[-2:]]
+    if not any(behind for _, behind in edges):
+        return images
+    return np.pad(images, [(0, 0)] * (images.ndim - 2) + edges,
+                  constant_values=value)
 
 
 def prepare(image: Array, steps: Sequence[dict]) -> Array:

@@ -13,8 +13,9 @@ from exports import FASHION, fashion
 from helpers import ssbn_model
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from torch.nn.functional import pad
 
-from sct_mm import extract_scale
+from sct_mm import MultiScaleBatch, extract_scale, use_scale
 from sct_mm.apis import export
 from sct_mm.evaluation import measure
 from sct_mm.export import formats
@@ -37,9 +38,10 @@ def demo(tmp_path_factory):
     return fashion(tmp_path_factory.mktemp('fashion'))
 
 
-def loaded(demo):
-    """The demo's network."""
+def loaded(demo, **options):
+    """The demo's network; ``options`` of its preprocessor."""
     cfg = Config.fromfile(demo[0])
+    cfg.data_preprocessor.update(options)
     model = MODELS.build(dict(cfg.model,
                               data_preprocessor=cfg.data_preprocessor))
     model.load_state_dict(torch.load(demo[1])['state_dict'])
@@ -336,6 +338,35 @@ def test_one_file_for_every_size(made, tmp_path):
     run = formats.graph_run('onnx', (tmp_path / 'a.onnx').read_bytes())
     for size in (30, 21, 17):
         assert run(torch.randn(2, 1, size, size))[0].shape == (2, 10)
+
+
+@pytest.mark.parametrize('size', ['all', 'any'])
+def test_images_that_the_preprocessor_pads(size, made, demo, tmp_path):
+    """To 32, 32 and 16 pixels at 28, 21 and 14."""
+    pads = dict(pad_size_divisor=16, pad_value=3)
+    made(size, 'onnx', cfg_options={
+        f'data_preprocessor.{name}': value for name, value in pads.items()})
+    model = loaded(demo, **pads).eval()
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+
+    def inputs_at(size):
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            resize = TRANSFORMS.build(dict(type='Resize', scale=size))
+        return model.data_preprocessor(dict(inputs=[torch.from_numpy(
+            resize(dict(img=x))['img'])[None] for x in images]))['inputs']
+
+    for one in (28, 21, 14):
+        with torch.no_grad(), use_scale(model, one):
+            want = model(inputs_at(one)).softmax(1)
+        run = Predictor(str(tmp_path / 'a'), one)
+        np.testing.assert_allclose(run.predict(images).scores, want,
+                                   atol=0.01)
+    small = MultiScaleBatch(14, 28)(dict(inputs=inputs_at(28)[..., :28, :28]))
+    with torch.no_grad(), use_scale(model, 14):
+        want = model(pad(small['inputs'], (0, 2, 0, 2), value=3)).softmax(1)
+    found = Predictor(str(tmp_path / 'a'), cascade=(14, 28),
+                      thresholds=0.0).predict(images)
+    np.testing.assert_allclose(found.scores, want, atol=1e-5)
 
 
 @pytest.mark.parametrize('format', ['pth', 'safetensors', 'torchscript'])
