@@ -1,7 +1,7 @@
 """Open an ONNX file that tools/export.py wrote, and run it."""
 import json
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,40 @@ MANIFEST = 'manifest.json'
 _MORE_SHAPES = 4
 # What every version 1 says of a classifier; docs/export.md has all of it.
 _NEEDED = ('size', 'channels', 'steps', 'outputs')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _each(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+# {entry: whether a value is one}, of those that are read here; a file may have
+# been edited.
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    'size': _is_size,
+    'sizes': lambda value: bool(value) and _each(_is_size)(value),
+    'scales': _each(_is_size), 'gflops': _each(_is_number),
+    'outputs': _each(_is_text), 'channels': _is_text,
+    'steps': lambda value: value is None or _each(
+        lambda step: isinstance(step, dict))(value),
+    'mean': _each(_is_number),
+    'std': _each(lambda value: _is_number(value) and value > 0),
+    'pad_size_divisor': _is_size, 'pad_value': _is_number,
+    'scores': ('softmax', 'sigmoid').__contains__,
+    'classes': lambda value: isinstance(value, list)}
+# {channels: their number}
+CHANNELS = {'GRAY': 1, 'RGB': 3, 'BGR': 3}
 
 
 def _onnxruntime() -> ModuleType:
@@ -56,6 +90,11 @@ def check_metadata(metadata: Any, path: str) -> dict:
     if missing:
         raise UserError(f'The metadata of {path!r} lacks {missing[0]!r}. '
                         f'{again}')
+    for name, right in _ENTRIES.items():
+        if name in metadata and not right(metadata[name]):
+            raise UserError(f'The metadata of {path!r} has a {name!r} that '
+                            f'no version writes, {metadata[name]!r}. '
+                            f'{again}')
     return metadata
 
 
@@ -135,6 +174,20 @@ class NetworkFile:
                             f'{self.metadata.get("unknown", "?")}. Prepare '
                             'them yourself, and run it by onnxruntime.')
         check_steps(steps)
+        count = CHANNELS.get(self.metadata['channels'])
+        if count is None:
+            raise UserError(f'The channels of images must be one of '
+                            f'{", ".join(CHANNELS)}, but those of '
+                            f'{self.path!r} are '
+                            f'{self.metadata["channels"] or "others"!r}. '
+                            'Prepare the images yourself, and run it by '
+                            'onnxruntime.')
+        for name in ('mean', 'std'):
+            value = self.metadata.get(name)
+            if value is not None and len(value) not in (1, count):
+                raise UserError(f'The {name!r} in the metadata of '
+                                f'{self.path!r} must be {count} numbers, but '
+                                f'are {len(value)}. Export it again.')
 
     def run(self, inputs: Array, size: int | None = None) -> Array:
         """The first output for normalized images (N, C, H, W), float32.
@@ -192,7 +245,7 @@ def files_in(path: str) -> list[str]:
         with open(osp.join(path, MANIFEST), encoding='utf-8') as file:
             manifest = json.load(file)
         kind = manifest['format']
-        names = [each['file'] for each in manifest['files']]
+        names = [osp.join(path, each['file']) for each in manifest['files']]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'The folder {path!r} must have the {MANIFEST} of '
                         'tools/export.py --size all, but it cannot be read '
@@ -200,4 +253,7 @@ def files_in(path: str) -> list[str]:
     if kind != 'onnx':
         raise UserError(f'The files in {path!r} must be of the format onnx, '
                         f'but are {kind}. Export again by --format onnx.')
-    return [osp.join(path, name) for name in names]
+    if not names:
+        raise UserError(f'The {MANIFEST} in {path!r} must name files, but '
+                        'names none. Export again.')
+    return names

@@ -10,7 +10,7 @@ from ..utils.arguments import check_choice, check_int, check_number
 from ..utils.cascades import check_cascade_sizes, check_thresholds
 from ..utils.errors import UserError
 from .latency import largest_within, latencies_ms, sizes_in
-from .network_file import NetworkFile, files_in
+from .network_file import CHANNELS, NetworkFile, files_in
 from .prepare import padded, prepare, steps_at
 from .resize import Array, resize
 
@@ -78,7 +78,7 @@ def check_image(image: Any, channels: str) -> Array:
         raise TypeError(f'`image` must be an array of uint8, but got {kind}. '
                         'Decode it, e.g. by numpy.asarray(PIL.Image.open(...)'
                         ".convert('RGB')).")
-    count = 1 if channels == 'GRAY' else 3
+    count = CHANNELS[channels]
     shape = image.shape
     if image.ndim == 2 and count == 1:
         image = image[..., None]

@@ -55,6 +55,10 @@ def _resized_center(image: Array, step: dict) -> Array:
 STEPS: dict[str, Callable[[Array, dict], Array]] = {
     'resize': _resize, 'resize_short': _resize_short,
     'center_crop': _center_crop, 'resized_center': _resized_center}
+# {type of a step: what it must hold in pixels}
+_NEEDED = {'resize': ('height', 'width'), 'resize_short': ('edge', ),
+           'center_crop': ('height', 'width'),
+           'resized_center': ('edge', 'padding')}
 
 
 def steps_at(steps: Sequence[dict], ratio: float) -> list[dict]:
@@ -72,13 +76,19 @@ def check_steps(steps: Sequence[dict]) -> None:
         UserError: naming the step, or the way of a resize.
     """
     for step in steps:
-        if step['type'] not in STEPS:
+        kind = step.get('type')
+        if kind not in list(STEPS):
             raise UserError(
                 f'A step of preparation must be one of {", ".join(STEPS)}, '
-                f'but the file asks for {step["type"]!r}. Update sct_mm, or '
+                f'but the file asks for {kind!r}. Update sct_mm, or '
                 'prepare the images yourself.')
-        if 'backend' in step:
-            check_rule(step['backend'], step['interpolation'])
+        for name in _NEEDED[kind]:
+            if not isinstance(step.get(name), (int, float)):
+                raise UserError(f'The step {kind!r} must have {name!r} in '
+                                f'pixels, but the file has {step.get(name)!r}'
+                                '. Export it again.')
+        if kind != 'center_crop':
+            check_rule(step.get('backend'), step.get('interpolation'))
 
 
 def padded(images: Array, divisor: int, value: float) -> Array:

@@ -1,6 +1,6 @@
 """Resize an image as Pillow, OpenCV and torch do, with numpy alone."""
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ RULES = {
     ('cv2', 'bicubic'): Rule(_cubic(-0.75), 2, False)}
 
 
-def check_rule(backend: str, interpolation: str) -> Rule:
+def check_rule(backend: Any, interpolation: Any) -> Rule:
     """The rule of a backend and an interpolation.
 
     Raises:
@@ -63,7 +63,7 @@ def check_rule(backend: str, interpolation: str) -> Rule:
     """
     try:
         return RULES[backend, interpolation]
-    except KeyError:
+    except (KeyError, TypeError):  # of a list, which is no key
         known = ', '.join(' of '.join(names[::-1]) for names in RULES)
         raise UserError(f'A resize must be one of {known}, but the file asks '
                         f'for {interpolation} of {backend}. Prepare the '

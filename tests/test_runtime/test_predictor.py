@@ -301,10 +301,34 @@ def test_a_small_image_is_warned_of(folder):
      'does not say how images are prepared: Rotate has no step'),
     (dict(steps=[dict(type='rotate')]), "asks for 'rotate'"),
     (dict(outputs=['output_0', 'output_1']),
-     'runs classifiers, but the outputs of .* are output_0, output_1')])
+     'runs classifiers, but the outputs of .* are output_0, output_1'),
+    (dict(channels=''), "one of GRAY, RGB, BGR, but those of .* are 'others'"),
+    (dict(mean=[1, 2]), "'mean' in the .* must be 3 numbers, but are 2"),
+    (dict(steps=[{}]), 'asks for None'),
+    (dict(steps=[dict(type=['resize'])]), r"asks for \['resize'\]"),
+    (dict(steps=[dict(type='resize_short')]),
+     "step 'resize_short' must have 'edge' in pixels, but the file has None"),
+    (dict(steps=[dict(type='center_crop', height=16, width='16')]),
+     "step 'center_crop' must have 'width' in pixels, but .* '16'"),
+    (dict(steps=[dict(type='resize', height=16, width=16)]),
+     'asks for None of None'),
+    (dict(steps=[dict(type='resize', height=16, width=16, backend=['cv2'],
+                      interpolation='bilinear')]), r"of \['cv2'\]")])
 def test_a_file_of_another_kind_or_version(change, match, folder, tmp_path):
     path = changed(folder, tmp_path / 'a.onnx', change)
     with pytest.raises(UserError, match=match):
+        Predictor(path)
+
+
+@pytest.mark.parametrize('name, value', [
+    ('size', '16'), ('size', None), ('size', 0), ('sizes', [16, '8']),
+    ('sizes', []), ('sizes', None), ('scales', ['a']), ('gflops', 3),
+    ('gflops', ['a']), ('outputs', None), ('channels', 3), ('mean', 'a'),
+    ('std', [1, 0, 1]), ('steps', 'resize'), ('steps', dict(type='resize')),
+    ('scores', 'relu'), ('classes', 3), ('pad_size_divisor', 0)])
+def test_metadata_that_were_edited_wrongly(name, value, folder, tmp_path):
+    path = changed(folder, tmp_path / 'a.onnx', {name: value})
+    with pytest.raises(UserError, match=f"has a '{name}' that no version "):
         Predictor(path)
 
 
@@ -326,6 +350,13 @@ def test_what_is_no_file(folder, tmp_path):
         Predictor(str(tmp_path))
     (tmp_path / 'manifest.json').write_text('{"format": "pt2", "files": []}')
     with pytest.raises(UserError, match='format onnx, but are pt2'):
+        Predictor(str(tmp_path))
+    (tmp_path / 'manifest.json').write_text('{"format": "onnx", "files": []}')
+    with pytest.raises(UserError, match='must name files, but names none'):
+        Predictor(str(tmp_path))
+    (tmp_path / 'manifest.json').write_text(
+        '{"format": "onnx", "files": [{"file": 3}]}')
+    with pytest.raises(UserError, match='manifest.json of .* cannot be read'):
         Predictor(str(tmp_path))
 
 
@@ -363,8 +394,8 @@ def test_no_images(folder):
 
 def test_an_image_that_is_only_cropped(folder, tmp_path):
     path = changed(folder, tmp_path / 'a.onnx', dict(
-        channels='GRAY', steps=[dict(type='center_crop', height=16,
-                                     width=16)]))
+        channels='GRAY', mean='gone', std='gone',
+        steps=[dict(type='center_crop', height=16, width=16)]))
     with pytest.raises(ValueError, match=r'16 pixels, but \(12, 30\) is cut '
                        r'to \(12, 16\)'):
         Predictor(path).prepare(image((12, 30))[..., 0], 16)
