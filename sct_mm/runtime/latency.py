@@ -7,17 +7,23 @@ import numpy as np
 
 from ..utils.errors import UserError
 from .network_file import NetworkFile
+from .prepare import steps_at
 
 SECONDS = 0.3  # for each size
 ROUNDS = 5  # at least
 
 
 def input_shape(file: NetworkFile, size: int) -> list[int]:
-    """The shape of the input of one image of ``size`` pixels."""
-    shape = file.session.get_inputs()[0].shape
-    return [1, *(size if axis >= len(shape) - 2 and not isinstance(edge, int)
-                 else edge if isinstance(edge, int) else 1
-                 for axis, edge in enumerate(shape) if axis)]
+    """The shape of the input of one image of ``size`` pixels: a square, unless
+    the last step of its preparation makes another."""
+    about, shape = file.metadata, file.session.get_inputs()[0].shape
+    steps = steps_at(about['steps'] or (), size / about['size'])
+    last: dict = steps[-1] if steps else {}
+    divisor = about.get('pad_size_divisor', 1)
+    edges = [last.get(name, size) for name in ('height', 'width')]
+    return [edge if isinstance(edge, int) else own for edge, own in zip(
+        shape, [*[1] * (len(shape) - 2),
+                *(each + -each % divisor for each in edges)], strict=True)]
 
 
 def latencies_ms(files: dict[int, NetworkFile]) -> dict[int, float]:

@@ -152,6 +152,11 @@ class NetworkFile:
                         strict=False))
 
     @property
+    def edges(self) -> list[int | str]:
+        """Height and width of the input; the name of one that is dynamic."""
+        return self.session.get_inputs()[0].shape[-2:]
+
+    @property
     def any_size(self) -> bool:
         """Whether the file serves other sizes than :attr:`sizes`, too."""
         return 'sizes' in self.metadata

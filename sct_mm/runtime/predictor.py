@@ -41,7 +41,7 @@ def softmax(logits: Array) -> Array:
 
 def sigmoid(logits: Array) -> Array:
     """A score for each class alone."""
-    return 1 / (1 + np.exp(-logits))
+    return np.exp(-np.logaddexp(0, -logits))  # without an overflow
 
 
 SCORES = {'softmax': softmax, 'sigmoid': sigmoid, None: lambda scores: scores}
@@ -173,13 +173,20 @@ class Predictor:
         """Classify N images of any sizes, as one batch.
 
         Raises:
-            TypeError, ValueError: for images of another kind or shape.
+            TypeError, ValueError: for images of another kind or shape, and
+                where the file keeps the aspect of images, for several.
         """
         if not len(images):
             raise ValueError('`images` must be at least one, but got none. '
                              'Give a list of arrays.')
         base = self.sizes[-1]
-        inputs = np.stack([self._normalized(image, base) for image in images])
+        made = [self._normalized(image, base) for image in images]
+        shapes = {each.shape[1:] for each in made}
+        if len(shapes) > 1:
+            raise ValueError('`images` must have one shape when they are '
+                             f'prepared, but got {sorted(shapes)}. Classify '
+                             'each by itself.')
+        inputs = np.stack(made)
         left = np.arange(len(inputs))
         sizes, gflops = np.full(len(inputs), base), np.zeros(len(inputs))
         scores: Array | None = None
@@ -216,8 +223,11 @@ class Predictor:
         if about['channels'] not in ('GRAY', self.channels):
             image = image[..., ::-1]
         made = prepare(image, steps_at(about['steps'], size / about['size']))
-        if min(made.shape[:2]) < 1 or (not self._file_at(size).any_size and
-                                       min(made.shape[:2]) != size):
+        divisor = about.get('pad_size_divisor', 1)
+        if min(made.shape[:2]) < 1 or any(
+                isinstance(edge, int) and edge != own + -own % divisor
+                for edge, own in zip(self._file_at(size).edges, made.shape,
+                                     strict=False)):
             raise ValueError(f'`image` must be large enough for {size} '
                              f'pixels, but {image.shape[:2]} is cut to '
                              f'{made.shape[:2]}. Enlarge it first.')

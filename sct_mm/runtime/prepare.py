@@ -34,7 +34,8 @@ def _centre(image: Array, height: float, width: float) -> Array:
     mmcv."""
     top = max(0, round((image.shape[0] - height) / 2))
     left = max(0, round((image.shape[1] - width) / 2))
-    return image[top:top + int(height), left:left + int(width)]
+    return image[top:top + max(int(height), 1),
+                 left:left + max(int(width), 1)]
 
 
 def _center_crop(image: Array, step: dict) -> Array:

@@ -41,7 +41,7 @@ def test_a_file_prepares_images_as_the_host(pipeline, size):
     own, _ = steps_of(rescale_pipeline([*pipeline, PACK], size, 56))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         host = Compose(rescale_pipeline([*pipeline, PACK], size, 56))
-    for shape in ((90, 120), (121, 95), (40, 40), (33, 80)):
+    for shape in ((90, 120), (121, 95), (40, 40), (33, 80), (1, 1)):
         x = image(shape)
         want = host(dict(img=x.copy()))['inputs'].permute(1, 2, 0).numpy()
         for each in (own, steps_at(steps, size / 56)):

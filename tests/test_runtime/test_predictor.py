@@ -15,7 +15,7 @@ from sct_mm import Cascade, use_scale
 from sct_mm.datasets.base_size import BaseSize
 from sct_mm.evaluation import measure
 from sct_mm.export.any_size_file import make_any_size
-from sct_mm.export.verified_file import Request
+from sct_mm.export.verified_file import Request, make_graph
 from sct_mm.runtime import (
     NetworkFile,
     Predictor,
@@ -60,8 +60,9 @@ def normalized(folder, size):
 
 
 def changed(folder, path, change):
-    """A copy of the file of 16 pixels with other metadata."""
-    model = onnx.load(folder / 'net-16px.onnx')
+    """A copy of a file, or of that of 16 pixels, with other metadata."""
+    model = onnx.load(folder if isinstance(folder, str)
+                      else folder / 'net-16px.onnx')
     entry, = model.metadata_props
     found = json.loads(entry.value)
     entry.value = change if isinstance(change, str) else json.dumps(
@@ -266,8 +267,42 @@ def test_a_file_that_has_the_size_as_an_input(tmp_path, monkeypatch):
                                        want[:len(images_)], atol=1e-4)
 
 
+SHORT = dict(type='resize_short', edge=16, backend='cv2',
+             interpolation='bilinear')
+
+
+def test_images_that_keep_their_aspect(any_file, tmp_path):
+    run = Predictor(changed(any_file, tmp_path / 'a.onnx', dict(
+        steps=[SHORT])))
+    assert run.prepare(image((30, 45)), 16).shape == (3, 16, 24)
+    assert run.predict([image((30, 45))] * 2).scores.shape == (2, 5)
+    with pytest.raises(ValueError, match=r'must have one shape when they are '
+                       r'prepared, but got \[\(16, 24\), \(24, 16\)\]. Cl'):
+        run.predict([image((30, 45)), image((45, 30))])
+
+
+def test_oblong_images(any_file, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
+    x, crop = torch.randn(3, 3, 16, 24), dict(type='center_crop', height=16,
+                                              width=24)
+    made = make_graph(network, 16, [x, x[:1]], Request('onnx'), 0,
+                      images=dict(channels='RGB', steps=[SHORT, crop]))
+    (tmp_path / 'a.onnx').write_bytes(made.data)
+    run = Predictor(str(tmp_path / 'a.onnx'))
+    assert run(image((30, 60))).shape == (5, )
+    with pytest.raises(ValueError, match=r'\(30, 40\) is cut to \(16, 21\)'):
+        run(image())
+    # What is measured is what will run.
+    for steps, divisor, shape in (([SHORT, crop], 1, (8, 12)),
+                                  ([SHORT], 1, (8, 8)), (None, 1, (8, 8)),
+                                  ([SHORT, crop], 5, (10, 15))):
+        path = changed(any_file, tmp_path / 'b.onnx', dict(
+            steps=steps, pad_size_divisor=divisor))
+        assert input_shape(NetworkFile(path), 8) == [1, 3, *shape]
+
+
 def test_scores():
-    x = np.float32([[1000, 999, 0], [-5, -5, -5]])
+    x = np.float32([[1000, 999, 0], [-5, -200, 200]])
     torch.testing.assert_close(torch.from_numpy(softmax(x)),
                                torch.from_numpy(x).softmax(1))
     torch.testing.assert_close(torch.from_numpy(sigmoid(x[1:])),
