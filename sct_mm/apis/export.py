@@ -15,7 +15,7 @@ from ..evaluation.results_file import read_result, rows_of
 from ..export.any_size_file import make_any_size, sizes_to_check
 from ..export.files import MANIFEST, file_entry, paths_of, write_all
 from ..export.formats import ANY_SIZE, WEIGHTS, check_format
-from ..export.int8 import POINTS, make_int8
+from ..export.int8 import POINTS, check_enough, make_int8
 from ..export.network import PARTS, is_multi_label
 from ..export.preparation import preparation
 from ..export.stock_config import config_text, plain_data
@@ -45,6 +45,9 @@ def check_request(request: Request, size: int | str) -> None:
                         f'{request.kind}. Give --format onnx.')
     if request.part is not None:
         check_choice('part', request.part, PARTS)
+    if request.calibration and request.part == 'features':
+        raise UserError("`int8` is for classifiers, but `part` is 'features', "
+                        'which give no classes. Leave one of them out.')
     check_number('tolerance', request.tolerance, 0, 'Give e.g. 1e-4.')
     weights = request.kind in WEIGHTS
     if weights and (request.softmax or request.part):
@@ -100,6 +103,8 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
     """A file for each size, in memory; and the number of images that they
     were compared on."""
     images = RealImages(cfg, sizes, count)
+    if request.calibration:
+        check_enough(len(images.indices), request.tolerance)
     divisor = 0
     if images.shapes_differ:
         divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)

@@ -37,7 +37,7 @@ def training_images(cfg: Config, sizes: Sequence[int], count: int
     for _, other in pipelines_in(train):
         other[:] = copy.deepcopy(pipeline)
     cfg.test_dataloader.dataset = train
-    return RealImages(cfg, sizes, count)
+    return RealImages(cfg, sizes, count, 'train_dataloader')
 
 
 class RealImages:
@@ -48,13 +48,15 @@ class RealImages:
         sizes: pixels.
         count: how many images, at least 2, which a graph with a dynamic
             batch is traced from.
+        name: of the data loader, for an error.
 
     Raises:
         UserError, ValueError: for a test set that is missing or holds fewer,
             or whose pipeline cannot be rewritten.
     """
 
-    def __init__(self, cfg: Config, sizes: Sequence[int], count: int) -> None:
+    def __init__(self, cfg: Config, sizes: Sequence[int], count: int,
+                 name: str = 'test_dataloader') -> None:
         check_test_data(cfg)
         loader = copy.deepcopy(cfg.test_dataloader)
         set_loader_defaults(loader, cfg, pin_memory=False)
@@ -66,9 +68,8 @@ class RealImages:
                                      sizes, test_base(cfg, loader.dataset))
         total = len(self.loader.dataset)
         if total < 2:
-            raise UserError('The test set must have at least 2 images to '
-                            f'compare outputs on, but has {total}. Name '
-                            'another in `test_dataloader`.')
+            raise UserError(f'The data set of `{name}` must have at least 2 '
+                            f'images, but has {total}. Name another.')
         # Spread evenly, since neighbours are often of the same class.
         count = min(count, total)
         self.indices = [index * total // count for index in range(count)]

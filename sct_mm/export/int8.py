@@ -195,6 +195,20 @@ def _quantized(data: bytes, images: Tensor, excluded: set[str]) -> Any:
         return onnx.load(path)
 
 
+def check_enough(images: int, tolerance: float) -> None:
+    """Refuse so few ``images`` that one is more than the ``tolerance``.
+
+    Raises:
+        UserError: naming how many it takes.
+    """
+    if images * tolerance < 100 and tolerance:
+        raise UserError(
+            f'int8 must be compared on {math.ceil(100 / tolerance)} images '
+            f'or more to lose at most {tolerance:g} %, but the test set '
+            f'gives {images}. Name more in `test_dataloader` and '
+            '`images`, or set `tolerance`.')
+
+
 def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
               labels: Sequence[int] | None, each_class: bool,
               tolerance: float = POINTS) -> VerifiedFile:
@@ -210,8 +224,7 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
         tolerance: what int8 may lose (:meth:`Compared.loss`).
 
     Raises:
-        UserError: for a file that gives no scores of classes, and for so few
-            images that one is more than the tolerance.
+        UserError: for a file that gives no scores of classes.
         RuntimeError: if int8 loses more.
     """
     import onnx
@@ -220,12 +233,6 @@ def make_int8(made: VerifiedFile, calibration: Tensor, images: Tensor,
         raise UserError('int8 is for classifiers, whose answers can be '
                         'compared, but the outputs are '
                         f'{", ".join(made.entry["outputs"])}. Leave int8 out.')
-    if len(images) * tolerance < 100 and tolerance:
-        raise UserError(
-            f'int8 must be compared on {math.ceil(100 / tolerance)} images '
-            f'or more to lose at most {tolerance:g} %, but the test set '
-            f'gives {len(images)}. Name more in `test_dataloader` and '
-            '`images`, or set `tolerance`.')
     before = graph_run('onnx', made.data)
     scores = scores_of(before, images, name, each_class)
     convolutions = len(float_convolutions(onnx.load_from_string(made.data)))

@@ -73,12 +73,13 @@ def check_image(image: Any, channels: str) -> Array:
         TypeError: if it is no array of uint8.
         ValueError: for another shape.
     """
+    count = CHANNELS[channels]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, 'dtype', type(image).__name__)
+        mode = 'L' if count == 1 else 'RGB'
         raise TypeError(f'`image` must be an array of uint8, but got {kind}. '
-                        'Decode it, e.g. by numpy.asarray(PIL.Image.open(...)'
-                        ".convert('RGB')).")
-    count = CHANNELS[channels]
+                        'Decode it, e.g. by numpy.asarray(PIL.ImageOps.exif_'
+                        f"transpose(PIL.Image.open(...)).convert('{mode}')).")
     shape = image.shape
     if image.ndim == 2 and count == 1:
         image = image[..., None]

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_a_failed_check_leaves_no_file(format, made, tmp_path, monkeypatch):
     (dict(tolerance=-1), ValueError, '`tolerance` must be a finite number'),
     (dict(images=1), ValueError, '`images` must be an int from 2'),
     (dict(cfg_options={'test_dataloader.dataset.indices': 1}), UserError,
-     'must have at least 2 images .* but has 1'),
+     '`test_dataloader` must have at least 2 images, but has 1'),
     (dict(cfg_options={'test_dataloader': None}), UserError,
      'must have a `test_dataloader`')])
 def test_what_cannot_be_exported(arguments, kind, match, made, tmp_path):
@@ -302,10 +303,16 @@ def test_int8(made, demo, tmp_path):
 
 @pytest.mark.parametrize('arguments, match', [
     (dict(format='pt2'), '`int8` is for the format onnx, but got pt2'),
-    (dict(format='onnx', cfg_options=dict(train_dataloader=None)),
+    (dict(format='onnx', tolerance=100, cfg_options=dict(
+        train_dataloader=None)),
      'must have a `train_dataloader`, .*int8 is calibrated on'),
+    (dict(format='onnx', tolerance=100, cfg_options={
+        'train_dataloader.dataset.indices': 1}),
+     '`train_dataloader` must have at least 2 images, but has 1'),
+    (dict(format='onnx', part='features'), "classifiers, but `part` is 'feat"),
     (dict(format='onnx', tolerance=1), 'on 100 images or more .* gives 12')])
-def test_int8_that_cannot_be(arguments, match, made, tmp_path):
+def test_int8_that_cannot_be(arguments, match, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[export.__module__], 'make_file', None)
     with pytest.raises(UserError, match=match):
         made(int8=True, **arguments)
     assert not (tmp_path / 'a').exists()

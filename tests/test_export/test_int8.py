@@ -13,6 +13,7 @@ from sct_mm.evaluation import compare_scores, measure
 from sct_mm.export import int8 as module
 from sct_mm.export.formats import graph_run
 from sct_mm.export.int8 import (
+    check_enough,
     compare_answers,
     expected_loss,
     float_convolutions,
@@ -188,10 +189,12 @@ def test_what_stays_in_float_is_float_when_it_runs(kept, floats, tmp_path):
         assert len(float_convolutions(model)) == floats
 
 
-def test_so_few_images_that_one_is_too_much(made):
+def test_so_few_images_that_one_is_too_much():
     with pytest.raises(UserError, match='compared on 100 images or more to '
-                       'lose at most 1 %, but the test set gives 3'):
-        make_int8(made, images(4, 1), images(3, 2), None, False)
+                       'lose at most 1 %, but the test set gives 99'):
+        check_enough(99, 1)
+    check_enough(100, 1)
+    check_enough(2, 0)
 
 
 def test_only_classifiers(made):

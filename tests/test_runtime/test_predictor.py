@@ -422,6 +422,15 @@ def test_what_is_no_image(x, kind, match, folder):
         Predictor(str(folder))(x)
 
 
+def test_how_an_image_is_decoded(folder, tmp_path):
+    for change, mode in (({}, 'RGB'), (dict(channels='GRAY', mean='gone',
+                                            std='gone'), 'L')):
+        run = Predictor(changed(folder, tmp_path / 'a.onnx', change))
+        with pytest.raises(TypeError, match='ImageOps.exif_transpose.*'
+                           f"convert\\('{mode}'\\)"):
+            run('a.png')
+
+
 def test_no_images(folder):
     with pytest.raises(ValueError, match='must be at least one'):
         Predictor(str(folder)).predict([])
