@@ -12,7 +12,13 @@ from ..evaluation.measure import compared, flops_of
 from .any_size import AnySize
 from .failure_cause import first_line
 from .formats import Graph, Run, graph_bytes, graph_run
-from .network import Part, choose_part, description, norms_in
+from .network import (
+    Part,
+    choose_part,
+    description,
+    norms_in,
+    without_other_classes,
+)
 from .verified_file import (
     Request,
     VerifiedFile,
@@ -120,11 +126,13 @@ def make_any_size(model: nn.Module, base: BaseSize,
     net = AnySize(Part(copy.deepcopy(model), part, request.softmax),
                   base).eval()
     stock = Part(plain, part, request.softmax)
-    outputs = list(stock.named_outputs(first[0][:1]))
+    named = stock.named_outputs(first[0][:1])
+    outputs = list(named)
+    more_about, note2 = without_other_classes(more_about or {}, named)
     gflops = [flops_of(partial(stock, batches[size][1])) / 1e9
               for size in trained]
     about = {**description(plain, base.test, part, outputs),
-             **(more_about or {}), **about_sizes(base, needs_size),
+             **more_about, **about_sizes(base, needs_size),
              'gflops': gflops}
     data = graph_bytes(request.kind, Graph(
         net, first[0][:2].contiguous(), divisor or 1, outputs, about,
@@ -132,7 +140,8 @@ def make_any_size(model: nn.Module, base: BaseSize,
         WAY_OUT)
     run = graph_run(request.kind, data)
     check = _Check(model, base, part, request, run, needs_size)
-    notes, rows = [note] if note else [], []
+    notes: list[str] = [each for each in (note, note2) if each]
+    rows = []
     for size, cost in zip(trained, gflops, strict=True):
         want = check.want(size, batches[size])
         difference = check.difference(size, batches[size], want)

@@ -202,6 +202,24 @@ def is_multi_label(model: nn.Module) -> bool:
                for kind in type(getattr(model, 'head', None)).__mro__)
 
 
+def without_other_classes(about: dict, outputs: dict[str, Tensor]
+                          ) -> tuple[dict, str]:
+    """``about`` of a file's images without ``classes``, if a classifier
+    gives another number of them, and a note that says so.
+
+    Args:
+        outputs: of a network, by name (:meth:`Part.named_outputs`).
+    """
+    scores = outputs.get('logits', outputs.get('scores'))
+    names = about.get('classes')
+    if names is None or scores is None or len(names) == scores.shape[1]:
+        return about, ''
+    return {name: value for name, value in about.items()
+            if name != 'classes'}, (
+        f'The file names no classes: the network has {scores.shape[1]}, the '
+        f'checkpoint or the test set {len(names)}.')
+
+
 def description(model: nn.Module, size: int, part: str,
                 outputs: Sequence[str] = ()) -> dict:
     """What a user of the file has to know of the network: the size of its

@@ -30,6 +30,7 @@ from .network import (
     description,
     norms_in,
     relative_difference,
+    without_other_classes,
 )
 
 
@@ -181,12 +182,14 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
                              request.softmax)
     stock = Part(plain, part, request.softmax)
     net, note2 = deployed(stock, batches[0], request.fuse, request.tolerance)
-    outputs = list(net.named_outputs(batches[0][:1]))
+    named = net.named_outputs(batches[0][:1])
+    outputs = list(named)
+    images, note3 = without_other_classes(images or {}, named)
     gflops = flops_of(partial(net, batches[1])) / 1e9
     data = graph_bytes(request.kind, Graph(
         net, batches[0][:2].contiguous(), divisor, outputs,
         {**description(plain, size, part, outputs), 'gflops': [gflops],
-         **(images or {})}), request.fuse)
+         **images}), request.fuse)
     run = graph_run(request.kind, data)
     want = answers(model, scale, part, request.softmax, batches)
     difference = check_parity(run, batches, want, size, request)
@@ -197,7 +200,8 @@ def make_graph(model: nn.Module, size: int, batches: list[Tensor],
         note2 = note2 if norms else ''
     entry = dict(part=part, outputs=outputs, norms=norms,
                  difference=difference, gflops=gflops, **cost)
-    return VerifiedFile(data, entry, [each for each in (note, note2) if each])
+    return VerifiedFile(data, entry, [
+        each for each in (note, note2, note3) if each])
 
 
 def make_file(model: nn.Module, size: int, batches: list[Tensor],

@@ -94,6 +94,18 @@ def test_all_sizes_and_their_manifest(made, demo, tmp_path):
 
 
 @pytest.mark.parametrize('size', [21, 'any'])
+def test_classes_of_another_number(size, made, demo, tmp_path):
+    """As those of the folders of a test set that has not all of them."""
+    checkpoint = torch.load(demo[1])
+    checkpoint['meta']['dataset_meta']['classes'] = ('a', 'b')
+    torch.save(checkpoint, tmp_path / 'b.pth')
+    found = made(size, 'onnx', checkpoint=tmp_path / 'b.pth')
+    assert found['notes'] == ['The file names no classes: the network has 10, '
+                              'the checkpoint or the test set 2.']
+    assert Predictor(str(tmp_path / 'a')).classes is None
+
+
+@pytest.mark.parametrize('size', [21, 'any'])
 def test_a_page_has_what_a_file_says(size, made, tmp_path):
     """The readers in other languages have that page alone."""
     made(size, 'onnx')
