@@ -24,7 +24,7 @@ from ..engine.sct.resize import batch_transform_of
 from ..engine.training_images import build_loader, prepared, seeded_images
 from ..models import precise_bn
 from ..models.size_selection import scales_of
-from ..utils.arguments import check_int
+from ..utils.arguments import StrPath, check_int, check_path
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import (
     check_data,
@@ -148,8 +148,8 @@ def save_weights(model: nn.Module, path: str, meta: dict) -> None:
 
 
 @protected_loading()
-def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
-              images: int = 2048, force: bool = False,
+def calibrate(config: StrPath, checkpoint: StrPath, sizes: Sizes,
+              out: StrPath, images: int = 2048, force: bool = False,
               cfg_options: dict | None = None,
               launcher: str = 'none') -> dict[str, Any]:
     """Re-estimate the statistics of a checkpoint at ``sizes`` from images
@@ -184,8 +184,11 @@ def calibrate(config: str, checkpoint: str, sizes: Sizes, out: str,
     Raises:
         UserError: for what is missing, does not fit, or stands in the way.
     """
+    config, out = check_path('config', config), check_path('out', out)
+    checkpoint = check_path('checkpoint', checkpoint)
     images = check_int('images', images, 1, 'The default is 2048.')
-    sizes = sizes if sizes == 'all' else expand_sizes(sizes)
+    every = isinstance(sizes, str) and sizes == 'all'
+    sizes = sizes if every else expand_sizes(sizes)
     check_outputs([out], force)
     if out.endswith('.safetensors'):
         raise UserError('The output must be a checkpoint of torch, but got '

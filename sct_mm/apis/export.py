@@ -21,7 +21,13 @@ from ..export.preparation import preparation
 from ..export.stock_config import config_text, plain_data
 from ..export.verified_file import Request, VerifiedFile, make_file
 from ..models.size_selection import scales_of
-from ..utils.arguments import check_choice, check_int, check_number
+from ..utils.arguments import (
+    StrPath,
+    check_choice,
+    check_int,
+    check_number,
+    check_path,
+)
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
@@ -193,12 +199,12 @@ def _sizes(cfg: Config, model: nn.Module, size: int | str
 
 
 @protected_loading()
-def export(config: str, checkpoint: str, size: int | str, out: str,
-           format: str = 'pth', *, part: str | None = None,
+def export(config: StrPath, checkpoint: StrPath, size: int | str,
+           out: StrPath, format: str = 'pth', *, part: str | None = None,
            fuse: bool = True, softmax: bool = False, prefix: str = '',
            images: int | None = None, tolerance: float | None = None,
            int8: bool = False, calibration: int = CALIBRATION,
-           result: str | None = None, force: bool = False,
+           result: StrPath | None = None, force: bool = False,
            cfg_options: dict | None = None) -> dict:
     """Write one size of a trained network as an ordinary file: what
     tools/export.py calls. It runs on the CPU.
@@ -248,6 +254,9 @@ def export(config: str, checkpoint: str, size: int | str, out: str,
         UserError, ValueError, RuntimeError: for what is missing, does not
             fit, cannot be exported, or does not compute the same.
     """
+    config, out = check_path('config', config), check_path('out', out)
+    checkpoint = check_path('checkpoint', checkpoint)
+    result = None if result is None else check_path('result', result)
     check_int('calibration', calibration, 2, 'Give e.g. 128.')
     images = (INT8_IMAGES if int8 else IMAGES) if images is None else images
     check_int('images', images, 2, 'Give e.g. 8.')

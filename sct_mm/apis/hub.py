@@ -17,6 +17,7 @@ from ..export.files import sha256_of, write_all
 from ..export.formats import check_format, weight_bytes, weights_in
 from ..export.stock_config import plain_data
 from ..models.size_selection import scales_of
+from ..utils.arguments import StrPath, check_path
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import config_name, load_config
 from ..utils.errors import UserError
@@ -97,7 +98,7 @@ def _check_same(state: dict[str, Tensor], model: nn.Module) -> None:
 
 
 @protected_loading()
-def save_pretrained(config: str, checkpoint: str, folder: str, *,
+def save_pretrained(config: StrPath, checkpoint: StrPath, folder: StrPath, *,
                     force: bool = False, cfg_options: dict | None = None
                     ) -> dict:
     """Write a trained network, with all its scales, as a folder that
@@ -121,6 +122,8 @@ def save_pretrained(config: str, checkpoint: str, folder: str, *,
         UserError, RuntimeError: for what is missing, does not fit, or cannot
             be held by JSON or safetensors.
     """
+    config, folder = check_path('config', config), check_path('folder', folder)
+    checkpoint = check_path('checkpoint', checkpoint)
     check_format('safetensors')
     paths = [osp.join(folder, name) for name in (WEIGHTS, CONFIG)]
     check_outputs(paths, force)
@@ -207,7 +210,7 @@ def _read_document(folder: str) -> dict:
 
 
 @protected_loading()
-def from_pretrained(source: str, revision: str | None = None) -> nn.Module:
+def from_pretrained(source: StrPath, revision: str | None = None) -> nn.Module:
     """Load the network that :func:`save_pretrained` wrote, from its folder or
     from a hub.
 
@@ -229,7 +232,7 @@ def from_pretrained(source: str, revision: str | None = None) -> nn.Module:
             version.
     """
     check_format('safetensors')
-    folder = _fetched(source, revision)
+    folder = _fetched(check_path('source', source), revision)
     document = _read_document(folder)
     path = osp.join(folder, WEIGHTS)
     if not osp.isfile(path):

@@ -13,7 +13,7 @@ from ..runtime import (
     latencies_ms,
     sizes_in,
 )
-from ..utils.arguments import check_int, check_number
+from ..utils.arguments import StrPath, check_int, check_number, check_path
 from ..utils.checkpoint import check_outputs
 from ..utils.config import config_name
 from ..utils.errors import UserError
@@ -135,10 +135,10 @@ def export_command(choice: Choice) -> str:
 
 
 @protected_loading()
-def pick(result: str, max_latency: float | None = None,
+def pick(result: StrPath, max_latency: float | None = None,
          max_gflops: float | None = None,
          least: dict[str, float] | None = None,
-         metric: str | None = None, out: str | None = None) -> dict:
+         metric: str | None = None, out: StrPath | None = None) -> dict:
     """Name the size to take, and draw all sizes that were tested: what
     tools/pick.py calls.
 
@@ -170,7 +170,9 @@ def pick(result: str, max_latency: float | None = None,
     if not limits.costs() and not limits.least:
         raise UserError('A limit must be given to choose a size by, but got '
                         'none. Give --max-latency, --max-gflops or --min.')
-    out = osp.join(osp.dirname(result), 'pareto.png') if out is None else out
+    result = check_path('result', result)
+    out = (osp.join(osp.dirname(result), 'pareto.png') if out is None
+           else check_path('out', out))
     check_outputs([out], force=True, ending='.png')
     data = read_result(result)
     names = quality_names(data['models'])
@@ -186,7 +188,7 @@ def pick(result: str, max_latency: float | None = None,
                 plot=out)
 
 
-def pick_file(file: str, max_latency: float, threads: int = 1) -> dict:
+def pick_file(file: StrPath, max_latency: float, threads: int = 1) -> dict:
     """Measure exported files on this machine, and name the largest size within
     a latency: what tools/pick.py --file calls. Where there is no torch,
     ``sct_mm.runtime.Predictor(file, budget_ms=...)`` does the same.
@@ -207,6 +209,7 @@ def pick_file(file: str, max_latency: float, threads: int = 1) -> dict:
             version, a limit that is not a number, and one that no size keeps
             to.
     """
+    file = check_path('file', file)
     check_number('max_latency', max_latency, 0, 'Give milliseconds.')
     check_int('threads', threads, 1, 'Give e.g. 1.')
     files = sizes_in([NetworkFile(path, threads) for path in files_in(file)])

@@ -35,7 +35,7 @@ from ..evaluation.measure import (
     progress_bar,
 )
 from ..models.cascade import Cascade, confidence
-from ..utils.arguments import check_number
+from ..utils.arguments import StrPath, check_number, check_path
 from ..utils.cascades import check_cascade_sizes, check_thresholds
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import check_test_data, config_name, load_config
@@ -188,10 +188,10 @@ def run_cascade(runner: Runner, cascade: Cascade, images: HeldOut | None,
 
 
 @protected_loading()
-def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
+def test_cascade(config: StrPath, checkpoint: StrPath, sizes: Sequence[int],
                  thresholds: float | Sequence[float] | None = None,
                  target: float | None = None,
-                 count: int | None = None, out: str | None = None,
+                 count: int | None = None, out: StrPath | None = None,
                  cfg_options: dict | None = None) -> dict:
     """Test early exit over ``sizes``: what tools/test.py --cascade prints.
 
@@ -224,6 +224,9 @@ def test_cascade(config: str, checkpoint: str, sizes: Sequence[int],
         UserError, TypeError, ValueError: for what is missing or does not fit,
             before any image is read; and a network that is no classifier.
     """
+    config = check_path('config', config)
+    checkpoint = check_path('checkpoint', checkpoint)
+    out = None if out is None else check_path('out', out)
     sizes = check_cascade_sizes(sizes)
     given = thresholds is not None
     if given and (target is not None or count is not None):

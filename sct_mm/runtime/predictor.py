@@ -1,12 +1,19 @@
 """Classify images by exported files, with numpy and onnxruntime alone."""
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..utils.arguments import check_choice, check_int, check_number
+from ..utils.arguments import (
+    StrPath,
+    check_choice,
+    check_int,
+    check_number,
+    check_path,
+)
 from ..utils.cascades import check_cascade_sizes, check_thresholds
 from ..utils.errors import UserError
 from .latency import largest_within, latencies_ms, sizes_in
@@ -125,13 +132,14 @@ class Predictor:
         TypeError, ValueError: for arguments of another kind.
     """
 
-    def __init__(self, path: str, size: int | None = None,
+    def __init__(self, path: StrPath, size: int | None = None,
                  budget_ms: float | None = None,
                  cascade: Sequence[int] | None = None,
-                 thresholds: float | Sequence[float] | str | None = None,
+                 thresholds: float | Sequence[float] | StrPath | None = None,
                  channels: str = 'RGB', threads: int | None = None,
                  providers: Sequence[str] = ('CPUExecutionProvider', )
                  ) -> None:
+        path = check_path('path', path)
         check_choice('channels', channels, ('RGB', 'BGR'))
         if threads is not None:
             check_int('threads', threads, 1, 'Leave it out for all cores.')
@@ -277,8 +285,9 @@ def _cascade(sizes: Any, thresholds: Any
         raise UserError(f'`{have}` needs `{lack}`, but got none. Give both: '
                         "e.g. cascade=(128, 224), thresholds='cascade.json'.")
     sizes = check_cascade_sizes(sizes)
-    if not isinstance(thresholds, str):
+    if not isinstance(thresholds, (str, os.PathLike)):
         return sizes, check_thresholds(thresholds, sizes)
+    thresholds = check_path('thresholds', thresholds)
     own, found = read_cascade(thresholds)
     if own != sizes:
         raise UserError(f'`cascade` must have the sizes of {thresholds!r}, '

@@ -3,11 +3,13 @@
 Numbers are returned as Python's own, because numpy's overflow.
 """
 import math
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 INFINITY = math.inf
+StrPath = str | os.PathLike[str]
 
 
 def check_number(name: str, value: Any, low: float, hint: str,
@@ -46,6 +48,18 @@ def check_int(name: str, value: Any, low: int, hint: str,
         raise ValueError(f'`{name}` must be an int from {low} to {high}, but '
                          f'got {value!r}. {hint}')
     return int(value)
+
+
+def check_path(name: str, value: Any) -> str:
+    """``value`` as a str, if it is a path.
+
+    Raises:
+        TypeError: otherwise, with ``name`` and ``value``.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f'`{name}` must be a path, but got {value!r}. Give a '
+                        'str or a pathlib.Path.')
+    return str(os.fspath(value))
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """calibrate(): real images, any number of processes, refusals."""
 import os
 import os.path as osp
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,8 +54,9 @@ def test_each_row_by_itself_and_a_size_more(checkpoint):
 
 def test_all_are_the_trained_scales(checkpoint):
     path, out = checkpoint
-    done = calibrate(FASHION, path, 'all', out, 32, cfg_options=FEW)
-    assert done['scales'] == (28, 21, 14)
+    done = calibrate(Path(FASHION), Path(path), 'all', Path(out), 32,
+                     cfg_options=FEW)
+    assert done['scales'] == (28, 21, 14) and done['out'] == out
     name = 'backbone.bn1.running_mean'
     assert not torch.isclose(rows(out)[name], rows(path)[name]).any(1).all()
 
@@ -105,6 +107,7 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
 
 @pytest.mark.parametrize('sizes, images, match', [
     ([36], 48, 'at most those of .* 28 pixels, but got 36'),
+    (np.array([28, 21]), 48, r'pixels.* but got array\(\[28, 21\]\)'),
     ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
     ('some', 48, "ranges FIRST:LAST:STEP of them, but got 'some'"),
     ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '

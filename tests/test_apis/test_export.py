@@ -117,6 +117,19 @@ def test_a_page_has_what_a_file_says(size, made, tmp_path):
     assert {'gflops', 'steps', 'mean', 'classes'} <= {*about} <= known
 
 
+def test_paths_of_pathlib(demo, tmp_path):
+    config, checkpoint, options = demo
+    export(Path(config), Path(checkpoint), 'all', tmp_path / 'a',
+           cfg_options=options)
+    manifest = json.loads((tmp_path / 'a' / 'manifest.json').read_text())
+    assert (manifest['config'], manifest['checkpoint']) == demo[:2]
+    for name, arguments in (('out', (config, checkpoint, 21, None)),
+                            ('config', (5, checkpoint, 21, 'a')),
+                            ('checkpoint', (config, None, 21, 'a'))):
+        with pytest.raises(TypeError, match=f'`{name}` must be a path, but g'):
+            export(*arguments)
+
+
 def test_a_result_of_another_checkpoint(made, tmp_path):
     result = tmp_path / 'scales.json'
     result.write_text(json.dumps(dict(models=[dict(

@@ -3,6 +3,7 @@ of a folder runs."""
 import json
 import os
 import os.path as osp
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def saved(tmp_path):
     """A folder, and the config and checkpoint that it was made from."""
     config, checkpoint, _ = fashion(tmp_path)
     folder = tmp_path / 'folder'
-    save_pretrained(config, checkpoint, str(folder))
+    save_pretrained(Path(config), Path(checkpoint), folder)
     return folder, config, checkpoint
 
 
@@ -46,7 +47,7 @@ def test_a_folder_is_the_network_without_its_config(
     assert ROOT not in str(document)
     monkeypatch.setattr(Config, 'fromfile', None)  # there is no other config
     monkeypatch.chdir(tmp_path)
-    got = from_pretrained('folder')
+    got = from_pretrained(Path('folder'))
     assert not got.training and scales_of(got) == (28, 21, 14)
     assert got.cfg.to_dict() == want_cfg.to_dict()
     assert list(got.dataset_meta['classes']) == list('abcdefghij')

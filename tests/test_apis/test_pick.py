@@ -4,6 +4,7 @@ import os.path as osp
 import runpy
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -99,7 +100,7 @@ def test_front(points, best):
 
 
 def test_pick_names_the_command_and_draws(result, tmp_path):
-    found = pick(result(), max_latency=5)
+    found = pick(Path(result()), max_latency=5)
     assert found['row']['scale'] == 21 and found['device'] == 'a CPU'
     assert shlex.split(found['command']) == [
         'python', 'tools/export.py', 'configs/ours.py',
@@ -176,7 +177,7 @@ def test_a_file_is_measured_here(tmp_path, monkeypatch, capsys):
     module = sys.modules[pick_file.__module__]
     monkeypatch.setattr(module, 'latencies_ms', lambda files: {
         size: size / 4 for size in files})
-    found = pick_file(str(tmp_path), 3.2)
+    found = pick_file(tmp_path, 3.2)
     assert found == dict(size=12, file=str(tmp_path / 'net-12px.onnx'),
                          latencies={16: 4.0, 12: 3.0, 8: 2.0})
     with pytest.raises(UserError, match='at most 1 ms an image here: the '

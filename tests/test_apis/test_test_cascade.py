@@ -2,6 +2,7 @@
 import json
 import os.path as osp
 import sys
+from pathlib import Path
 
 import exports
 import pytest
@@ -80,8 +81,9 @@ def test_exported_files_do_the_same_without_torch(size, demo, tmp_path):
 def test_a_given_threshold_against_a_loop(demo, tmp_path):
     small, large, labels = answers(demo[0], images_of(demo[1], 'test'))
     threshold = float(small.amax(1).median())
-    result = apis.test_cascade(FASHION, demo[0], [14, 28], threshold,
-                               out=str(tmp_path), cfg_options=demo[1])
+    result = apis.test_cascade(Path(FASHION), Path(demo[0]), [14, 28],
+                               threshold, out=tmp_path, cfg_options=demo[1])
+    assert result['config'] == FASHION  # as JSON holds it
     stays = [float(row.max()) > threshold for row in small]
     hits = [int((a if stay else b).argmax()) == int(label)
             for a, b, label, stay in zip(small, large, labels, stays,

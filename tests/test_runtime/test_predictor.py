@@ -121,7 +121,7 @@ def test_the_thresholds_of_a_test(folder, tmp_path):
     path = tmp_path / 'cascade.json'
     path.write_text(json.dumps(dict(models=[dict(cascade=dict(
         sizes=[8, 16], thresholds=[0.25]))])))
-    run = Predictor(str(folder), cascade=(8, 16), thresholds=str(path))
+    run = Predictor(folder, cascade=(8, 16), thresholds=path)
     assert run.thresholds == (0.25, ) and run.sizes == (8, 16)
     with pytest.raises(UserError, match=r'sizes of .*\(8, 16\), but got'):
         Predictor(str(folder), cascade=(8, 12), thresholds=str(path))
