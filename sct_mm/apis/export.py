@@ -2,6 +2,7 @@
 import json
 import os.path as osp
 from functools import partial
+from numbers import Integral
 
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -45,6 +46,9 @@ def check_request(request: Request, size: int | str) -> None:
     Raises:
         UserError, TypeError, ValueError: naming the argument.
     """
+    if isinstance(size, bool) or not isinstance(size, (str, Integral)):
+        raise UserError("`size` must be one size in pixels, 'all' or 'any', "
+                        f'but got {size!r}. Export each by itself.')
     check_format(request.kind)
     if request.calibration and request.kind != 'onnx':
         raise UserError('`int8` is for the format onnx, but got '

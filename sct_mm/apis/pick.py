@@ -108,7 +108,8 @@ def _refusal(models: list[dict], limits: Limits, metric: str) -> str:
 
 
 def check_metrics(models: list[dict], names: list[str]) -> None:
-    """Refuse a metric that is not in the result, or a loss.
+    """Refuse a metric that is not in the result or a number nowhere, or a
+    loss.
 
     Raises:
         UserError: naming the metrics that can be chosen by.
@@ -118,6 +119,10 @@ def check_metrics(models: list[dict], names: list[str]) -> None:
         if name not in known:
             raise UserError(f'The metric must be one of {", ".join(known)}, '
                             f'but got {name!r}. Name one of them.')
+        if all(quality_of(each.row, name) == float('-inf')
+               for each in rows_in(models)):
+            raise UserError(f'The metric {name!r} must be a number at a size '
+                            'at least, but is none at any. Name another.')
 
 
 def export_command(choice: Choice) -> str:

@@ -30,6 +30,8 @@ def _wrong(data: Any) -> str | None:
             if not isinstance(model, dict) or not isinstance(
                     model.get(name), str):
                 return f'has no {where}.{name}'
+        if not isinstance(model.get('cfg_options') or {}, dict):
+            return f'has no dict {where}.cfg_options'
         rows = model.get('rows')
         if not isinstance(rows, list) or not rows:
             return f'has no {where}.rows'

@@ -221,6 +221,9 @@ def test_a_failed_check_leaves_no_file(format, made, tmp_path, monkeypatch):
     (dict(format='caffe'), ValueError, '`format` must be one of pth, .* but '
                                        "got 'caffe'"),
     (dict(size=0), UserError, '`size` must be positive ints .*0'),
+    (dict(size=(21, 14)), UserError,
+     r"one size in pixels, 'all' or 'any', but got \(21, 14\). Export each"),
+    (dict(size=None), UserError, "one size in pixels, .* but got None"),
     (dict(size='large'), UserError, "`size` must be .*'large'"),
     (dict(part='head'), ValueError, "`part` must be one of .* 'head'"),
     (dict(part='features'), UserError, '`part` is for a graph, .* `prefix`'),

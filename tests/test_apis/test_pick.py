@@ -147,6 +147,21 @@ def test_a_result_that_was_edited_wrongly(changes, match, result):
         pick(result(models=[MODELS[1], edited]), max_gflops=100)
 
 
+def test_options_that_were_edited_wrongly(result):
+    models = [dict(MODELS[0], cfg_options=['a=1'])]
+    with pytest.raises(UserError, match=r'no dict models\[0\].cfg_options'):
+        pick(result(models=models), max_gflops=100)
+
+
+def test_a_metric_that_is_no_number(result):
+    models = [dict(MODELS[0], rows=[dict(MODELS[0]['rows'][0], metrics={
+        'accuracy/top1': float('nan')})])]
+    for limits in (dict(least={'accuracy/top1': 1}), dict(max_gflops=100)):
+        with pytest.raises(UserError, match="'accuracy/top1' must be a number "
+                           'at a size at least, but is none at any'):
+            pick(result(models=models), **limits)
+
+
 def test_a_result_without_a_metric(result):
     models = [dict(MODELS[0], rows=[dict(MODELS[0]['rows'][0], metrics={})])]
     with pytest.raises(UserError, match='has no metric to choose by'):
