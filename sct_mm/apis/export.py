@@ -96,7 +96,8 @@ def _about_images(cfg: Config, size: int, model: nn.Module,
                   batches: list[Tensor], dataset_meta: dict) -> dict:
     """What the metadata of a graph says of its images and classes."""
     scales = scales_of(model)
-    found = preparation(cfg, size, batches[0].shape[1],
+    images = batches[0]  # of a video, (N, M, C, H, W) or (N, M, C, T, H, W)
+    found = preparation(cfg, size, images.shape[1 if images.dim() == 4 else 2],
                         getattr(model, 'data_preprocessor', None))
     if scales:
         base = base_size(cfg, scales)
@@ -292,7 +293,8 @@ def export(config: StrPath, checkpoint: StrPath, size: int | str,
                     files=_entries(files, paths, rows))
     data = {paths[size]: each.data for size, each in files.items()}
     if every:
-        data[manifest_path] = json.dumps(manifest, indent=2).encode()
+        data[manifest_path] = json.dumps(plain_data(manifest),
+                                         indent=2).encode()
     write_all(data)
     return dict(manifest, notes=[note for each in files.values()
                                  for note in each.notes])

@@ -1,5 +1,6 @@
 """Make a config for one size that needs no sct_mm, to put into a file."""
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -70,9 +71,11 @@ def config_text(cfg: Config, size: int) -> str:
 
 def plain_data(value: Any) -> Any:
     """``value`` with nothing but lists, dicts and scalars, which any reader of
-    checkpoints allows; everything else becomes None."""
+    checkpoints and of JSON allows; everything else, as NaN, becomes None."""
     if isinstance(value, dict):
         return {str(key): plain_data(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_data(child) for child in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, (str, int, float, bool)) else None

@@ -305,6 +305,29 @@ def test_only_plain_data_goes_into_a_file():
         dict(a=[1, 'b'], c=None, d={'2': [None, 1.5]}))
 
 
+def test_a_manifest_is_json(made, demo, tmp_path):
+    """It has no NaN, which Python alone reads."""
+    (tmp_path / 'r.json').write_text(json.dumps(dict(models=[dict(
+        label='a', config='a', checkpoint=demo[1], rows=[dict(
+            scale=28, gflops=1, latency_ms=1, metrics=dict(
+                top1=float('nan'), top5=9.0))])])))
+    made('all', result=str(tmp_path / 'r.json'))
+    text = (tmp_path / 'a' / 'manifest.json').read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found['files'][0]['metrics'] == dict(top1=None, top5=9.0)
+
+
+@pytest.mark.parametrize('shape, channels', [
+    ((2, 3, 9, 9), 'RGB'), ((2, 1, 9, 9), 'GRAY'), ((2, 1, 3, 9, 9), 'RGB'),
+    ((2, 8, 3, 4, 9, 9), 'RGB')])
+def test_the_channels_of_images_and_videos(shape, channels):
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[
+        dict(type='Resize', scale=9)]))))
+    about = sys.modules[export.__module__]._about_images(
+        cfg, 9, torch.nn.Identity(), [torch.zeros(shape)], {})
+    assert about['channels'] == channels
+
+
 def test_int8(made, demo, tmp_path):
     """The demo's 12 test images have labels; it is calibrated on 12 others."""
     found, = made(21, 'onnx', int8=True, calibration=8, tolerance=100)['files']
