@@ -127,9 +127,9 @@ def sentences(model: dict) -> list[str]:
             f'{cascade["sizes"][-1]} alone, target {found["target"]:g}. No '
             'image of the test was used.']
     if cascade['gflops_ratio'] >= 1:
+        change = 'a target above 0' if found else 'a lower threshold'
         lines.append(f'It saves nothing: {cascade["sizes"][-1]} alone costs '
-                     'less. Take a smaller first size, or a target above '
-                     '0.')
+                     f'less. Take a smaller first size, or {change}.')
     return [*lines, 'AUROC: the chance that a right answer has more '
             'confidence than a wrong one, over all images. random: sizes '
             'drawn by chance, with the same shares.']

@@ -303,8 +303,12 @@ def test_what_is_said(tmp_path):
         'Threshold 0.9877, found on 9 images: 91.00 there, 92.00 by 28 '
         'alone, target 0.5. No image of the test was used.')
     assert not any('saves nothing' in each for each in sentences(result()))
-    assert 'It saves nothing: 28 alone costs less' in sentences(
-        result(gflops_ratio=1.05))[1]
+    # A target does not go with a threshold that is given.
+    for held_out, fix in ((None, 'a lower threshold'),
+                          (found, 'a target above 0')):
+        assert sentences(result(gflops_ratio=1.05, held_out=held_out))[1] == (
+            'It saves nothing: 28 alone costs less. Take a smaller first '
+            f'size, or {fix}.')
     assert make_cascade_table(result()).row_count == 4
     json.dumps(result())
     draw_cascade(result(), str(tmp_path / 'a.png'))
