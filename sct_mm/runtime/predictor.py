@@ -200,7 +200,8 @@ class Predictor:
         sizes, gflops = np.full(len(inputs), base), np.zeros(len(inputs))
         scores: Array | None = None
         for place, size in enumerate(self.sizes):
-            found = self._scores(_at(inputs[left], size, base), size)
+            found = self._scores(_at(inputs[left], size, base,
+                                     self._file_at(size)), size)
             if scores is None:
                 scores = np.zeros((len(inputs), found.shape[1]), found.dtype)
             scores[left], sizes[left] = found, size
@@ -296,13 +297,17 @@ def _cascade(sizes: Any, thresholds: Any
     return own, found
 
 
-def _at(inputs: Array, size: int, base: int) -> Array:
+def _at(inputs: Array, size: int, base: int, file: NetworkFile) -> Array:
     """Inputs (N, C, H, W) of ``base`` pixels at ``size``, as training makes
-    them: antialiased bilinear."""
+    them: antialiased bilinear. Of an oblong image, half a pixel may be rounded
+    otherwise than in the test pipeline, whose edges ``file`` may fix."""
     if size == base:
         return inputs
-    height, width = (max(int(edge * size / base + 0.5), 1)
-                     for edge in inputs.shape[2:])
+    pads = file.metadata.get('pad_size_divisor', 1) > 1
+    height, width = (
+        edge if isinstance(edge, int) and not pads
+        else max(int(own * size / base + 0.5), 1)
+        for own, edge in zip(inputs.shape[2:], file.edges, strict=True))
     count, channels = inputs.shape[:2]
     # All images and channels are the channels of one.
     flat = inputs.reshape(count * channels, *inputs.shape[2:])

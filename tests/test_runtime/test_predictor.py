@@ -301,6 +301,24 @@ def test_oblong_images(any_file, network, tmp_path, monkeypatch):
         assert input_shape(NetworkFile(path), 8) == [1, 3, *shape]
 
 
+def test_a_cascade_of_oblong_images(network, tmp_path, monkeypatch):
+    """5/4 of 10 pixels is 12 in the pipeline, and 13 in training."""
+    monkeypatch.setattr(measure, 'SECONDS', 0.0)
+    files = []
+    for size, width in ((16, 20), (10, 12)):
+        x = torch.randn(3, 3, size, width)
+        made = make_graph(network, size, [x, x[:1]], Request('onnx'), 0, 12,
+                          dict(channels='RGB', steps=[dict(
+                              SHORT, type='resize', height=size,
+                              width=width)]))
+        files.append(dict(file=f'{size}.onnx'))
+        (tmp_path / f'{size}.onnx').write_bytes(made.data)
+    (tmp_path / 'manifest.json').write_text(json.dumps(dict(
+        format='onnx', files=files)))
+    run = Predictor(tmp_path, cascade=(10, 16), thresholds=0.0)
+    assert run.predict([image((32, 40))]).sizes == 10
+
+
 def test_scores():
     x = np.float32([[1000, 999, 0], [-5, -200, 200]])
     torch.testing.assert_close(torch.from_numpy(softmax(x)),
