@@ -23,6 +23,8 @@ CHANGE_WHOLE = 'change_whole'
 # A subclass may pad the input or standardise the weight around them.
 _CONVOLUTIONS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 _CHANGES = (CHANGE_IN, CHANGE_OUT, CHANGE_WHOLE)
+# Modules that may compute with the weights of these layers without a call.
+_READERS = {nn.TransformerEncoderLayer: ('linear1', 'linear2')}
 
 
 class _Untouched(torch.autograd.Function):
@@ -128,8 +130,11 @@ class ChangedLayer(Guards, ScaleSpecific):
     @property
     def changes(self) -> list[nn.Parameter]:
         """B and A, or the change of the whole kernel."""
+        own = self._parameters
+        if not {CHANGE_OUT, CHANGE_WHOLE} & own.keys():
+            own = vars(self)  # of a replica of DataParallel, a shard of FSDP
         return [p for name in (CHANGE_OUT, CHANGE_IN, CHANGE_WHOLE)
-                if (p := self._parameters.get(name)) is not None]
+                if (p := own.get(name)) is not None]
 
     def start_changes(self, scales: Sequence[int], rank: int) -> None:
         """Give the plain layer, which this one was, changes of zero."""
@@ -252,7 +257,8 @@ def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
     The layers stay the same objects, of another class. Left as they are, for
     all scales: transposed convolutions, layers whose weight is shared with
     another layer, or is no parameter of its own (parametrized, pruned), and
-    the projection of ``nn.MultiheadAttention``, which is never called.
+    those that are not called, or not always: the projection of
+    ``nn.MultiheadAttention``, and those of :data:`_READERS`.
 
     Raises:
         ValueError: for fewer than two scales, a model without such layers,
@@ -267,8 +273,11 @@ def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
                              f'model has, {layer.rank}, but got {rank}.')
     uses = Counter(id(p) for m in model.modules()
                    for p in m._parameters.values() if p is not None)
+    read = [getattr(m, name) for m in model.modules()
+            for kind, names in _READERS.items() if isinstance(m, kind)
+            for name in names]
     found = [m for m in model.modules()
-             if isinstance(m, (_ConvNd, nn.Linear))
+             if isinstance(m, (_ConvNd, nn.Linear)) and m not in read
              and not isinstance(m, (_ConvTransposeNd, ChangedLayer,
                                     NonDynamicallyQuantizableLinear))
              and m._parameters.get('weight') is not None

@@ -261,6 +261,21 @@ def test_leaves_what_it_cannot_change():
                               nn.Linear(4, 4))
     convert_to_ssbn(attention, SCALES, 2)
     assert changed_layers(attention) == [attention[2]]
+    # In inference torch reads the weights of its encoder, and calls no layer.
+    encoder = nn.TransformerEncoderLayer(4, 2, 8)
+    convert_to_ssbn(nn.Sequential(encoder, nn.BatchNorm1d(4), nn.Linear(4, 4)),
+                    SCALES, 2)
+    assert not changed_layers(encoder)
+
+
+def test_a_replica_and_a_shard_of_a_layer_compute_the_same():
+    """Their tensors are no parameters: of DataParallel, FSDP."""
+    net = changed()
+    for layer in changed_layers(net):
+        replica = layer._replicate_for_data_parallel()
+        for name, value in layer._parameters.items():
+            setattr(replica, name, None if value is None else value.clone())
+        assert_close(replica.weight_at(12), layer.weight_at(12))
 
 
 def test_refuses_what_is_no_rank():
