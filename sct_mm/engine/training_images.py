@@ -69,8 +69,8 @@ def drawn(dataset: Any, seed: int = 0) -> torch.Tensor:
 def batches_of(config: dict, dataset: Any, images: int | slice,
                least: int = 2) -> list[list[int]]:
     """Draw ``images`` from ``dataset``, and return their indices in the
-    batches that the data loader of ``config`` would make; all processes draw
-    the same.
+    batches that the data loader of ``config`` would make, but smaller ones
+    where they would be less than ``least``; all processes draw the same.
 
     Args:
         images: how many, or which part of those that are :func:`drawn`.
@@ -82,6 +82,7 @@ def batches_of(config: dict, dataset: Any, images: int | slice,
     part = images if isinstance(images, slice) else slice(images)
     indices = drawn(dataset)[part]
     size, sampler = config.get('batch_size') or 1, config.get('batch_sampler')
+    size = min(size, max(len(indices) // least, 2))
     if sampler is None:
         batches = [part.tolist() for part in indices.split(size)]
     else:

@@ -313,7 +313,7 @@ def folder_of(path, count, size=40):
 def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
     options = dict(train_dataloader=None, train_cfg=None)
     done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2],
-                 folder_of(tmp_path / 'images', 66), cfg_options=options)
+                 folder_of(tmp_path / 'images', 64), cfg_options=options)
     assert done['held_out'] == 32 and done['scales'] == (28, 14)
     config = load_config(done['config'])
     assert config.train_dataloader.dataset.type == 'ImageFolder'

@@ -103,6 +103,9 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
     assert len({i for batch in first for i in batch}) == 6
     assert sorted(map(len, batches_of(dict(batch_size=4), Noise(), 99))) == [
         2, 4, 4]
+    # Statistics need two batches.
+    assert [len(batch) for batch in batches_of(dict(batch_size=32), Noise(),
+                                               8)] == [4, 4]
 
 
 @pytest.mark.parametrize('sizes, images, match', [
@@ -110,8 +113,8 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
     (np.array([28, 21]), 48, r'pixels.* but got array\(\[28, 21\]\)'),
     ([0], 48, '`sizes` must be positive ints'), ([], 48, r'got \[\]'),
     ('some', 48, "ranges FIRST:LAST:STEP of them, but got 'some'"),
-    ([21], 16, 'at least two batches, but 16 of .* make 1 of 16. Give '
-     '32 images')])
+    ([21], 3, 'at least two batches, but 3 of .* make 1 of 2. Give '
+     '4 images')])
 def test_what_is_refused(sizes, images, match, checkpoint):
     path, out = checkpoint
     with pytest.raises((UserError, ValueError), match=match):
