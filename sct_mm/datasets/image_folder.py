@@ -1,5 +1,6 @@
 """A folder of images without labels as the data set of any host's config."""
 import copy
+import os
 import os.path as osp
 import warnings
 from collections.abc import Collection, Sequence
@@ -11,7 +12,6 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS
-from mmengine.utils import scandir
 from rich.progress import track
 
 from ..utils.config_walk import host_model, pipelines_of, type_name
@@ -31,9 +31,30 @@ _LOADER = ('batch_size', 'num_workers', 'persistent_workers', 'pin_memory',
 
 def images_in(folder: str) -> list[str]:
     """The paths of all files within ``folder`` that have the ending of an
-    image, relative to it, sorted. Hidden files are none."""
-    return sorted(scandir(folder, IMG_EXTENSIONS, recursive=True,
-                          case_sensitive=False))
+    image, relative to it, sorted. Hidden files, and those in hidden folders,
+    are none. A folder that is linked to counts once, also where the link is
+    within it.
+
+    Raises:
+        OSError: for a folder that cannot be read.
+    """
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[str] = []
+    seen: set[str] = set()
+    for path, folders, files in os.walk(folder, onerror=refuse,
+                                        followlinks=True):
+        real = osp.realpath(path)
+        # Sorted, so that the name it has does not depend on the disk.
+        folders[:] = () if real in seen else sorted(
+            name for name in folders if name[0] != '.')
+        found += (osp.relpath(osp.join(path, name), folder) for name in files
+                  if name[0] != '.' and real not in seen
+                  and name.lower().endswith(IMG_EXTENSIONS)
+                  and osp.isfile(osp.join(path, name)))
+        seen.add(real)
+    return sorted(found)
 
 
 @DATASETS.register_module()
@@ -94,8 +115,8 @@ def _edges(path: str) -> tuple[int, int] | None:
     """The shorter and the longer edge in pixels of the image at ``path``; None
     if mmcv does not decode it, or it is too small."""
     try:
-        with open(path, 'rb') as file:
-            image = mmcv.imfrombytes(file.read(), flag='unchanged')
+        with open(path, 'rb') as file:  # in colour: of floats it reads none
+            image = mmcv.imfrombytes(file.read())
     except Exception:  # each decoder has its own
         return None
     if image is None:

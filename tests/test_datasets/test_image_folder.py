@@ -44,9 +44,23 @@ def folder(tmp_path):
     write(tmp_path, 'a.jpg')
     write(tmp_path, 'b/grey.png', channels=1)
     write(tmp_path, '.hidden.png')
+    write(tmp_path, '.thumbnails/a.png')
     (tmp_path / 'text.txt').write_text('no image')
     init_default_scope('mmpretrain')
     return tmp_path
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_folder_that_is_linked_to_counts_once(inside, folder,
+                                                tmp_path_factory):
+    there = folder / 'b' if inside else tmp_path_factory.mktemp('there')
+    write(there, 'd.png')
+    (folder / 'link').symlink_to(there)
+    (there / 'loop').symlink_to(there)
+    (folder / 'broken.png').symlink_to('nowhere.png')
+    assert images_in(str(folder)) == [
+        'a.jpg', 'b/c/deep.PNG', *(['b/d.png'] if inside else ()),
+        'b/grey.png', *([] if inside else ['link/d.png'])]
 
 
 def test_images_at_any_depth_in_order(folder):
@@ -71,12 +85,14 @@ def test_what_cannot_be_used_is_left_out_with_one_warning(folder):
     write(folder, 'tiny.png', 7, 7)
     write(folder, 'thin.png', 10, 600)
     write(folder, 'small.png', 8, 8)
-    with pytest.warns(UserWarning, match="4 of 8 images in '.*' are left out,"
+    cv2.imwrite(str(folder / 'floats.tif'), np.zeros((20, 20), np.float32))
+    with pytest.warns(UserWarning, match="5 of 9 images in '.*' are left out,"
                       " such as 'b/cut.png': they cannot be read, or are "
                       'narrower than 8 pixels or a 50th') as warned:
         made = folder_dataset(config(), str(folder), PIPELINE)
     assert len(warned) == 1
-    assert made['skip'] == ['b/cut.png', 'empty.jpg', 'thin.png', 'tiny.png']
+    assert made['skip'] == ['b/cut.png', 'empty.jpg', 'floats.tif',
+                            'thin.png', 'tiny.png']
     dataset = DATASETS.build(made)
     assert len(dataset) == 4
     assert all(dataset[i]['inputs'].shape == (3, 16, 16) for i in range(4))
