@@ -10,7 +10,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..utils.config import check_test_data, set_loader_defaults
+from ..utils.config import (
+    check_test_data,
+    check_test_set,
+    set_loader_defaults,
+)
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 from .base_size import test_base
@@ -25,13 +29,15 @@ def training_images(cfg: Config, sizes: Sequence[int], count: int
     """Images of the training set of ``cfg``, which the test pipeline makes.
 
     Raises:
-        UserError: without a training set, and as :class:`RealImages`.
+        UserError: without a training or a test set, and as
+            :class:`RealImages`.
     """
     train = copy.deepcopy((cfg.get('train_dataloader') or {}).get('dataset'))
     if not train:
         raise UserError('The config must have a `train_dataloader`, whose '
                         'images are needed (int8 is calibrated on them), but '
                         'has none. Set it.')
+    check_test_set(cfg)  # its pipeline makes the images
     cfg = copy.deepcopy(cfg)
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
     for _, other in pipelines_in(train):

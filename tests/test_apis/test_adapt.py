@@ -321,6 +321,14 @@ def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
         done['checkpoint']).items())
 
 
+def test_a_training_set_without_a_test_set(stock):
+    """There is no test whose images a batch might be nearest to."""
+    done = adapt(CONFIG, stock[0], (28, 14), 0, stock[2], cfg_options={
+        **FEW, 'test_dataloader': None})
+    hook = load_config(done['config']).custom_hooks[-1]
+    assert hook.batch_transform == dict(type='MultiScaleBatch')
+
+
 def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
     """The network's own training does not resize; its test does."""
     folder = folder_of(tmp_path / 'images', 70)
