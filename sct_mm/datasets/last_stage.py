@@ -23,6 +23,8 @@ STAGES: dict[str, Callable[[dict], list]] = {
         recipe.get('train_pipeline') for recipe in sorted(
             hook.get('schedule') or (), key=lambda r: r['action_epoch'])],
 }
+# Data sets that show an image of another several times in an epoch.
+_REPEATS = ('RepeatDataset', 'ClassBalancedDataset')
 # Transforms that mix images, or cover parts of them.
 _MIXES = (
     'Mosaic', 'CachedMosaic', 'Mosaic9', 'MixUp', 'CachedMixUp', 'YOLOXMixUp',
@@ -112,11 +114,13 @@ def last_stage(cfg: dict) -> tuple[dict, list[str]]:
     """The training set of ``cfg`` with the pipeline that its network ended
     the training on, and the names of the transforms that are left out, since
     test images never show what they do: mosaics, mixed and erased images.
+    Each image counts once (:func:`_without_repeats`).
 
     Returns:
         A copy of the config of the data set, and the names.
     """
-    dataset = copy.deepcopy(cfg['train_dataloader'].get('dataset'))
+    dataset = _without_repeats(copy.deepcopy(
+        cfg['train_dataloader'].get('dataset')))
     hooks = [hook for hook in cfg.get('custom_hooks') or ()
              if isinstance(hook, dict)]
     skipped = tuple(name for hook in hooks
@@ -133,6 +137,20 @@ def last_stage(cfg: dict) -> tuple[dict, list[str]]:
             part['pipeline'], left_out = _without(later[-1], skipped, test)
             names += left_out
     return dataset, list(dict.fromkeys(names))
+
+
+def _without_repeats(dataset: Any) -> Any:
+    """The config ``dataset`` without data sets that repeat images: of an
+    image with several indices one might be held out, and another train."""
+    while isinstance(dataset, dict) and type_name(dataset) in _REPEATS:
+        dataset = dataset['dataset']
+    if isinstance(dataset, dict):
+        if dataset.get('dataset') is not None:
+            dataset['dataset'] = _without_repeats(dataset['dataset'])
+        if dataset.get('datasets'):
+            dataset['datasets'] = list(map(_without_repeats,
+                                           dataset['datasets']))
+    return dataset
 
 
 def _parts(dataset: Any, outer: bool = True) -> Iterator[tuple[dict, bool]]:

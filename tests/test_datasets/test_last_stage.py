@@ -96,6 +96,25 @@ def test_the_smallest_images_of_a_training():
     assert smallest_in_training({}) == 0
 
 
+def test_no_image_has_several_indices():
+    """One might be held out, and another train."""
+    def repeated(dataset):
+        return dict(type='MultiImageMixDataset', pipeline=CLEAN, dataset=dict(
+            type='mmengine.RepeatDataset', times=3, dataset=dict(
+                type='ConcatDataset', datasets=[dict(
+                    type='ClassBalancedDataset', oversample_thr=1e-3,
+                    dataset=dataset)])))
+
+    cfg = config(CLEAN, wrap=repeated)
+    before = copy.deepcopy(cfg)
+    dataset, left_out = last_stage(cfg)
+    assert dataset == dict(
+        type='MultiImageMixDataset', pipeline=CLEAN, dataset=dict(
+            type='ConcatDataset', datasets=[dict(type='Coco',
+                                                 pipeline=CLEAN)]))
+    assert cfg == before and not left_out
+
+
 def test_a_pipeline_around_another():
     cfg = config([LOAD], [dict(type='YOLOXModeSwitchHook',
                                skip_type_keys=('Mosaic', 'Blur'))],
