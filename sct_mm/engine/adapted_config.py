@@ -16,7 +16,7 @@ from ..datasets.image_folder import (
 from ..datasets.last_stage import STAGES, last_stage, without_batch_mixes
 from ..datasets.rescale_pipeline import resizes
 from ..utils.config import import_this_package
-from ..utils.config_walk import type_name
+from ..utils.config_walk import type_name, without_pretrained
 
 
 def train_on_folder(cfg: Config, folder: str, indices: Any = None) -> None:
@@ -90,10 +90,11 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
-    Model and test stay as they are. The images are those of the training's
-    last stage (:func:`last_stage`), without mixes of a batch. There is no
-    validation, and no moving average of the weights (EMA), which would lag
-    behind in a training this short.
+    Model and test stay as they are, but no file is loaded to initialise the
+    model, since the checkpoint has all weights. The images are those of the
+    training's last stage (:func:`last_stage`), without mixes of a batch. There
+    is no validation, and no moving average of the weights (EMA), which would
+    lag behind in a training this short.
 
     Args:
         held_out: how many of them no step trains on.
@@ -106,9 +107,11 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     options, _ = without_batch_mixes(options)
     options['train_dataloader']['sampler'] = dict(type='WithoutHeldOut',
                                                   held_out=held_out)
+    # mmengine's sampler would know a part of the images alone.
+    options['train_dataloader'].pop('num_batch_per_epoch', None)
     options.update(
         model=dict(type='WithSSBN', scales=list(scales), rank=rank,
-                   model=options['model']),
+                   model=without_pretrained(options['model'])),
         optim_wrapper=_optimizer(cfg, lr),
         param_scheduler=[
             dict(type='LinearLR', start_factor=0.05, by_epoch=False,
@@ -118,12 +121,15 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         val_cfg=None, val_dataloader=None, val_evaluator=None,
         auto_scale_lr=dict(enable=False), resume=False,
+        sync_bn=None, efficient_conv_bn_eval=None,  # which know no scales
         randomness={'seed': 0, **(options.get('randomness') or {})},
         custom_hooks=[*hooks, dict(type='EpochSeedHook'),
                       dict(type='SCTLossHook', adapt=True, norm_eval=False,
                            between=between)])
-    options.setdefault('default_hooks', {})['checkpoint'] = dict(
-        type='CheckpointHook', interval=1)
+    options.setdefault('default_hooks', {}).update(
+        checkpoint=dict(type='CheckpointHook', interval=1),
+        # mmyolo's own sets the learning rate itself.
+        param_scheduler=dict(type='ParamSchedulerHook'))
     made = Config(options)
     import_this_package(made)
     return made

@@ -58,3 +58,23 @@ def host_model(model: dict) -> dict:
                                                         dict):
         model = model['model']
     return model
+
+
+def without_pretrained(model: Any) -> Any:
+    """A copy of the config ``model`` that loads no file as it is initialised:
+    for a network whose checkpoint (``load_from``) has all weights, so that
+    the file need not be there."""
+    if isinstance(model, (list, tuple)):
+        return type(model)(map(without_pretrained, model))
+    if not isinstance(model, dict):
+        return model
+    copy = {name: without_pretrained(value) for name, value in model.items()}
+    if isinstance(copy.get('pretrained'), str):  # mmseg, mmaction2
+        copy['pretrained'] = None
+    init: Any = copy.get('init_cfg')
+    if isinstance(init, dict) and type_name(init) == 'Pretrained':
+        copy['init_cfg'] = None
+    elif isinstance(init, (list, tuple)):
+        copy['init_cfg'] = [each for each in init
+                            if type_name(each) != 'Pretrained']
+    return copy

@@ -329,6 +329,13 @@ def test_a_training_set_without_a_test_set(stock):
     assert hook.batch_transform == dict(type='MultiScaleBatch')
 
 
+def test_weights_that_the_checkpoint_has_are_not_loaded_from_elsewhere(stock):
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
+        **FEW, 'model.backbone.init_cfg': dict(
+            type='Pretrained', checkpoint='not/there.pth')})
+    assert load_config(done['config']).model.model.backbone.init_cfg is None
+
+
 def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
     """The network's own training does not resize; its test does."""
     folder = folder_of(tmp_path / 'images', 70)
@@ -615,8 +622,12 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
         optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16',
                            clip_grad=dict(max_norm=1),
                            optimizer=dict(type='SGD', lr=1)),
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=7)),
-        train_dataloader=dict(sampler=dict(type='InfiniteSampler'))))
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=7),
+            param_scheduler=dict(type='YOLOv5ParamSchedulerHook')),
+        sync_bn='torch', efficient_conv_bn_eval=['backbone'],
+        train_dataloader=dict(sampler=dict(type='InfiniteSampler'),
+                              num_batch_per_epoch=2)))
     made = adapted_config(stock, (32, 16), 3, 0.5)
     assert made.custom_imports.imports == ['a.b', 'sct_mm']
     assert [hook.type for hook in made.custom_hooks] == [
@@ -625,6 +636,9 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
         type='AmpOptimWrapper', dtype='bfloat16',
         optimizer=dict(type='AdamW', lr=0.5, weight_decay=0.0))
     assert made.default_hooks.logger.interval == 7
+    assert made.default_hooks.param_scheduler.type == 'ParamSchedulerHook'
+    assert made.sync_bn is made.efficient_conv_bn_eval is None
+    assert 'num_batch_per_epoch' not in made.train_dataloader
     assert made.train_dataloader.sampler.type == 'WithoutHeldOut'
     assert made.train_cfg.max_epochs == 3
     assert stock.train_dataloader.sampler.type == 'InfiniteSampler'

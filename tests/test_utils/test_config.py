@@ -1,4 +1,5 @@
 """Reading a config, and joining the processes that a launcher started."""
+import copy
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from mmengine.config import Config
 import sct_mm  # noqa: F401
 from sct_mm.utils import config
 from sct_mm.utils.config import check_data, load_config, set_loader_defaults
+from sct_mm.utils.config_walk import without_pretrained
 from sct_mm.utils.errors import UserError
 
 pytest.importorskip('mmpretrain')
@@ -124,3 +126,20 @@ def test_processes_leave_each_other_before_they_end():
             'CUDA_VISIBLE_DEVICES': ''})
     assert not done.returncode, done.stderr
     assert done.stdout.split('joined: ')[1:] == ['True\n', 'False\n']
+
+
+def test_a_model_that_loads_no_file_as_it_is_initialised():
+    normal = dict(type='Normal', std=0.01)
+    model = dict(
+        type='A', pretrained='open-mmlab://resnet50', init_cfg=normal,
+        backbone=dict(type='B', pretrained=True, out_indices=(0, 1),
+                      init_cfg=dict(type='Pretrained', checkpoint='b.pth')),
+        heads=[dict(type='C', init_cfg=[normal, dict(
+            type='mmengine.Pretrained', checkpoint='c.pth')])])
+    before = copy.deepcopy(model)
+    assert without_pretrained(model) == dict(
+        type='A', pretrained=None, init_cfg=normal,
+        backbone=dict(type='B', pretrained=True, out_indices=(0, 1),
+                      init_cfg=None),
+        heads=[dict(type='C', init_cfg=[normal])])
+    assert model == before
