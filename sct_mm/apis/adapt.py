@@ -14,6 +14,7 @@ from mmengine.device import get_device
 from mmengine.dist import (
     barrier,
     broadcast_object_list,
+    get_world_size,
     is_main_process,
 )
 from mmengine.logging import print_log
@@ -173,6 +174,7 @@ class Adaptation:
     meta: dict  # of the checkpoint
     dataset: SeededImages  # the training images
     held_out: HeldOutImages  # those of them that nothing trains on
+    count: int  # of these
     steps: int  # of the training
 
     def __init__(self, config: str, scales: Sizes, epochs: int,
@@ -267,7 +269,9 @@ class Adaptation:
                 'the images of a folder have no labels. Leave --images out, '
                 'to take the training set of the config.')
         self.dataset = seeded_images(cfg.train_dataloader)
-        count = number_held_out(len(self.dataset))
+        batch = cfg.train_dataloader.get('batch_size') or 1
+        self.count = count = number_held_out(
+            len(self.dataset), batch * get_world_size(), get_world_size())
         self.steps = steps_of(cfg.train_dataloader, len(self.dataset) - count,
                               self.epochs)
         self.cfg = adapted_config(
@@ -375,9 +379,8 @@ class Adaptation:
             work_dir=self.out))) if each.at_home]
 
     def _estimate(self, sizes: Sequence[int]) -> None:
-        count = number_held_out(len(self.dataset))
         estimate(self.model, self.cfg, self.dataset, sizes, self.scales[0],
-                 slice(count, count + _IMAGES))
+                 slice(self.count, self.count + _IMAGES))
 
     def _measure_start(self) -> None:
         """Measure the smaller sizes as they are, and by the statistics that
@@ -533,13 +536,13 @@ class Adaptation:
             dump(dict(base=self.base.test, lr=self.lr, rank=self.rank,
                       norm_eval=self.cfg.custom_hooks[-1].norm_eval,
                       trials=self.trials, sure=self.held_out.sure,
-                      held_out=number_held_out(len(self.dataset)), rows=rows,
+                      held_out=self.count, rows=rows,
                       between=self.between_found),
                  osp.join(self.out, RESULTS))
         return dict(config=self.config_path, checkpoint=self.result_path,
                     scales=tuple(map(self.base.size_of,
                                      scales_of(self.model) or ())),
-                    held_out=number_held_out(len(self.dataset)), rows=rows,
+                    held_out=self.count, rows=rows,
                     between=self.between_found, lr=self.lr,
                     trials=self.trials, steps=self.steps)
 

@@ -47,8 +47,13 @@ NEARLY = 0.2
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
-def number_held_out(images: int) -> int:
-    """How many of ``images`` are held out: a tenth, between 32 and 1000.
+def number_held_out(images: int, batch: int = 1, processes: int = 1) -> int:
+    """How many of ``images`` are held out: a tenth, between 32 and 1000, and
+    those that would be alone in the last batch of an epoch, since a single
+    image has no variance behind a pooling.
+
+    Args:
+        batch: images in a step, of all processes together.
 
     Raises:
         UserError: if less than as many again are left to train on.
@@ -57,7 +62,9 @@ def number_held_out(images: int) -> int:
         raise UserError(f'An adaptation needs at least {2 * _LEAST} images, '
                         f'of which it holds out {_LEAST} to measure on, but '
                         f'got {images}. Give more.')
-    return min(max(images // 10, _LEAST), _MOST)
+    count = min(max(images // 10, _LEAST), _MOST)
+    last = (images - count) % batch
+    return count + (last if last <= processes < batch else 0)
 
 
 @DATA_SAMPLERS.register_module()

@@ -74,7 +74,8 @@ def batches_of(config: dict, dataset: Any, images: int | slice,
 
     Args:
         images: how many, or which part of those that are :func:`drawn`.
-        least: how many batches there must be; statistics need two.
+        least: how many batches there must be. Statistics need two, and leave
+            out one of a single image.
 
     Raises:
         UserError: for fewer.
@@ -88,7 +89,8 @@ def batches_of(config: dict, dataset: Any, images: int | slice,
     else:
         batches = list(DATA_SAMPLERS.build(sampler, default_args=dict(
             sampler=_Chosen(dataset, indices.tolist()), batch_size=size)))
-    batches = [batch for batch in batches if len(batch) > 1 or size == 1]
+    batches = [batch for batch in batches
+               if len(batch) > 1 or 1 in (size, least)]
     if len(batches) < least:
         raise UserError('Statistics need at least two batches, but '
                         f'{len(indices)} of {len(dataset)} images make '

@@ -321,6 +321,13 @@ def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
         done['checkpoint']).items())
 
 
+def test_no_batch_has_a_single_image(stock):
+    """It has no variance where a map has one pixel."""
+    done = adapt(CONFIG, stock[0], (28, 4), 1, stock[2], cfg_options={
+        **FEW, 'train_dataloader.dataset.indices': 65})
+    assert done['held_out'] == 33 and done['steps'] == 2
+
+
 def test_a_training_set_without_a_test_set(stock):
     """There is no test whose images a batch might be nearest to."""
     done = adapt(CONFIG, stock[0], (28, 14), 0, stock[2], cfg_options={

@@ -103,6 +103,8 @@ def test_images_are_drawn_alike_and_short_batches_left_out():
     assert len({i for batch in first for i in batch}) == 6
     assert sorted(map(len, batches_of(dict(batch_size=4), Noise(), 99))) == [
         2, 4, 4]
+    assert [len(batch) for batch in batches_of(
+        dict(batch_size=4), Noise(), 5, least=1)] == [4, 1]
     # Statistics need two batches.
     assert [len(batch) for batch in batches_of(dict(batch_size=32), Noise(),
                                                8)] == [4, 4]

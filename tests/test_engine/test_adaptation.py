@@ -175,6 +175,11 @@ def test_how_many_are_held_out_and_tried():
         32, 32, 200, 1000]
     with pytest.raises(UserError, match='at least 64 images.*but got 10'):
         number_held_out(10)
+    # No process gets a last batch of one image.
+    assert [number_held_out(64 + n, 16) for n in (0, 1, 2)] == [32, 33, 32]
+    assert [number_held_out(64 + n, 32, 2) for n in (0, 1, 2, 3)] == [
+        32, 33, 34, 32]
+    assert number_held_out(65, 2, 2) == 32  # each batch has one
     assert [trial_steps(n, 3) for n in (
         0, 15, 16, 480, 900, 10**6)] == [0, 0, 16, 16, 30, 60]
 
