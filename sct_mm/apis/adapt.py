@@ -98,7 +98,8 @@ from .train import train
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
-_TRIALS = 'trials'  # of learning rates, in the meta of _START
+# In the meta of _START: trials of learning rates, the number of images.
+_TRIALS, _COUNTED = 'trials', 'images'
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 200  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
@@ -356,8 +357,8 @@ class Adaptation:
         self.cfg.load_from = self.start_path
         if is_main_process():
             self._remove_older()
-        save_weights(self.model, self.start_path,
-                     {**self.meta, _TRIALS: self.trials})
+        save_weights(self.model, self.start_path, {
+            **self.meta, _TRIALS: self.trials, _COUNTED: len(self.dataset)})
         self._write_config()
         barrier()
 
@@ -366,7 +367,7 @@ class Adaptation:
         be written, and unless it is gone on with, the training before it: a
         run that is killed before its first checkpoint must not go on with
         one of those."""
-        older = [self.result_path]
+        older = [self.result_path, osp.join(self.out, RESULTS)]
         if not self.resume:
             older += [osp.join(self.out, 'last_checkpoint'), *self._trained()]
         for path in older:
@@ -583,6 +584,11 @@ class Adaptation:
                     f'`{name}` must be {had[name]}, as in the run that '
                     f'--resume goes on with, but got {value}. {_SAME}')
         start = check_checkpoint(self.start_path)
+        images = meta_of(start).get(_COUNTED, len(self.dataset))
+        if images != len(self.dataset):  # others would be held out
+            raise UserError(
+                f'The images must be the {images} of the run that --resume '
+                f'goes on with, but are {len(self.dataset)}. {_SAME}')
         self.trials = meta_of(start).get(_TRIALS, {})
         for name in _FIXED:
             if before.get(name) != self.cfg.get(name):

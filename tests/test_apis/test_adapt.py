@@ -389,6 +389,15 @@ def test_images_of_one_class_tell_nothing(stock, tmp_path):
     assert not os.listdir(stock[2])
 
 
+def test_a_run_goes_on_with_its_images_alone(stock, tmp_path):
+    """Else images that have trained would be held out."""
+    folder = folder_of(tmp_path / 'images', 64)
+    adapt(CONFIG, stock[0], (28, 14), 0, stock[2], folder)
+    os.link(osp.join(folder, '0.png'), osp.join(folder, 'a.png'))
+    with pytest.raises(UserError, match='must be the 64 of .* but are 65. G'):
+        adapt(CONFIG, stock[0], (28, 14), 0, stock[2], folder, resume=True)
+
+
 def test_a_detector_needs_labels(detector, tmp_path):
     config, path, options = detector
     with pytest.raises(UserError, match='images of a folder have no labels'):
@@ -581,6 +590,7 @@ def test_no_old_network_stands_beside_a_config_of_other_scales(
         adapt(CONFIG, stock[0], (28, 20, 12), 1, stock[2],
               cfg_options=FEW, force=True)
     assert not osp.exists(path)
+    assert not osp.exists(osp.join(stock[2], 'adapted.json'))
 
 
 def test_a_network_that_has_sizes_already(stock):
