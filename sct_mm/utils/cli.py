@@ -42,6 +42,8 @@ _SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
                mpi='OMPI_COMM_WORLD_LOCAL_RANK')
 # Files in which torch and the hosts stack images to a batch.
 _STACKS = ('collate.py', 'data_preprocessor.py')
+# torch's batch normalization, of a single value.
+_NO_VARIANCE = 'Expected more than 1 value per channel'
 # Errors of a disk that is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -167,6 +169,10 @@ def sentence_of(error: Exception) -> str | None:
     # mmengine joins the annotations of a data set, be there none.
     if _raised_at(error).name == '_serialize_data':
         return EMPTY
+    if isinstance(error, ValueError) and str(error).startswith(_NO_VARIANCE):
+        return ('A batch must have two images or more where a layer sees one '
+                f'pixel, but one has not ({error}). Set drop_last=True in the '
+                '`train_dataloader`, or a larger batch_size.')
     cause = _refused_part(error)
     if cause:
         return (f'A part of the config cannot be built ({cause}). Fix it '

@@ -75,6 +75,10 @@ def test_a_network_that_stacks_other_shapes_keeps_its_traceback():
     (lambda: torch.utils.data.default_collate([torch.ones(1), torch.ones(2)]),
      'must have one shape, but stack expects each tensor to be equal size, '
      'but got [1] at entry 0 and [2] at entry 1. Crop or pad'),
+    (lambda: torch.nn.BatchNorm1d(3)(torch.ones(1, 3)),
+     'two images or more where a layer sees one pixel, but one has not '
+     '(Expected more than 1 value per channel when training, got input size '
+     'torch.Size([1, 3])). Set drop_last=True in'),
     (lambda: MODELS.build(dict(type=load_code)),
      'A file cannot be read (it holds print, which no checkpoint needs)'),
     (_no_network, 'A download failed (no route)'),

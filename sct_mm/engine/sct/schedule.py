@@ -394,8 +394,9 @@ def sizes_between(scales: Sequence[int], divisor: int) -> dict[int, range]:
         if not sizes[scale]:
             raise ValueError(f'`between` needs a multiple of {divisor} '
                              f'between {larger} and {scale}, but there is '
-                             'none. Leave out one of these scales, or set a '
-                             'smaller size_divisor.')
+                             'none. Set between=0, leave out one of these '
+                             'scales, or set a smaller size_divisor, also in '
+                             'the data preprocessor.')
     return sizes
 
 

@@ -158,6 +158,16 @@ def test_sizes_between_are_multiples_of_half_the_common_divisor(
     assert (found['between'], found['size_divisor']) == (0.5, divisor)
 
 
+def test_a_divisor_of_the_data_preprocessor_is_named():
+    model = ssbn_model()
+    model.data_preprocessor.pad_size_divisor = 8
+    with pytest.raises(ValueError, match='a multiple of 8 between 16 and 12, '
+                       'but there is none. Set between=0, .* size_divisor, '
+                       'also in the data preprocessor'):
+        SCTLossHook(recipe='any-size').attach(model, steps=9)
+    SCTLossHook(recipe='any-size', between=0).attach(model, steps=9)
+
+
 class BaseDetector(TinyModel):
     """By its name one of mmdet."""
 
