@@ -7,6 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import set_random_seed
 
+_SEEDS = 2**32 - 2**16  # those of numpy, without room for ranks and workers
+
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
@@ -21,9 +23,9 @@ class EpochSeedHook(Hook):
     """
 
     def before_train_epoch(self, runner) -> None:
-        seed = runner.seed + 1_000_003 * runner.epoch + get_rank()
-        set_random_seed(seed % 2**32)
+        seed = (runner.seed + 1_000_003 * runner.epoch) % _SEEDS
+        set_random_seed(seed + get_rank())
         loader = runner.train_dataloader
         loader.worker_init_fn = partial(
             worker_init_fn, num_workers=loader.num_workers, rank=get_rank(),
-            seed=runner.seed + 1_000_003 * runner.epoch)
+            seed=seed)

@@ -1,4 +1,8 @@
 """Whole runs of mmengine's Runner: resumed, averaged, compiled, plain."""
+import random
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from conftest import SCALES, TinyModel
@@ -35,6 +39,19 @@ def test_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path, schedule):
     for name, value in ema[0].items():
         assert_close(value, ema[1][name], rtol=0, atol=0)
     assert not list(tmp_path.rglob('*.partial'))
+
+
+@pytest.mark.parametrize('seed, epoch', [(2**32 - 1, 0), (2**31 - 1, 9999)])
+def test_any_seed_and_epoch_give_seeds_that_numpy_takes(seed, epoch):
+    loader = SimpleNamespace(num_workers=4)
+    EpochSeedHook().before_train_epoch(SimpleNamespace(
+        seed=seed, epoch=epoch, train_dataloader=loader))
+    drawn = []
+    for worker in range(4):
+        loader.worker_init_fn(worker)
+        drawn.append((np.random.rand(), random.random(),
+                      float(torch.rand(()))))
+    assert len(set(drawn)) == 4
 
 
 def test_both_backwards_under_ema_and_mmengines_compile(double_precision,
