@@ -380,7 +380,7 @@ class Adaptation:
             work_dir=self.out))) if each.at_home]
 
     def _estimate(self, sizes: Sequence[int]) -> None:
-        estimate(self.model, self.cfg, self.dataset, sizes, self.scales[0],
+        estimate(self.model, self.cfg, self.dataset, sizes, self.base,
                  slice(self.count, self.count + _IMAGES))
 
     def _measure_start(self) -> None:

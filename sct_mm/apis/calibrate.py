@@ -19,6 +19,7 @@ from ..datasets.last_stage import (
     without_batch_mixes,
 )
 from ..engine.load_model import loaded_model
+from ..engine.loops import failing_at
 from ..engine.resume import find_checkpoint
 from ..engine.sct.resize import batch_transform_of
 from ..engine.training_images import build_loader, prepared, seeded_images
@@ -113,26 +114,31 @@ def train_base(cfg: Config, scale: int) -> BaseSize:
 
 
 def estimate(model: nn.Module, cfg: Config, dataset: Any,
-             sizes: Sequence[int], base: int, images: int | slice) -> int:
+             sizes: Sequence[int], base: BaseSize, images: int | slice) -> int:
     """Re-estimate the statistics of ``model`` at each of ``sizes``; a size
     that is not a scale becomes one.
 
     Args:
         dataset: of :func:`~sct_mm.engine.training_images.seeded_images`.
-        base: the size of the images that the training pipeline makes, pixels.
+        sizes: scales, trained or not.
+        base: of the network, by the images that the training pipeline makes.
         images: see :func:`~sct_mm.engine.training_images.batches_of`.
 
     Returns:
         int: how many images gave the statistics of each size.
+
+    Raises:
+        UserError: for a size that the network does not take.
     """
     loader, seen = build_loader(cfg.train_dataloader, dataset, images), 0
     for size in sizes:
         if size not in (scales_of(model) or ()):
             precise_bn.add_scale(model, size)
-        seen = precise_bn.calibrate(
-            model, prepared(loader, model, size, base,
-                            smallest_in_training(cfg),
-                            batch_transform_of(cfg)), size)
+        with failing_at(base.size_of(size), model):
+            seen = precise_bn.calibrate(
+                model, prepared(loader, model, size, base.train,
+                                smallest_in_training(cfg),
+                                batch_transform_of(cfg)), size)
     return seen
 
 
@@ -202,7 +208,7 @@ def calibrate(config: StrPath, checkpoint: StrPath, sizes: Sizes,
     model = loaded_model(cfg, weights, checkpoint).to(get_device())
     base = train_base(cfg, (scales_of(model) or [0])[0])
     seen = estimate(model, cfg, seeded_images(cfg.train_dataloader),
-                    check_sizes(sizes, model, base), base.train, images)
+                    check_sizes(sizes, model, base), base, images)
     save_weights(model, out, meta_of(weights))
     scales = scales_of(model) or ()
     return dict(out=out, images=seen, scales=scales,

@@ -1,4 +1,5 @@
 """Validation and test loops that run the host's at several input sizes."""
+import sys
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -76,20 +77,22 @@ def failing_at(size: int, model: nn.Module) -> Iterator[None]:
     Raises:
         UserError: from the host's error in the forward pass.
     """
-    raised = []
+    raised: list[BaseException | None] = []
 
     def note(module: nn.Module, args: tuple, output: Any) -> None:
         if output is None:  # as after an error
-            raised.append(True)
+            raised.append(sys.exc_info()[1])
 
     handle = model.register_forward_hook(note, always_call=True)
     try:
         yield
     except (RuntimeError, ValueError, AssertionError) as error:
-        if not raised or isinstance(error, (UserError,
-                                            torch.OutOfMemoryError)):
+        # The caller may have gone on after another error.
+        if error not in raised or isinstance(error, (UserError,
+                                                     torch.OutOfMemoryError)):
             raise
-        reason = str(error).strip().partition('\n')[0] or 'no reason is given'
+        reason = (str(error).strip().partition('\n')[0].rstrip('.')
+                  or 'no reason is given')
         raise UserError(
             f'The network cannot be tested at {size} pixels '
             f'({type(error).__name__}: {reason}). If its host fixes it to one '

@@ -1,6 +1,8 @@
 """calibrate(): real images, any number of processes, refusals."""
+import contextlib
 import os
 import os.path as osp
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ from torch.testing import assert_close
 from torch.utils.data import Dataset
 
 from sct_mm.apis import calibrate
+from sct_mm.engine.load_model import loaded_model
+from sct_mm.engine.loops import failing_at
 from sct_mm.engine.training_images import SeededImages, batches_of
 from sct_mm.utils.config import scales_settings
 from sct_mm.utils.errors import UserError
 
 FASHION = osp.join('configs', 'sct_resnet18_1xb128_fashion-mnist.py')
 FEW = {'train_dataloader.batch_size': 16}
+module = sys.modules['sct_mm.apis.calibrate']  # hidden by its function
 
 
 @pytest.fixture
@@ -122,6 +127,34 @@ def test_what_is_refused(sizes, images, match, checkpoint):
     with pytest.raises((UserError, ValueError), match=match):
         calibrate(FASHION, path, sizes, out, images, cfg_options=FEW)
     assert not osp.exists(out)
+
+
+def test_a_size_that_the_network_does_not_take(checkpoint, monkeypatch):
+    """As that of a transformer with a bias for each place."""
+    def refuse(model, args):
+        if args[0].shape[-1] < 21:
+            raise RuntimeError('The size of tensor a must match.')
+
+    def built(*args):
+        model = loaded_model(*args)
+        model.backbone.register_forward_pre_hook(refuse)
+        return model
+
+    monkeypatch.setattr(module, 'loaded_model', built)
+    path, out = checkpoint
+    calibrate(FASHION, path, [21], out, 32, cfg_options=FEW)
+    with pytest.raises(UserError, match=r'cannot be tested at 14 pixels '
+                       r'\(RuntimeError: The size of tensor a must match\)'):
+        calibrate(FASHION, path, [14], out, 32, True, cfg_options=FEW)
+
+
+def test_an_error_is_that_of_the_size_alone_that_ended_the_test():
+    net = torch.nn.Conv2d(3, 1, 1)
+    with pytest.raises(ValueError, match='^of the caller'):
+        with failing_at(14, net):
+            with contextlib.suppress(RuntimeError):
+                net(torch.ones(1, 2, 3, 3))
+            raise ValueError('of the caller')
 
 
 def test_an_output_that_exists_is_kept(checkpoint):
