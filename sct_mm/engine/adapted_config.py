@@ -73,8 +73,7 @@ def steps_of(loader: dict, images: int, epochs: int) -> int:
     """How many steps ``epochs`` of a training on ``images`` take, with the
     batches of ``loader`` in each of the processes."""
     batch = (loader.get('batch_size') or 1) * get_world_size()
-    whole = loader.get('drop_last', False)
-    return epochs * (images // batch if whole else math.ceil(images / batch))
+    return epochs * math.ceil(images / batch)
 
 
 def warm_up(steps: int) -> int:
@@ -107,8 +106,8 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     options, _ = without_batch_mixes(options)
     options['train_dataloader']['sampler'] = dict(type='WithoutHeldOut',
                                                   held_out=held_out)
-    # mmengine's sampler would know a part of the images alone.
-    options['train_dataloader'].pop('num_batch_per_epoch', None)
+    for name in ('num_batch_per_epoch', 'drop_last'):  # all images train
+        options['train_dataloader'].pop(name, None)
     options.update(
         model=dict(type='WithSSBN', scales=list(scales), rank=rank,
                    model=without_pretrained(options['model'])),

@@ -321,6 +321,13 @@ def test_a_folder_of_images_without_a_training_set(stock, tmp_path):
         done['checkpoint']).items())
 
 
+def test_fewer_images_than_a_batch_train(stock):
+    done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
+        **FEW, 'train_dataloader.batch_size': 128,
+        'train_dataloader.drop_last': True})
+    assert done['held_out'] == 32 and done['steps'] == 1
+
+
 def test_no_batch_has_a_single_image(stock):
     """It has no variance where a map has one pixel."""
     done = adapt(CONFIG, stock[0], (28, 4), 1, stock[2], cfg_options={
@@ -644,7 +651,7 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
             param_scheduler=dict(type='YOLOv5ParamSchedulerHook')),
         sync_bn='torch', efficient_conv_bn_eval=['backbone'],
         train_dataloader=dict(sampler=dict(type='InfiniteSampler'),
-                              num_batch_per_epoch=2)))
+                              num_batch_per_epoch=2, drop_last=True)))
     made = adapted_config(stock, (32, 16), 3, 0.5)
     assert made.custom_imports.imports == ['a.b', 'sct_mm']
     assert [hook.type for hook in made.custom_hooks] == [
@@ -655,7 +662,8 @@ def test_the_config_keeps_what_the_host_had(monkeypatch):
     assert made.default_hooks.logger.interval == 7
     assert made.default_hooks.param_scheduler.type == 'ParamSchedulerHook'
     assert made.sync_bn is made.efficient_conv_bn_eval is None
-    assert 'num_batch_per_epoch' not in made.train_dataloader
+    assert not {'num_batch_per_epoch', 'drop_last'} & set(
+        made.train_dataloader)
     assert made.train_dataloader.sampler.type == 'WithoutHeldOut'
     assert made.train_cfg.max_epochs == 3
     assert stock.train_dataloader.sampler.type == 'InfiniteSampler'
