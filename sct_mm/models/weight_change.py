@@ -23,8 +23,13 @@ CHANGE_WHOLE = 'change_whole'
 # A subclass may pad the input or standardise the weight around them.
 _CONVOLUTIONS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 _CHANGES = (CHANGE_IN, CHANGE_OUT, CHANGE_WHOLE)
-# Modules that may compute with the weights of these layers without a call.
-_READERS = {nn.TransformerEncoderLayer: ('linear1', 'linear2')}
+# {class of a module, by name: layers of it whose weights it reads itself}
+_READERS = {
+    'TransformerEncoderLayer': ('linear1', 'linear2'),  # torch, in inference
+    'BEiTAttention': ('qkv', ),  # mmpretrain, mmsegmentation
+    'WindowMSAV2': ('qkv', ),  # mmpretrain
+    'CrossMultiheadAttention': ('q', 'k', 'v'),
+    'AttentionPool2d': ('q_proj', 'k_proj', 'v_proj', 'c_proj')}
 
 
 class _Untouched(torch.autograd.Function):
@@ -273,9 +278,9 @@ def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
                              f'model has, {layer.rank}, but got {rank}.')
     uses = Counter(id(p) for m in model.modules()
                    for p in m._parameters.values() if p is not None)
-    read = [getattr(m, name) for m in model.modules()
-            for kind, names in _READERS.items() if isinstance(m, kind)
-            for name in names]
+    read = [getattr(m, name, None) for m in model.modules()
+            for kind in type(m).__mro__
+            for name in _READERS.get(kind.__name__, ())]
     found = [m for m in model.modules()
              if isinstance(m, (_ConvNd, nn.Linear)) and m not in read
              and not isinstance(m, (_ConvTransposeNd, ChangedLayer,

@@ -261,11 +261,26 @@ def test_leaves_what_it_cannot_change():
                               nn.Linear(4, 4))
     convert_to_ssbn(attention, SCALES, 2)
     assert changed_layers(attention) == [attention[2]]
+
+
+@pytest.mark.parametrize('make, kept', [
     # In inference torch reads the weights of its encoder, and calls no layer.
-    encoder = nn.TransformerEncoderLayer(4, 2, 8)
-    convert_to_ssbn(nn.Sequential(encoder, nn.BatchNorm1d(4), nn.Linear(4, 4)),
-                    SCALES, 2)
-    assert not changed_layers(encoder)
+    (lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8),
+                           nn.Linear(4, 4)), 1),
+    (lambda: attention('BEiTAttention')(4, 2, (2, 2), False), 1),
+    (lambda: attention('WindowMSAV2')(4, (2, 2), 2), 3)])
+def test_leaves_a_layer_whose_weight_its_module_reads(make, kept):
+    part = make()
+    convert_to_ssbn(nn.Sequential(part, nn.BatchNorm1d(4)), SCALES, 2)
+    assert len(changed_layers(part)) == kept
+    assert not {'linear1', 'qkv'} & {
+        name for name, layer in part.named_modules()
+        if isinstance(layer, ChangedLayer)}
+
+
+def attention(name):
+    return getattr(pytest.importorskip(
+        'mmpretrain.models.utils.attention'), name)
 
 
 def test_a_replica_and_a_shard_of_a_layer_compute_the_same():
