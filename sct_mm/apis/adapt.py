@@ -157,6 +157,13 @@ def check_more_sizes(sizes: Sizes, scales: Sequence[int]) -> tuple[int, ...]:
     return expanded
 
 
+def _remove(*paths: str) -> None:
+    """Remove files, those that are there."""
+    for path in paths if is_main_process() else ():
+        if osp.exists(path):
+            os.remove(path)
+
+
 class Adaptation:
     """One run of :func:`adapt`, whose arguments it takes and checks.
 
@@ -355,24 +362,16 @@ class Adaptation:
             self._set_lr(self._found_lr() if self.epochs else RATES[0])
         self.cfg.work_dir = osp.dirname(self.config_path)
         self.cfg.load_from = self.start_path
-        if is_main_process():
-            self._remove_older()
+        if is_main_process() and not self.resume:
+            # A run that is killed before its first checkpoint must not go on
+            # with one of those.
+            _remove(osp.join(self.out, 'last_checkpoint'), *self._trained())
         save_weights(self.model, self.start_path, {
             **self.meta, _TRIALS: self.trials, _COUNTED: len(self.dataset)})
+        # It may have other scales than the config to be written.
+        _remove(self.result_path, osp.join(self.out, RESULTS))
         self._write_config()
         barrier()
-
-    def _remove_older(self) -> None:
-        """Remove a result, which may have other scales than the config to
-        be written, and unless it is gone on with, the training before it: a
-        run that is killed before its first checkpoint must not go on with
-        one of those."""
-        older = [self.result_path, osp.join(self.out, RESULTS)]
-        if not self.resume:
-            older += [osp.join(self.out, 'last_checkpoint'), *self._trained()]
-        for path in older:
-            if osp.exists(path):
-                os.remove(path)
 
     def _trained(self) -> list[str]:
         """The checkpoints of a training in the folder."""

@@ -1,5 +1,6 @@
 """adapt(): a stock network with smaller sizes, and the same base."""
 import copy
+import errno
 import itertools
 import json
 import os
@@ -598,6 +599,21 @@ def test_no_old_network_stands_beside_a_config_of_other_scales(
               cfg_options=FEW, force=True)
     assert not osp.exists(path)
     assert not osp.exists(osp.join(stock[2], 'adapted.json'))
+
+
+def test_a_full_disk_leaves_the_result_of_the_run_before(stock, monkeypatch):
+    path = adapt_stock(stock, epochs=0)['checkpoint']
+    before = tensors(path)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr('sct_mm.utils.checkpoint._write', full)
+    with pytest.raises(UserError, match='nothing older is lost'):
+        adapt_stock(stock, epochs=0, force=True)
+    after = tensors(path)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert osp.exists(osp.join(stock[2], 'adapted.json'))
 
 
 def test_a_network_that_has_sizes_already(stock):
