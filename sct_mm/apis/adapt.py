@@ -73,7 +73,7 @@ from ..models import precise_bn
 from ..models.extract import extract_scale
 from ..models.size_selection import check_scales, scales_of
 from ..models.weight_change import check_rank
-from ..utils.arguments import check_int, check_number
+from ..utils.arguments import StrPath, check_int, check_number, check_path
 from ..utils.checkpoint import (
     AtomicLocalBackend,
     check_checkpoint,
@@ -605,12 +605,12 @@ class Adaptation:
 
 
 @protected_loading()
-def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
-          out: str | None = None, images: str | None = None,
-          lr: float | None = None, sizes: Sizes = (), force: bool = False,
-          resume: bool = False, cfg_options: dict | None = None,
-          launcher: str = 'none', between: float = 0.0,
-          rank: int = 8) -> dict[str, Any]:
+def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
+          epochs: int = 2, out: StrPath | None = None,
+          images: StrPath | None = None, lr: float | None = None,
+          sizes: Sizes = (), force: bool = False, resume: bool = False,
+          cfg_options: dict | None = None, launcher: str = 'none',
+          between: float = 0.0, rank: int = 8) -> dict[str, Any]:
     """Give a trained network smaller sizes, and keep its answers at its own
     size to the bit: what tools/adapt.py calls.
 
@@ -668,6 +668,10 @@ def adapt(config: str, checkpoint: str, scales: Sizes, epochs: int = 2,
         ValueError: for a network that cannot be adapted.
         RuntimeError: if the network at its own size has changed.
     """
+    config = check_path('config', config)
+    checkpoint = check_path('checkpoint', checkpoint)
+    out = None if out is None else check_path('out', out)
+    images = None if images is None else check_path('images', images)
     run = Adaptation(config, scales, epochs, out, images, lr, sizes, resume,
                      between, rank)
     cfg = load_config(config, cfg_options)

@@ -17,8 +17,8 @@ from ..datasets.image_folder import (
 from ..engine.loops import unwrapped
 from ..engine.sct.logits import gives_numbers
 from ..evaluation.fidelity_metric import FidelityMetric, Reference
-from ..utils.arguments import check_number
-from ..utils.config import check_test_set, config_name
+from ..utils.arguments import StrPath, check_number, check_path
+from ..utils.config import check_test_set
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
@@ -113,12 +113,13 @@ def _compared(result: dict, runner: Runner, reference: Reference | None,
 
 
 @protected_loading()
-def fidelity(config: str, checkpoint: str, scales: Sizes | None = None,
-             against: tuple[str, str] | None = None,
-             images: str | None = None, sure: float | None = None,
-             out: str | None = None, cfg_options: dict | None = None,
+def fidelity(config: StrPath, checkpoint: StrPath,
+             scales: Sizes | None = None,
+             against: tuple[StrPath, StrPath] | None = None,
+             images: StrPath | None = None, sure: float | None = None,
+             out: StrPath | None = None, cfg_options: dict | None = None,
              launcher: str = 'none',
-             compare: Sequence[tuple[str, str]] = ()) -> list[dict]:
+             compare: Sequence[tuple[StrPath, StrPath]] = ()) -> list[dict]:
     """Compare checkpoints at several sizes with their own answers at the
     base, or with another's, without labels: what tools/test.py
     --against-base prints.
@@ -162,14 +163,14 @@ def fidelity(config: str, checkpoint: str, scales: Sizes | None = None,
     if sure is not None:
         sure = check_number('sure', sure, 0, 'Give a confidence.', 1)
     if images is not None:
-        images = str(images)
+        images = check_path('images', images)
     skip = [] if images is None else check_images(images)
     sizes = None if scales is None else expand_sizes(scales, 'scales')
     prepare = partial(
         _prepare, sizes=sizes, sure=sure, folder=images, skip=skip,
         indices=given_indices(cfg_options, 'test_dataloader'))
 
-    def opened(model: tuple[str, str], only_base: bool = False
+    def opened(model: tuple[StrPath, StrPath], only_base: bool = False
                ) -> tuple[dict, Runner]:
         return open_test(*model, None, out, cfg_options, launcher,
                          partial(prepare, only_base=only_base))
@@ -181,7 +182,7 @@ def fidelity(config: str, checkpoint: str, scales: Sizes | None = None,
                                                 'checkpoint')}
         named['size'] = runner.test_loop.base.test
         reference = _reference_of(
-            runner, f'{config_name(against[0])} at {named["size"]}')
+            runner, f'{named["label"]} at {named["size"]}')
     return add_times([
         _compared(*opened(model), reference, named)
         for model in ((config, checkpoint), *compare)])

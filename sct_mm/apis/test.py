@@ -38,6 +38,7 @@ from ..evaluation.measure import (
 )
 from ..models.row_mix import rows_serving
 from ..models.size_selection import scales_of, warn_of_unseen
+from ..utils.arguments import StrPath, check_path
 from ..utils.checkpoint import check_checkpoint
 from ..utils.config import (
     check_test_data,
@@ -215,8 +216,8 @@ def test_sizes(runner: Runner, label: str) -> list[tuple[dict, Workload]]:
     return tested
 
 
-def open_test(config: str, checkpoint: str, sizes: Sizes | None,
-              out: str | None, cfg_options: dict | None, launcher: str,
+def open_test(config: StrPath, checkpoint: StrPath, sizes: Sizes | None,
+              out: StrPath | None, cfg_options: dict | None, launcher: str,
               change: Callable[[Config], None] | None = None
               ) -> tuple[dict, Runner]:
     """One result of :func:`test` without rows, and the runner that makes
@@ -225,6 +226,9 @@ def open_test(config: str, checkpoint: str, sizes: Sizes | None,
     Args:
         change: called with the config before it is checked and built.
     """
+    config = check_path('config', config)
+    checkpoint = check_path('checkpoint', checkpoint)
+    out = None if out is None else check_path('out', out)
     label = config_name(config)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
@@ -275,10 +279,10 @@ def name_apart(results: list[dict]) -> None:
 
 
 @protected_loading()
-def test(config: str, checkpoint: str, scales: Sizes | None = None,
-         out: str | None = None, cfg_options: dict | None = None,
+def test(config: StrPath, checkpoint: StrPath, scales: Sizes | None = None,
+         out: StrPath | None = None, cfg_options: dict | None = None,
          launcher: str = 'none',
-         compare: Sequence[tuple[str, str]] = ()) -> list[dict]:
+         compare: Sequence[tuple[StrPath, StrPath]] = ()) -> list[dict]:
     """Test checkpoints at several sizes: what tools/test.py prints.
 
     At each size the test pipeline is rewritten and the model pinned to it.

@@ -6,6 +6,7 @@ import json
 import os
 import os.path as osp
 import sys
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -87,7 +88,7 @@ def rows_of(old, new, scales=3):
 
 
 def test_smaller_rows_alone_change(stock):
-    done = adapt(CONFIG, stock[0], ['14:28:7'], 1, stock[2],
+    done = adapt(Path(CONFIG), Path(stock[0]), ['14:28:7'], 1, Path(stock[2]),
                  cfg_options=FEW, between=0.5, rank=0)
     hook = load_config(done['config']).custom_hooks[-1]
     # Its images are stored at the base: one resize, as in a test.

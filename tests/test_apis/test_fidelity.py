@@ -2,6 +2,7 @@
 cannot be compared."""
 import json
 import os.path as osp
+from pathlib import Path
 
 import cv2
 import exports
@@ -120,7 +121,7 @@ def test_sizes_above_the_base_and_those_of_the_scales(demo, tmp_path):
                                 out=str(tmp_path), cfg_options=options)
     assert [row['scale'] for row in result['rows']] == [32, 28, 14]
     assert result['rows'][1]['metrics']['kl'] == 0
-    result, = apis.fidelity(config, checkpoint, out=str(tmp_path),
+    result, = apis.fidelity(Path(config), Path(checkpoint), out=tmp_path,
                             cfg_options=options)
     assert [row['scale'] for row in result['rows']] == [28, 21, 14]
 

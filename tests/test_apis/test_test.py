@@ -3,6 +3,7 @@ import json
 import os
 import os.path as osp
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_rows_are_those_of_the_hosts_test(fashion, tmp_path, capsys):
 
 
 def test_times_come_with_quartiles(fashion, tmp_path):
-    result, = apis.test(FASHION, fashion, (28, ), str(tmp_path), FEW)
+    result, = apis.test(Path(FASHION), Path(fashion), (28, ), tmp_path, FEW)
     row, = json.loads(json.dumps(result['rows']))
     for name in ('latency_ms', 'images_per_s'):
         low, high = row[f'{name}_quartiles']
