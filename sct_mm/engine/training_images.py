@@ -10,7 +10,6 @@ import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.model import BaseModel
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
-from mmengine.runner import set_random_seed
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -37,8 +36,13 @@ class SeededImages(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         before = random.getstate(), np.random.get_state()
+        seed = (self.seed * 1_000_003 + index) % 2**32
         with torch.random.fork_rng(devices=[]):
-            set_random_seed((self.seed * 1_000_003 + index) % 2**32)
+            random.seed(seed)
+            np.random.seed(seed)
+            # Without the generators of GPUs, which torch.manual_seed() seeds:
+            # no transform draws from them, and they would not be put back.
+            torch.default_generator.manual_seed(seed)
             item = self.dataset[index]
         random.setstate(before[0])
         np.random.set_state(before[1])

@@ -705,7 +705,8 @@ def detector(tmp_path, monkeypatch):
     torch.save(dict(state_dict=model.state_dict()), path)
     return config, path, {
         'train_dataloader.batch_size': 4, 'visualizer.name': str(tmp_path),
-        'train_dataloader.dataset.data_root': f'{tmp_path}/'}
+        'train_dataloader.dataset.data_root': f'{tmp_path}/',
+        'model.test_cfg.max_per_img': 10}  # mAP of 100 takes two seconds
 
 
 def test_a_detector(detector, tmp_path):

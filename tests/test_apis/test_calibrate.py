@@ -13,6 +13,7 @@ from forks import in_two_processes
 from helpers import randomised
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import set_random_seed
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
@@ -91,12 +92,17 @@ class Noise(Dataset):
         return index, np.random.rand(), torch.rand(())
 
 
-def test_augmentations_depend_on_the_image_alone():
+def test_augmentations_depend_on_the_image_alone(monkeypatch):
+    set_random_seed(3)
+    want = Noise()[3]
+    for name in ('manual_seed', 'manual_seed_all'):  # no one puts it back
+        monkeypatch.setattr(torch.cuda, name, lambda seed: pytest.fail(
+            'a GPU was seeded'))
     images = SeededImages(Noise())
     np.random.seed(5)
     state = np.random.get_state()[1].copy(), torch.get_rng_state()
     first = images[3], images[4]
-    assert images[3] == first[0] and first[0][1:] != first[1][1:]
+    assert images[3] == first[0] == want and first[0][1:] != first[1][1:]
     assert (np.random.get_state()[1] == state[0]).all()
     assert torch.equal(torch.get_rng_state(), state[1])
 
