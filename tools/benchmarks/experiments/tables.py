@@ -160,7 +160,9 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
     names = list(dict.fromkeys(
         arm.rpartition(', ')[0] if experiment.panels else arm
         for arm in found))
-    columns = 1 if max(map(len, names)) > 42 else 2
+    half = math.ceil(len(names) / 2)  # two columns, if they are not too wide
+    columns = 1 if sum(max(map(len, part), default=0) for part in (
+        names[:half], names[half:])) > 74 else 2
     legend = 0.23 * math.ceil(len(names) / columns)
     figure, panels = new_figure(10 if experiment.panels else 6.4, 3.9 + legend,
                                 max(len(experiment.panels), 1))
