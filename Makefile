@@ -78,7 +78,7 @@ EXTRA = $(if $(wildcard $(VENV)/mmcv.built),$(FULL),$(BASIC))
 # Images of 14 pixels keep one core busy: two trainings run at once.
 demo: $(VENV)/classification.done $(DATA)/fetched
 	echo "Training at 28 px only, then adapting to smaller sizes; at once, training for any size"
-	echo "from 28 to 14 px: 5 minutes on two cores. The full logs are in $(WORK)."
+	echo "from 28 to 14 px: 10 minutes on two cores. The full logs are in $(WORK)."
 	export OMP_NUM_THREADS=1; failed=; \
 	( $(BIN)/python tools/train.py $(STOCK_CONFIG) --work-dir $(WORK)/$(STOCK) --resume \
 	    $(BRIEFLY) $(call NAMED,28 px only) && \
@@ -105,7 +105,7 @@ demo-det: $(DET_DATA)/composed
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
 
 demo-real: $(LITE)/checked $(PHOTOS)/composed
-	echo "Adapting EfficientNet-Lite0 to 192, 160, 128 and 96 px: 16 minutes on two cores. The full log is in $(REAL_RUN)."
+	echo "Adapting EfficientNet-Lite0 to 192, 160, 128 and 96 px: 17 minutes on two cores. The full log is in $(REAL_RUN)."
 	$(BIN)/python tools/adapt.py $(REAL) --scales 224 192 160 128 96 \
 	  --images $(PHOTOS)/train --epochs 1 --out $(REAL_RUN) --resume $(BRIEFLY)
 	echo "Comparing it, and the network as it was, with that network's answers at 224 px."
