@@ -41,8 +41,8 @@ _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
 _LONGEST_TRIAL = 60  # steps of one learning rate
 # The share of the best KL by which a larger rate may be behind in its trial
-# (our choice, by docs/results.md: of 1.1 the larger was the better, of 1.4 the
-# smaller).
+# (our choice: behind by a tenth, it was the better in whole trainings,
+# docs/results.md).
 NEARLY = 0.2
 _SURE = 0.5  # share of the images below which they are of another kind
 

@@ -53,9 +53,8 @@ def with_room(named: dict[int, tuple[float, float]],
               points: Sequence[tuple[float, float]]) -> list[int]:
     """Those of the sizes in ``named``, ``{size: its point}``, whose labels
     have room in a plot of all ``points``, the largest size first."""
-    ranges = [max(axis) - min(axis) for axis in zip(*points, strict=True)]
-    near = [share * each for share, each in zip((0.04, 0.05), ranges,
-                                                strict=False)]
+    near = [share * (max(axis) - min(axis)) for share, axis in zip(
+        (0.04, 0.05), zip(*points, strict=True), strict=bool(points))]
     kept: list[int] = []
     for size, point in sorted(named.items(), reverse=True):
         if all(any(abs(a - b) > gap for a, b, gap in zip(

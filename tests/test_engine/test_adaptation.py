@@ -237,7 +237,7 @@ def test_worse_by_more_than_chance(name, before, after, worse):
 
 
 @pytest.mark.parametrize('scores, share, rate', [
-    # Of real trainings, for which the rate was the best.
+    # Of real trials; whole trainings have shown it of the first two.
     ({0.05: -2.83, 0.01: -2.56, 0.003: -4.02}, NEARLY, 0.05),
     ({0.05: -4.51, 0.01: -4.29, 0.003: -4.78}, NEARLY, 0.05),
     ({0.05: -4.82, 0.01: -3.64, 0.003: -2.60}, NEARLY, 0.003),

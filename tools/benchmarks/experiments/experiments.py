@@ -275,13 +275,13 @@ EXPERIMENTS = {
            for size, epochs in ((96, 14), (72, 22), (48, 48), (36, 60))},
         'SCT, SSBN': lasting(GLYPHS, 16, 32),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
-    # The pixels of 6 epochs at 96.
     'glyphs-adapt': Experiment({
         'trained at 96 px only': GLYPHS_ADAPTED.start,
         'trained at 96 px only, adapted, rank 8': GLYPHS_RANKED,
         'trained at 96 px only, adapted, rank 16': GLYPHS_RANKED._replace(
             adapt=(*GLYPHS_RANKED.adapt, '--rank', '16')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
+    # The pixels of 6 epochs at 96.
     'glyphs-baselines': Experiment({
         'one random size per step, shared BN': GLYPHS_MIXSIZE,
         'one random size per step, shared BN, re-estimated': calibrated(
