@@ -1,7 +1,6 @@
 """Give a trained network of any config smaller sizes, and change nothing of
 what it answers at its own."""
 import copy
-import math
 import os
 import os.path as osp
 import warnings
@@ -27,17 +26,14 @@ from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
 from ..datasets.real_images import RealImages, training_images
 from ..engine.adaptation import (
-    NEARLY,
     Case,
     HeldOutImages,
     best,
     best_rate,
     copy_row,
     drop_change,
-    has_kl,
     is_worse,
     number_held_out,
-    progress,
     score,
     trial_steps,
     try_rate,
@@ -101,7 +97,7 @@ RESULTS = 'adapted.json'
 # In the meta of _START: trials of learning rates, the number of images.
 _TRIALS, _COUNTED = 'trials', 'images'
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
-_TRIAL_IMAGES = 200  # on which a learning rate is measured
+_TRIAL_IMAGES = 500  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
 _SAME = 'Give the same, or --force without --resume to start over.'
 # Settings of the adapted config that must not change when a run is resumed.
@@ -401,29 +397,23 @@ class Adaptation:
 
     def _found_lr(self) -> float:
         """Of ``RATES``, by short trials (:func:`best_rate`)."""
-        steps = trial_steps(self.steps, len(RATES))
+        steps = trial_steps(self.steps, len(RATES), self.scales)
         if not steps:
             self.trials = dict(steps=0, scores={})
             return RATES[-1]
-        cases = [Case(size, size) for size in self.scales[1:]]
-        scores, by_kl = {}, False
+        case = Case(self.scales[-1], self.scales[-1])
+        found: dict[float, dict[str, float]] = {}
         for rate in RATES:
             model = try_rate(self.model, self.cfg, rate, steps,
                              smallest_in_training(self.cfg))
             failed = [model is None]
             broadcast_object_list(failed)  # all measure, or none
-            if failed[0]:
-                scores[rate] = -math.inf
-                continue
-            found = self.held_out.measure(
-                model or self.model, cases, f'Learning rate {rate:g}',
-                _TRIAL_IMAGES)
-            scores[rate] = sum(map(progress, found.values()))
-            by_kl = all(map(has_kl, found.values()))
-        self.trials = dict(steps=steps, scores={
-            rate: score if math.isfinite(score) else None  # JSON has no inf
-            for rate, score in scores.items()})
-        return best_rate(scores, NEARLY if by_kl else 0.0)
+            found[rate] = {} if failed[0] else self.held_out.measure(
+                model or self.model, [case], f'Learning rate {rate:g}',
+                _TRIAL_IMAGES)[case]
+        chosen, scores = best_rate(found)
+        self.trials = dict(steps=steps, scores=scores)
+        return chosen
 
     def _choose_statistics(self) -> None:
         """Let the training keep the statistics of the base if they serve the

@@ -39,11 +39,10 @@ _LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
-_LONGEST_TRIAL = 60  # steps of one learning rate
-# The share of the best KL by which a larger rate may be behind in its trial
-# (our choice: behind by a tenth, it was the better in whole trainings,
-# docs/results.md).
-NEARLY = 0.2
+_SHORTEST_TRIAL, _LONGEST_TRIAL = 32, 64  # steps of one learning rate
+# The share of the best KL by which a smaller rate may be behind: of chance in
+# trials of 32 steps (our choice, docs/results.md).
+_BEHIND = 0.1
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -125,11 +124,6 @@ def progress(metrics: dict[str, float]) -> float:
     found = [value for name, value in metrics.items() if name.endswith('kl')]
     value = -sum(found) / len(found) if found else score(metrics)
     return -math.inf if math.isnan(value) else value
-
-
-def has_kl(metrics: dict[str, float]) -> bool:
-    """Whether :func:`progress` is by the KL."""
-    return any(name.endswith('kl') for name in metrics)
 
 
 def best(candidates: dict[str, dict[str, float]]) -> str:
@@ -303,36 +297,52 @@ def _loss_of(model: Any, batch: dict) -> float:
     return float(loss)
 
 
-def trial_steps(steps: int, rates: int) -> int:
-    """How many steps each of ``rates`` learning rates is tried for: so that
-    all of them take a tenth of a training of ``steps``, but at least
-    :data:`FEWEST_STEPS` each, since the order of shorter ones is not that of
-    the training (our choice, docs/results.md); 0 if that is shorter itself.
+def trial_steps(steps: int, rates: int, scales: Sequence[int]) -> int:
+    """How many steps each of ``rates`` learning rates is tried for, at the
+    smallest of ``scales`` alone: so that all of them cost a tenth of a
+    training of ``steps`` at all scales, but between 32 and 64, and not more
+    than that training has (our choice, docs/results.md); 0 if it has less
+    than :data:`FEWEST_STEPS`.
     """
     if steps < FEWEST_STEPS:
         return 0
-    return min(max(steps // (10 * rates), FEWEST_STEPS), _LONGEST_TRIAL)
+    base, *small = scales
+
+    def cost(sizes: Sequence[int]) -> float:
+        """In forward passes of the base: its own, and those of ``sizes``,
+        whose backward pass costs twice as much."""
+        return 1 + 3 * sum((size / base) ** 2 for size in sizes)
+
+    affordable = steps * cost(small) / cost(small[-1:]) / (10 * rates)
+    return min(max(int(affordable), _SHORTEST_TRIAL), _LONGEST_TRIAL, steps)
 
 
-def best_rate(scores: dict[float, float], share: float = 0.0) -> float:
-    """The learning rate to take of ``{rate: score of its trial}``: of those
-    whose score is behind the best by at most ``share`` of it, the largest.
+def best_rate(trials: dict[float, dict[str, float]]) -> tuple[
+        float, dict[float, float | None]]:
+    """The learning rate to take of ``{rate: metrics after its trial}``, {}
+    where the trial has failed, and the :func:`progress` of each, None where
+    there is none.
 
-    For a KL, whose best is 0, ``share`` is :data:`NEARLY`: a short trial
-    favours a small rate. If all have failed (-inf), it is the smallest.
+    It is the best. By KL, 0 at best, it is the smallest of those behind by a
+    tenth at most: such differences are chance, and the larger sizes need less
+    change. If all have failed, it is the smallest.
     """
-    most = max(scores.values())
-    if most == -math.inf:
-        return min(scores)
-    return max(rate for rate, found in scores.items()
-               if found >= most - share * abs(most))
+    scores = {rate: progress(metrics) for rate, metrics in trials.items()}
+    finite = {rate: found for rate, found in scores.items()
+              if math.isfinite(found)}
+    by_kl = any(name.endswith('kl') for metrics in trials.values()
+                for name in metrics)
+    least = max(finite.values(), default=0.0) * (1 + _BEHIND * by_kl)
+    taken = min((rate for rate, found in finite.items() if found >= least),
+                default=min(trials))
+    return taken, {rate: finite.get(rate) for rate in trials}
 
 
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,
              smallest: int | None) -> Any:
-    """A copy of ``model`` that is trained as ``cfg`` says, for a few
-    ``steps``, with the learning rate ``rate``; None if its loss was not
-    finite."""
+    """A copy of ``model`` that is trained as ``cfg`` says, but at its smallest
+    scale alone, which needs the largest change, for a few ``steps``, with
+    the learning rate ``rate``; None if its loss was not finite."""
     model = copy.deepcopy(model)
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'optimizer': {
         **cfg.optim_wrapper.optimizer, 'lr': rate}})
@@ -342,7 +352,10 @@ def try_rate(model: Any, cfg: Config, rate: float, steps: int,
             math.pi * step / steps)) / 2)
     loader = Runner.build_dataloader(cfg.train_dataloader,
                                      seed=cfg.randomness['seed'])
-    hook = HOOKS.build(cfg.custom_hooks[-1])
+    others = len(cfg.model.scales) - 1
+    hook = HOOKS.build({**cfg.custom_hooks[-1], 'between': 0.0,
+                        'loss_weights': (*(0.0, ) * others, 1.0),
+                        'scales_per_step': 1})
     hook.attach(model, getattr(wrapper, 'loss_scaler', None),
                 smallest=smallest)
     try:

@@ -21,9 +21,12 @@ from torch.testing import assert_close
 
 from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
 from sct_mm.apis.train import train
+from sct_mm.engine.adaptation import try_rate
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
 from sct_mm.evaluation.adapted_report import MIXED, NOTHING, print_adapted
+from sct_mm.models.size_selection import ssbn_layers
+from sct_mm.models.weight_change import changed_layers
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
@@ -416,7 +419,7 @@ def test_a_detector_needs_labels(detector, tmp_path):
 
 def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
                                                      capsys):
-    monkeypatch.setattr(module, 'trial_steps', lambda steps, rates: 2)
+    monkeypatch.setattr(module, 'trial_steps', lambda *args: 2)
     monkeypatch.setattr(module, 'RATES', (1e4, 0.01))
     done = adapt_stock(stock, scales=(28, 14))
     assert load_config(done['config']).optim_wrapper.optimizer.lr == 0.01
@@ -426,6 +429,31 @@ def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
     assert done['trials']['scores'][1e4] is None
     resumed = adapt_stock(stock, scales=(28, 14), resume=True)
     assert resumed['trials'] == done['trials']
+
+
+def test_a_trial_trains_the_smallest_size_alone(stock, monkeypatch):
+    def changed(model, tried):
+        """For each scale, whether normalization, and weights, differ."""
+        for scale, index in zip(SCALES, (None, 0, 1), strict=True):
+            norm = any(
+                not torch.equal(value, tried_layer.row(scale)[name])
+                for layer, tried_layer in zip(
+                    ssbn_layers(model), ssbn_layers(tried), strict=True)
+                for name, value in layer.row(scale).items())
+            yield norm, index is not None and any(
+                bool(layer.changes[0][index].any())
+                for layer in changed_layers(tried))
+
+    def try_and_compare(model, *args):
+        tried = try_rate(model, *args)
+        found.append(list(changed(model, tried)))
+        return tried
+
+    found: list = []
+    monkeypatch.setattr(module, 'trial_steps', lambda *args: 2)
+    monkeypatch.setattr(module, 'try_rate', try_and_compare)
+    adapt_stock(stock, between=0.5)
+    assert found == 3 * [[(False, False), (False, False), (True, True)]]
 
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):
@@ -444,7 +472,7 @@ def test_a_training_too_short_for_trials_says_so(stock, capsys):
 def test_a_short_training_has_trials(stock):
     done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
         **FEW, 'train_dataloader.batch_size': 2})
-    assert done['steps'] == 32 and done['trials']['steps'] == 16
+    assert done['steps'] == 32 and done['trials']['steps'] == 32
     rates = done['trials']['scores']
     assert done['lr'] == max(rates, key=rates.get)
     rise, = [each for each in load_config(done['config']).param_scheduler
