@@ -179,6 +179,7 @@ class Adaptation:
     dataset: SeededImages  # the training images
     held_out: HeldOutImages  # those of them that nothing trains on
     count: int  # of these
+    batch: int  # images in a step, of all processes together
     steps: int  # of the training
 
     def __init__(self, config: str, scales: Sizes, epochs: int,
@@ -273,9 +274,10 @@ class Adaptation:
                 'the images of a folder have no labels. Leave --images out, '
                 'to take the training set of the config.')
         self.dataset = seeded_images(cfg.train_dataloader)
-        batch = cfg.train_dataloader.get('batch_size') or 1
+        self.batch = (cfg.train_dataloader.get('batch_size') or 1
+                      ) * get_world_size()
         self.count = count = number_held_out(
-            len(self.dataset), batch * get_world_size(), get_world_size())
+            len(self.dataset), self.batch, get_world_size())
         self.steps = steps_of(cfg.train_dataloader, len(self.dataset) - count,
                               self.epochs)
         self.cfg = adapted_config(
@@ -397,7 +399,7 @@ class Adaptation:
 
     def _found_lr(self) -> float:
         """Of ``RATES``, by short trials (:func:`best_rate`)."""
-        steps = trial_steps(self.steps, len(RATES), self.scales)
+        steps = trial_steps(self.steps, len(RATES), self.scales, self.batch)
         if not steps:
             self.trials = dict(steps=0, scores={})
             return RATES[-1]

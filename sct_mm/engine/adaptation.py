@@ -40,9 +40,10 @@ _LEAST, _MOST = 32, 1000  # images held out
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
 _SHORTEST_TRIAL, _LONGEST_TRIAL = 32, 64  # steps of one learning rate
-# The share of the best KL by which a smaller rate may be behind: of chance in
-# trials of 32 steps (our choice, docs/results.md).
-_BEHIND = 0.1
+_TRIAL_TRAINS = 512  # images, if the longest trial has as many
+# The share of the best KL by which a smaller rate may be behind (our choice,
+# docs/results.md).
+_BEHIND = 0.05
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -297,12 +298,18 @@ def _loss_of(model: Any, batch: dict) -> float:
     return float(loss)
 
 
-def trial_steps(steps: int, rates: int, scales: Sequence[int]) -> int:
+def trial_steps(steps: int, rates: int, scales: Sequence[int],
+                batch: int) -> int:
     """How many steps each of ``rates`` learning rates is tried for, at the
-    smallest of ``scales`` alone: so that all of them cost a tenth of a
-    training of ``steps`` at all scales, but between 32 and 64, and not more
-    than that training has (our choice, docs/results.md); 0 if it has less
-    than :data:`FEWEST_STEPS`.
+    smallest of ``scales`` alone; 0 for a training of less than
+    :data:`FEWEST_STEPS`.
+
+    All of them cost a tenth of a training of ``steps`` at all scales. But a
+    trial has 32 to 64 steps, enough for 512 images if possible, and no more
+    than the training (our choice, docs/results.md).
+
+    Args:
+        batch: images in a step, of all processes together.
     """
     if steps < FEWEST_STEPS:
         return 0
@@ -313,8 +320,9 @@ def trial_steps(steps: int, rates: int, scales: Sequence[int]) -> int:
         whose backward pass costs twice as much."""
         return 1 + 3 * sum((size / base) ** 2 for size in sizes)
 
-    affordable = steps * cost(small) / cost(small[-1:]) / (10 * rates)
-    return min(max(int(affordable), _SHORTEST_TRIAL), _LONGEST_TRIAL, steps)
+    affordable = int(steps * cost(small) / cost(small[-1:]) / (10 * rates))
+    least = max(_SHORTEST_TRIAL, math.ceil(_TRIAL_TRAINS / batch))
+    return min(max(affordable, least), _LONGEST_TRIAL, steps)
 
 
 def best_rate(trials: dict[float, dict[str, float]]) -> tuple[
@@ -324,8 +332,8 @@ def best_rate(trials: dict[float, dict[str, float]]) -> tuple[
     there is none.
 
     It is the best. By KL, 0 at best, it is the smallest of those behind by a
-    tenth at most: such differences are chance, and the larger sizes need less
-    change. If all have failed, it is the smallest.
+    twentieth at most: such differences are chance, and the larger sizes need
+    less change. If all have failed, it is the smallest.
     """
     scores = {rate: progress(metrics) for rate, metrics in trials.items()}
     finite = {rate: found for rate, found in scores.items()
