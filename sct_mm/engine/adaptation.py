@@ -41,7 +41,7 @@ _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
 _SHORTEST_TRIAL, _LONGEST_TRIAL = 32, 64  # steps of one learning rate
 _TRIAL_TRAINS = 512  # images, if the longest trial has as many
-# The share of the best KL by which a smaller rate may be behind (our choice,
+# The share of the best KL by which a larger rate may be behind (our choice,
 # docs/results.md).
 _BEHIND = 0.05
 _SURE = 0.5  # share of the images below which they are of another kind
@@ -331,9 +331,9 @@ def best_rate(trials: dict[float, dict[str, float]]) -> tuple[
     where the trial has failed, and the :func:`progress` of each, None where
     there is none.
 
-    It is the best. By KL, 0 at best, it is the smallest of those behind by a
-    twentieth at most: such differences are chance, and the larger sizes need
-    less change. If all have failed, it is the smallest.
+    It is the best. By KL, 0 at best, it is the largest of those behind by a
+    twentieth at most, since short trials favour small rates. If all have
+    failed, it is the smallest.
     """
     scores = {rate: progress(metrics) for rate, metrics in trials.items()}
     finite = {rate: found for rate, found in scores.items()
@@ -341,7 +341,7 @@ def best_rate(trials: dict[float, dict[str, float]]) -> tuple[
     by_kl = any(name.endswith('kl') for metrics in trials.values()
                 for name in metrics)
     least = max(finite.values(), default=0.0) * (1 + _BEHIND * by_kl)
-    taken = min((rate for rate, found in finite.items() if found >= least),
+    taken = max((rate for rate, found in finite.items() if found >= least),
                 default=min(trials))
     return taken, {rate: finite.get(rate) for rate in trials}
 
