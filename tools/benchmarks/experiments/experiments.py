@@ -78,14 +78,14 @@ ADAPTED = Arm(SINGLE[28].config, {28: 3 + 2 / 3, 21: 4 / 3, 14: 4 / 3},
               start=SINGLE[28], adapt=tuple(
                   f'--scales 28 21 14 --sizes 26 24 22 20 18 16 {ROWS}'
                   .split()))
-FLAT = Arm(SINGLE[28].config, {28: 3 + 1 / 3, **{
-    size: times * 2 / 3 for size, times in {
-        27: 0.11, 26: 0.28, 25: 0.11, 24: 0.5, 23: 0.25, 22: 0.25, 21: 0.5,
-        20: 0.25, 19: 0.25, 18: 0.5, 17: 0.5, 16: 0.5, 15: 0.5,
-        14: 0.5}.items()}}, start=SINGLE[28], adapt=tuple(
-            '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between '
-            f'0.5 {ROWS}'.split()))
-# With a private change of the weights, whose gradients take a whole pass.
+# With a private change of the weights, whose gradients take a whole pass, and
+# which learns sizes between the scales.
+FLAT = Arm(SINGLE[28].config, {
+    28: 3 + 1 / 3, 27: 0.11, 26: 0.28, 25: 0.11, 24: 0.5, 23: 0.25, 22: 0.25,
+    21: 0.5, 20: 0.25, 19: 0.25, 18: 0.5, 17: 0.5, 16: 0.5, 15: 0.5, 14: 0.5},
+    start=SINGLE[28], adapt=tuple(
+        '--scales 28 24 21 18 16 14 --sizes 26 22 20 --epochs 1 --between 0.5'
+        .split()))
 RANKED = Arm(SINGLE[28].config, {28: 3 + 4 / 3, 21: 4, 14: 4},
              start=SINGLE[28],
              adapt=tuple('--scales 28 21 14 --epochs 4'.split()))
