@@ -73,10 +73,17 @@ from ..models import precise_bn
 from ..models.extract import extract_scale
 from ..models.size_selection import check_scales, scales_of
 from ..models.weight_change import check_rank
-from ..utils.arguments import StrPath, check_int, check_number, check_path
+from ..utils.arguments import (
+    StrPath,
+    check_int,
+    check_number,
+    check_path,
+    optional_path,
+)
 from ..utils.checkpoint import (
     AtomicLocalBackend,
     check_checkpoint,
+    check_place,
     dump,
     make_folder,
     meta_of,
@@ -196,7 +203,7 @@ class Adaptation:
                             '--scales 224 192 160 128.')
         self.tested_more = check_more_sizes(sizes, self.tested)
         self.epochs = check_int('epochs', epochs, 0, 'The default is 2.')
-        self.images = None if images is None else str(images)
+        self.images = images
         self.lr = check_rate(lr)
         self.between = SCTLossHook(
             adapt=True, between=between).between or 0.0
@@ -234,11 +241,14 @@ class Adaptation:
         """Check that the folder may get, or has, the files of this run.
 
         Raises:
-            UserError: if another file, run or training is in the way.
+            UserError: if another file, run or training is in the way, and
+                as :func:`~sct_mm.utils.checkpoint.check_place`.
         """
         if osp.isfile(self.out):
             raise UserError(f'--out must be a folder, but {self.out!r} is a '
                             'file. Name another.')
+        for path in (self.config_path, self.start_path):
+            check_place(path)
         begun = osp.isfile(self.start_path)
         others = candidates(Config(dict(work_dir=self.out)))
         if others and not begun:
@@ -670,9 +680,8 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
     """
     config = check_path('config', config)
     checkpoint = check_path('checkpoint', checkpoint)
-    out = None if out is None else check_path('out', out)
-    images = None if images is None else check_path('images', images)
-    run = Adaptation(config, scales, epochs, out, images, lr, sizes, resume,
+    run = Adaptation(config, scales, epochs, optional_path('out', out),
+                     optional_path('images', images), lr, sizes, resume,
                      between, rank)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher

@@ -12,9 +12,9 @@ from torch import nn
 from ..engine import hooks
 from ..engine.load_model import check_is_of, is_of_one_size
 from ..engine.loops import unwrapped
-from ..engine.resume import choose_start
+from ..engine.resume import choose_start, places_of
 from ..models.size_selection import scales_of
-from ..utils.checkpoint import check_checkpoint, make_folder
+from ..utils.checkpoint import check_checkpoint, check_place, make_folder
 from ..utils.config import (
     check_data,
     import_this_package,
@@ -112,6 +112,9 @@ def train(cfg: Config, resume: str | None = None) -> Runner:
     if cfg.get('val_dataloader'):
         check_data(cfg.val_dataloader)
     make_folder(cfg.work_dir, '`work_dir`')
+    for folder, template in places_of(cfg):
+        if '://' not in folder:
+            check_place(osp.join(folder, template))
     join_processes(cfg)
     if is_main_process():
         warn_of_lost_hooks(cfg)

@@ -16,6 +16,9 @@ from .errors import UserError
 from .safe_load import protected_loading, unreadable, without_code
 
 PARTIAL = '.partial'
+# Bytes that an output must leave: a file has a longer name until it is whole
+# ('.new.partial'), and mmengine makes folders for logs within that of a run.
+_NAME_ROOM, _PATH_ROOM = 12, 128
 
 
 class WriteError(OSError, UserError):
@@ -70,6 +73,35 @@ def make_folder(path: str, name: str) -> None:
                         ) from error
 
 
+def check_place(path: str) -> None:
+    """Check, before the work begins, that a file can be written to ``path``,
+    whose folders need not be there.
+
+    Raises:
+        UserError: for a folder that cannot be written to, and for a name that
+            is too long for its file system.
+    """
+    folder = osp.dirname(osp.abspath(path))
+    while not osp.lexists(folder):
+        folder = osp.dirname(folder)
+    if not osp.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UserError(f'The output {path!r} cannot be written: '
+                        f'{folder!r} is no folder that can be written '
+                        'to. Name another.')
+    whole = os.fsencode(osp.abspath(path))
+    *folders, name = whole.split(b'/')
+    longest = os.pathconf(folder, 'PC_NAME_MAX')
+    for text, most in (
+            (name, longest - _NAME_ROOM),
+            *((each, longest) for each in folders),
+            (whole, os.pathconf(folder, 'PC_PATH_MAX') - _PATH_ROOM)):
+        if len(text) > most:
+            raise UserError(
+                f'The output must have a {"path" if text is whole else "name"}'
+                f' of at most {most} bytes, but {os.fsdecode(text)!r} has '
+                f'{len(text)}. Name a shorter one.')
+
+
 def meta_of(checkpoint: dict) -> dict:
     """The ``meta`` of ``checkpoint``; empty if it has none."""
     meta = checkpoint.get('meta')
@@ -82,8 +114,8 @@ def check_outputs(paths: Sequence[str], force: bool,
 
     Raises:
         UserError: for a file that exists, unless ``force``; for a folder of
-            that name; for a folder that cannot be written to; and for a name
-            without ``ending``.
+            that name; for a name without ``ending``; and as
+            :func:`check_place`.
     """
     for path in paths:
         if osp.isdir(path) or not osp.basename(path):
@@ -95,13 +127,7 @@ def check_outputs(paths: Sequence[str], force: bool,
         if osp.lexists(path) and not force:
             raise UserError(f'The output {path!r} exists already. Name '
                             'another, or replace it by --force.')
-        folder = osp.dirname(osp.abspath(path))
-        while not osp.lexists(folder):
-            folder = osp.dirname(folder)
-        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
-            raise UserError(f'The output {path!r} cannot be written: '
-                            f'{folder!r} is no folder that can be written '
-                            'to. Name another.')
+        check_place(path)
 
 
 @register_backend('atomic_local')
