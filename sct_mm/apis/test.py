@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import nn
@@ -27,6 +26,7 @@ from ..engine.load_model import (
 )
 from ..engine.loops import ScalesTestLoop, refuse_views, scalar, unwrapped
 from ..engine.resume import find_checkpoint
+from ..engine.runner import built_runner
 from ..evaluation.measure import (
     Timer,
     first_images,
@@ -116,8 +116,7 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     not read again, since it was found safe. A network without SSBN is tested
     at the size of the config unless other sizes are given.
     """
-    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
-              else Runner.from_cfg(cfg))
+    runner = built_runner(cfg)
     if not isinstance(runner, Runner):
         raise UserError('`runner_type` must name a subclass of Runner for a '
                         f'test, but got {type(runner).__name__}. Leave it '

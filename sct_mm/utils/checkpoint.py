@@ -1,13 +1,16 @@
 """Write files whole or not at all; read checkpoints only if they are whole."""
 import contextlib
 import errno
+import math
 import os
 import os.path as osp
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mmengine
+import numpy as np
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner.checkpoint import _load_checkpoint
@@ -256,7 +259,19 @@ def check_checkpoint(path: str) -> dict:
     return checkpoint
 
 
-def dump(data: dict, path: str) -> None:
-    """Write ``data`` to ``path``, whole or not at all."""
-    text = mmengine.dump(data, file_format='json', indent=2)
+def without_nan(value: Any) -> Any:
+    """``value`` with None for each float in it that is not finite: JSON has
+    neither NaN nor inf."""
+    if isinstance(value, dict):
+        return {name: without_nan(child) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(child) for child in value]
+    return (None if isinstance(value, (float, np.floating))
+            and not math.isfinite(value) else value)
+
+
+def dump(data: Any, path: str) -> None:
+    """Write ``data`` as JSON to ``path``, whole or not at all
+    (:func:`without_nan`)."""
+    text = mmengine.dump(without_nan(data), file_format='json', indent=2)
     AtomicLocalBackend().put(text.encode(), path)
