@@ -413,6 +413,25 @@ def test_a_run_goes_on_with_its_images_alone(stock, tmp_path):
         adapt(CONFIG, stock[0], (28, 14), 0, stock[2], folder, resume=True)
 
 
+def test_a_layer_whose_weight_its_head_reads_has_no_change(stock):
+    from mmpretrain.models import LinearClsHead
+
+    class ReadingHead(LinearClsHead):
+        def forward(self, feats):
+            return torch.nn.functional.linear(
+                self.pre_logits(feats), self.fc.weight, self.fc.bias)
+
+    MODELS.register_module('ReadingHead', force=True, module=ReadingHead)
+    options = {**FEW, 'model.head.type': 'ReadingHead'}
+    for resume in (False, True):
+        done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], lr=0.01,
+                     resume=resume, cfg_options=options)
+        assert load_config(done['config']).model.unchanged == ['head.fc']
+        names = [name for name in tensors(done['checkpoint'])
+                 if '.change_' in name]
+        assert names and not any(name.startswith('head.') for name in names)
+
+
 def test_the_images_of_a_digest(tmp_path):
     class Arrays:
         pixels = np.arange(12).reshape(4, 3)

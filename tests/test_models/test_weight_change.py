@@ -279,6 +279,20 @@ def test_leaves_a_layer_whose_weight_its_module_reads(make, kept):
         if isinstance(layer, ChangedLayer)}
 
 
+@pytest.mark.parametrize('name, arguments', [
+    ('BEiTAttention', (4, 2, (2, 2), False)),
+    ('WindowMSAV2', (4, (2, 2), 2))])
+def test_finds_the_layers_of_a_host_without_a_table(name, arguments,
+                                                    monkeypatch):
+    part = attention(name)(*arguments).eval()
+    monkeypatch.setattr('sct_mm.models.weight_change._READERS', {})
+    convert_to_ssbn(nn.Sequential(part, nn.BatchNorm1d(4)), SCALES, 2)
+    assert isinstance(part.qkv, ChangedLayer)
+    with noting_unread(part) as unread, use_scale(part, 8, record=True):
+        part(torch.randn(2, 4, 4))
+    assert unread == ['qkv']
+
+
 def attention(name):
     return getattr(pytest.importorskip(
         'mmpretrain.models.utils.attention'), name)
