@@ -57,6 +57,8 @@ from ..engine.sct.schedule import halfway, sizes_between
 from ..engine.training_images import (
     SeededImages,
     build_loader,
+    digest_of,
+    drawn,
     seeded_images,
 )
 from ..evaluation.adapted_report import (
@@ -68,11 +70,22 @@ from ..evaluation.adapted_report import (
 from ..models import precise_bn
 from ..models.extract import extract_scale
 from ..models.size_selection import check_scales, scales_of
-from ..models.weight_change import check_rank
-from ..utils.arguments import StrPath, check_int, check_number, check_path
+from ..models.weight_change import (
+    ChangedLayer,
+    check_rank,
+    noting_unread,
+)
+from ..utils.arguments import (
+    StrPath,
+    check_int,
+    check_number,
+    check_path,
+    optional_path,
+)
 from ..utils.checkpoint import (
     AtomicLocalBackend,
     check_checkpoint,
+    check_place,
     dump,
     make_folder,
     meta_of,
@@ -94,8 +107,9 @@ from .train import train
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
-# In the meta of _START: trials of learning rates, the number of images.
-_TRIALS, _COUNTED = 'trials', 'images'
+# In the meta of _START: trials of learning rates, the number of images, and a
+# digest of those held out.
+_TRIALS, _COUNTED, _DIGEST = 'trials', 'images', 'held_out'
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 500  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
@@ -193,7 +207,7 @@ class Adaptation:
                             '--scales 224 192 160 128.')
         self.tested_more = check_more_sizes(sizes, self.tested)
         self.epochs = check_int('epochs', epochs, 0, 'The default is 2.')
-        self.images = None if images is None else str(images)
+        self.images = images
         self.lr = check_rate(lr)
         self.between = SCTLossHook(
             adapt=True, between=between).between or 0.0
@@ -231,11 +245,14 @@ class Adaptation:
         """Check that the folder may get, or has, the files of this run.
 
         Raises:
-            UserError: if another file, run or training is in the way.
+            UserError: if another file, run or training is in the way, and
+                as :func:`~sct_mm.utils.checkpoint.check_place`.
         """
         if osp.isfile(self.out):
             raise UserError(f'--out must be a folder, but {self.out!r} is a '
                             'file. Name another.')
+        for path in (self.config_path, self.start_path):
+            check_place(path)
         begun = osp.isfile(self.start_path)
         others = candidates(Config(dict(work_dir=self.out)))
         if others and not begun:
@@ -352,7 +369,9 @@ class Adaptation:
         if self.resume:
             self._check_same_run()
         make_folder(self.out, '--out')
-        self._estimate(self.scales[1:])
+        with noting_unread(self.model) as unread:
+            self._estimate(self.scales[1:])
+        self._leave_unchanged(unread)
         self._measure_start()
         self.start = copy.deepcopy(self.model)
         self._choose_statistics()
@@ -365,11 +384,18 @@ class Adaptation:
             # with one of those.
             _remove(osp.join(self.out, 'last_checkpoint'), *self._trained())
         save_weights(self.model, self.start_path, {
-            **self.meta, _TRIALS: self.trials, _COUNTED: len(self.dataset)})
+            **self.meta, _TRIALS: self.trials, _COUNTED: len(self.dataset),
+            _DIGEST: self._digest()})
         # It may have other scales than the config to be written.
         _remove(self.result_path, osp.join(self.out, RESULTS))
         self._write_config()
         barrier()
+
+    def _digest(self) -> str:
+        """Of the images held out: what a resumed run must not train on. If
+        others take their places, or are before them in the order of the data
+        set, it is another."""
+        return digest_of(self.dataset, drawn(self.dataset)[:self.count])
 
     def _trained(self) -> list[str]:
         """The checkpoints of a training in the folder."""
@@ -379,6 +405,21 @@ class Adaptation:
     def _estimate(self, sizes: Sequence[int]) -> None:
         estimate(self.model, self.cfg, self.dataset, sizes, self.base,
                  slice(self.count, self.count + _IMAGES))
+
+    def _leave_unchanged(self, names: list[str]) -> None:
+        """Give the layers of these ``names`` no change: it would not be
+        applied, and DDP would wait for their gradients."""
+        shared = [names]
+        broadcast_object_list(shared)
+        names = shared[0]
+        if not names:
+            return
+        for name in names:
+            cast(ChangedLayer, self.model.get_submodule(name)).stop_changes()
+        self.cfg.model.unchanged = names
+        print_log(f'{len(names)} layers get no change of their weights, which '
+                  f'their modules read themselves: {", ".join(names)}.',
+                  'current')
 
     def _measure_start(self) -> None:
         """Measure the smaller sizes as they are, and by the statistics that
@@ -568,6 +609,8 @@ class Adaptation:
         if self.lr is None:
             self._set_lr(before.optim_wrapper.optimizer.lr)
         self._keep_statistics(before.custom_hooks[-1].get('norm_eval', False))
+        if 'unchanged' in before.model:
+            self.cfg.model.unchanged = before.model.unchanged
         had = arguments_of(before, self.base)
         for name, value in arguments_of(self.cfg, self.base).items():
             if had[name] != value:
@@ -580,6 +623,11 @@ class Adaptation:
             raise UserError(
                 f'The images must be the {images} of the run that --resume '
                 f'goes on with, but are {len(self.dataset)}. {_SAME}')
+        digest = self._digest()
+        if meta_of(start).get(_DIGEST, digest) != digest:
+            raise UserError(
+                'The images must be those of the run that --resume goes on '
+                f'with, but others are held out. {_SAME}')
         self.trials = meta_of(start).get(_TRIALS, {})
         for name in _FIXED:
             if before.get(name) != self.cfg.get(name):
@@ -662,9 +710,8 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
     """
     config = check_path('config', config)
     checkpoint = check_path('checkpoint', checkpoint)
-    out = None if out is None else check_path('out', out)
-    images = None if images is None else check_path('images', images)
-    run = Adaptation(config, scales, epochs, out, images, lr, sizes, resume,
+    run = Adaptation(config, scales, epochs, optional_path('out', out),
+                     optional_path('images', images), lr, sizes, resume,
                      between, rank)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher

@@ -28,6 +28,7 @@ from ..utils.arguments import (
     check_int,
     check_number,
     check_path,
+    optional_path,
 )
 from ..utils.checkpoint import check_checkpoint, check_outputs, meta_of
 from ..utils.config import config_name, load_config
@@ -261,7 +262,7 @@ def export(config: StrPath, checkpoint: StrPath, size: int | str,
     """
     config, out = check_path('config', config), check_path('out', out)
     checkpoint = check_path('checkpoint', checkpoint)
-    result = None if result is None else check_path('result', result)
+    result = optional_path('result', result)
     check_int('calibration', calibration, 2, 'Give e.g. 128.')
     images = (INT8_IMAGES if int8 else IMAGES) if images is None else images
     check_int('images', images, 2, 'Give e.g. 8.')

@@ -17,12 +17,24 @@ from ..datasets.image_folder import (
 from ..engine.loops import unwrapped
 from ..engine.sct.logits import gives_numbers
 from ..evaluation.fidelity_metric import FidelityMetric, Reference
-from ..utils.arguments import StrPath, check_number, check_path
+from ..utils.arguments import (
+    StrPath,
+    check_number,
+    check_path,
+    optional_path,
+)
 from ..utils.config import check_test_set
 from ..utils.errors import UserError
 from ..utils.safe_load import protected_loading
 from ..utils.sizes import Sizes, expand_sizes
-from .test import ProgressHook, Workload, add_rows, add_times, open_test
+from .test import (
+    ProgressHook,
+    Workload,
+    add_rows,
+    add_times,
+    folder_of,
+    open_test,
+)
 
 # Metrics that count what the reference is sure of, the same at each size.
 COUNTS = ('sure_images', 'truth_boxes')
@@ -162,13 +174,15 @@ def fidelity(config: StrPath, checkpoint: StrPath,
     """
     if sure is not None:
         sure = check_number('sure', sure, 0, 'Give a confidence.', 1)
-    if images is not None:
-        images = check_path('images', images)
+    config, images = check_path('config', config), optional_path('images',
+                                                                images)
+    folder_of(out, config)  # before all images are read
+    indices = given_indices(cfg_options, 'test_dataloader')
     skip = [] if images is None else check_images(images)
     sizes = None if scales is None else expand_sizes(scales, 'scales')
     prepare = partial(
         _prepare, sizes=sizes, sure=sure, folder=images, skip=skip,
-        indices=given_indices(cfg_options, 'test_dataloader'))
+        indices=indices)
 
     def opened(model: tuple[StrPath, StrPath], only_base: bool = False
                ) -> tuple[dict, Runner]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import nn
@@ -27,6 +26,7 @@ from ..engine.load_model import (
 )
 from ..engine.loops import ScalesTestLoop, refuse_views, scalar, unwrapped
 from ..engine.resume import find_checkpoint
+from ..engine.runner import built_runner
 from ..evaluation.measure import (
     Timer,
     first_images,
@@ -38,8 +38,8 @@ from ..evaluation.measure import (
 )
 from ..models.row_mix import rows_serving
 from ..models.size_selection import scales_of, warn_of_unseen
-from ..utils.arguments import StrPath, check_path
-from ..utils.checkpoint import check_checkpoint
+from ..utils.arguments import StrPath, check_path, optional_path
+from ..utils.checkpoint import check_checkpoint, check_place
 from ..utils.config import (
     check_test_data,
     config_name,
@@ -116,8 +116,7 @@ def loaded_runner(cfg: Config, checkpoint: dict, path: str) -> Runner:
     not read again, since it was found safe. A network without SSBN is tested
     at the size of the config unless other sizes are given.
     """
-    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
-              else Runner.from_cfg(cfg))
+    runner = built_runner(cfg)
     if not isinstance(runner, Runner):
         raise UserError('`runner_type` must name a subclass of Runner for a '
                         f'test, but got {type(runner).__name__}. Leave it '
@@ -216,6 +215,21 @@ def test_sizes(runner: Runner, label: str) -> list[tuple[dict, Workload]]:
     return tested
 
 
+def folder_of(out: StrPath | None, config: str) -> str:
+    """The folder ``out`` of a test's results and log, by default
+    work_dirs/NAME_OF_CONFIG, which need not be there.
+
+    Raises:
+        TypeError: for what is no path.
+        UserError: as :func:`~sct_mm.utils.checkpoint.check_place`.
+    """
+    folder = optional_path('out', out) or osp.join('work_dirs',
+                                                   config_name(config))
+    for name in ('scales.json', f'test_{config_name(config)}.py'):
+        check_place(osp.join(folder, name))
+    return folder
+
+
 def open_test(config: StrPath, checkpoint: StrPath, sizes: Sizes | None,
               out: StrPath | None, cfg_options: dict | None, launcher: str,
               change: Callable[[Config], None] | None = None
@@ -228,19 +242,18 @@ def open_test(config: StrPath, checkpoint: StrPath, sizes: Sizes | None,
     """
     config = check_path('config', config)
     checkpoint = check_path('checkpoint', checkpoint)
-    out = None if out is None else check_path('out', out)
-    label = config_name(config)
+    folder = folder_of(out, config)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
     if change is not None:
         change(cfg)
-    cfg = test_config(cfg, out or osp.join('work_dirs', label), sizes)
+    cfg = test_config(cfg, folder, sizes)
     join_processes(cfg)
     runner = loaded_runner(cfg, weights, checkpoint)
-    return dict(label=label, config=config, checkpoint=checkpoint,
-                cfg_options=cfg_options or {},
+    return dict(label=config_name(config), config=config,
+                checkpoint=checkpoint, cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, unwrapped(runner.model))), runner
 
 

@@ -1,6 +1,5 @@
 """Test early exit over sizes: thresholds, accuracy, GFLOPs, throughput."""
 import itertools
-import os.path as osp
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -44,6 +43,7 @@ from ..utils.safe_load import protected_loading
 from .test import (
     KEPT,
     cost_at,
+    folder_of,
     loaded_runner,
     test_config,
     trained_sizes,
@@ -226,7 +226,7 @@ def test_cascade(config: StrPath, checkpoint: StrPath, sizes: Sequence[int],
     """
     config = check_path('config', config)
     checkpoint = check_path('checkpoint', checkpoint)
-    out = None if out is None else check_path('out', out)
+    folder = folder_of(out, config)
     sizes = check_cascade_sizes(sizes)
     given = thresholds is not None
     if given and (target is not None or count is not None):
@@ -236,7 +236,6 @@ def test_cascade(config: StrPath, checkpoint: StrPath, sizes: Sequence[int],
                                   sizes)
     target = check_number('target', target or 0.0, 0,
                           'Give points of top-1, in %.', 100)
-    label = config_name(config)
     cfg = load_config(config, cfg_options)
     if cfg.get('default_scope') == 'mmdet':  # the first image tells others
         raise UserError('A cascade serves classifiers, but the config is of '
@@ -248,14 +247,13 @@ def test_cascade(config: StrPath, checkpoint: StrPath, sizes: Sequence[int],
     weights = check_checkpoint(checkpoint)  # before any data set is read
     cfg.test_cfg = {}  # a cascade is no loop of the host
     runner = loaded_runner(
-        test_config(cfg, out or osp.join('work_dirs', label), sizes),
-        weights, checkpoint)
+        test_config(cfg, folder, sizes), weights, checkpoint)
     model = unwrapped(runner.model)
     images = None if given else held_out_images(
         cfg, sizes[-1], count, runner.test_loop.dataloader.dataset)
     scales = [runner.test_loop.base.scale_at(size) for size in sizes]
     result = run_cascade(runner, Cascade(model, sizes, thresholds, scales),
                          images, target)
-    return dict(label=label, config=config, checkpoint=checkpoint,
-                cfg_options=cfg_options or {},
+    return dict(label=config_name(config), config=config,
+                checkpoint=checkpoint, cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, model), **result)

@@ -5,16 +5,16 @@ import warnings
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..engine import hooks
 from ..engine.load_model import check_is_of, is_of_one_size
 from ..engine.loops import unwrapped
-from ..engine.resume import choose_start
+from ..engine.resume import choose_start, places_of
+from ..engine.runner import built_runner, lacking
 from ..models.size_selection import scales_of
-from ..utils.checkpoint import check_checkpoint, make_folder
+from ..utils.checkpoint import check_checkpoint, check_place, make_folder
 from ..utils.config import (
     check_data,
     import_this_package,
@@ -58,6 +58,9 @@ def check_complete(cfg: Config) -> None:
         if not isinstance(cfg.get(name), dict):
             raise UserError(f'The config must have a `{name}` to train, but '
                             f'got {cfg.get(name)!r}. Set it.')
+    if missing := lacking(cfg, 'validation'):
+        raise UserError(f'The config must have a `{missing[0]}` to validate, '
+                        'but has none. Set it, or give --no-validate.')
     amp = type_name(cfg.optim_wrapper) == 'AmpOptimWrapper'
     if amp and get_device() in ('cpu', 'mps'):
         raise UserError('Mixed precision (AmpOptimWrapper, --amp) needs a '
@@ -112,12 +115,14 @@ def train(cfg: Config, resume: str | None = None) -> Runner:
     if cfg.get('val_dataloader'):
         check_data(cfg.val_dataloader)
     make_folder(cfg.work_dir, '`work_dir`')
+    for folder, template in places_of(cfg):
+        if '://' not in folder:
+            check_place(osp.join(folder, template))
     join_processes(cfg)
     if is_main_process():
         warn_of_lost_hooks(cfg)
     choose_start(cfg, resume)
-    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg
-              else Runner.from_cfg(cfg))
+    runner = built_runner(cfg)
     if cfg.resume and '://' not in cfg.load_from and isinstance(
             runner.model, nn.Module) and osp.isfile(cfg.load_from):
         check_same(unwrapped(runner.model), cfg.load_from)

@@ -14,6 +14,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS
 from rich.progress import track
 
+from ..utils.config import check_indices, check_range
 from ..utils.config_walk import host_model, pipelines_of, type_name
 from ..utils.errors import UserError
 from .rescale_pipeline import resizes
@@ -80,13 +81,7 @@ class ImageFolder(BaseDataset):
     def load_data_list(self) -> list[dict]:
         images = [name for name in images_in(self.folder)
                   if name not in self.skip]
-        if isinstance(self._indices, Sequence):
-            for index in self._indices:
-                if not -len(images) <= index < len(images):
-                    raise UserError('`indices` must be those of the '
-                                    f'{len(images)} images in '
-                                    f'{self.folder!r}, but got {index}. '
-                                    'Leave it out.')
+        check_range(self._indices, len(images))
         return [dict(img_path=osp.join(self.folder, name), img_id=index)
                 for index, name in enumerate(images)]
 
@@ -100,12 +95,16 @@ def given_indices(options: dict | None, loader: str) -> Any:
     Args:
         options: ``{'a.b': value}``.
         loader: name of the setting, such as ``train_dataloader``.
+
+    Raises:
+        UserError: as :func:`~sct_mm.utils.config.check_indices`.
     """
     given = Config()
     given.merge_from_dict(options or {})
     part = given.get(loader)
     while isinstance(part, dict):
         if part.get('indices') is not None:
+            check_indices(part)
             return part['indices']
         part = part.get('dataset')
     return None

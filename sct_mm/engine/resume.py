@@ -47,7 +47,7 @@ def check_resumable(path: str) -> None:
             'its optimizer, or start from its weights by `load_from`.')
 
 
-def _places(cfg: Config) -> Iterator[tuple[str, str]]:
+def places_of(cfg: Config) -> Iterator[tuple[str, str]]:
     """The folder that each CheckpointHook writes to, and the template of its
     files' names."""
     hooks = [(cfg.get('default_hooks') or {}).get('checkpoint'),
@@ -67,7 +67,7 @@ def _places(cfg: Config) -> Iterator[tuple[str, str]]:
 def _patterns(cfg: Config) -> dict[str, list[re.Pattern]]:
     """The patterns of the names of checkpoints, for each folder of the run."""
     patterns: dict[str, list[re.Pattern]] = {}
-    for folder, template in _places(cfg):
+    for folder, template in places_of(cfg):
         before, _, after = re.sub(r'\{[^{}]*\}', '\0', template,
                                   count=1).partition('\0')
         names = patterns.setdefault(osp.abspath(folder), [])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..datasets.base_size import test_base
 from ..datasets.rescale_pipeline import rescale_pipeline
 from ..utils.arguments import check_int
-from ..utils.config import check_data
+from ..utils.config import check_data, check_range
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 
@@ -49,7 +49,11 @@ def left_out(indices: Any, total: int) -> list[int]:
 
     mmengine's BaseDataset takes the first ones, the last ones (negative),
     those of a list, or all (None).
+
+    Raises:
+        UserError: for a list of more than there are.
     """
+    check_range(indices, total)
     used = (range(total) if indices is None
             else range(total)[:indices] if isinstance(indices, int)
             and indices >= 0

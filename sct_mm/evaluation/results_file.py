@@ -1,5 +1,6 @@
 """Read back the results that tools/test.py wrote, and check their form."""
 import json
+import math
 import os.path as osp
 import shutil
 import time
@@ -11,7 +12,7 @@ _NUMBERS = ('scale', 'gflops', 'latency_ms')
 
 
 def _is_number(value: Any) -> bool:
-    """A metric may be NaN."""
+    """Also NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -43,17 +44,24 @@ def _wrong(data: Any) -> str | None:
                 if not _is_cost(row.get(name)):
                     return f'has no number {name} in {where}.rows'
             for name, value in row['metrics'].items():
-                if not _is_number(value):
+                if value is not None and not _is_number(value):
                     return f'has no number {name} in {where}.rows'
             if not isinstance(row['scale'], int) or not row['scale']:
                 return f'has a scale {row["scale"]!r} in {where}.rows'
     return None
 
 
+def numbers_of(metrics: dict[str, float | None]) -> dict[str, float]:
+    """``metrics`` of a result's file, in which NaN is null."""
+    return {name: math.nan if value is None else value
+            for name, value in metrics.items()}
+
+
 def read_result(path: str) -> dict:
     """Read ``device`` and ``models`` from ``path``, a scales.json of
     tools/test.py; each model has ``label``, ``config``, ``checkpoint`` and
-    ``rows``, one a size. Other entries are not checked.
+    ``rows``, one a size. Other entries are not checked. A metric that is no
+    number is null in the file, and NaN here.
 
     Raises:
         UserError: for a file that is missing, or of another kind or version.
@@ -72,6 +80,9 @@ def read_result(path: str) -> dict:
         raise UserError(f'The result {path!r} {wrong}: it is of another kind '
                         'or version. Test again by tools/test.py, and name '
                         'its scales.json.')
+    for model in data['models']:
+        for row in model['rows']:
+            row['metrics'] = numbers_of(row['metrics'])
     return data
 
 

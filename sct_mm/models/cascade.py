@@ -68,11 +68,16 @@ def _are_scores(values: Tensor, tolerance: float) -> bool:
 
 def check_scores(scores: Tensor) -> None:
     """Refuse scores (N, classes) that do not sum to 1, as those of several
-    labels an image. NaN is allowed: such an image is never decided early.
+    labels an image, and of a single class, of which a network is always sure.
+    NaN is allowed: such an image is never decided early.
 
     Raises:
-        UserError: for sums that are not 1.
+        UserError: for such scores.
     """
+    if scores.shape[1] < 2:
+        raise UserError('A cascade serves classifiers of two classes or more, '
+                        'but the network gives one score an image, which is '
+                        'always 1. Test it by --scales.')
     if not _are_scores(scores, 0.05) and bool(scores.isfinite().all()):
         raise UserError('A cascade serves classifiers of one label an image, '
                         'whose scores sum to 1, but got a sum of '

@@ -122,7 +122,8 @@ def _left_behind(model: nn.Module) -> str:
 
 def convert_to_ssbn(model: nn.Module,
                     scales: Sequence[int] = DEFAULT_SCALES,
-                    rank: int = 0) -> nn.Module:
+                    rank: int = 0,
+                    unchanged: Sequence[str] = ()) -> nn.Module:
     """Replace every batch normalization of any torch model by SSBN, in place.
 
     Each scale starts from the present weights and statistics. Options, hooks,
@@ -137,8 +138,8 @@ def convert_to_ssbn(model: nn.Module,
 
     With ``rank``, each convolution and linear layer gets a private change of
     that rank at each scale below the base, which starts at zero
-    (:class:`~sct_mm.models.weight_change.ChangedLayer`). At the base the
-    weights are those of the network.
+    (:class:`~sct_mm.models.weight_change.ChangedLayer`), but those that
+    ``unchanged`` names. At the base the weights are those of the network.
 
     The norms have other tensors afterwards. Build whatever refers to tensors
     (an optimizer, an averaged copy, a wrapper such as DDP) after this call.
@@ -171,7 +172,7 @@ def convert_to_ssbn(model: nn.Module,
         model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
         and not isinstance(m, ScaleSpecificNorm) else None)
     if rank:
-        add_changes(model, scales, rank)
+        add_changes(model, scales, rank, unchanged)
     refresh_averages(model)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '
@@ -184,7 +185,8 @@ def convert_to_ssbn(model: nn.Module,
 def WithSSBN(model: dict | nn.Module,
              scales: Sequence[int] = DEFAULT_SCALES,
              data_preprocessor: Any | None = None,
-             rank: int = 0) -> nn.Module:
+             rank: int = 0,
+             unchanged: Sequence[str] = ()) -> nn.Module:
     """Build the model of another config and convert its norms to SSBN. It
     serves norms that no ``norm_cfg`` reaches (timm, torchvision), and norms
     with options that a ``norm_cfg`` of one's own would drop. No wrapper stays.
@@ -196,6 +198,8 @@ def WithSSBN(model: dict | nn.Module,
             mmengine's Runner gives it to the outermost config.
         rank: of a private change of the weights at each scale below the
             base, see :func:`convert_to_ssbn`; 0: none.
+        unchanged: names of layers without such a change, whose weights their
+            module reads itself; tools/adapt.py finds them.
 
     Raises:
         TypeError: for a model that is neither, and as
@@ -206,10 +210,11 @@ def WithSSBN(model: dict | nn.Module,
         config = dict(model)
         if data_preprocessor is not None:
             config.setdefault('data_preprocessor', data_preprocessor)
-        return convert_to_ssbn(MODELS.build(config), scales, rank)
+        return convert_to_ssbn(MODELS.build(config), scales, rank,
+                               unchanged)
     if not isinstance(model, nn.Module) or data_preprocessor is not None:
         got = type(model).__name__
         raise TypeError('`model` of WithSSBN must be the config of a model, '
                         f'but got a {got}. Write model=_base_.model; a model '
                         'that is built has its data_preprocessor.')
-    return convert_to_ssbn(model, scales, rank)
+    return convert_to_ssbn(model, scales, rank, unchanged)

@@ -2,7 +2,8 @@
 convolution and linear layer, for every scale below the base."""
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -155,6 +156,14 @@ class ChangedLayer(Guards, ScaleSpecific):
             self.register_parameter(name, nn.Parameter(
                 value.to(weight), requires_grad=weight.requires_grad))
 
+    def stop_changes(self) -> None:
+        """Be the plain layer again, for all scales."""
+        for name in _CHANGES:
+            self._parameters.pop(name, None)
+        for name in self.STATE:
+            self.__dict__.pop(name, None)
+        self.__class__ = self.plain_type  # type: ignore[assignment]
+
     @torch.no_grad()
     def insert(self, size: int) -> None:
         """Make ``size`` a scale, whose weight is as before."""
@@ -255,7 +264,46 @@ def changed_layers(model: nn.Module) -> list[ChangedLayer]:
     return [m for m in model.modules() if isinstance(m, ChangedLayer)]
 
 
-def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
+@contextmanager
+def noting_unread(model: nn.Module) -> Iterator[list[str]]:
+    """Fill a list, at the end of a ``with`` block, with the names of the
+    layers whose change was not applied: no pass at a smaller scale within the
+    block has called the layer, but the module that it belongs to, which so
+    reads the weight itself.
+
+    The passes must be pinned with ``record=True``, as
+    :func:`~sct_mm.calibrate` runs them, and the first of ``model``. A layer
+    of a module that did not run, as a head that serves the training alone, is
+    none of them.
+    """
+    ran: set[nn.Module] = set()
+    handles = [module.register_forward_pre_hook(
+        lambda module, args: ran.add(module)) for module in model.modules()]
+    unread: list[str] = []
+    try:
+        yield unread
+    finally:
+        for handle in handles:
+            handle.remove()
+    unread += [name for name, layer in model.named_modules()
+               if isinstance(layer, ChangedLayer)
+               and not len(layer.extents.known())
+               and _owner(model, name) in ran]
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    """The module that runs the layer of this ``name``: no list or dict of
+    modules, which are never called."""
+    while name:
+        name = name.rpartition('.')[0]
+        module = model.get_submodule(name)
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            return module
+    return model
+
+
+def add_changes(model: nn.Module, scales: Sequence[int], rank: int,
+                unchanged: Sequence[str] = ()) -> None:
     """Give each convolution and linear layer of ``model`` a change of
     ``rank`` at each of ``scales`` below the base, in place.
 
@@ -263,12 +311,19 @@ def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
     all scales: transposed convolutions, layers whose weight is shared with
     another layer, or is no parameter of its own (parametrized, pruned), and
     those that are not called, or not always: the projection of
-    ``nn.MultiheadAttention``, and those of :data:`_READERS`.
+    ``nn.MultiheadAttention``, those of :data:`_READERS`, and ``unchanged``,
+    names of layers (:func:`noting_unread`).
 
     Raises:
         ValueError: for fewer than two scales, a model without such layers,
-            and one that has changes of another rank.
+            and one that has changes of another rank; for a name of none.
     """
+    layers = dict(model.named_modules())
+    for name in unchanged:
+        if name not in layers:
+            raise ValueError('`unchanged` must name layers of the network, '
+                             f'but {type(model).__name__} has no {name!r}. '
+                             'Leave it out.')
     if len(scales) < 2:
         raise ValueError('`rank` needs a scale below the base, but `scales` '
                          f'is {tuple(scales)}. Add smaller ones.')
@@ -281,6 +336,7 @@ def add_changes(model: nn.Module, scales: Sequence[int], rank: int) -> None:
     read = [getattr(m, name, None) for m in model.modules()
             for kind in type(m).__mro__
             for name in _READERS.get(kind.__name__, ())]
+    read += [layers[name] for name in unchanged]
     found = [m for m in model.modules()
              if isinstance(m, (_ConvNd, nn.Linear)) and m not in read
              and not isinstance(m, (_ConvTransposeNd, ChangedLayer,

@@ -157,6 +157,12 @@ class NetworkFile:
         return self.session.get_inputs()[0].shape[-2:]
 
     @property
+    def outputs(self) -> int | str:
+        """How many numbers the network gives for an image; the name of that
+        dimension where it is dynamic."""
+        return self.session.get_outputs()[0].shape[-1]
+
+    @property
     def any_size(self) -> bool:
         """Whether the file serves other sizes than :attr:`sizes`, too."""
         return 'sizes' in self.metadata

@@ -173,6 +173,10 @@ class Predictor:
             raise UserError('A cascade serves classifiers of one label an '
                             f'image, but {path!r} gives several. Name one '
                             '`size`.')
+        if self.thresholds and self._file_at(self.sizes[0]).outputs == 1:
+            raise UserError('A cascade serves classifiers of two classes or '
+                            f'more, but {path!r} gives one score an image, '
+                            'which is always 1. Name one `size`.')
 
     def __call__(self, image: Array) -> Array:
         """The scores (classes,) of one image, (H, W, 3) or grey (H, W)."""

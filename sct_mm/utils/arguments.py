@@ -62,6 +62,11 @@ def check_path(name: str, value: Any) -> str:
     return str(os.fspath(value))
 
 
+def optional_path(name: str, value: Any) -> str | None:
+    """As :func:`check_path`; None for None."""
+    return None if value is None else check_path(name, value)
+
+
 def check_flag(name: str, value: Any) -> None:
     """Refuse a ``value`` that is no bool.
 

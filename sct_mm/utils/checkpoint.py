@@ -1,13 +1,16 @@
 """Write files whole or not at all; read checkpoints only if they are whole."""
 import contextlib
 import errno
+import math
 import os
 import os.path as osp
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mmengine
+import numpy as np
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner.checkpoint import _load_checkpoint
@@ -16,6 +19,9 @@ from .errors import UserError
 from .safe_load import protected_loading, unreadable, without_code
 
 PARTIAL = '.partial'
+# Bytes that an output must leave: a file has a longer name until it is whole
+# ('.new.partial'), and mmengine makes folders for logs within that of a run.
+_NAME_ROOM, _PATH_ROOM = 12, 128
 
 
 class WriteError(OSError, UserError):
@@ -70,6 +76,35 @@ def make_folder(path: str, name: str) -> None:
                         ) from error
 
 
+def check_place(path: str) -> None:
+    """Check, before the work begins, that a file can be written to ``path``,
+    whose folders need not be there.
+
+    Raises:
+        UserError: for a folder that cannot be written to, and for a name that
+            is too long for its file system.
+    """
+    folder = osp.dirname(osp.abspath(path))
+    while not osp.lexists(folder):
+        folder = osp.dirname(folder)
+    if not osp.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UserError(f'The output {path!r} cannot be written: '
+                        f'{folder!r} is no folder that can be written '
+                        'to. Name another.')
+    whole = os.fsencode(osp.abspath(path))
+    *folders, name = whole.split(b'/')
+    longest = os.pathconf(folder, 'PC_NAME_MAX')
+    for text, most in (
+            (name, longest - _NAME_ROOM),
+            *((each, longest) for each in folders),
+            (whole, os.pathconf(folder, 'PC_PATH_MAX') - _PATH_ROOM)):
+        if len(text) > most:
+            raise UserError(
+                f'The output must have a {"path" if text is whole else "name"}'
+                f' of at most {most} bytes, but {os.fsdecode(text)!r} has '
+                f'{len(text)}. Name a shorter one.')
+
+
 def meta_of(checkpoint: dict) -> dict:
     """The ``meta`` of ``checkpoint``; empty if it has none."""
     meta = checkpoint.get('meta')
@@ -82,8 +117,8 @@ def check_outputs(paths: Sequence[str], force: bool,
 
     Raises:
         UserError: for a file that exists, unless ``force``; for a folder of
-            that name; for a folder that cannot be written to; and for a name
-            without ``ending``.
+            that name; for a name without ``ending``; and as
+            :func:`check_place`.
     """
     for path in paths:
         if osp.isdir(path) or not osp.basename(path):
@@ -95,13 +130,7 @@ def check_outputs(paths: Sequence[str], force: bool,
         if osp.lexists(path) and not force:
             raise UserError(f'The output {path!r} exists already. Name '
                             'another, or replace it by --force.')
-        folder = osp.dirname(osp.abspath(path))
-        while not osp.lexists(folder):
-            folder = osp.dirname(folder)
-        if not osp.isdir(folder) or not os.access(folder, os.W_OK):
-            raise UserError(f'The output {path!r} cannot be written: '
-                            f'{folder!r} is no folder that can be written '
-                            'to. Name another.')
+        check_place(path)
 
 
 @register_backend('atomic_local')
@@ -230,7 +259,19 @@ def check_checkpoint(path: str) -> dict:
     return checkpoint
 
 
-def dump(data: dict, path: str) -> None:
-    """Write ``data`` to ``path``, whole or not at all."""
-    text = mmengine.dump(data, file_format='json', indent=2)
+def without_nan(value: Any) -> Any:
+    """``value`` with None for each float in it that is not finite: JSON has
+    neither NaN nor inf."""
+    if isinstance(value, dict):
+        return {name: without_nan(child) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(child) for child in value]
+    return (None if isinstance(value, (float, np.floating))
+            and not math.isfinite(value) else value)
+
+
+def dump(data: Any, path: str) -> None:
+    """Write ``data`` as JSON to ``path``, whole or not at all
+    (:func:`without_nan`)."""
+    text = mmengine.dump(without_nan(data), file_format='json', indent=2)
     AtomicLocalBackend().put(text.encode(), path)

@@ -42,6 +42,8 @@ _SET_BY = dict(pytorch='RANK', slurm='SLURM_PROCID',
                mpi='OMPI_COMM_WORLD_LOCAL_RANK')
 # Files in which torch and the hosts stack images to a batch.
 _STACKS = ('collate.py', 'data_preprocessor.py')
+# mmengine's BaseDataset, as it takes a part of its images.
+_SUBSETS = ('_get_unserialized_subset', '_get_serialized_subset')
 # torch's batch normalization, of a single value.
 _NO_VARIANCE = 'Expected more than 1 value per channel'
 # Errors of a disk that is full.
@@ -169,6 +171,11 @@ def sentence_of(error: Exception) -> str | None:
     # mmengine joins the annotations of a data set, be there none.
     if _raised_at(error).name == '_serialize_data':
         return EMPTY
+    if isinstance(error, (IndexError, AssertionError)) and _raised_at(
+            error).name in _SUBSETS:
+        return ('The list of `indices` of a data set must be of images that '
+                'it has, but one is beyond them. Leave it out for all '
+                'images.')
     if isinstance(error, ValueError) and str(error).startswith(_NO_VARIANCE):
         return ('A batch must have two images or more where a layer sees one '
                 f'pixel, but one has not ({error}). Set drop_last=True in the '
@@ -196,7 +203,7 @@ def cli(main: Callable[[], None]) -> None:
     try:
         with protected_loading(), warnings_for_users():
             main()
-    except (AssertionError, ImportError, OSError, KeyError, TypeError,
+    except (AssertionError, ImportError, OSError, LookupError, TypeError,
             ValueError, RuntimeError, pickle.UnpicklingError) as error:
         sentence = sentence_of(error)
         if sentence is None:

@@ -5,6 +5,7 @@ import os.path as osp
 import traceback
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from mmengine.device import get_device
 from mmengine.dist import init_dist, is_distributed
 from mmengine.utils.dl_utils import set_multi_processing
 
-from .config_walk import pipelines_in, type_name
+from .arguments import check_int
+from .config_walk import data_sets_in, pipelines_in, type_name
 from .errors import UserError
 from .package import config_path
 
@@ -130,14 +132,56 @@ def set_loader_defaults(loader: Config | None, cfg: Config,
                           pin_memory and torch.cuda.is_available())
 
 
-def check_data(loader: Config) -> None:
-    """Refuse a ``loader`` whose data set is not there, before work begins.
-    A data set that downloads itself may be absent.
+def check_indices(dataset: dict) -> None:
+    """Refuse ``indices`` of a data set that mmengine's BaseDataset does not
+    take. Those of a list may still be of more images than there are.
 
     Raises:
-        UserError: if the folder or the annotations are not there.
+        UserError: unless they are an int other than 0, or a list of ints.
     """
+    indices: Any = dataset.get('indices')
+    several = isinstance(indices, Sequence) and not isinstance(indices, str)
+    ints = all(isinstance(index, Integral) and not isinstance(index, bool)
+               for index in (indices if several else [indices]))
+    if indices is None or ints and (len(indices) if several else indices):
+        return
+    raise UserError('`indices` of a data set must be an int other than 0 (the '
+                    'first N images, or the last N if it is negative) or a '
+                    f'list of ints, but got {indices!r}. Leave it out for '
+                    'all images.')
+
+
+def check_range(indices: Any, total: int) -> None:
+    """Refuse a list of ``indices`` beyond the ``total`` images of a data set.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for index in indices if isinstance(indices, Sequence) else ():
+        if not -total <= index < total:
+            raise UserError('`indices` must be those of the '
+                            f'{total} images of the data set, but got '
+                            f'{index}. Leave it out for all images.')
+
+
+def check_data(loader: Config) -> None:
+    """Refuse a ``loader`` whose settings its class does not take, or whose
+    data set is not there, before work begins. A data set that downloads
+    itself may be absent.
+
+    Raises:
+        TypeError, ValueError: for a number of images or of workers that is
+            none.
+        UserError: if the folder or the annotations are not there, and as
+            :func:`check_indices`.
+    """
+    for name, least, default in (('batch_size', 1, 1), ('num_workers', 0, 0)):
+        if loader.get(name) is not None:
+            check_int(name, loader[name], least,
+                      f'Set it in the config, e.g. to {default}.')
     dataset = loader.get('dataset', {})
+    for each in data_sets_in(dataset):
+        check_indices(each)
     while 'dataset' in dataset:  # RepeatDataset and other wrappers
         dataset = dataset['dataset']
     root = dataset.get('data_root')

@@ -18,6 +18,16 @@ def pipelines_of(loader: dict) -> list[list]:
     return list(_outermost(loader.get('dataset')))
 
 
+def data_sets_in(dataset: Any) -> Iterator[dict]:
+    """The config of a data set and those within it, be they one or several,
+    the outermost first."""
+    if isinstance(dataset, dict):
+        yield dataset
+        for child in (dataset.get('dataset'),
+                      *(dataset.get('datasets') or ())):
+            yield from data_sets_in(child)
+
+
 def _outermost(dataset: Any) -> Iterator[list]:
     if not isinstance(dataset, dict):
         return

@@ -24,6 +24,7 @@ from sct_mm.apis.train import train
 from sct_mm.engine.adaptation import try_rate
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.engine.training_images import digest_of
 from sct_mm.evaluation.adapted_report import MIXED, NOTHING, print_adapted
 from sct_mm.models.size_selection import ssbn_layers
 from sct_mm.models.weight_change import changed_layers
@@ -408,6 +409,58 @@ def test_a_run_goes_on_with_its_images_alone(stock, tmp_path):
     os.link(osp.join(folder, '0.png'), osp.join(folder, 'a.png'))
     with pytest.raises(UserError, match='must be the 64 of .* but are 65. G'):
         adapt(CONFIG, stock[0], (28, 14), 0, stock[2], folder, resume=True)
+    os.remove(osp.join(folder, 'a.png'))
+    adapt(CONFIG, stock[0], (28, 14), 0, stock[2], folder, resume=True)
+    os.rename(osp.join(folder, '9.png'), osp.join(folder, '0a.png'))
+    with pytest.raises(UserError, match='others are held out. Give the same'):
+        adapt(CONFIG, stock[0], (28, 14), 0, stock[2], folder, resume=True)
+
+
+def test_a_layer_whose_weight_its_head_reads_has_no_change(stock):
+    from mmpretrain.models import LinearClsHead
+
+    class ReadingHead(LinearClsHead):
+        def forward(self, feats):
+            return torch.nn.functional.linear(
+                self.pre_logits(feats), self.fc.weight, self.fc.bias)
+
+    MODELS.register_module('ReadingHead', force=True, module=ReadingHead)
+    options = {**FEW, 'model.head.type': 'ReadingHead'}
+    for resume in (False, True):
+        done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], lr=0.01,
+                     resume=resume, cfg_options=options)
+        assert load_config(done['config']).model.unchanged == ['head.fc']
+        names = [name for name in tensors(done['checkpoint'])
+                 if '.change_' in name]
+        assert names and not any(name.startswith('head.') for name in names)
+
+
+def test_the_images_of_a_digest(tmp_path):
+    class Arrays:
+        pixels = np.arange(12).reshape(4, 3)
+
+        def get_data_info(self, index):
+            return dict(img=self.pixels[index], img_path=None)
+
+    class Files:
+        folder = tmp_path / 'a'
+
+        def get_data_info(self, index):
+            return dict(img_path=str(self.folder / f'{index}.png'))
+
+    for data in (Arrays(), Files()):
+        if isinstance(data, Files):
+            data.folder.mkdir()
+            for index in range(4):
+                (data.folder / f'{index}.png').write_text(f'image {index}')
+        first = digest_of(data, [0, 2])
+        assert digest_of(data, torch.tensor([0, 2])) == first
+        assert first not in (digest_of(data, [2, 0]), digest_of(data, [0, 3]))
+    data.folder = data.folder.rename(tmp_path / 'moved')
+    assert digest_of(data, [0, 2]) == first
+    (data.folder / '2.png').write_text('another')
+    assert digest_of(data, [0, 2]) != first
+    assert digest_of([1, 2], [0]) == digest_of([3], [])  # no mmengine's
 
 
 def test_a_detector_needs_labels(detector, tmp_path):

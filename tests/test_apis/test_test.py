@@ -193,6 +193,24 @@ def test_a_config_with_the_loop_of_all_sizes(fashion, tmp_path):
     assert 'accuracy/top1' in result['rows'][1]['metrics']
 
 
+@pytest.mark.parametrize('missing', [
+    ['train_cfg'], ['optim_wrapper'], ['train_dataloader'], ['val_evaluator'],
+    ['train_cfg', 'optim_wrapper', 'val_dataloader']])
+def test_a_config_without_parts_of_a_training(missing, fashion, tmp_path):
+    want, got = (apis.test(FASHION, fashion, [14], str(tmp_path),
+                           {**FEW, **dict.fromkeys(names)})[0]['rows']
+                 for names in ([], missing))
+    assert got[0]['metrics'] == want[0]['metrics']
+    if 'train_dataloader' not in missing:
+        done, = apis.fidelity(FASHION, fashion, [14], out=tmp_path,
+                              cfg_options={**FEW, **dict.fromkeys(missing)})
+        assert [row['scale'] for row in done['rows']] == [28, 14]
+        done = apis.test_cascade(
+            FASHION, fashion, (14, 28), 0.5, out=tmp_path,
+            cfg_options={**FEW, **dict.fromkeys(missing)})
+        assert done['cascade']['sizes'] == (14, 28)
+
+
 def test_the_config_of_a_training_stays_as_it_is(fashion, tmp_path):
     there = tmp_path / osp.basename(FASHION)
     there.write_text('what a training has written')

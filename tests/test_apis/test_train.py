@@ -83,6 +83,11 @@ def test_what_a_training_needs(monkeypatch):
     for name in whole:
         with pytest.raises(UserError, match=f'must have .*{name}'):
             check_complete(Config({**whole, name: None}))
+    for name in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        others = {'val_dataloader': {}, 'val_cfg': {}, 'val_evaluator': {}}
+        with pytest.raises(UserError, match=f'`{name}` to validate, but has '
+                           'none. Set it, or give --no-validate'):
+            check_complete(Config({**whole, **others, name: None}))
     module = sys.modules['sct_mm.apis.train']  # apis.train is the function
     monkeypatch.setattr(module, 'get_device', lambda: 'cpu')
     with pytest.raises(UserError, match="needs a GPU, but .* 'cpu'"):

@@ -1,14 +1,22 @@
 """The table and the plot of a test at several sizes."""
 import itertools
+import json
+import math
 import os
 import time
 
 import matplotlib.figure
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from sct_mm.evaluation.plots import draw_sizes, tick_sizes, with_room
+from sct_mm.evaluation.plots import (
+    draw_costs,
+    draw_sizes,
+    tick_sizes,
+    with_room,
+)
 from sct_mm.evaluation.report import (
     make_comparison,
     make_size_table,
@@ -73,6 +81,32 @@ def test_a_result_that_cannot_be_written_leaves_the_earlier(tmp_path):
                      lambda path: None, [], ())
     rows = read_result(str(tmp_path / 'scales.json'))['models'][0]['rows']
     assert [each['scale'] for each in rows] == [28, 14]
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    """Any reader of JSON takes the file; ours finds NaN again."""
+    rows = [row(28, [28]), row(14, [14], top1=float('nan'))]
+    rows[1]['arrays'] = {'classwise': [1.0, [float('inf'), np.float32('nan')]]}
+    models = [dict(label='a', config='a.py', checkpoint='a.pth', trained=[],
+                   rows=rows)]
+    path = str(tmp_path / 'scales.json')
+    write_report(models, path, lambda plot: draw_sizes(models, plot),
+                 [make_size_table('a', rows)], ())
+
+    def refuse(name):
+        raise ValueError(f'{name} is no JSON')
+
+    with open(path) as file:
+        found = json.load(file, parse_constant=refuse)['models'][0]['rows'][1]
+    assert found['metrics'] == {'accuracy/top1': None}
+    assert found['arrays'] == {'classwise': [1.0, [None, None]]}
+    read = read_result(path)['models']
+    assert math.isnan(read[0]['rows'][1]['metrics']['accuracy/top1'])
+    assert read[0]['rows'][0]['metrics'] == {'accuracy/top1': 90.0}
+    assert math.isnan(models[0]['rows'][1]['metrics']['accuracy/top1'])
+    draw_costs(read, 'accuracy/top1', read[0]['rows'][0], {},
+               str(tmp_path / 'costs.png'))
+    assert 'nan' in printed(read[0]['rows'])[1]
 
 
 def test_table_of_scales_and_of_sizes_between():

@@ -172,6 +172,10 @@ def test_one_logit_and_several_labels_are_refused():
     with pytest.raises(UserError, match='sum to 1, but got a sum of 1.7'):
         check_scores(torch.tensor([[0.9, 0.8], [0.5, 0.5]]))
     check_scores(torch.tensor([[0.9, 0.1], [float('nan'), 0.5]]))
+    # As mmpretrain's samples of a network of one class have it.
+    with pytest.raises(UserError, match='two classes or more, but .* gives '
+                       'one score an image, which is always 1'):
+        check_scores(torch.ones(2, 1))
 
 
 def test_no_network_another_size_another_mode_and_no_classifier():

@@ -24,6 +24,7 @@ from sct_mm import (
 from sct_mm.models.weight_change import (
     ChangedLayer,
     changed_layers,
+    noting_unread,
     shapes_of_change,
 )
 from sct_mm.models.weight_change import unit_of as unit_of_weight
@@ -278,9 +279,64 @@ def test_leaves_a_layer_whose_weight_its_module_reads(make, kept):
         if isinstance(layer, ChangedLayer)}
 
 
+@pytest.mark.parametrize('name, arguments', [
+    ('BEiTAttention', (4, 2, (2, 2), False)),
+    ('WindowMSAV2', (4, (2, 2), 2))])
+def test_finds_the_layers_of_a_host_without_a_table(name, arguments,
+                                                    monkeypatch):
+    part = attention(name)(*arguments).eval()
+    monkeypatch.setattr('sct_mm.models.weight_change._READERS', {})
+    convert_to_ssbn(nn.Sequential(part, nn.BatchNorm1d(4)), SCALES, 2)
+    assert isinstance(part.qkv, ChangedLayer)
+    with noting_unread(part) as unread, use_scale(part, 8, record=True):
+        part(torch.randn(2, 4, 4))
+    assert unread == ['qkv']
+
+
 def attention(name):
     return getattr(pytest.importorskip(
         'mmpretrain.models.utils.attention'), name)
+
+
+class Reads(nn.Module):
+    """Reads the weights of some layers, as attentions of timm do."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.listed = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.auxiliary = nn.Sequential(nn.Linear(4, 4))
+
+    def forward(self, x):
+        x = self.proj(nn.functional.linear(x, self.qkv.weight))
+        return self.listed[1](x @ self.listed[0].weight)
+
+
+def test_finds_layers_whose_weight_their_module_reads():
+    def made(**options):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Reads())
+        return convert_to_ssbn(net, SCALES, 2, **options)
+
+    net, images = made(), [torch.randn(8, 4)] * 2
+    with noting_unread(net) as unread:
+        calibrate(net, images, 12)
+    assert unread == ['2.qkv', '2.listed.0']  # not what never ran
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    other = made(unchanged=unread)
+    names = {name for name, layer in other.named_modules()
+             if isinstance(layer, ChangedLayer)}
+    assert names == {'0', '2.proj', '2.listed.1', '2.auxiliary.0'}
+    for name in unread:
+        net.get_submodule(name).stop_changes()
+    assert net.state_dict().keys() == other.state_dict().keys()
+    assert type(net[2].qkv) is nn.Linear
+    assert vars(net[2].qkv).keys() == vars(nn.Linear(4, 4)).keys()
+    with noting_unread(other) as unread:
+        calibrate(other, images, 12)
+    assert not unread
+    with pytest.raises(ValueError, match="`unchanged` .* has no '2.no'"):
+        made(unchanged=['2.no'])
 
 
 def test_a_replica_and_a_shard_of_a_layer_compute_the_same():

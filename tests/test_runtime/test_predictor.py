@@ -338,6 +338,16 @@ def test_several_labels(folder, tmp_path):
         Predictor(path, cascade=(8, 16), thresholds=0.5)
 
 
+def test_a_cascade_of_one_class_is_always_sure(tmp_path):
+    one = tiny_network()
+    one.net[-1] = torch.nn.Linear(6, 1)
+    path = str(tiny_files(one, tmp_path))
+    assert Predictor(path)(image()) == 1
+    with pytest.raises(UserError, match='two classes or more, but .* gives '
+                       'one score an image, which is always 1. Name one'):
+        Predictor(path, cascade=(8, 16), thresholds=0.5)
+
+
 def test_a_small_image_is_warned_of(folder):
     with pytest.warns(UserWarning, match=r'at least 8 pixels, the smallest '
                       r'scale of the network, but got \(7, 30\)'):

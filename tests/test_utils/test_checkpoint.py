@@ -7,7 +7,7 @@ import torch
 from mmengine.fileio import get_file_backend
 
 import sct_mm  # noqa: F401
-from sct_mm.utils.checkpoint import check_checkpoint, dump
+from sct_mm.utils.checkpoint import check_checkpoint, check_place, dump
 from sct_mm.utils.cli import sentence_of
 from sct_mm.utils.errors import UserError
 
@@ -36,6 +36,25 @@ def test_a_write_that_fails_leaves_the_file_before(name, backend, tmp_path,
     assert str(path) in sentence_of(caught.value)
     assert path.read_bytes() == b'first'
     assert [p.name for p in path.parent.iterdir()] == ['epoch_1.pth']
+
+
+def test_a_name_that_a_file_system_takes_is_written_whole(backend, tmp_path):
+    longest = os.pathconf(tmp_path, 'PC_NAME_MAX') - 12
+    for name in ('a' * longest, 'ä' * (longest // 2)):
+        path = tmp_path / ('b' * (longest + 12)) / name
+        check_place(str(path))
+        backend.put(b'', f'{path}.new')
+        check_place(str(path))  # its folder is there
+
+
+@pytest.mark.parametrize('name', [
+    'a' * 244, 'ä' * 122, 'b' * 256 + '/a', 'a/' + 'b' * 256 + '/c/a',
+    'c/' * 2500 + 'a'])
+def test_a_name_that_is_too_long_is_found_before_the_work(name, tmp_path):
+    with pytest.raises(UserError, match='of at most [0-9]+ bytes, but .* '
+                       'has [0-9]+. Name a shorter one'):
+        check_place(str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('text', [False, True])

@@ -83,11 +83,20 @@ def test_a_network_that_stacks_other_shapes_keeps_its_traceback():
      'A file cannot be read (it holds print, which no checkpoint needs)'),
     (_no_network, 'A download failed (no route)'),
     (lambda: BaseDataset(lazy_init=True)._serialize_data(),
-     'A data set must hold images, but the config makes an empty one.')])
+     'A data set must hold images, but the config makes an empty one.'),
+    (lambda: Three(serialize_data=False, indices=[0, 3]),
+     'The list of `indices` of a data set must be of images that it has'),
+    (lambda: Three().get_subset_([3]), 'but one is beyond them. Leave it')])
 def test_what_a_user_can_fix_is_one_sentence(fail, said, capsys):
     with pytest.raises(SystemExit):
         cli(fail)
     assert said in capsys.readouterr().err
+
+
+class Three(BaseDataset):
+
+    def load_data_list(self):
+        return [dict(img=index) for index in range(3)]
 
 
 def refuse(depth):

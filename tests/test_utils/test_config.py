@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
 
 import sct_mm  # noqa: F401
+from sct_mm.datasets.image_folder import given_indices
+from sct_mm.evaluation.held_out import left_out
 from sct_mm.utils import config
 from sct_mm.utils.config import check_data, load_config, set_loader_defaults
 from sct_mm.utils.config_walk import without_pretrained
@@ -58,6 +61,40 @@ def test_the_error_of_missing_data_names_where_it_looked(
                 f"must be at '{tmp_path}/{where}', but")) as error:
             check_data(Config(dict(dataset=dict(data_root=root, **more))))
         assert bool(re.search(hint, str(error.value))) == relative
+
+
+@pytest.mark.parametrize('indices', [
+    'abc', 0, 1.5, True, [], [0, 1.5], [0, True], dict(a=1), torch.ones(2)])
+def test_indices_that_no_data_set_takes(indices):
+    options = {'train_dataloader.dataset.indices': indices}
+    with pytest.raises(UserError, match='`indices` of a data set must be an '
+                       'int other than 0 .* but got .*. Leave it out'):
+        given_indices(options, 'train_dataloader')
+    for wrap in (lambda d: d, lambda d: dict(type='RepeatDataset', dataset=d),
+                 lambda d: dict(type='ConcatDataset', datasets=[{}, d])):
+        with pytest.raises(UserError, match='`indices`'):
+            check_data(Config(dict(dataset=wrap(dict(indices=indices)))))
+
+
+@pytest.mark.parametrize('indices', [
+    None, 1, -3, np.int64(2), [0, -1], (1, ), range(4)])
+def test_indices_that_a_data_set_takes(indices):
+    check_data(Config(dict(dataset=dict(indices=indices))))
+
+
+def test_a_list_of_indices_beyond_the_images():
+    for index in (3, -4):
+        with pytest.raises(UserError, match=f'of the 3 images .* got {index}'):
+            left_out([0, index], 3)
+    assert left_out([0, -1], 3) == [1]
+
+
+@pytest.mark.parametrize('name, value', [
+    ('batch_size', 'abc'), ('batch_size', 0), ('batch_size', 2.5),
+    ('num_workers', -1), ('num_workers', 'abc')])
+def test_a_loader_of_no_number(name, value):
+    with pytest.raises((TypeError, ValueError), match=f'`{name}` must be an'):
+        check_data(Config({'dataset': {}, name: value}))
 
 
 @pytest.mark.parametrize('options, joined', [

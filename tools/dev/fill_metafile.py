@@ -71,8 +71,9 @@ def results_of_experiment(found: dict) -> Results:
     for metric in METRICS.keys() & found.keys():
         for arm, config in found['configs'].items():
             for size, (mean, _) in found[metric][arm].items():
-                results.setdefault(config, {}).setdefault(
-                    int(size), {})[metric] = mean
+                if mean is not None:  # NaN, in JSON
+                    results.setdefault(config, {}).setdefault(
+                        int(size), {})[metric] = mean
     return results
 
 
@@ -84,7 +85,8 @@ def results_of_test(models: list[dict]) -> Results:
         for row in model['rows']:
             results.setdefault(config, {})[row['scale']] = {
                 name: row['metrics'][name] / METRICS[name][1]
-                for name in METRICS if name in row['metrics']}
+                for name in METRICS
+                if row['metrics'].get(name) is not None}
     return results
 
 

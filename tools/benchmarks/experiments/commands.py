@@ -11,6 +11,7 @@ from typing import NamedTuple
 from experiments import Arm
 
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.evaluation.results_file import numbers_of
 from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
@@ -142,7 +143,7 @@ def rows_in(folder: str) -> dict[int, dict]:
     if not osp.exists(path):
         return {}
     with open(path) as file:
-        return {row['scale']: row
+        return {row['scale']: {**row, 'metrics': numbers_of(row['metrics'])}
                 for row in json.load(file)['models'][0]['rows']}
 
 

@@ -22,7 +22,9 @@ _BLOCK = re.compile(r'(?P<start>^<!-- table: (?P<name>\S+)(?P<options>[^\n]*?)'
                     r'(?P<end><!-- /table -->)', re.S | re.M)
 
 
-def _number(value: float, metric: str) -> str:
+def _number(value: float | None, metric: str) -> str:
+    if value is None:  # NaN, in JSON
+        return 'nan'
     return f'{value:.2f}' if metric.startswith('accuracy') else f'{value:.1f}'
 
 
