@@ -42,8 +42,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         'cost, the best size within both (repeatable)')
     parser.add_argument(
         '--metric', metavar='accuracy/top1',
-        help='the metric to choose the best size by, higher is better; '
-        'default: the first of the result')
+        help='the metric to choose the best size by: the highest, or of '
+        'errors (NME, EPE, ...) the lowest; default: the first of the result')
     parser.add_argument(
         '--out', metavar='PNG',
         help='plot of all sizes; default: pareto.png beside the result')

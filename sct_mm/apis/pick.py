@@ -5,7 +5,11 @@ import shlex
 from typing import NamedTuple
 
 from ..evaluation.plots import draw_costs
-from ..evaluation.results_file import quality_names, read_result
+from ..evaluation.results_file import (
+    counts_errors,
+    quality_names,
+    read_result,
+)
 from ..runtime import (
     NetworkFile,
     files_in,
@@ -22,10 +26,12 @@ from ..utils.safe_load import protected_loading
 
 
 def quality_of(row: dict, metric: str) -> float:
-    """The metric in ``row`` of a result; -inf if it has none, as for a
-    detector that found nothing."""
+    """The metric in ``row`` of a result, more is better: errors are negative;
+    -inf if it has none, as for a detector that found nothing."""
     value = row['metrics'].get(metric)
-    return float('-inf') if value is None or value != value else value
+    if value is None or value != value:
+        return float('-inf')
+    return -value if counts_errors(metric) else value
 
 
 class Limits(NamedTuple):
@@ -125,6 +131,19 @@ def check_metrics(models: list[dict], names: list[str]) -> None:
                             'at least, but is none at any. Name another.')
 
 
+def check_least(least: dict[str, float]) -> None:
+    """Refuse a least value of what should be small.
+
+    Raises:
+        UserError: naming the metric.
+    """
+    for name in filter(counts_errors, least):
+        raise UserError(f'--min must name a metric of which more is better, '
+                        f'but got {name!r}, which counts errors. Give a limit '
+                        'of cost: within it the size of the fewest errors is '
+                        'chosen.')
+
+
 def export_command(choice: Choice) -> str:
     """The command that writes the chosen size as a file."""
     size, model = choice.row['scale'], choice.model
@@ -151,9 +170,12 @@ def pick(result: StrPath, max_latency: float | None = None,
         result: path of the scales.json of tools/test.py.
         max_latency: the most milliseconds for one image.
         max_gflops: the most multiply-adds, in 1e9.
-        least: ``{metric: its least value}``; higher is better.
+        least: ``{metric: its least value}``, of metrics of which more is
+            better.
         metric: the metric by which the best size is chosen if it must keep to
-            a limit of cost; None: the first of the result.
+            a limit of cost; None: the first of the result. Of errors, as
+            mmpose's NME, the least is the best
+            (:func:`~sct_mm.evaluation.results_file.counts_errors`).
         out: path of the plot, a PNG; None: pareto.png beside the result.
 
     Returns:
@@ -186,6 +208,7 @@ def pick(result: StrPath, max_latency: float | None = None,
                         'Test with a `test_evaluator` that gives a number.')
     metric = metric or next(iter([*limits.least, *names]))
     check_metrics(data['models'], [metric, *limits.least])
+    check_least(limits.least)
     choice = choose(data['models'], limits, metric)
     draw_costs(data['models'], metric, choice.row, limits.costs(), out)
     return dict(model=choice.model, row=choice.row, metric=metric,

@@ -279,16 +279,17 @@ def add_times(tested: Sequence[tuple[dict, list[Workload]]]) -> list[dict]:
 
 def name_apart(results: list[dict]) -> None:
     """Label the results of one config by what their checkpoints' paths do not
-    share, too."""
-    alike: dict[str, list[dict]] = {}
-    for result in results:
-        alike.setdefault(result['label'], []).append(result)
-    for label, several in alike.items():
-        paths = [osp.abspath(result['checkpoint']) for result in several]
-        shared = osp.commonpath(map(osp.dirname, paths))
-        for result, path in zip(several, paths,
-                                strict=True) if len(several) > 1 else ():
-            result['label'] = f'{label} ({osp.relpath(path, shared)})'
+    share, too; those of one checkpoint by what their configs' do not."""
+    for name in ('checkpoint', 'config'):
+        alike: dict[str, list[dict]] = {}
+        for result in results:
+            alike.setdefault(result['label'], []).append(result)
+        for label, several in alike.items():
+            paths = [osp.abspath(result[name]) for result in several]
+            shared = osp.commonpath(map(osp.dirname, paths))
+            for result, path in zip(several, paths, strict=True) if (
+                    len(set(paths)) > 1) else ():
+                result['label'] = f'{label} ({osp.relpath(path, shared)})'
 
 
 @protected_loading()

@@ -1,4 +1,5 @@
 """Validation and test loops that run the host's at several input sizes."""
+import re
 import sys
 import warnings
 from collections.abc import Generator, Iterator
@@ -99,6 +100,25 @@ def failing_at(size: int, model: nn.Module) -> Iterator[None]:
             'size, test it at that size alone.') from error
     finally:
         handle.remove()
+
+
+@contextmanager
+def needing_labels(mode: str) -> Iterator[None]:
+    """Say so where a metric finds no labels in the samples.
+
+    Raises:
+        UserError: from the host's error. In all hosts labels are `gt_...`.
+    """
+    try:
+        yield
+    except (KeyError, AttributeError) as error:
+        missing = re.search(r'\bgt_\w+', str(error))
+        if missing is None:
+            raise
+        raise UserError(
+            f'The metrics of `{mode}_evaluator` need labels, but the images '
+            f'have no {missing[0]!r}. Take images with labels, or compare '
+            'without any by tools/test.py --against-base.') from error
 
 
 def check_sizes(sizes: Sizes | None, model: nn.Module, name: str = 'sizes',
@@ -236,7 +256,8 @@ class _ScalesLoop(BaseLoop):
         for index, batch in enumerate(self.dataloader):
             if not index:
                 self.switch.check_batch(batch, size)
-            self.run_iter(index, batch)
+            with needing_labels(self.mode):
+                self.run_iter(index, batch)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         losses = getattr(self, f'{self.mode}_loss', None)
         if losses:

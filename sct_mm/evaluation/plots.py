@@ -12,7 +12,7 @@ from typing import Any
 from ..utils.checkpoint import AtomicLocalBackend
 from .early_exit import METRIC
 from .pareto import front
-from .results_file import metric_names
+from .results_file import counts_errors, metric_names
 
 _COSTS = dict(gflops='GFLOPs (multiply-adds)',
               latency_ms='latency of one image (ms)')
@@ -188,7 +188,9 @@ def _draw_over(cost: str, axis: Any, models: list[dict], metric: str,
         for size in with_room(named, points):
             axis.annotate(str(size), named[size], fontsize=8, color=color,
                           xytext=offset, textcoords='offset points')
-    best = [points[index] for index in front(points)]
+    sign = -1 if counts_errors(metric) else 1
+    best = [points[index] for index in front(
+        [(spent, sign * value) for spent, value in points])]
     axis.plot(*zip(*best, strict=True), '--', color='black', alpha=0.6,
               linewidth=1, label='Pareto front')
     axis.plot(chosen[cost], chosen['metrics'][metric], 'o', markersize=14,

@@ -9,6 +9,13 @@ from typing import Any
 from ..utils.errors import UserError
 
 _NUMBERS = ('scale', 'gflops', 'latency_ms')
+# Metrics that count errors, so that less is better, by the last part of their
+# name, to which a host may add more behind a `_`.
+_ERRORS = (
+    'NME', 'EPE', 'MPJPE', 'P-MPJPE', 'N-MPJPE', 'MRRPE',  # mmpose
+    'abs_rel', 'sq_rel', 'rmse', 'log10', 'silog',  # mmseg: depth
+    'mMR', 'IDSW', 'FP', 'FN', 'Frag',  # mmdet: CrowdHuman, tracking
+    'MdR', 'MnR')  # mmaction2: retrieval
 
 
 def _is_number(value: Any) -> bool:
@@ -134,10 +141,19 @@ def metric_names(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row['metrics']))
 
 
+def counts_errors(name: str) -> bool:
+    """Whether less of the metric ``name`` is better, as of a distance to
+    keypoints."""
+    name = name.rpartition('/')[2]
+    return name in _ERRORS or name.startswith(
+        tuple(f'{error}_' for error in _ERRORS))
+
+
 def quality_names(models: list[dict]) -> list[str]:
     """:func:`metric_names` of all ``models``, without losses and divergences
-    (``kl``): metrics of which more is better. mmengine's CheckpointHook tells
-    losses by their name, too."""
+    (``kl``): metrics that tell how good a network is, by which less is better
+    if they :func:`count errors <counts_errors>`. mmengine's CheckpointHook
+    tells losses by their name, too."""
     rows = [row for model in models for row in model['rows']]
     return [name for name in metric_names(rows)
             if 'loss' not in name and name.rpartition('/')[2] != 'kl']

@@ -1,6 +1,7 @@
 """Give a network one more scale, and re-estimate statistics from images."""
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,6 +85,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     the mean over all images of their batches' mean and variance (cumulative;
     fvcore's PreciseBN, US-Nets 1903.05134). Nothing else changes.
 
+    A layer that a pass calls several times, as a backbone of several views or
+    a head that all levels of a detector share, gets the mean over its calls;
+    one that no pass calls keeps its statistics.
+
     A batch of one image is left out where a layer sees a single value per
     channel, as behind a global pooling: it has no variance. All layers
     normalise with the statistics of the batch meanwhile, as in training. Each
@@ -123,14 +128,17 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     images = seen = alone = 0
     with _keeping_records(scale_specific(model)):
         try:
-            with _estimating(model, layers):
+            with _estimating(model, layers), _noting(layers, rows) as calls:
                 for batch in batches:
+                    for each in calls:
+                        each.clear()
                     count = _forward(model, batch, size)
                     if not count:
                         alone += 1
                         continue
-                    sums = [total + count * torch.stack(row).double()
-                            for total, row in zip(sums, rows, strict=True)]
+                    sums = [total + count * _mean_of(each, row)
+                            for total, each, row in zip(sums, calls, rows,
+                                                        strict=True)]
                     images, seen = images + count, seen + 1
         finally:
             _put(rows, old)
@@ -187,6 +195,32 @@ def _estimating(model: nn.Module,
             layer.momentum, layer.num_batches_tracked = momentum, counter
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def _noting(layers: Sequence[NormOfScales], rows: list[list[Tensor]]
+            ) -> Iterator[list[list[Tensor]]]:
+    """For each of ``layers`` a list, to which each call of it appends what its
+    row then holds: the statistics of the batch."""
+    calls: list[list[Tensor]] = [[] for _ in layers]
+
+    def note(each: list[Tensor], row: list[Tensor], *call: Any) -> None:
+        each.append(torch.stack(row).double())
+
+    handles = [layer.register_forward_hook(partial(note, each, row))
+               for layer, each, row in zip(layers, calls, rows, strict=True)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mean_of(calls: list[Tensor], row: list[Tensor]) -> Tensor:
+    """The mean of ``calls``; without any, what the row holds."""
+    if not calls:
+        return torch.stack(row).double()
+    return torch.stack(calls).mean(0) if len(calls) > 1 else calls[0]
 
 
 def _forward(model: nn.Module, batch: Any, size: int) -> int:

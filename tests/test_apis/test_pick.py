@@ -14,6 +14,7 @@ from sct_mm.apis import pick, pick_file
 from sct_mm.apis.pick import Limits, choose
 from sct_mm.evaluation import measure
 from sct_mm.evaluation.pareto import front
+from sct_mm.evaluation.results_file import counts_errors
 from sct_mm.utils.errors import UserError
 
 
@@ -71,6 +72,25 @@ def test_a_size_without_the_metric_is_not_picked():
     nothing['rows'].append(dict(nothing['rows'][0], scale=12, metrics={}))
     for limits in (Limits(gflops=9), Limits(least={'accuracy/top1': 0})):
         assert choose([nothing], limits, 'accuracy/top1').row['scale'] == 28
+
+
+@pytest.mark.parametrize('name', [
+    'NME', 'val/EPE', 'MPJPE', 'P-MPJPE_Walking', 'abs_rel', 'rmse_log',
+    'crowd_human/mMR'])
+def test_of_errors_the_least_is_the_best(name, result, monkeypatch):
+    drawn = []
+    monkeypatch.setattr('sct_mm.evaluation.plots.front', lambda points: (
+        drawn.append(points), front(points))[1])
+    rows = [dict(row, metrics={name: error}) for row, error in zip(
+        MODELS[0]['rows'], (0.04, 0.05, 0.09), strict=True)]
+    path = result(models=[dict(MODELS[0], rows=rows)])
+    assert [pick(path, max_gflops=most)['row']['scale']
+            for most in (9, 3, 1)] == [28, 21, 14]
+    assert drawn[0] == [(1.0, -0.09), (2.0, -0.05), (4.0, -0.04)]
+    with pytest.raises(UserError, match=f"--min must name .* but got '{name}'"
+                       '.*Give a limit of cost'):
+        pick(path, least={name: 0.05})
+    assert not counts_errors(f'{name}s'.replace('_', ''))
 
 
 def test_what_is_no_number_hides_no_other(result, monkeypatch):

@@ -16,8 +16,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from sct_mm import apis, extract_scale, use_scale
+from sct_mm.apis.test import name_apart, trained_sizes
 from sct_mm.apis.test import test_config as config_of_test
-from sct_mm.apis.test import trained_sizes
 from sct_mm.datasets.rescale_pipeline import rescale_pipeline
 from sct_mm.models.size_selection import ssbn_layers
 from sct_mm.utils.errors import UserError
@@ -141,6 +141,23 @@ def test_rows_are_those_of_the_hosts_test(fashion, tmp_path, capsys):
         runner.model.load_state_dict(torch.load(fashion)['state_dict'])
         runner.model = extract_scale(runner.model, max(size, 14))
         assert runner.test() == row['metrics']
+
+
+def test_no_two_models_have_one_label():
+    def labels(*models):
+        results = [dict(label='net', config=config, checkpoint=checkpoint)
+                   for config, checkpoint in models]
+        name_apart(results)
+        return [result['label'] for result in results]
+
+    one, other = 'a/net.py', 'b/net.py'
+    assert labels((one, 'x.pth')) == ['net']
+    assert labels((one, 'u/1.pth'), (one, 'u/2.pth')) == [
+        'net (1.pth)', 'net (2.pth)']
+    assert labels((one, 'x.pth'), (other, 'x.pth')) == [
+        f'net ({one})', f'net ({other})']
+    assert labels((one, 'x.pth'), (other, 'x.pth'), (one, 'y.pth')) == [
+        f'net (x.pth) ({one})', f'net (x.pth) ({other})', 'net (y.pth)']
 
 
 def test_times_come_with_quartiles(fashion, tmp_path):

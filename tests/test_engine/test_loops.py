@@ -15,6 +15,7 @@ from mmengine.registry import METRICS
 from sct_mm import SSBN, SCTLossHook, extract_scale, set_scale
 from sct_mm.engine.loops import join_metrics
 from sct_mm.models.size_selection import ssbn_layers
+from sct_mm.utils.errors import UserError
 from sct_mm.utils.sizes import expand_sizes
 
 
@@ -169,6 +170,22 @@ def test_an_error_unpins_and_gives_the_pipeline_back(tmp_path):
     assert {m.pinned_size for m in ssbn_layers(run.model)} == {8}
     item = run.val_loop.dataloader.dataset[0]
     assert item['inputs'].shape[-1] == 16
+
+
+@pytest.mark.parametrize('error, kind, match', [
+    (KeyError('gt_instances'), UserError, "`val_evaluator` need labels, but "
+     "the images have no 'gt_instances'. .* by tools/test.py --against-base"),
+    (AttributeError("'DataSample' object has no attribute 'gt_score'"),
+     UserError, "have no 'gt_score'"),
+    (KeyError('scores'), KeyError, 'scores')])
+def test_a_metric_that_finds_no_labels(error, kind, match, tmp_path):
+    def process(batch, samples):
+        raise error
+
+    run = runner(tmp_path)
+    run.val_loop.evaluator.metrics[0].process = process
+    with pytest.raises(kind, match=match):
+        run.val()
 
 
 def test_a_caller_that_stops_between_sizes_unpins_the_model(tmp_path):

@@ -109,6 +109,32 @@ def test_statistics_are_the_mean_over_the_images():
         assert torch.equal(value[rows], state[name][rows]), name
 
 
+class Shared(nn.Module):
+    """A head that two levels share, whose maps have other statistics, and a
+    norm that no pass calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.rest = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(x).sum() + self.norm(4 * x[..., ::2, ::2] + 3).sum()
+
+
+def test_a_norm_that_is_called_twice_has_the_statistics_of_both():
+    model = convert_to_ssbn(Shared(), SCALES)
+    seen = [x[:4] for x in batches(12)]
+    calibrate(add_scale(model, 10), [x[..., :10, :10] for x in seen], 10)
+    calibrate(model, seen, 12)
+    plain = Shared()
+    torch.optim.swa_utils.update_bn(seen, plain)  # the mean over all calls
+    for name in ('running_mean', 'running_var'):
+        assert_close(model.norm.row(12)[name], getattr(plain.norm, name))
+        assert_close(model.rest.row(12)[name], getattr(nn.BatchNorm2d(3),
+                                                       name))
+    assert not model.norm._forward_hooks
+
+
 def test_nothing_else_of_the_model_changes():
     model = trained()
     model.net[4].eval()

@@ -38,7 +38,9 @@ from ..sct.checks import (
     log_cost,
     resolve_scales,
     warn_of_norms,
+    warn_of_order,
     warn_of_rare_scales,
+    warn_of_re_estimates,
 )
 from ..sct.distill_step import ENSEMBLE, DistillTeacher, check_distill
 from ..sct.monitor import log_means
@@ -246,7 +248,10 @@ class SCTLossHook(Hook):
             warn_of_changes(before, self._schedule(runner))
         if size := batch_size_of(runner.train_dataloader):
             self.sct.check_shares(size)
+        if self.partition:
+            warn_of_order(runner.train_dataloader)
         warn_of_rare_scales(self.sct.schedule, runner.max_iters)
+        warn_of_re_estimates(model, runner.hooks)
         if not self.adapt:  # its pass at the base scale is forward only
             log_cost(self.sct.schedule)
         log_means(runner.log_processor)

@@ -2,11 +2,13 @@
 trains: scales that fit, and normalization that serves them."""
 import inspect
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import SequentialSampler
 
 from ...datasets.last_stage import batch_resize, sizes_in_training
 from ...models.guards import SYNC_BN, damaged_by_sync_bn, is_sharded
@@ -181,6 +183,45 @@ def warn_of_rare_scales(schedule: Schedule, steps: int) -> None:
                   'untrained. Set larger `loss_weights` for it, or a smaller '
                   'share of `progressive` steps.', 'current',
                   logging.WARNING)
+
+
+# Hosts' hooks that re-estimate statistics by calls of the model on images of
+# the base.
+_RE_ESTIMATES = ('PreciseBNHook', )  # mmpretrain's RegNets
+
+
+def warn_of_re_estimates(model: nn.Module, hooks: Iterable[Any]) -> None:
+    """Warn of a hook after which the base scale alone has re-estimated
+    statistics."""
+    for hook in hooks:
+        name = type(hook).__name__
+        if name in _RE_ESTIMATES and len(scales_of(model) or ()) > 1:
+            print_log(f'SCTLossHook: {name} re-estimates the statistics of '
+                      'the base scale alone. Leave it out, and re-estimate '
+                      'those of all scales after the training by '
+                      'tools/calibrate.py.', 'current', logging.WARNING)
+
+
+# Samplers that arrange each batch by the source of its images.
+_BY_SOURCE = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet, mmpose
+
+
+def warn_of_order(loader: Any) -> None:
+    """Warn of a sampler of ``loader`` by which an image has the same place in
+    each batch: a divided batch would show it at the same scale always."""
+    batches = getattr(loader, 'batch_sampler', None)
+    sampler = getattr(batches, 'sampler', getattr(loader, 'sampler', None))
+    name = type(sampler).__name__
+    by_source = name in _BY_SOURCE or type(batches).__name__ in _BY_SOURCE
+    if by_source or isinstance(sampler, SequentialSampler) or (
+            getattr(sampler, 'shuffle', True) is False):
+        print_log('SCTLossHook: partition gives the first images of a batch '
+                  f'to the largest scale, but {name} gives '
+                  + ('each source the same place in every batch'
+                     if by_source else 'images without shuffling') +
+                  ', so that an image is trained at one scale alone. '
+                  + ('Train' if by_source else 'Set shuffle=True, or train')
+                  + ' without partition.', 'current', logging.WARNING)
 
 
 def log_cost(schedule: Schedule) -> None:

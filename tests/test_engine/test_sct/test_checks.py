@@ -1,13 +1,29 @@
 """What the hook says before it trains."""
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
-from helpers import Classifier, train, with_trained_base
+from helpers import Classifier, collate, samples, train, with_trained_base
+from mmdet.datasets.samplers import MultiSourceSampler
+from mmengine.dataset import (
+    BaseDataset,
+    ConcatDataset,
+    DefaultSampler,
+    InfiniteSampler,
+)
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
+from mmpretrain.engine.hooks import PreciseBNHook
 from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from sct_mm import (
     SSBN,
@@ -20,7 +36,9 @@ from sct_mm.engine.hooks.sct_loss_hook import warn_of_changes
 from sct_mm.engine.sct.checks import (
     check_pipeline,
     warn_if_frozen,
+    warn_of_order,
     warn_of_rare_scales,
+    warn_of_re_estimates,
     warn_of_shared_norms,
     warn_of_unloaded_norms,
 )
@@ -216,6 +234,51 @@ def test_a_scale_that_hardly_a_step_trains(options, steps, rare, log):
     assert (f'scale {rare} is drawn in less than one of the {steps} steps'
             in log.text) == (rare is not None)
     assert rare is not None or 'is drawn in less' not in log.text
+
+
+@pytest.mark.parametrize('sampler, text', [
+    (SequentialSampler, 'gives images without shuffling'),
+    (partial(DefaultSampler, shuffle=False), 'DefaultSampler gives images w'),
+    (partial(InfiniteSampler, shuffle=False), 'Set shuffle=True, or train'),
+    (partial(MultiSourceSampler, batch_size=4, source_ratio=[1, 1]),
+     'gives each source the same place'),
+    (DefaultSampler, None), (InfiniteSampler, None), (RandomSampler, None)])
+def test_a_divided_batch_whose_images_keep_their_places(sampler, text, log):
+    part = BaseDataset(serialize_data=False, lazy_init=True)
+    part.data_list, part._fully_initialized = [{}] * 8, True
+    data = ConcatDataset([part, part])
+    chosen = sampler(data)
+    for loader in (DataLoader(data, 4, sampler=chosen), DataLoader(
+            data, batch_sampler=BatchSampler(chosen, 4, False))):
+        log.clear()
+        warn_of_order(loader)
+        assert (text in log.text) if text else not log.text
+    assert text is None or 'trained at one scale alone' in log.text
+
+
+def test_a_hook_that_re_estimates_the_base_alone(log):
+    hooks = [EMAHook(), PreciseBNHook()]
+    for model in (nn.BatchNorm2d(3), SSBN(3, (16, ))):
+        warn_of_re_estimates(model, hooks)
+    warn_of_re_estimates(SSBN(3, (16, 8)), hooks[:1])
+    assert not log.text
+    warn_of_re_estimates(SSBN(3, (16, 8)), hooks)
+    assert 'PreciseBNHook re-estimates the statistics of the base' in log.text
+
+
+def test_a_run_warns_of_its_loader_and_hooks(tmp_path):
+    loader = dict(batch_size=8, dataset=samples(), collate_fn=collate,
+                  sampler=dict(type='DefaultSampler', shuffle=False))
+    with mock.patch('sct_mm.engine.sct.checks.print_log') as log:
+        train(tmp_path / 'a', 1, hooks=[SCTLossHook(partition=True),
+                                        PreciseBNHook(num_samples=8)],
+              train_dataloader=loader)
+    said = str(log.mock_calls)
+    assert 'PreciseBNHook re-est' in said and 'without shuffling' in said
+    with mock.patch('sct_mm.engine.sct.checks.print_log') as log:
+        train(tmp_path / 'b', 1, hooks=[SCTLossHook()],
+              train_dataloader=loader)
+    assert 'without shuffling' not in str(log.mock_calls)
 
 
 def test_a_pretrained_backbone_whose_norms_were_not_loaded(log):
