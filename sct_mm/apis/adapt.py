@@ -34,6 +34,7 @@ from ..engine.adaptation import (
     drop_change,
     is_worse,
     number_held_out,
+    scale_of_trials,
     score,
     trial_steps,
     try_rate,
@@ -89,6 +90,7 @@ from ..utils.checkpoint import (
     dump,
     make_folder,
     meta_of,
+    without_nan,
 )
 from ..utils.config import config_name, load_config, scales_settings
 from ..utils.config_walk import type_name
@@ -444,7 +446,8 @@ class Adaptation:
         if not steps:
             self.trials = dict(steps=0, scores={})
             return RATES[-1]
-        case = Case(self.scales[-1], self.scales[-1])
+        alone = scale_of_trials(self.scales)
+        case = Case(alone, alone)
         found: dict[float, dict[str, float]] = {}
         for rate in RATES:
             model = try_rate(self.model, self.cfg, rate, steps,
@@ -454,9 +457,9 @@ class Adaptation:
             found[rate] = {} if failed[0] else self.held_out.measure(
                 model or self.model, [case], f'Learning rate {rate:g}',
                 _TRIAL_IMAGES)[case]
-        chosen, scores = best_rate(found)
-        self.trials = dict(steps=steps, scores=scores)
-        return chosen
+        self.trials = dict(steps=steps, scores=without_nan({
+            rate: score(metrics) for rate, metrics in found.items()}))
+        return best_rate(found)
 
     def _choose_statistics(self) -> None:
         """Let the training keep the statistics of the base if they serve the

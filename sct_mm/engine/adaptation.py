@@ -41,9 +41,6 @@ _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
 _SHORTEST_TRIAL, _LONGEST_TRIAL = 32, 64  # steps of one learning rate
 _TRIAL_TRAINS = 512  # images, if the longest trial has as many
-# The share of the best KL by which a larger rate may be behind (our choice,
-# docs/results.md).
-_BEHIND = 0.05
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -117,14 +114,6 @@ def is_worse(after: dict[str, float], before: dict[str, float]) -> bool:
     """Whether ``after`` is behind ``before`` by more than 2 % of the latter's
     :func:`score` (our choice: less than that is chance)."""
     return score(after) < score(before) - 0.02 * abs(score(before))
-
-
-def progress(metrics: dict[str, float]) -> float:
-    """As :func:`score`, after a few steps: by the KL, which is what trains,
-    where there is one. Of a few images it tells more than the agreement."""
-    found = [value for name, value in metrics.items() if name.endswith('kl')]
-    value = -sum(found) / len(found) if found else score(metrics)
-    return -math.inf if math.isnan(value) else value
 
 
 def best(candidates: dict[str, dict[str, float]]) -> str:
@@ -298,14 +287,22 @@ def _loss_of(model: Any, batch: dict) -> float:
     return float(loss)
 
 
+def scale_of_trials(scales: Sequence[int]) -> int:
+    """The middle one of ``scales`` below the base, at which learning rates
+    are tried: at the smallest, most networks answer as if by chance after a
+    few steps with any rate; near the base, all of them answer well (our
+    choice, docs/results.md)."""
+    return scales[len(scales) // 2]
+
+
 def trial_steps(steps: int, rates: int, scales: Sequence[int],
                 batch: int) -> int:
-    """How many steps each of ``rates`` learning rates is tried for, at the
-    smallest of ``scales`` alone; 0 for a training of less than
+    """How many steps each of ``rates`` learning rates is tried for, at
+    :func:`scale_of_trials` alone; 0 for a training of less than
     :data:`FEWEST_STEPS`.
 
-    All of them cost a tenth of a training of ``steps`` at all scales. But a
-    trial has 32 to 64 steps, enough for 512 images if possible, and no more
+    All of them cost a tenth of a training of ``steps`` at all ``scales``. But
+    a trial has 32 to 64 steps, enough for 512 images if possible, and no more
     than the training (our choice, docs/results.md).
 
     Args:
@@ -315,42 +312,33 @@ def trial_steps(steps: int, rates: int, scales: Sequence[int],
         return 0
     base, *small = scales
 
-    def cost(sizes: Sequence[int]) -> float:
+    def cost(*sizes: int) -> float:
         """In forward passes of the base: its own, and those of ``sizes``,
         whose backward pass costs twice as much."""
         return 1 + 3 * sum((size / base) ** 2 for size in sizes)
 
-    affordable = int(steps * cost(small) / cost(small[-1:]) / (10 * rates))
+    affordable = int(steps * cost(*small) / cost(scale_of_trials(scales))
+                     / (10 * rates))
     least = max(_SHORTEST_TRIAL, math.ceil(_TRIAL_TRAINS / batch))
     return min(max(affordable, least), _LONGEST_TRIAL, steps)
 
 
-def best_rate(trials: dict[float, dict[str, float]]) -> tuple[
-        float, dict[float, float | None]]:
+def best_rate(trials: dict[float, dict[str, float]]) -> float:
     """The learning rate to take of ``{rate: metrics after its trial}``, {}
-    where the trial has failed, and the :func:`progress` of each, None where
-    there is none.
-
-    It is the best. By KL, 0 at best, it is the largest of those behind by a
-    twentieth at most, since short trials favour small rates. If all have
-    failed, it is the smallest.
-    """
-    scores = {rate: progress(metrics) for rate, metrics in trials.items()}
-    finite = {rate: found for rate, found in scores.items()
-              if math.isfinite(found)}
-    by_kl = any(name.endswith('kl') for metrics in trials.values()
-                for name in metrics)
-    least = max(finite.values(), default=0.0) * (1 + _BEHIND * by_kl)
-    taken = max((rate for rate, found in finite.items() if found >= least),
-                default=min(trials))
-    return taken, {rate: finite.get(rate) for rate in trials}
+    where the trial has failed: the largest that is not behind the best
+    (:func:`is_worse`), since short trials favour small ones. If all have
+    failed, it is the smallest."""
+    most = max(trials.values(), key=score)
+    return max((rate for rate, metrics in trials.items()
+                if math.isfinite(score(metrics))
+                and not is_worse(metrics, most)), default=min(trials))
 
 
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,
              smallest: int | None) -> Any:
-    """A copy of ``model`` that is trained as ``cfg`` says, but at its smallest
-    scale alone, which needs the largest change, for a few ``steps``, with
-    the learning rate ``rate``; None if its loss was not finite."""
+    """A copy of ``model`` that is trained as ``cfg`` says, but at
+    :func:`scale_of_trials` alone, for a few ``steps``, with the learning rate
+    ``rate``; None if its loss was not finite."""
     model = copy.deepcopy(model)
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'optimizer': {
         **cfg.optim_wrapper.optimizer, 'lr': rate}})
@@ -360,9 +348,11 @@ def try_rate(model: Any, cfg: Config, rate: float, steps: int,
             math.pi * step / steps)) / 2)
     loader = Runner.build_dataloader(cfg.train_dataloader,
                                      seed=cfg.randomness['seed'])
-    others = len(cfg.model.scales) - 1
+    scales = cfg.model.scales
+    alone = scale_of_trials(scales)
     hook = HOOKS.build({**cfg.custom_hooks[-1], 'between': 0.0,
-                        'loss_weights': (*(0.0, ) * others, 1.0),
+                        'loss_weights': tuple(
+                            float(scale == alone) for scale in scales),
                         'scales_per_step': 1})
     hook.attach(model, getattr(wrapper, 'loss_scaler', None),
                 smallest=smallest)

@@ -484,7 +484,7 @@ def test_the_learning_rate_is_that_of_the_best_trial(stock, monkeypatch,
     assert resumed['trials'] == done['trials']
 
 
-def test_a_trial_trains_the_smallest_size_alone(stock, monkeypatch):
+def test_a_trial_trains_one_size_alone(stock, monkeypatch):
     def changed(model, tried):
         """For each scale, whether normalization, and weights, differ."""
         for scale, index in zip(SCALES, (None, 0, 1), strict=True):
@@ -506,7 +506,7 @@ def test_a_trial_trains_the_smallest_size_alone(stock, monkeypatch):
     monkeypatch.setattr(module, 'trial_steps', lambda *args: 2)
     monkeypatch.setattr(module, 'try_rate', try_and_compare)
     adapt_stock(stock, between=0.5)
-    assert found == 3 * [[(False, False), (False, False), (True, True)]]
+    assert found == 3 * [[(False, False), (True, True), (False, False)]]
 
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):
@@ -526,8 +526,8 @@ def test_a_short_training_has_trials(stock):
     done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
         **FEW, 'train_dataloader.batch_size': 2})
     assert done['steps'] == 32 and done['trials']['steps'] == 32
-    rates = done['trials']['scores']
-    assert done['lr'] == max(rates, key=rates.get)
+    scores = done['trials']['scores']
+    assert scores[done['lr']] >= 0.98 * max(scores.values())
     rise, = [each for each in load_config(done['config']).param_scheduler
              if each['type'] == 'LinearLR']
     assert rise['end'] == 9  # of 32 steps

@@ -23,7 +23,7 @@ from sct_mm.engine.adaptation import (
     drop_change,
     is_worse,
     number_held_out,
-    progress,
+    scale_of_trials,
     score,
     trial_steps,
 )
@@ -181,9 +181,13 @@ def test_how_many_are_held_out_and_tried():
     assert number_held_out(65, 2, 2) == 32  # each batch has one
     assert [trial_steps(n, 3, (28, 14), 128) for n in (
         0, 15, 16, 480, 1500, 10**6)] == [0, 0, 16, 32, 50, 64]
-    # A step of all scales costs as much as four of 96 alone.
-    assert [trial_steps(300, 3, (224, 192, 160, 128, 96), batch)
-            for batch in (64, 16, 12, 8, 1)] == [40, 40, 43, 64, 64]
+    # A step of all scales costs as much as 2.5 of 160 alone.
+    scales = (224, 192, 160, 128, 96)
+    assert [trial_steps(480, 3, scales, batch)
+            for batch in (64, 16, 12, 8, 1)] == [39, 39, 43, 64, 64]
+    assert scale_of_trials(scales) == 160
+    assert [scale_of_trials(tuple(range(n, 0, -1))) for n in (2, 3, 4)] == [
+        1, 2, 2]
 
 
 def test_the_best_and_the_first_of_equals():
@@ -197,9 +201,6 @@ def test_the_best_and_the_first_of_equals():
     assert score(dict(bbox_mAP=0.3, bbox_mAP_50=0.9)) == 0.3
     assert score(dict(loss=2.0)) == -2
     assert score(dict(loss=math.nan)) == score({}) == -math.inf
-    assert progress(of(50., 70., 1.)) == -1
-    assert progress(of(50., 70., math.nan)) == -math.inf
-    assert progress(dict(bbox_mAP=0.3)) == 0.3
     assert best(dict(a=of(50., 70., 1.), b=of(60., 60., 2.))) == 'a'
     assert best(dict(a=of(50., 70., 1.), b=of(60., 61., 2.))) == 'b'
     assert best(dict(a=dict(loss=1.0), b=dict(loss=0.5))) == 'b'
@@ -240,22 +241,19 @@ def test_worse_by_more_than_chance(name, before, after, worse):
 
 @pytest.mark.parametrize('name, values, rate', [
     # The first ones are of real trials, docs/results.md.
-    ('kl', (0.46, 0.47, 1.02), 0.05), ('kl', (1.78, 1.95, 2.02), 0.05),
-    ('kl', (1.94, 1.81, 1.54), 0.003), ('kl', (1.95, 1.86, 2.02), 0.05),
-    ('kl', (2.02, 1.86, 2.02), 0.01),
-    ('kl', (None, 2.0, 2.5), 0.01), ('kl', (None, None, None), 0.003),
-    ('kl', (math.nan, math.nan, None), 0.003),
-    ('loss', (2.0, 2.1, 1.98), 0.003), ('loss', (1.98, 2.0, 2.1), 0.05),
+    ('agreement/all', (82.2, 80.7, 74.0), 0.05),
+    ('agreement/all', (2.5, 14.0, 50.0), 0.003),
+    ('agreement/all', (79.5, 81.0, 60.0), 0.05),
+    ('agreement/all', (79.0, 81.0, 60.0), 0.01),
+    ('agreement/all', (None, 50.0, 51.5), 0.003),
+    ('agreement/all', (None, None, None), 0.003),
+    ('agreement/all', (math.nan, math.nan, None), 0.003),
+    ('loss', (2.0, 2.1, 1.9), 0.003), ('loss', (2.0, 1.98, 2.1), 0.05),
     ('bbox_mAP', (0.30, 0.31, 0.2), 0.01)])
 def test_the_best_rate_or_a_larger_one_that_is_near(name, values, rate):
     trials = {of: {} if value is None else {name: value}
               for of, value in zip((0.05, 0.01, 0.003), values, strict=True)}
-    chosen, scores = best_rate(trials)
-    assert chosen == rate
-    sign = 1 if name == 'bbox_mAP' else -1
-    assert list(scores.values()) == [
-        None if value is None or math.isnan(value) else sign * value
-        for value in values]
+    assert best_rate(trials) == rate
 
 
 def test_a_crop_alone_takes_images_of_its_size_alone(tmp_path):
