@@ -195,7 +195,7 @@ class Adaptation:
     dataset: SeededImages  # the training images
     held_out: HeldOutImages  # those of them that nothing trains on
     count: int  # of these
-    batch: int  # images in a step, of all processes together
+    batch: int  # images in a step of one process
     steps: int  # of the training
 
     def __init__(self, config: str, scales: Sizes, epochs: int,
@@ -293,10 +293,10 @@ class Adaptation:
                 'the images of a folder have no labels. Leave --images out, '
                 'to take the training set of the config.')
         self.dataset = seeded_images(cfg.train_dataloader)
-        self.batch = (cfg.train_dataloader.get('batch_size') or 1
-                      ) * get_world_size()
+        self.batch = cfg.train_dataloader.get('batch_size') or 1
         self.count = count = number_held_out(
-            len(self.dataset), self.batch, get_world_size())
+            len(self.dataset), self.batch * get_world_size(),
+            get_world_size())
         self.steps = steps_of(cfg.train_dataloader, len(self.dataset) - count,
                               self.epochs)
         self.cfg = adapted_config(

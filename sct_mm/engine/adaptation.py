@@ -311,7 +311,8 @@ def trial_steps(steps: int, rates: int, scales: Sequence[int],
     than the training (our choice, docs/results.md).
 
     Args:
-        batch: images in a step, of all processes together.
+        batch: images in a step of one process, each of which trains the
+            whole trial on images of its own.
     """
     if steps < FEWEST_STEPS:
         return 0

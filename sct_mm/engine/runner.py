@@ -25,7 +25,8 @@ def built_runner(cfg: Config) -> Any:
 
     mmengine refuses a config that has some of the parts of a training, a
     validation or a test, but not all, whatever is to be run. Here they are
-    left out; ``runner.cfg`` has them, since it tells the sizes of a network.
+    left out; ``runner.cfg`` and the file that the runner writes of it have
+    them, since they tell the sizes of a network.
     """
     names = [name for kind, parts in PARTS.items() if lacking(cfg, kind)
              for name in parts]
@@ -35,5 +36,7 @@ def built_runner(cfg: Config) -> Any:
     part.update(dict.fromkeys(names))
     runner = (RUNNERS.build(part) if 'runner_type' in cfg
               else Runner.from_cfg(part))
-    runner.cfg.update({name: cfg[name] for name in names if name in cfg})
+    if kept := {name: cfg[name] for name in names if name in cfg}:
+        runner.cfg.update(kept)
+        runner.dump_config()  # over the one without them
     return runner

@@ -76,6 +76,16 @@ def make_folder(path: str, name: str) -> None:
                         ) from error
 
 
+def _limit(folder: str, name: str) -> float:
+    """What ``os.pathconf`` knows of ``folder``; inf where its file system
+    has no limit (-1) or does not know it."""
+    try:
+        found = os.pathconf(folder, name)
+    except OSError:
+        return math.inf
+    return found if found > 0 else math.inf
+
+
 def check_place(path: str) -> None:
     """Check, before the work begins, that a file can be written to ``path``,
     whose folders need not be there.
@@ -93,11 +103,11 @@ def check_place(path: str) -> None:
                         'to. Name another.')
     whole = os.fsencode(osp.abspath(path))
     *folders, name = whole.split(b'/')
-    longest = os.pathconf(folder, 'PC_NAME_MAX')
+    longest = _limit(folder, 'PC_NAME_MAX')
     for text, most in (
             (name, longest - _NAME_ROOM),
             *((each, longest) for each in folders),
-            (whole, os.pathconf(folder, 'PC_PATH_MAX') - _PATH_ROOM)):
+            (whole, _limit(folder, 'PC_PATH_MAX') - _PATH_ROOM)):
         if len(text) > most:
             raise UserError(
                 f'The output must have a {"path" if text is whole else "name"}'
@@ -264,6 +274,8 @@ def without_nan(value: Any) -> Any:
     neither NaN nor inf."""
     if isinstance(value, dict):
         return {name: without_nan(child) for name, child in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [without_nan(child) for child in value]
     return (None if isinstance(value, (float, np.floating))

@@ -44,3 +44,6 @@ def test_the_runner_of_a_training_needs_no_test(tmp_path):
     runner = built_runner(cfg)
     runner.train()
     assert runner.iter == 2 and runner.cfg.test_dataloader.dataset.a == 1
+    file, = tmp_path.glob('*.py')  # by which a network is tested later
+    assert 'test_dataloader=dict(dataset=dict(a=1))' in ''.join(
+        file.read_text().split())

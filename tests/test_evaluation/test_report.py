@@ -86,7 +86,8 @@ def test_a_result_that_cannot_be_written_leaves_the_earlier(tmp_path):
 def test_what_is_no_number_is_null_in_json(tmp_path):
     """Any reader of JSON takes the file; ours finds NaN again."""
     rows = [row(28, [28]), row(14, [14], top1=float('nan'))]
-    rows[1]['arrays'] = {'classwise': [1.0, [float('inf'), np.float32('nan')]]}
+    rows[1]['arrays'] = {'classwise': [
+        1.0, [float('inf'), np.float32('nan')], np.array([[np.nan, 2.0]])]}
     models = [dict(label='a', config='a.py', checkpoint='a.pth', trained=[],
                    rows=rows)]
     path = str(tmp_path / 'scales.json')
@@ -99,7 +100,8 @@ def test_what_is_no_number_is_null_in_json(tmp_path):
     with open(path) as file:
         found = json.load(file, parse_constant=refuse)['models'][0]['rows'][1]
     assert found['metrics'] == {'accuracy/top1': None}
-    assert found['arrays'] == {'classwise': [1.0, [None, None]]}
+    assert found['arrays'] == {
+        'classwise': [1.0, [None, None], [[None, 2.0]]]}
     read = read_result(path)['models']
     assert math.isnan(read[0]['rows'][1]['metrics']['accuracy/top1'])
     assert read[0]['rows'][0]['metrics'] == {'accuracy/top1': 90.0}

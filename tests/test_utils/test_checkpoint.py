@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, and on the disk before their names are."""
 import errno
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -55,6 +56,14 @@ def test_a_name_that_is_too_long_is_found_before_the_work(name, tmp_path):
                        'has [0-9]+. Name a shorter one'):
         check_place(str(tmp_path / name))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('limit', [
+    -1, 0, OSError(errno.EINVAL, 'Invalid argument')])
+def test_a_file_system_without_a_limit_takes_any_name(limit, tmp_path,
+                                                      monkeypatch):
+    monkeypatch.setattr(os, 'pathconf', mock.Mock(side_effect=[limit] * 2))
+    check_place(str(tmp_path / ('a' * 300)))
 
 
 @pytest.mark.parametrize('text', [False, True])

@@ -209,8 +209,9 @@ _BY_SOURCE = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet, mmpose
 def warn_of_order(loader: Any) -> None:
     """Warn of a sampler of ``loader`` by which an image has the same place in
     each batch: a divided batch would show it at the same scale always."""
+    # Beside a batch sampler, a loader's own sampler is one that nobody asks.
     batches = getattr(loader, 'batch_sampler', None)
-    sampler = getattr(batches, 'sampler', getattr(loader, 'sampler', None))
+    sampler = getattr(loader if batches is None else batches, 'sampler', None)
     name = type(sampler).__name__
     by_source = name in _BY_SOURCE or type(batches).__name__ in _BY_SOURCE
     if by_source or isinstance(sampler, SequentialSampler) or (

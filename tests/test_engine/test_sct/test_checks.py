@@ -256,6 +256,14 @@ def test_a_divided_batch_whose_images_keep_their_places(sampler, text, log):
     assert text is None or 'trained at one scale alone' in log.text
 
 
+def test_batches_that_draw_images_themselves_keep_no_places(log):
+    batches = [[2, 0], [1, 3]]
+    warn_of_order(DataLoader(range(4), batch_sampler=batches))
+    assert not log.text
+    warn_of_order(DataLoader(range(4), batch_size=None))
+    assert 'SequentialSampler gives images without shuffling' in log.text
+
+
 def test_a_hook_that_re_estimates_the_base_alone(log):
     hooks = [EMAHook(), PreciseBNHook()]
     for model in (nn.BatchNorm2d(3), SSBN(3, (16, ))):

@@ -8,6 +8,7 @@ import os.path as osp
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from experiments import EXPERIMENTS, Experiment
 
 from sct_mm.evaluation.plots import new_figure, save_plot
@@ -183,14 +184,12 @@ def draw(result: dict, experiment: Experiment, path: str) -> None:
 
 
 def _line(axes, name: str, at: Sequence[float],
-          values: Sequence[Sequence[float]], **style) -> None:
-    axes.errorbar(at, [mean for mean, _ in values],
-                  [deviation for _, deviation in values], label=name, **{
-                      'marker': 'o', 'capsize': 3,
-                      'linewidth': (2.5 if name.startswith('SCT, SSBN')
-                                    else 1.2),
-                      'linestyle': '-' if name.startswith('SCT') else '--',
-                      **style})
+          values: Sequence[Sequence[float | None]], **style) -> None:
+    means, deviations = np.array(values, dtype=float).T  # NaN for None
+    axes.errorbar(at, means, deviations, label=name, **{
+        'marker': 'o', 'capsize': 3,
+        'linewidth': 2.5 if name.startswith('SCT, SSBN') else 1.2,
+        'linestyle': '-' if name.startswith('SCT') else '--', **style})
 
 
 def _over_size(axes, found: dict[str, dict[int, list]]) -> None:
