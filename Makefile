@@ -137,7 +137,7 @@ docs: $(VENV)/docs.done
 
 reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
 	set -e; for experiment in any-size adapt ablations baselines longer longest \
-	    'compute --seeds 0' distill glyphs 'glyphs-adapt --seeds 0' glyphs-baselines \
+	    'compute --seeds 0' distill glyphs glyphs-adapt glyphs-baselines \
 	    'glyphs-distill --seeds 0' 'glyphs-longer --seeds 0'; do \
 	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment --out $(WORK)/reproduce; done
 
