@@ -39,11 +39,11 @@ _LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
-_SHORTEST_TRIAL, _LONGEST_TRIAL = 32, 64  # steps of one learning rate
+_SHORTEST_TRIAL, _LONGEST_TRIAL = 48, 64  # steps of one learning rate
 _TRIAL_TRAINS = 512  # images, if the longest trial has as many
 # The share of the best score by which a larger rate may be behind in its trial
-# (our choice: behind by a twentieth, it was the better in whole trainings, and
-# behind by a tenth, the worse, docs/results.md).
+# (our choice: behind by a tenth, it was the worse in a whole training,
+# docs/results.md).
 _NEAR = 0.07
 _SURE = 0.5  # share of the images below which they are of another kind
 
@@ -307,7 +307,7 @@ def trial_steps(steps: int, rates: int, scales: Sequence[int],
     :data:`FEWEST_STEPS`.
 
     All of them cost a tenth of a training of ``steps`` at all ``scales``. But
-    a trial has 32 to 64 steps, enough for 512 images if possible, and no more
+    a trial has 48 to 64 steps, enough for 512 images if possible, and no more
     than the training (our choice, docs/results.md).
 
     Args:

@@ -180,11 +180,11 @@ def test_how_many_are_held_out_and_tried():
         32, 33, 34, 32]
     assert number_held_out(65, 2, 2) == 32  # each batch has one
     assert [trial_steps(n, 3, (28, 14), 128) for n in (
-        0, 15, 16, 480, 1500, 10**6)] == [0, 0, 16, 32, 50, 64]
+        0, 15, 16, 480, 1500, 10**6)] == [0, 0, 16, 48, 50, 64]
     # A step of all scales costs as much as 2.5 of 160 alone.
     scales = (224, 192, 160, 128, 96)
-    assert [trial_steps(480, 3, scales, batch)
-            for batch in (64, 16, 12, 8, 1)] == [39, 39, 43, 64, 64]
+    assert [trial_steps(600, 3, scales, batch)
+            for batch in (64, 16, 10, 8, 1)] == [49, 49, 52, 64, 64]
     assert scale_of_trials(scales) == 160
     assert [scale_of_trials(tuple(range(n, 0, -1))) for n in (2, 3, 4)] == [
         1, 2, 2]
