@@ -117,7 +117,7 @@ def score(metrics: dict[str, float]) -> float:
 def is_worse(after: dict[str, float], before: dict[str, float],
              share: float = 0.02) -> bool:
     """Whether ``after`` is behind ``before`` by more than ``share`` of the
-    latter's :func:`score` (our choice: less than 2 % is chance)."""
+    latter's :func:`score` (our choice by default: less is chance)."""
     return score(after) < score(before) - share * abs(score(before))
 
 
