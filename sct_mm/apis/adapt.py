@@ -41,7 +41,6 @@ from ..engine.adaptation import (
 )
 from ..engine.adapted_config import (
     adapted_config,
-    arguments_of,
     check_folder,
     steps_of,
     train_on_folder,
@@ -49,6 +48,11 @@ from ..engine.adapted_config import (
 from ..engine.hooks.sct_loss_hook import SCTLossHook
 from ..engine.load_model import differing_tensors, loaded_model
 from ..engine.resume import ADAPTED, candidates, find_checkpoint
+from ..engine.same_run import (
+    check_same_network,
+    check_same_run,
+    images_in_meta,
+)
 from ..engine.sct.adapt_step import check_adaptable
 from ..engine.sct.checks import check_pipeline
 from ..engine.sct.logits import makers_of_logits
@@ -58,8 +62,6 @@ from ..engine.sct.schedule import halfway, sizes_between
 from ..engine.training_images import (
     SeededImages,
     build_loader,
-    digest_of,
-    drawn,
     seeded_images,
 )
 from ..evaluation.adapted_report import (
@@ -109,16 +111,10 @@ from .train import train
 _START = 'calibrated.pth'  # the checkpoint that the training starts from
 _IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
-# In the meta of _START: trials of learning rates, the number of images, and a
-# digest of those held out.
-_TRIALS, _COUNTED, _DIGEST = 'trials', 'images', 'held_out'
+_TRIALS = 'trials'  # of learning rates, in the meta of _START
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 500  # on which a learning rate is measured
 RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
-_SAME = 'Give the same, or --force without --resume to start over.'
-# Settings of the adapted config that must not change when a run is resumed.
-_FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
-          'param_scheduler', 'custom_hooks')
 
 
 def check_rate(lr: float | None) -> float | None:
@@ -369,7 +365,7 @@ class Adaptation:
             UserError: if the folder holds a run that cannot be resumed so.
         """
         if self.resume:
-            self._check_same_run()
+            self._go_on()
         make_folder(self.out, '--out')
         with noting_unread(self.model) as unread:
             self._estimate(self.scales[1:])
@@ -386,18 +382,12 @@ class Adaptation:
             # with one of those.
             _remove(osp.join(self.out, 'last_checkpoint'), *self._trained())
         save_weights(self.model, self.start_path, {
-            **self.meta, _TRIALS: self.trials, _COUNTED: len(self.dataset),
-            _DIGEST: self._digest()})
+            **self.meta, _TRIALS: self.trials,
+            **images_in_meta(self.dataset, self.count)})
         # It may have other scales than the config to be written.
         _remove(self.result_path, osp.join(self.out, RESULTS))
         self._write_config()
         barrier()
-
-    def _digest(self) -> str:
-        """Of the images held out: what a resumed run must not train on. If
-        others take their places, or are before them in the order of the data
-        set, it is another."""
-        return digest_of(self.dataset, drawn(self.dataset)[:self.count])
 
     def _trained(self) -> list[str]:
         """The checkpoints of a training in the folder."""
@@ -594,13 +584,12 @@ class Adaptation:
             AtomicLocalBackend().put_text(self.cfg.pretty_text,
                                           self.config_path)
 
-    def _check_same_run(self) -> None:
-        """Check that the run in the folder has the arguments of this one.
-        mmengine would go on with the schedule of the old run, and load
-        parameters of other scales by their order.
+    def _go_on(self) -> None:
+        """Check that the run in the folder is one of these arguments, and
+        take from it what was chosen by measurements.
 
         Raises:
-            UserError: naming the first argument that differs.
+            UserError: as :func:`~sct_mm.engine.same_run.check_same_run`.
         """
         if not (osp.isfile(self.config_path) and osp.isfile(self.start_path)):
             return  # there is no run yet
@@ -608,43 +597,17 @@ class Adaptation:
         # The config of a finished run names the sizes among the scales.
         before.model.scales = [s for s in before.model.scales
                                if s not in self.sizes]
-        # What is chosen by measurements, the same each time.
         if self.lr is None:
             self._set_lr(before.optim_wrapper.optimizer.lr)
         self._keep_statistics(before.custom_hooks[-1].get('norm_eval', False))
         if 'unchanged' in before.model:
             self.cfg.model.unchanged = before.model.unchanged
-        had = arguments_of(before, self.base)
-        for name, value in arguments_of(self.cfg, self.base).items():
-            if had[name] != value:
-                raise UserError(
-                    f'`{name}` must be {had[name]}, as in the run that '
-                    f'--resume goes on with, but got {value}. {_SAME}')
         start = check_checkpoint(self.start_path)
-        images = meta_of(start).get(_COUNTED, len(self.dataset))
-        if images != len(self.dataset):  # others would be held out
-            raise UserError(
-                f'The images must be the {images} of the run that --resume '
-                f'goes on with, but are {len(self.dataset)}. {_SAME}')
-        digest = self._digest()
-        if meta_of(start).get(_DIGEST, digest) != digest:
-            raise UserError(
-                'The images must be those of the run that --resume goes on '
-                f'with, but others are held out. {_SAME}')
         self.trials = meta_of(start).get(_TRIALS, {})
-        for name in _FIXED:
-            if before.get(name) != self.cfg.get(name):
-                raise UserError(
-                    f'The setting `{name}` must be as in the run that '
-                    f'--resume goes on with, {self.config_path!r}, but is '
-                    f'another. {_SAME}')
-        model = loaded_model(self.cfg, start, self.start_path)
-        if differing_tensors(extract_scale(model, self.scales[0]).state_dict(),
-                             self.stock.state_dict()):
-            raise UserError(
-                'The checkpoint must be that of the run that --resume goes on '
-                f'with, whose weights are in {self.start_path!r}, but has '
-                f'others. {_SAME}')
+        check_same_run(before, self.cfg, self.base, start, self.dataset,
+                       self.count)
+        check_same_network(loaded_model(self.cfg, start, self.start_path),
+                           self.stock, self.scales[0], self.start_path)
 
 
 @protected_loading()

@@ -7,7 +7,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 
-from ..datasets.base_size import BaseSize
 from ..datasets.image_folder import (
     check_images,
     folder_dataset,
@@ -132,23 +131,3 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     made = Config(options)
     import_this_package(made)
     return made
-
-
-def arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
-    """The arguments of tools/adapt.py from which :func:`adapted_config` made
-    ``cfg``, as a user writes them: those that a run must keep when it is
-    resumed.
-
-    Args:
-        base: by which scales are sizes of the test.
-    """
-    dataset = cfg.train_dataloader.dataset
-    scales = map(base.size_of, cfg.model.scales)
-    return {
-        '--scales and --sizes': ' '.join(map(str, scales)),
-        '--epochs': cfg.train_cfg.max_epochs,
-        '--rank': cfg.model.get('rank', 0),
-        '--lr': cfg.optim_wrapper.optimizer.lr,
-        '--between': cfg.custom_hooks[-1].between,
-        '--images': dataset.get('folder', 'left out'),
-        'train_dataloader.dataset.indices': dataset.get('indices', 'left out')}

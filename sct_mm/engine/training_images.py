@@ -1,9 +1,7 @@
 """Images of a training set, the same in each process, as a network trains on
 them: to estimate statistics on, and to compare answers."""
-import hashlib
-import os.path as osp
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -70,25 +68,6 @@ def drawn(dataset: Any, seed: int = 0) -> torch.Tensor:
     processes."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(len(dataset), generator=generator)
-
-
-def digest_of(dataset: Any, indices: Iterable[int]) -> str:
-    """A SHA-256 of images: of their files, or of the pixels that ``dataset``
-    holds. It is the same for a data set that has moved. Where neither is
-    known, as of videos, it says nothing."""
-    found = hashlib.sha256()
-    read = getattr(dataset, 'get_data_info', None)
-    if read is None:
-        return ''
-    for index in indices:
-        info = read(int(index))
-        path, image = info.get('img_path'), info.get('img')
-        if isinstance(image, np.ndarray):
-            found.update(image.tobytes())
-        elif isinstance(path, str) and osp.isfile(path):
-            with open(path, 'rb') as file:
-                found.update(file.read())
-    return found.hexdigest()
 
 
 def batches_of(config: dict, dataset: Any, images: int | slice,

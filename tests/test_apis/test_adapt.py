@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import mmcv
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, become_one_of_two, meeting_place, two_processes
@@ -24,7 +23,6 @@ from sct_mm.apis.train import train
 from sct_mm.engine.adaptation import try_rate
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
-from sct_mm.engine.training_images import digest_of
 from sct_mm.evaluation.adapted_report import MIXED, NOTHING, print_adapted
 from sct_mm.models.size_selection import ssbn_layers
 from sct_mm.models.weight_change import changed_layers
@@ -433,34 +431,6 @@ def test_a_layer_whose_weight_its_head_reads_has_no_change(stock):
         names = [name for name in tensors(done['checkpoint'])
                  if '.change_' in name]
         assert names and not any(name.startswith('head.') for name in names)
-
-
-def test_the_images_of_a_digest(tmp_path):
-    class Arrays:
-        pixels = np.arange(12).reshape(4, 3)
-
-        def get_data_info(self, index):
-            return dict(img=self.pixels[index], img_path=None)
-
-    class Files:
-        folder = tmp_path / 'a'
-
-        def get_data_info(self, index):
-            return dict(img_path=str(self.folder / f'{index}.png'))
-
-    for data in (Arrays(), Files()):
-        if isinstance(data, Files):
-            data.folder.mkdir()
-            for index in range(4):
-                (data.folder / f'{index}.png').write_text(f'image {index}')
-        first = digest_of(data, [0, 2])
-        assert digest_of(data, torch.tensor([0, 2])) == first
-        assert first not in (digest_of(data, [2, 0]), digest_of(data, [0, 3]))
-    data.folder = data.folder.rename(tmp_path / 'moved')
-    assert digest_of(data, [0, 2]) == first
-    (data.folder / '2.png').write_text('another')
-    assert digest_of(data, [0, 2]) != first
-    assert digest_of([1, 2], [0]) == digest_of([3], [])  # no mmengine's
 
 
 def test_a_detector_needs_labels(detector, tmp_path):
