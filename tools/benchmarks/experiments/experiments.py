@@ -357,7 +357,7 @@ EXPERIMENTS = {
         **{f'trained at 224 px only{name.replace("-", ", ")}, adapted': Arm(
             arm.config, {224: 100 + 2 / 3, 192: 4 / 3, 160: 4 / 3,
                          128: 4 / 3}, start=arm, adapt=tuple(
-                '--scales 224 192 160 128 --lr 0.03'.split()))
+                '--scales 224 192 160 128'.split()))
            for name, arm in IN1K_SINGLE.items()},
         'SCT, shared BN': IN1K_SHARED,
         'SCT, shared BN, re-estimated': calibrated(
