@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 
 from sct_mm import MultiScaleBatch, extract_scale, use_scale
 from sct_mm.apis import export
-from sct_mm.evaluation import measure
 from sct_mm.export import formats
 from sct_mm.export import verified_file as make
 from sct_mm.export.files import paths_of, write_all
@@ -27,11 +26,6 @@ from sct_mm.export.stock_config import plain_config, plain_data
 from sct_mm.runtime import NetworkFile, Predictor
 from sct_mm.utils.checkpoint import AtomicLocalBackend, WriteError
 from sct_mm.utils.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def in_no_time(monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from sct_mm import apis, use_scale
-from sct_mm.evaluation import measure
 from sct_mm.evaluation.fidelity import compare_scores
 from sct_mm.evaluation.report import report_fidelity
 from sct_mm.evaluation.results_file import quality_names, read_result
@@ -23,11 +22,6 @@ from sct_mm.utils.errors import UserError
 
 PLAIN = osp.join(ROOT, 'tools/benchmarks/experiments/configs',
                  'resnet18_1xb128_fashion-mnist-28px.py')
-
-
-@pytest.fixture(autouse=True)
-def no_timing(monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
 
 
 @pytest.fixture

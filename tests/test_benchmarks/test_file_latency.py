@@ -7,7 +7,6 @@ from exports import tiny_files, tiny_network
 from file_latency import FORMS, by_turns, compare, forms
 
 from sct_mm.datasets.base_size import BaseSize
-from sct_mm.evaluation import measure
 from sct_mm.export.any_size_file import make_any_size
 from sct_mm.export.verified_file import Request
 from sct_mm.runtime import NetworkFile, files_in
@@ -19,13 +18,11 @@ def files(tmp_path_factory):
     """The path for any size, and the folder of one each, of one network."""
     folder = tmp_path_factory.mktemp('files')
     network = tiny_network()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, 'SECONDS', 0.0)
-        tiny_files(network, folder)
-        made = make_any_size(
-            network, BaseSize(16, 16, SCALES),
-            lambda size: [torch.randn(n, 3, size, size) for n in (3, 1)],
-            Request('onnx'), 0, dict(channels='RGB', steps=[]))
+    tiny_files(network, folder)
+    made = make_any_size(
+        network, BaseSize(16, 16, SCALES),
+        lambda size: [torch.randn(n, 3, size, size) for n in (3, 1)],
+        Request('onnx'), 0, dict(channels='RGB', steps=[]))
     (folder / 'any.onnx').write_bytes(made.data)
     return str(folder / 'any.onnx'), str(folder)
 

@@ -25,7 +25,6 @@ from torch import nn
 import sct_mm
 from sct_mm import convert_to_ssbn
 from sct_mm.apis import export, save_pretrained
-from sct_mm.evaluation import measure
 from sct_mm.models.size_selection import scales_of
 
 PYTHON = [block for block in blocks() if block.language == 'python']
@@ -99,13 +98,11 @@ def folder(tmp_path_factory):
     (root / 'config.py').write_text('\n'.join([
         f'_base_ = {config!r}', 'test_dataloader = dict(dataset=dict('
         f'data_root={str(root)!r}))']))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, 'SECONDS', 0.0)
-        for kind in ('pth', 'onnx', 'torchscript'):
-            export(config, checkpoint, 14, str(root / f'net.{kind}'), kind,
-                   cfg_options=options)
-        export(config, checkpoint, 'all', str(root / 'NETS'), 'onnx',
+    for kind in ('pth', 'onnx', 'torchscript'):
+        export(config, checkpoint, 14, str(root / f'net.{kind}'), kind,
                cfg_options=options)
+    export(config, checkpoint, 'all', str(root / 'NETS'), 'onnx',
+           cfg_options=options)
     save_pretrained(config, checkpoint, str(root / 'FOLDER'))
     return root
 
@@ -134,7 +131,6 @@ def names_for(page):
 @pytest.mark.parametrize('block', SCRIPTS, ids=identify)
 def test_a_script_runs(block, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
     names = names_for(block.page)
     exec(compile(block.text, block.page, 'exec'), names)
     check = dict(

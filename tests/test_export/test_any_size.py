@@ -34,7 +34,6 @@ BASE = BaseSize(16, 16, SCALES)
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
     monkeypatch.setattr(measure, 'ROUNDS', 2)
 
 

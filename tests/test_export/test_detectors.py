@@ -9,7 +9,6 @@ from mmengine.config import Config
 
 from sct_mm import use_scale
 from sct_mm.apis import export
-from sct_mm.evaluation import measure
 from sct_mm.export.formats import graph_run
 from sct_mm.export.network import relative_difference
 from sct_mm.export.verified_file import Request, make_graph
@@ -22,11 +21,6 @@ SHAPES = ((3, 64, 80), (1, 80, 64), (2, 96, 112))
 # some n**0.5 * eps / 2 of their size, 4e-6, and some 20 convolutions follow
 # each other.
 ROUNDING = 20 * 4608**0.5 * torch.finfo(torch.float32).eps / 2  # 8e-5
-
-
-@pytest.fixture(autouse=True)
-def in_no_time(monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
 
 
 def images(channels, factor=1):

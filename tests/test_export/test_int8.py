@@ -9,7 +9,7 @@ from exports import tiny_network
 from torch import nn
 
 from sct_mm import SSBN
-from sct_mm.evaluation import compare_scores, measure
+from sct_mm.evaluation import compare_scores
 from sct_mm.export import int8 as module
 from sct_mm.export.formats import graph_run
 from sct_mm.export.int8 import (
@@ -30,17 +30,10 @@ def images(count, seed):
     return torch.randn(count, 3, 16, 16, generator=generator)
 
 
-@pytest.fixture(autouse=True)
-def in_no_time(monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
-
-
 @pytest.fixture(scope='module')
 def made():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, 'SECONDS', 0.0)
-        x = images(3, 0)
-        return make_graph(tiny_network(), 16, [x, x[:1]], Request('onnx'), 0)
+    x = images(3, 0)
+    return make_graph(tiny_network(), 16, [x, x[:1]], Request('onnx'), 0)
 
 
 def test_an_int8_file(made):

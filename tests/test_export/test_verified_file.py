@@ -14,7 +14,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import SSBN, convert_to_ssbn, extract_scale, use_scale
-from sct_mm.evaluation import measure
 from sct_mm.export import verified_file as module
 from sct_mm.export.formats import (
     FORMATS,
@@ -33,11 +32,6 @@ def images(size=12, channels=3, shapes=None):
     torch.manual_seed(1)
     return [torch.randn(n, channels, *shape) for n, shape in (
         shapes or ((3, (size, size)), (1, (size, size))))]
-
-
-@pytest.fixture(autouse=True)
-def in_no_time(monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
 
 
 @pytest.fixture(scope='module')

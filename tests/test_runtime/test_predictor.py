@@ -13,14 +13,12 @@ from exports import tiny_files, tiny_network
 
 from sct_mm import Cascade, use_scale
 from sct_mm.datasets.base_size import BaseSize
-from sct_mm.evaluation import measure
 from sct_mm.export.any_size_file import make_any_size
 from sct_mm.export.verified_file import Request, make_graph
 from sct_mm.runtime import (
     NetworkFile,
     Predictor,
     latencies_ms,
-    latency,
     network_file,
     predictor,
 )
@@ -38,9 +36,7 @@ def network():
 
 @pytest.fixture(scope='module')
 def folder(network, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, 'SECONDS', 0.0)
-        return tiny_files(network, tmp_path_factory.mktemp('files'))
+    return tiny_files(network, tmp_path_factory.mktemp('files'))
 
 
 def image(shape=(30, 40), seed=0):
@@ -142,8 +138,7 @@ def test_a_budget_takes_the_largest_size_that_fits(folder, monkeypatch):
         Predictor(str(folder), budget_ms=1)
 
 
-def test_what_is_measured(folder, monkeypatch):
-    monkeypatch.setattr('sct_mm.runtime.latency.SECONDS', 0.0)
+def test_what_is_measured(folder):
     files = {size: NetworkFile(str(folder / f'net-{size}px.onnx'), 1)
              for size in SCALES}
     found = latencies_ms(files)
@@ -158,13 +153,11 @@ def any_file(network, tmp_path_factory):
     steps = [dict(type='resize_short', edge=20, backend='pillow',
                   interpolation='bicubic'),
              dict(type='center_crop', height=16, width=16)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, 'SECONDS', 0.0)
-        made = make_any_size(
-            network, BaseSize(16, 16, SCALES),
-            lambda size: [torch.randn(n, 3, size, size) for n in (3, 1)],
-            Request('onnx'), 0,
-            dict(channels='RGB', classes=list('abcde'), steps=steps))
+    made = make_any_size(
+        network, BaseSize(16, 16, SCALES),
+        lambda size: [torch.randn(n, 3, size, size) for n in (3, 1)],
+        Request('onnx'), 0,
+        dict(channels='RGB', classes=list('abcde'), steps=steps))
     path.write_bytes(made.data)
     return str(path)
 
@@ -235,7 +228,6 @@ def test_a_file_is_opened_for_a_few_shapes(any_file, monkeypatch):
 def test_each_size_is_measured_as_it_will_run(any_file, monkeypatch):
     """Not some of fixed shapes, and others of dynamic ones."""
     monkeypatch.setattr(network_file, '_MORE_SHAPES', 0)
-    monkeypatch.setattr(latency, 'SECONDS', 0.0)
     file = NetworkFile(any_file, 1)
     monkeypatch.setattr(file, 'session', SimpleNamespace(
         get_inputs=file.session.get_inputs))  # which cannot run
@@ -249,9 +241,8 @@ def test_a_budget_for_a_file_for_any_size(any_file, monkeypatch):
     assert Predictor(any_file, budget_ms=3).sizes == (12, )
 
 
-def test_a_file_that_has_the_size_as_an_input(tmp_path, monkeypatch):
+def test_a_file_that_has_the_size_as_an_input(tmp_path):
     """As where the images' shapes do not tell it."""
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
     model, shape = tiny_network(), (3, 3, 16, 16)
     made = make_any_size(
         model, BaseSize(16, 16, SCALES),
@@ -281,8 +272,7 @@ def test_images_that_keep_their_aspect(any_file, tmp_path):
         run.predict([image((30, 45)), image((45, 30))])
 
 
-def test_oblong_images(any_file, network, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
+def test_oblong_images(any_file, network, tmp_path):
     x, crop = torch.randn(3, 3, 16, 24), dict(type='center_crop', height=16,
                                               width=24)
     made = make_graph(network, 16, [x, x[:1]], Request('onnx'), 0,
@@ -301,9 +291,8 @@ def test_oblong_images(any_file, network, tmp_path, monkeypatch):
         assert input_shape(NetworkFile(path), 8) == [1, 3, *shape]
 
 
-def test_a_cascade_of_oblong_images(network, tmp_path, monkeypatch):
+def test_a_cascade_of_oblong_images(network, tmp_path):
     """5/4 of 10 pixels is 12 in the pipeline, and 13 in training."""
-    monkeypatch.setattr(measure, 'SECONDS', 0.0)
     files = []
     for size, width in ((16, 20), (10, 12)):
         x = torch.randn(3, 3, size, width)

@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT
 from exports import tiny_files, tiny_network
 
-from sct_mm.evaluation import measure
 from sct_mm.runtime import Predictor
 
 USES = """
@@ -34,9 +33,7 @@ print(json.dumps(dict(
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, 'SECONDS', 0.0)
-        return tiny_files(tiny_network(), tmp_path_factory.mktemp('files'))
+    return tiny_files(tiny_network(), tmp_path_factory.mktemp('files'))
 
 
 @pytest.fixture(scope='module')
