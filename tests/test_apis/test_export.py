@@ -377,7 +377,9 @@ def test_the_tool(run_tool, demo, tmp_path):
         'export.py', *arguments, '--force', '--tolerance', '1e-15',
         '--cfg-options', option)
     assert code == 2 and 'No file was written' in output
-    assert len(output.splitlines()) == 1
+    own = [line for line in output.splitlines()  # a host has another
+           if line != 'Could not import OneDL']
+    assert len(own) == 1
 
 
 def test_one_file_for_every_size(made, tmp_path):

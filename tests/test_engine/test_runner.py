@@ -4,11 +4,12 @@ import itertools
 import pytest
 from helpers import collate, samples, ssbn_model
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS, FUNCTIONS, MODELS
 
 from sct_mm.engine.runner import built_runner, lacking
 
 COUNT = itertools.count()
+FUNCTIONS.register_module('stacked', force=True, module=collate)
 DATASETS.register_module('EightImages', force=True, module=samples)
 MODELS.register_module('SmallSSBN', force=True, module=ssbn_model)
 
@@ -16,7 +17,7 @@ MODELS.register_module('SmallSSBN', force=True, module=ssbn_model)
 def config(folder, **options):
     loader = dict(batch_size=4, dataset=dict(type='EightImages'),
                   sampler=dict(type='DefaultSampler', shuffle=False),
-                  collate_fn=collate)
+                  collate_fn=dict(type='stacked'))
     return Config(dict(
         model=dict(type='SmallSSBN'), work_dir=str(folder),
         experiment_name=f'parts-{next(COUNT)}', log_level='ERROR',
