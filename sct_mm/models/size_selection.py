@@ -251,7 +251,7 @@ class ScaleSpecific(nn.Module):
             size = pin.size
             if (self.training or pin.record) and size in self.scales:
                 self.extents.add(pin.size, round(extent_of(x) * pin.ratio),
-                                 preceding.size is None)
+                                 preceding.size is None and not runs_again())
         preceding.size = size
         return size
 
@@ -393,6 +393,14 @@ def warn_of_unseen(model: nn.Module, sizes: Sequence[float]) -> None:
                 if scale in layer._unseen:
                     warnings.warn(unseen_text(size, scale), stacklevel=3)
                     return
+
+
+def runs_again() -> bool:
+    """Whether activation checkpointing calls a layer a second time, within a
+    backward pass. On a GPU that is in a thread of autograd, which has run no
+    layer before: none of these starts a pass."""
+    return (not torch.compiler.is_compiling()
+            and torch._C._current_graph_task_id() != -1)
 
 
 def extent_of(x: Tensor) -> int:
