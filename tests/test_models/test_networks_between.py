@@ -145,15 +145,20 @@ def train_by_hand(model, how):
         if how == 'set_scale':
             set_scale(model, scale)
             model.net(x).sum().backward()
-        else:
+            continue
+        with use_scale(model, scale):
+            loss = model.net(x).sum()
+            if how == 'use_scale':
+                loss.backward()
+        if how == 'a_pin_for_each':
             with use_scale(model, scale):
-                model.net(x).sum().backward()
+                loss.backward()
     set_scale(model, None)
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
 @pytest.mark.parametrize('how', [
-    'per_scale', 'joint', 'use_scale', 'set_scale'])
+    'per_scale', 'joint', 'use_scale', 'a_pin_for_each', 'set_scale'])
 def test_no_pass_starts_where_layers_run_again(threads_of_autograd, how,
                                                reentrant):
     """Before the layers behind it, a GPU's thread has run none: the first
@@ -165,14 +170,57 @@ def test_no_pass_starts_where_layers_run_again(threads_of_autograd, how,
     else:
         train_by_hand(model, how)
     assert all(p.grad is not None for p in model.parameters())
+    finds_each_size(model)
+
+
+def finds_each_size(model, unpinned=None, sizes=(16, 14, 12, 10, 8)):
     model.eval()
     for layer in ssbn_layers(model):
         apart(layer)
-    for size in range(min(SCALES), max(SCALES) + 1, 2):
+    for size in sizes:
         x = torch.randn(2, 3, size, size)
         with use_scale(model, size):
             want = model(x)
-        assert torch.equal(model(x), want), size
+        assert_close((unpinned or model)(x), want, msg=f'{size} pixels')
+
+
+def test_a_network_that_another_one_precedes():
+    """As the teacher in a distiller, within the pin of its student."""
+    teacher, model = trained(), checkpointed(False)
+    for scale in SCALES:
+        x = torch.randn(4, 3, scale, scale)
+        with use_scale(model, scale):
+            teacher(x)
+            model.net(x)
+    assert [layer.extents.leads for layer in ssbn_layers(model)] == [
+        True, False]
+    finds_each_size(model)
+
+
+class Break(nn.Module):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def test_compiled_in_several_graphs():
+    """What precedes the start of a graph counts, in training and behind."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), SSBN(4, (16, 8)), Break(),
+        nn.AdaptiveAvgPool2d(1), SSBN(4, (16, 8)))
+    plain = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend='eager')
+    for scale in (16, 8):
+        x = torch.randn(4, 3, scale, scale)
+        for network, call in ((model, compiled), (plain, plain)):
+            with use_scale(network, scale):
+                call(x)
+    assert [layer.get_extra_state().tolist() for layer in ssbn_layers(model)
+            ] == [layer.get_extra_state().tolist()
+                  for layer in ssbn_layers(plain)]
+    torch.compiler.reset()
+    finds_each_size(model, compiled, (12, ))
 
 
 def test_compiled():
