@@ -197,6 +197,19 @@ def test_a_network_that_another_one_precedes():
     finds_each_size(model)
 
 
+def test_a_pass_that_another_pin_interrupts():
+    model = checkpointed(False)
+    for scale in SCALES:
+        x = torch.randn(4, 3, scale, scale)
+        with use_scale(model, scale):
+            x = model.net[:3](x)
+            with use_scale(model, None):
+                pass
+            model.net[3:](x)
+    assert [layer.extents.leads for layer in ssbn_layers(model)] == [
+        True, False]
+
+
 class Break(nn.Module):
     def forward(self, x):
         torch._dynamo.graph_break()
