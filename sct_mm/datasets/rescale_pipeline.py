@@ -10,6 +10,7 @@ from .size_transforms import (
     edges_of,
     main_of,
     paths_in,
+    sets_unknown_size,
     size_in,
 )
 
@@ -122,13 +123,15 @@ def _random_sizes(transform: dict) -> list[float]:
 def train_sizes(pipeline: list[dict]) -> tuple[int, ...]:
     """The nominal sizes in pixels of the images that a training pipeline
     makes, the largest first; empty if no transform sets a size, or one draws
-    crops of any size.
+    crops of any size, or is of another library (albumentations).
 
     The last resize, crop or padding sets it: the nominal size is its shorter
     edge. Of a ``ratio_range`` the sizes are the two ends, of views and of
     transforms drawn by chance those of all.
     """
     found: set[int] = set()
+    if sets_unknown_size(pipeline):
+        return ()
     for way in paths_in(pipeline, trains=True):
         if not way:
             continue

@@ -1,6 +1,6 @@
 """Which transforms set the size of an image, and by which arguments."""
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..utils.config_walk import type_name
@@ -86,6 +86,10 @@ SETTERS = {
         ('min_width', None), ('max_width', None)), keeps=True),
     'PadToWidth': Setter('width', cuts=True, minor=True),
 }
+# Hosts' wrappers of another library, whose transforms share names with ours,
+# but not arguments: albumentations has RandomResizedCrop(scale=(0.08, 1)).
+_FOREIGN = ('Albu', 'Albumentation', 'Albumentations', 'ImgAug')
+_FOREIGN_SIZES = ('height', 'width', 'size', 'max_size')
 # Transforms that set no size, but round edges up to multiples.
 _ROUNDS = {'ResizeToMultiple': ('size_divisor', 32)}  # mmseg
 
@@ -103,6 +107,24 @@ def setter_of(transform: Any, trains: bool = False) -> Setter | None:
             transform.get(setter.key_in(transform)) is None):
         return None
     return setter
+
+
+def sets_unknown_size(transform: Any) -> bool:
+    """Whether ``transform``, or one that it holds, lets another library set
+    the size of images."""
+    return any(type_name(outer) in _FOREIGN and inner is not outer and any(
+        name in inner for name in _FOREIGN_SIZES)
+        for outer in _held(transform) for inner in _held(outer))
+
+
+def _held(transform: Any) -> Iterator[dict]:
+    """``transform`` and those within it."""
+    if isinstance(transform, (list, tuple)):
+        for each in transform:
+            yield from _held(each)
+    elif isinstance(transform, dict):
+        yield transform
+        yield from _held(transform.get('transforms'))
 
 
 def size_in(transform: dict) -> Any:
@@ -156,9 +178,11 @@ def _joined(steps: list[list[list[dict]]]) -> list[list[dict]]:
 
 def _ways(transform: Any, trains: bool) -> list[list[dict]]:
     inner = transform.get('transforms') if isinstance(transform, dict) else ()
+    name = type_name(transform)
+    if name in _FOREIGN:
+        return [[]]
     if not isinstance(inner, (list, tuple)) or not inner:
         return [[transform] if setter_of(transform, trains) else []]
-    name = type_name(transform)
     if name == 'TestTimeAug':  # a list of alternatives for each step
         return _joined([[way for each in step for way in _ways(each, trains)]
                         for step in inner])

@@ -1,5 +1,7 @@
 """Extract one size of a network as an independent, plain network."""
 import copy
+import inspect
+from types import MethodType
 from typing import Any
 
 import torch
@@ -53,12 +55,24 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
     with torch.enable_grad():  # or a mix would require no gradients
         extracted = replace_modules(copy.deepcopy(model), swap)
     refresh_averages(extracted)
+    _with_own_forwards(extracted)
     for module in extracted.modules():
         _without_run_hooks(module)
         for name, value in vars(module).items():
             if isinstance(value, (dict, list, tuple)) and name[0] != '_':
                 module.__dict__[name] = _plain_config(value)
     return extracted
+
+
+def _with_own_forwards(model: nn.Module) -> None:
+    """Remove from a copy each wrapped ``forward`` that runs what the module
+    was copied from, as mmengine's `activation_checkpointing` and
+    torch.compile() make them: that of the class takes its place."""
+    own = set(model.modules())
+    for module in own:
+        inner = inspect.unwrap(vars(module).get('forward', module.forward))
+        if isinstance(inner, MethodType) and inner.__self__ not in own:
+            del module.__dict__['forward']
 
 
 def _without_run_hooks(module: nn.Module) -> None:

@@ -62,7 +62,8 @@ class _Preceding(threading.local):
         begun.reached.add(id(layer))
         other = begun.other
         if other is None or begun.warned or id(layer) in other.reached or (
-                not layer.extents.may_have(extent, other.size)):
+                layer.extents.known().compiled
+                or not layer.extents.may_have(extent, other.size)):
             return
         begun.warned = True
         warnings.warn(

@@ -96,12 +96,13 @@ def _set_pin(layers: Sequence[ScaleSpecific], size: int | None,
     if edge is not None:
         ratio = (size or 1) / check_int('edge', edge, 1, 'Give the shorter '
                                         'edge of the input in pixels.')
+    ran: list[bool] | None = None if size is None else []
     for layer in layers:
         scales = layer.scales
         nearest = size and min(max(size, scales[-1]), scales[0])
         _hold(layer, Pin(
             nearest, thread or layer.pin.thread, record, ratio,
-            layer.prepared(nearest) if freeze and nearest else None))
+            layer.prepared(nearest) if freeze and nearest else None, ran))
     preceding.size = None  # a pass begins
 
 

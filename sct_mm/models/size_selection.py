@@ -56,7 +56,10 @@ class ExtentRecord(dict[int, list[int]]):
     Attributes:
         leads: whether a pass of the network starts with this layer, by whose
             extent all layers of the pass find their size.
+        compiled: whether the layer has run compiled, where it notes no pass
+            that has reached it.
     """
+    compiled = False
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -204,6 +207,14 @@ class Pin(NamedTuple):
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
     frozen: Any = None  # what the layer has prepared for `size`
+    ran: list[bool] | None = None  # of all layers: whether one has run in it
+
+    def begins(self) -> bool:
+        """Whether no layer has run since this was set: it starts a pass."""
+        if self.ran is None or self.ran:
+            return False
+        self.ran.append(True)
+        return not runs_again()
 
 
 _warned: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
@@ -251,12 +262,16 @@ class ScaleSpecific(nn.Module):
             size = pin.size
             if (self.training or pin.record) and size in self.scales:
                 self.extents.add(pin.size, round(extent_of(x) * pin.ratio),
-                                 preceding.size is None)
+                                 pin.begins())
         preceding.size = size
         return size
 
     def _size_of(self, extent: int) -> float:
-        size = self.extents.serving(extent, preceding.size)
+        pass_size, known = preceding.size, self.extents.known()
+        if torch.compiler.is_compiling() and pass_size is None and (
+                len(known) and not known.leads):
+            pass_size = size_before_break()
+        size = self.extents.serving(extent, pass_size)
         if size is None:
             # The call stack is walked for the first of equal extents only,
             # but always behind a pooling, where all sizes have one extent.
@@ -266,12 +281,12 @@ class ScaleSpecific(nn.Module):
             return self.scales[0]
         if not self.scales[-1] <= size <= self.scales[0]:
             return self.scales[0]  # `preceding` is of another network
-        if not torch.compiler.is_compiling():
-            record = self.extents
-            if (record if len(record) else record.known()).leads:
-                preceding.begin(self, size)
-            else:
-                preceding.follow(self, extent, size)
+        if torch.compiler.is_compiling():
+            known.compiled = True
+        elif known.leads:
+            preceding.begin(self, size)
+        else:
+            preceding.follow(self, extent, size)
         return size
 
     def train(self, mode: bool = True):
@@ -393,6 +408,21 @@ def warn_of_unseen(model: nn.Module, sizes: Sequence[float]) -> None:
                 if scale in layer._unseen:
                     warnings.warn(unseen_text(size, scale), stacklevel=3)
                     return
+
+
+def runs_again() -> bool:
+    """Whether activation checkpointing calls a layer a second time, within a
+    backward pass. None of these calls starts a pass."""
+    return (not torch.compiler.is_compiling()
+            and torch._C._current_graph_task_id() != -1)
+
+
+@torch.compiler.disable
+def size_before_break() -> float | None:
+    """The size of the preceding layer in a pass that is compiled in several
+    graphs. At the start of one, torch.compile takes what a `threading.local`
+    holds for its default."""
+    return preceding.size
 
 
 def extent_of(x: Tensor) -> int:

@@ -137,7 +137,7 @@ class ChangedLayer(Guards, ScaleSpecific):
     def changes(self) -> list[nn.Parameter]:
         """B and A, or the change of the whole kernel."""
         own = self._parameters
-        if not {CHANGE_OUT, CHANGE_WHOLE} & own.keys():
+        if CHANGE_OUT not in own and CHANGE_WHOLE not in own:
             own = vars(self)  # of a replica of DataParallel, a shard of FSDP
         return [p for name in (CHANGE_OUT, CHANGE_IN, CHANGE_WHOLE)
                 if (p := own.get(name)) is not None]

@@ -121,6 +121,17 @@ def test_padding_and_its_resize_change_together():
     ([dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0)),
       dict(type='RandomCrop', crop_size=(1024, 1024),
            crop_type='absolute_range')], ()),
+    # albumentations: `scale` is of the area, sizes have names of their own
+    ([dict(type='mmpretrain.Albumentations', transforms=[
+        dict(type='RandomResizedCrop', size=(224, 224), scale=(0.08, 1.0)),
+        dict(type='HorizontalFlip')])], ()),
+    ([dict(type='Resize', scale=256),
+      dict(type='Albu', transforms=[dict(type='OneOf', transforms=[
+          dict(type='RandomCrop', height=224, width=224)])])], ()),
+    ([dict(type='RandomResizedCrop', scale=224),
+      dict(type='RandomApply', transforms=[dict(
+          type='Albu', transforms=[dict(type='RandomScale', scale=0.1)])])],
+     (224, )),
     ([dict(type='RandomFlip')], ())])
 def test_nominal_sizes_of_training_images(transforms, want):
     pipeline = [dict(type='LoadImageFromFile'), *transforms]

@@ -4,8 +4,12 @@ import pickle
 
 import pytest
 import torch
-from helpers import plain_net, randomised
+from conftest import TinyModel
+from helpers import apart, plain_net, randomised
 from mmengine.registry import MODELS
+from mmengine.runner.activation_checkpointing import (
+    turn_on_activation_checkpointing,
+)
 from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
@@ -68,6 +72,24 @@ def test_ssbn_of_other_scales_is_refused():
 
 def pruned():
     return prune.l1_unstructured(nn.BatchNorm2d(4), 'weight', 0.5)
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda model: turn_on_activation_checkpointing(model, ['net', 'net.1']),
+    lambda model: setattr(model, 'forward', torch.compile(
+        model.forward, backend='eager'))])
+def test_an_extracted_network_runs_itself(wrap):
+    """Also where the host has wrapped the `forward` of a module."""
+    model = TinyModel(lambda c: apart(SSBN(c, SCALES)))
+    want = extract_scale(model, 12).eval()
+    wrap(model)
+    got = extract_scale(model, 12).eval()
+    got.load_state_dict({name: torch.zeros_like(value) for name, value
+                         in got.state_dict().items()})
+    x = torch.randn(2, 3, 12, 12, requires_grad=True)
+    assert not got(x).any() and want(x).any()
+    got.load_state_dict(want.state_dict())
+    assert_close(got(x), want(x), rtol=0, atol=0)
 
 
 def test_extract_errors():

@@ -1,16 +1,17 @@
 """Networks between two scales: extracted, unpinned, run again, compiled."""
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
 from conftest import SCALES, TinyModel
-from helpers import apart
+from helpers import apart, batch
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from sct_mm import SSBN, extract_scale, use_scale
+from sct_mm import SSBN, SCTLossHook, extract_scale, set_scale, use_scale
 from sct_mm.models.size_selection import admits, ssbn_layers
 
 
@@ -108,6 +109,131 @@ def test_activation_checkpointing_within_a_pin(reentrant):
 
     for ours, want in zip(grads(True), grads(False), strict=True):
         assert_close(ours, want)
+
+
+class Again(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=self.reentrant)
+
+
+def checkpointed(reentrant):
+    model = TinyModel(nn.Identity)
+    last = Again(nn.Conv2d(4, 4, 3, 2, 1), SSBN(4, SCALES), nn.ReLU())
+    last.reentrant = reentrant
+    model.net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), SSBN(4, SCALES), nn.ReLU(), last,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return model
+
+
+@pytest.fixture
+def threads_of_autograd(monkeypatch):
+    """Run each backward pass in a thread of its own, as a GPU's is."""
+    backward = torch.Tensor.backward
+
+    def elsewhere(*args, **kwargs):
+        thread = threading.Thread(target=backward, args=args, kwargs=kwargs)
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(torch.Tensor, 'backward', elsewhere)
+
+
+def train_by_hand(model, how):
+    for scale in SCALES:
+        x = torch.randn(4, 3, scale, scale)
+        if how == 'set_scale':
+            set_scale(model, scale)
+            model.net(x).sum().backward()
+            continue
+        with use_scale(model, scale):
+            loss = model.net(x).sum()
+            if how == 'use_scale':
+                loss.backward()
+        if how == 'a_pin_for_each':
+            with use_scale(model, scale):
+                loss.backward()
+    set_scale(model, None)
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+@pytest.mark.parametrize('how', [
+    'per_scale', 'joint', 'use_scale', 'a_pin_for_each', 'set_scale'])
+def test_no_pass_starts_where_layers_run_again(threads_of_autograd, how,
+                                               reentrant):
+    """Before the layers behind it, a GPU's thread has run none: the first
+    of them is not that which finds the size."""
+    model = checkpointed(reentrant)
+    if how in ('per_scale', 'joint'):
+        SCTLossHook(backward=how).attach(model)
+        model(**batch(), mode='loss')['loss'].backward()
+    else:
+        train_by_hand(model, how)
+    assert all(p.grad is not None for p in model.parameters())
+    finds_each_size(model)
+
+
+def finds_each_size(model, unpinned=None, sizes=(16, 14, 12, 10, 8)):
+    model.eval()
+    for layer in ssbn_layers(model):
+        apart(layer)
+    for size in sizes:
+        x = torch.randn(2, 3, size, size)
+        with use_scale(model, size):
+            want = model(x)
+        assert_close((unpinned or model)(x), want, msg=f'{size} pixels')
+
+
+def test_a_network_that_another_one_precedes():
+    """As the teacher in a distiller, within the pin of its student."""
+    teacher, model = trained(), checkpointed(False)
+    for scale in SCALES:
+        x = torch.randn(4, 3, scale, scale)
+        with use_scale(model, scale):
+            teacher(x)
+            model.net(x)
+    assert [layer.extents.leads for layer in ssbn_layers(model)] == [
+        True, False]
+    finds_each_size(model)
+
+
+def test_a_pass_that_another_pin_interrupts():
+    model = checkpointed(False)
+    for scale in SCALES:
+        x = torch.randn(4, 3, scale, scale)
+        with use_scale(model, scale):
+            x = model.net[:3](x)
+            with use_scale(model, None):
+                pass
+            model.net[3:](x)
+    assert [layer.extents.leads for layer in ssbn_layers(model)] == [
+        True, False]
+
+
+class Break(nn.Module):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def test_compiled_in_several_graphs():
+    """What precedes the start of a graph counts, in training and behind."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), SSBN(4, (16, 8)), Break(),
+        nn.AdaptiveAvgPool2d(1), SSBN(4, (16, 8)))
+    plain = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend='eager')
+    for scale in (16, 8):
+        x = torch.randn(4, 3, scale, scale)
+        for network, call in ((model, compiled), (plain, plain)):
+            with use_scale(network, scale):
+                call(x)
+    assert [layer.get_extra_state().tolist() for layer in ssbn_layers(model)
+            ] == [layer.get_extra_state().tolist()
+                  for layer in ssbn_layers(plain)]
+    torch.compiler.reset()
+    finds_each_size(model, compiled, (12, ))
 
 
 def test_compiled():

@@ -21,6 +21,7 @@ from sct_mm import (
     set_scale,
     use_scale,
 )
+from sct_mm.models.size_selection import scale_specific
 from sct_mm.models.weight_change import (
     ChangedLayer,
     changed_layers,
@@ -360,6 +361,31 @@ def test_refuses_what_is_no_rank():
         convert_to_ssbn(nn.Sequential(nn.BatchNorm2d(3)), SCALES, 2)
     with pytest.raises(ValueError, match='that the model has, 2, but got 3'):
         convert_to_ssbn(convert_to_ssbn(network(), SCALES, 2), SCALES, 3)
+
+
+# torch's compiler makes an object of an autograd.Function.
+@pytest.mark.filterwarnings('ignore:.*should not be inst:DeprecationWarning')
+def test_compiled_in_one_graph():
+    net = convert_to_ssbn(nn.Sequential(
+        nn.Conv2d(3, 20, 3, bias=False), nn.BatchNorm2d(20),
+        nn.Conv2d(20, 20, 3, groups=20)), SCALES, 2)
+    for layer in changed_layers(net):
+        for parameter in layer.changes:
+            nn.init.normal_(parameter)
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend='eager', fullgraph=True)
+    for size in (16, 12):
+        x, grads = torch.randn(4, 3, size, size), []
+        start = copy.deepcopy(net.state_dict())
+        for call in (net, compiled):
+            net.load_state_dict(start)
+            net.zero_grad()
+            with use_scale(net, size):
+                call(x).square().sum().backward()
+            grads.append({name: p.grad for name, p in net.named_parameters()})
+        assert_close(grads[1], grads[0])
+    assert [layer.extents.leads for layer in scale_specific(net)] == [
+        True, False, False]
 
 
 def test_channels_last():

@@ -1,4 +1,5 @@
 """Seeds that depend on the epoch, so that a run resumes exactly."""
+from collections.abc import Callable
 from functools import partial
 
 from mmengine.dataset import worker_init_fn
@@ -19,13 +20,28 @@ class EpochSeedHook(Hook):
 
     The workers of the data loader are seeded so too (mmengine alone seeds
     them with the same numbers in each epoch), unless
-    ``persistent_workers=True`` keeps them over epochs.
+    ``persistent_workers=True`` keeps them over epochs. A ``worker_init_fn`` of
+    the config runs before.
     """
 
     def before_train_epoch(self, runner) -> None:
         seed = (runner.seed + 1_000_003 * runner.epoch) % _SEEDS
         set_random_seed(seed + get_rank())
         loader = runner.train_dataloader
-        loader.worker_init_fn = partial(
-            worker_init_fn, num_workers=loader.num_workers, rank=get_rank(),
-            seed=seed)
+        loader.worker_init_fn = _seeding(
+            getattr(loader, 'worker_init_fn', None), seed=seed,
+            num_workers=loader.num_workers, rank=get_rank())
+
+
+def _seeding(own: Callable | None, **seeds: int) -> Callable:
+    """A ``worker_init_fn`` that seeds, beside what the loader's ``own`` does.
+    """
+    if isinstance(own, partial) and own.func in (worker_init_fn, _after):
+        return partial(own, **seeds)  # mmengine's, or of an earlier epoch
+    return (partial(worker_init_fn, **seeds) if own is None
+            else partial(_after, own, **seeds))
+
+
+def _after(own: Callable, worker_id: int, **seeds: int) -> None:
+    own(worker_id)
+    worker_init_fn(worker_id, **seeds)

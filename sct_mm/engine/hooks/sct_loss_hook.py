@@ -33,6 +33,7 @@ from ..sct.checks import (
     check_backward,
     check_every_scale,
     check_model,
+    check_optimized,
     check_pipeline,
     check_queue,
     log_cost,
@@ -404,10 +405,12 @@ class SCTLossHook(Hook):
         """Compare what a Runner makes of the model with the arguments.
 
         Raises:
-            ValueError: as :func:`check_backward`, and for `adapt` behind a
-                hook that saves.
+            ValueError: as :func:`check_backward` and
+                :func:`check_optimized`, and for `adapt` behind a hook that
+                saves.
         """
         check_backward(runner.model, self.backward)
+        check_optimized(runner.model, runner.optim_wrapper)
         if not self.adapt:
             return
         before = itertools.takewhile(lambda each: each is not self,

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.function import once_differentiable
 
-from ...models.size_selection import preceding
-
 OpenPin = Callable[[], AbstractContextManager]  # opens use_scale() of a pass
 
 
@@ -42,7 +40,6 @@ class Pins:
         the backward pass from which this is called."""
         self._stack.close()
         self._stack.enter_context(pin())
-        preceding.size = 0  # what runs again starts no pass
         if not self._waits:
             self._waits = True
             # As DDP's: autograd calls it when the pass has ended.

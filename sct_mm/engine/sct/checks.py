@@ -19,6 +19,7 @@ from ...models.size_selection import (
     scales_of,
     ssbn_layers,
 )
+from ...models.weight_change import ChangedLayer
 from .schedule import Schedule
 
 
@@ -127,6 +128,31 @@ def check_backward(model: nn.Module, backward: str) -> None:
     if is_sharded(model):
         raise ValueError("`backward='per_scale'` cannot hand gradients to "
                          "FSDP or DeepSpeed. Set backward='joint'.")
+
+
+def check_optimized(model: nn.Module, optim_wrapper: Any) -> None:
+    """Whether the optimizer has the changes of weights of ``model``. A
+    constructor may list the parameters of kinds of layers alone, as mmyolo's
+    and mmaction2's do: what it leaves out would never train.
+
+    Raises:
+        ValueError: if it lacks one that is to train.
+    """
+    groups = getattr(optim_wrapper, 'param_groups', None)
+    if groups is None or is_sharded(model):
+        return
+    if isinstance(groups, dict):  # of several optimizers
+        groups = [group for each in groups.values() for group in each]
+    held = {id(p) for group in groups for p in group['params']}
+    for name, layer in model.named_modules():
+        if isinstance(layer, ChangedLayer) and any(
+                p.requires_grad and id(p) not in held for p in layer.changes):
+            raise ValueError('The optimizer must have the private changes of '
+                             'weights (`rank`), but its constructor leaves '
+                             f'out that of {name.removeprefix("module.")}. '
+                             'Set constructor='
+                             "'DefaultOptimWrapperConstructor' in "
+                             '`optim_wrapper`, or rank=0.')
 
 
 def check_every_scale(model: nn.Module, schedule: Schedule) -> None:

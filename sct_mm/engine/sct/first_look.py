@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...datasets.batch_forms import image_shape, with_views
 from ...datasets.data_samples import private_copy
-from ...models.pinning import pinned, use_scale
+from ...models.pinning import pinned
 from ...models.scratch_copy import keeping_random_state, scratch_copy
-from ...models.size_selection import ScaleSpecific
+from ...models.size_selection import ScaleSpecific, scale_specific
 from .monitor import named
 
 
@@ -105,6 +105,6 @@ def _look(runs: nn.Module, model: nn.Module,
     modules = {module for each in (runs, model) for module in leaves(each)}
     with named(f'scale {scale}'), torch.no_grad(), evaluating(
             modules), keeping_buffers(model), pinned(
-                layers, scale, record=True, edge=edge), use_scale(
-                    runs, scale, record=True, edge=edge):
+                [*{*layers, *scale_specific(runs)}], scale,
+                record=True, edge=edge):
         runs(**part)

@@ -1,5 +1,7 @@
 """Whole runs of mmengine's Runner: resumed, averaged, compiled, plain."""
 import random
+import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from conftest import SCALES, TinyModel
 from helpers import Dies, ssbn_model, train
+from mmengine.dataset import worker_init_fn
 from mmengine.hooks import EMAHook
 from torch import nn
 from torch.testing import assert_close
@@ -52,6 +55,24 @@ def test_any_seed_and_epoch_give_seeds_that_numpy_takes(seed, epoch):
         drawn.append((np.random.rand(), random.random(),
                       float(torch.rand(()))))
     assert len(set(drawn)) == 4
+
+
+def test_a_worker_init_fn_of_the_config_runs_too():
+    own, numbers = [], []
+    for given in (own.append, partial(
+            worker_init_fn, num_workers=1, rank=0, seed=7,
+            disable_subprocess_warning=True)):
+        loader = SimpleNamespace(num_workers=4, worker_init_fn=given)
+        for epoch in range(2):
+            EpochSeedHook().before_train_epoch(SimpleNamespace(
+                seed=1, epoch=epoch, train_dataloader=loader))
+            with warnings.catch_warnings():
+                loader.worker_init_fn(3)
+                numbers.append(np.random.rand())
+                if given != own.append:
+                    warnings.warn('of a worker', stacklevel=1)
+    assert own == [3, 3]
+    assert numbers[:2] == numbers[2:] and numbers[0] != numbers[1]
 
 
 def test_both_backwards_under_ema_and_mmengines_compile(double_precision,

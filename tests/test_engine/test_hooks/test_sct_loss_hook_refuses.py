@@ -12,15 +12,24 @@ from mmengine.model import convert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import (
     turn_on_efficient_conv_bn_eval,
 )
-from mmengine.registry import MODELS
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tv
 
-from sct_mm import SSBN, SCTLossHook, SyncSSBN, extract_scale, use_scale
+from sct_mm import (
+    SSBN,
+    SCTLossHook,
+    SyncSSBN,
+    convert_to_ssbn,
+    extract_scale,
+    use_scale,
+)
 from sct_mm.engine.sct.monitor import FiniteLosses
 from sct_mm.engine.sct.schedule import check_loss_weights
 from sct_mm.models.size_selection import ssbn_layers
+from sct_mm.models.weight_change import changed_layers
 
 
 def test_scales_that_contradict_the_norm():
@@ -115,6 +124,34 @@ def test_ddp_with_a_static_graph_needs_joint(tmp_path):
     with pytest.raises(ValueError, match="Set backward='joint'"):
         train(tmp_path / 'a', 1, model, [SCTLossHook()])
     train(tmp_path / 'b', 1, model, [SCTLossHook(backward='joint')])
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class OfKnownLayers(DefaultOptimWrapperConstructor):
+    """As mmyolo's YOLOv5OptimizerConstructor."""
+
+    def add_params(self, params, module, **kwargs):
+        params += [dict(params=[value]) for layer in module.modules()
+                   for name in ('weight', 'bias')
+                   if (value := getattr(layer, name, None)) is not None]
+
+
+@pytest.mark.parametrize('adapt', [True, False])
+def test_changes_of_weights_that_the_optimizer_lacks(tmp_path, adapt):
+    def run(name, **options):
+        model = with_trained_base(ssbn_model())
+        convert_to_ssbn(model, SCALES, rank=1)
+        train(tmp_path / name, 1, model, [SCTLossHook(adapt=adapt)],
+              optim_wrapper=dict(**options, optimizer=dict(
+                  type='SGD', lr=0.1)))
+        return model
+
+    with pytest.raises(ValueError, match="leaves out that of net.0. Set "
+                       "constructor='DefaultOptimWrapperConstructor'"):
+        run('a', constructor='OfKnownLayers',
+            paramwise_cfg=dict(base_total_batch_size=64))
+    assert all(any(change.any() for change in layer.changes[:1])
+               for layer in changed_layers(run('b')))
 
 
 @pytest.mark.parametrize('options, error, match', [

@@ -9,6 +9,9 @@ import torch
 from conftest import SCALES, TinyModel
 from helpers import batch, ssbn_model
 from mmengine.hooks import Hook
+from mmengine.runner.activation_checkpointing import (
+    turn_on_activation_checkpointing,
+)
 from torch import nn
 from torch.testing import assert_close
 
@@ -150,6 +153,21 @@ def test_a_model_that_cannot_be_copied_records_itself(change):
     for name, value in before.items():
         if not name.endswith('running_mean'):
             assert torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad')
+def test_a_copy_of_which_a_part_runs_the_model():
+    records = []
+    for wraps in (False, True):
+        model = ssbn_model()
+        model.net = nn.Sequential(model.net[:3], model.net[3:])
+        if wraps:
+            turn_on_activation_checkpointing(model, 'net.1')
+        SCTLossHook(scales_per_step=1).attach(model)
+        model(**batch(), mode='loss')
+        records.append([layer.get_extra_state().tolist()
+                        for layer in ssbn_layers(model)])
+    assert records[0] == records[1]
 
 
 @pytest.mark.parametrize('copied', [True, False])
