@@ -2,7 +2,7 @@
 same arguments, images and network."""
 import hashlib
 import os.path as osp
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def images_in_meta(dataset: Any, held_out: int) -> dict[str, Any]:
 
 
 def check_same_run(before: Config, cfg: Config, base: BaseSize,
-                   start: Mapping, dataset: Any, held_out: int) -> None:
+                   start: dict, dataset: Any, held_out: int) -> None:
     """Check that a run has the arguments and images of the one before.
     mmengine would go on with the old schedule, and load parameters of other
     scales by their order.

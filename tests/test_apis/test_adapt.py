@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import mmcv
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, become_one_of_two, meeting_place, two_processes
