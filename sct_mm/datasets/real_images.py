@@ -18,6 +18,7 @@ from ..utils.config import (
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 from .base_size import test_base
+from .image_folder import is_loading, loads_images
 from .rescale_pipeline import keeps_ratio
 from .size_switch import SizeSwitch
 
@@ -26,7 +27,9 @@ _ALONE = 4  # how many images also make a batch by themselves
 
 def training_images(cfg: Config, sizes: Sequence[int], count: int
                     ) -> 'RealImages':
-    """Images of the training set of ``cfg``, which the test pipeline makes.
+    """Images of the training set of ``cfg``, which the test pipeline makes;
+    it loads them as the training does where it loads none itself, as of a
+    data set that holds arrays.
 
     Raises:
         UserError: without a training or a test set, and as
@@ -41,7 +44,9 @@ def training_images(cfg: Config, sizes: Sequence[int], count: int
     cfg = copy.deepcopy(cfg)
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
     for _, other in pipelines_in(train):
-        other[:] = copy.deepcopy(pipeline)
+        loading = [] if loads_images(pipeline) else [
+            each for each in other if is_loading(each)]
+        other[:] = copy.deepcopy([*loading, *pipeline])
     cfg.test_dataloader.dataset = train
     return RealImages(cfg, sizes, count, 'train_dataloader')
 

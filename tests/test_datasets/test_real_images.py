@@ -11,11 +11,13 @@ from exports import built
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
 from sct_mm import apis, extract_scale
-from sct_mm.datasets.real_images import RealImages
+from sct_mm.datasets.image_folder import folder_dataset
+from sct_mm.datasets.real_images import RealImages, training_images
 from sct_mm.engine.sct.resize import nearest_kernel
 from sct_mm.evaluation import measure
 from sct_mm.export.formats import graph_run
@@ -115,6 +117,27 @@ def test_an_error_of_one_shape_is_the_hosts(shapes, tmp_path):
             images.batches(net, 32)
     else:
         assert len(images.batches(net, 32)) == 7
+
+
+@pytest.mark.parametrize('loads', [True, False])
+def test_training_images_of_a_folder(loads, tmp_path):
+    """As of `adapt --images`, also where the test has arrays, as CIFAR."""
+    cfg, net = config(tmp_path), network()
+    pipeline = [dict(type='Resize', scale=32, backend='pillow'),
+                dict(type='PackInputs')]
+    cfg.test_dataloader.dataset.pipeline = [
+        *[dict(type='LoadImageFromFile')] * loads, *pipeline]
+    cfg.train_dataloader.dataset = folder_dataset(
+        cfg, str(tmp_path), [*pipeline[:1], dict(type='RandomFlip', prob=1.),
+                             pipeline[1]])
+    got = training_images(cfg, [32], 6).batches(net, 32)[0]
+    for i, x in enumerate(got):
+        image = Image.open(tmp_path / f'{i}.png').resize((32, 32), 2)
+        pixels = np.asarray(image)
+        # The preprocessor turns round what the data set gives.
+        pixels = pixels if loads else pixels[..., ::-1]
+        want = (pixels.transpose(2, 0, 1) - 120.) / 60
+        np.testing.assert_allclose(x.numpy(), want, atol=1e-5)
 
 
 def test_the_kernel_of_images_that_no_batch_holds():
