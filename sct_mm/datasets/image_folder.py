@@ -72,7 +72,8 @@ class ImageFolder(BaseDataset):
     ``indices``.
 
     Raises:
-        UserError: for ``indices`` of images that are not there.
+        UserError: for ``indices`` of images that are not there, and for a
+            pipeline that needs annotations, as the boxes of mmpose.
     """
 
     def __init__(self, folder: str, skip: Collection[str] = (),
@@ -86,6 +87,14 @@ class ImageFolder(BaseDataset):
         check_range(self._indices, len(images))
         return [dict(img_path=osp.join(self.folder, name), img_id=index)
                 for index, name in enumerate(images)]
+
+    def prepare_data(self, idx: int) -> Any:
+        try:
+            return super().prepare_data(idx)
+        except KeyError as error:
+            raise UserError('The images of a folder have no annotations, but '
+                            f'the pipeline needs {error} of each. Leave '
+                            '--images out.') from error
 
 
 @TRANSFORMS.register_module()

@@ -150,7 +150,7 @@ def write_report(models: list[dict], path: str, draw: Callable[[str], None],
     plot = osp.splitext(path)[0] + '.png'
     draw(plot)
     console.print(f'{path} and {osp.basename(plot)} beside it hold the same '
-                  f'({device}).')
+                  f'({device}).', highlight=False, soft_wrap=True)
     if kept:
         console.print(f'{kept} is the earlier test of other sizes or '
                       'checkpoints.', highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain.datasets import CIFAR10
@@ -134,7 +135,19 @@ def test_colours_are_in_the_order_of_the_config_s_own_images(
         dataset[0]['inputs'].permute(1, 2, 0).numpy(), want)
 
 
-def test_an_image_gets_the_answer_of_the_array_that_it_was(tmp_path):
+def test_a_pipeline_that_needs_annotations(folder):
+    class Cut(BaseTransform):
+        def transform(self, results):
+            return results['gt_bboxes'][0]
+
+    dataset = DATASETS.build(folder_dataset(config(), str(folder), [
+        *PIPELINE[:3], dict(type=Cut), PIPELINE[3]]))
+    with pytest.raises(UserError, match="no annotations, but the pipeline "
+                       "needs 'gt_bboxes' of each. Leave --images out"):
+        dataset[0]
+
+
+def test_an_image_is_the_array_that_was_written(tmp_path):
     """mmpretrain's network and data set of CIFAR-10, whose images are
     written to a folder."""
     cfg = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
