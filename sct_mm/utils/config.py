@@ -192,12 +192,13 @@ def check_data(loader: Config) -> None:
                                                      'local') != 'local'
     if not root or '://' in root or downloads or remote:
         return
+    root = osp.expanduser(root)  # as mmpretrain's data sets
     if _needs_root(dataset) and not (osp.isdir(root) and os.listdir(root)):
         raise UserError(f'The data set must be at {osp.abspath(root)!r}, but '
                         'there is no such folder, or nothing in it. Put it '
                         'there, or set `data_root` in the config'
                         f'{_started_in(root)}.')
-    name = dataset.get('ann_file') or ''
+    name = osp.expanduser(dataset.get('ann_file') or '')
     annotations = osp.join(root, name)
     if name and '://' not in annotations and not osp.exists(annotations):
         raise UserError('The annotations of the data set must be at '
@@ -212,8 +213,9 @@ def _needs_root(dataset: dict) -> bool:
     prefix = dataset.get('data_prefix')
     paths = [*(prefix.values() if isinstance(prefix, dict) else [prefix]),
              *filter(None, [dataset.get('ann_file')])]
-    return not paths or not all(isinstance(path, str) and is_abs(path)
-                                for path in paths)
+    return not paths or not all(
+        isinstance(path, str) and is_abs(osp.expanduser(path))
+        for path in paths)
 
 
 def _started_in(path: str) -> str:

@@ -92,6 +92,21 @@ def test_a_data_root_is_asked_for_where_the_host_needs_it(
             check()
 
 
+def test_places_in_the_home_of_the_user(tmp_path, monkeypatch):
+    """mmpretrain's data sets expand them."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'a.txt').write_text('a.png 0')
+    from mmpretrain.datasets import CustomDataset
+    options = dict(ann_file='~/a.txt', data_prefix='~/images')
+    for root in ('nowhere', '~'):
+        check_data(Config(dict(dataset=dict(options, data_root=root))))
+    data = CustomDataset(data_root='nowhere', **options)
+    assert data.get_data_info(0)['img_path'] == f'{tmp_path}/images/a.png'
+    with pytest.raises(UserError, match=f"must be at '{tmp_path}/b.txt'"):
+        check_data(Config(dict(dataset=dict(options, data_root='~',
+                                            ann_file='~/b.txt'))))
+
+
 @pytest.mark.parametrize('split', [dict(data_prefix='{}/images'), dict(
     data_prefix=dict(img='{}/images', seg='{}/images'), ann_file='')])
 def test_images_at_an_absolute_place_without_annotations(split, tmp_path):
