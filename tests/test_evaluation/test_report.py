@@ -69,6 +69,17 @@ def test_brackets_in_a_path_are_no_markup(label, tmp_path, capsys):
     assert f'{out / "scales.json"} and scales.png' in shown
 
 
+def test_a_result_outlives_who_reads_the_output(tmp_path, monkeypatch):
+    """As of `tools/test.py ... | head`."""
+    def closed(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, 'print', closed)
+    with pytest.raises(BrokenPipeError):
+        written(tmp_path, (28, 14))
+    assert len(read_result(str(tmp_path / 'scales.json'))['models']) == 1
+
+
 def test_an_earlier_test_that_has_more_is_kept(tmp_path, capsys):
     for sizes in ((28, 14), (28, 14), (28, 21, 14)):
         written(tmp_path, sizes)
