@@ -289,6 +289,8 @@ class Adaptation:
                 'the images of a folder have no labels. Leave --images out, '
                 'to take the training set of the config.')
         self.dataset = seeded_images(cfg.train_dataloader)
+        if self.images is not None:
+            self.dataset[0]  # refuses a pipeline that needs annotations
         self.batch = cfg.train_dataloader.get('batch_size') or 1
         self.count = count = number_held_out(
             len(self.dataset), self.batch * get_world_size(),

@@ -129,17 +129,22 @@ def _make_files(cfg: Config, model: nn.Module, sizes: tuple[int, ...],
         batches = images.batches(model, size)
         meta = (_meta(cfg, size, names) if request.kind in WEIGHTS else
                 _about_images(cfg, size, model, batches, names))
-        # The float file is compared with the network, int8 with that file.
-        few = [batches[0][:IMAGES], *batches[1:]] if training else batches
+        few = batches
+        if training:
+            # The float file is compared with the network, int8 with that
+            # file.
+            tested = images.whole(batches)
+            seen = training.whole(training.batches(model, size))
+            few = [tested[:IMAGES], *batches[1:]]
         found[size] = make_file(
             model, size, few, request._replace(tolerance=TOLERANCE)
             if training else request, divisor, meta, base.scale_at(size))
         if training:
             found[size] = make_int8(
-                found[size], training.batches(model, size)[0], batches[0],
-                images.labels(), is_multi_label(model),
-                request.tolerance)
-    return found, len(few[0])
+                found[size], seen, tested, images.labels(),
+                is_multi_label(model), request.tolerance)
+    count = len(images.indices)
+    return found, min(count, IMAGES) if training else count
 
 
 def _make_any(cfg: Config, model: nn.Module, request: Request, count: int,

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
+from rich.markup import escape
 from torch import nn
 
 from ..datasets.base_size import base_size, test_base
@@ -69,7 +70,7 @@ class ProgressHook(Hook):
         self.bar.start()
         loop = runner.test_loop
         self.task = self.bar.add_task(
-            self.title, total=len(loop.dataloader) * len(loop.sizes))
+            escape(self.title), total=len(loop.dataloader) * len(loop.sizes))
 
     def after_test_iter(self, runner, batch_idx, data_batch=None,
                         outputs=None) -> None:

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mmcv
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from rich.progress import track
 
 from ..utils.config import check_indices, check_range
@@ -70,7 +72,8 @@ class ImageFolder(BaseDataset):
     ``indices``.
 
     Raises:
-        UserError: for ``indices`` of images that are not there.
+        UserError: for ``indices`` of images that are not there, and for a
+            pipeline that needs annotations, as the boxes of mmpose.
     """
 
     def __init__(self, folder: str, skip: Collection[str] = (),
@@ -84,6 +87,26 @@ class ImageFolder(BaseDataset):
         check_range(self._indices, len(images))
         return [dict(img_path=osp.join(self.folder, name), img_id=index)
                 for index, name in enumerate(images)]
+
+    def prepare_data(self, idx: int) -> Any:
+        try:
+            return super().prepare_data(idx)
+        except KeyError as error:
+            raise UserError('The images of a folder have no annotations, but '
+                            f'the pipeline needs {error} of each. Leave '
+                            '--images out.') from error
+
+
+@TRANSFORMS.register_module()
+class LoadRGBImageFromFile(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile``, which makes BGR, in the order RGB: that of
+    the arrays in a data set such as CIFAR."""
+
+    def transform(self, results: dict) -> dict | None:
+        results = super().transform(results)
+        if results is not None:
+            results['img'] = np.ascontiguousarray(results['img'][..., ::-1])
+        return results
 
 
 def given_indices(options: dict | None, loader: str) -> Any:
@@ -182,6 +205,17 @@ def _is_grey(cfg: dict) -> bool:
     return (len(means) if channels is None else channels) == 1
 
 
+def is_loading(transform: Any) -> bool:
+    """Whether ``transform`` reads images or annotations."""
+    return type_name(transform).startswith('Load')
+
+
+def loads_images(pipeline: Sequence) -> bool:
+    """Whether ``pipeline`` reads files by mmcv, as BGR; the images of a data
+    set that holds arrays, as CIFAR, are RGB."""
+    return any(map(is_loading, pipeline))
+
+
 def with_plain_loading(pipeline: Sequence, grey: bool = False) -> list:
     """A copy of ``pipeline`` that loads files of images alone: a host's
     ``LoadImageFromFile`` keeps its arguments, and no annotation is loaded.
@@ -200,13 +234,14 @@ def with_plain_loading(pipeline: Sequence, grey: bool = False) -> list:
     load: dict[str, Any] = dict(type='LoadImageFromFile')
     if grey:
         load['color_type'] = 'grayscale'
+    elif not loads_images(pipeline):
+        load['type'] = 'LoadRGBImageFromFile'
     if 'LoadImageFromFile' in names:
         load = copy.deepcopy(pipeline[names.index('LoadImageFromFile')])
     for key in ('backend_args', 'file_client_args'):  # of a remote data set
         load.pop(key, None)
-    return [load, *(copy.deepcopy(transform) for transform, name
-                    in zip(pipeline, names, strict=True)
-                    if not name.startswith('Load'))]
+    return [load, *(copy.deepcopy(transform) for transform in pipeline
+                    if not is_loading(transform))]
 
 
 def _found_pipeline(cfg: Config) -> list:

@@ -18,6 +18,7 @@ from ..utils.config import (
 from ..utils.config_walk import pipelines_in
 from ..utils.errors import UserError
 from .base_size import test_base
+from .image_folder import is_loading, loads_images
 from .rescale_pipeline import keeps_ratio
 from .size_switch import SizeSwitch
 
@@ -26,7 +27,9 @@ _ALONE = 4  # how many images also make a batch by themselves
 
 def training_images(cfg: Config, sizes: Sequence[int], count: int
                     ) -> 'RealImages':
-    """Images of the training set of ``cfg``, which the test pipeline makes.
+    """Images of the training set of ``cfg``, which the test pipeline makes;
+    it loads them as the training does where it loads none itself, as of a
+    data set that holds arrays.
 
     Raises:
         UserError: without a training or a test set, and as
@@ -41,7 +44,9 @@ def training_images(cfg: Config, sizes: Sequence[int], count: int
     cfg = copy.deepcopy(cfg)
     pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
     for _, other in pipelines_in(train):
-        other[:] = copy.deepcopy(pipeline)
+        loading = [] if loads_images(pipeline) else [
+            each for each in other if is_loading(each)]
+        other[:] = copy.deepcopy([*loading, *pipeline])
     cfg.test_dataloader.dataset = train
     return RealImages(cfg, sizes, count, 'train_dataloader')
 
@@ -86,11 +91,45 @@ class RealImages:
 
     def batches(self, model: nn.Module, size: int) -> list[Tensor]:
         """All images as one batch (N, C, H, W) of ``size`` pixels, made by the
-        data preprocessor of ``model``; then the first ones, a batch each."""
+        data preprocessor of ``model``; then the first ones, a batch each.
+
+        Where images of several shapes cannot be one batch, as in a test of
+        one image a batch, the first one twice; then all, a batch each.
+        """
+        samples = self._samples(size)
+        whole, alone = self._joined(model, samples), samples[:_ALONE]
+        if whole is None:
+            whole, alone = self._inputs(model, samples[:1]), samples
+            whole = torch.cat([whole, whole])
+        return [whole, *(self._inputs(model, [each]) for each in alone)]
+
+    def whole(self, batches: list[Tensor]) -> Tensor:
+        """The one of :meth:`batches` that holds all images.
+
+        Raises:
+            UserError: if they are of several shapes, and cannot be one batch.
+        """
+        if len(batches[0]) < len(self.indices):
+            raise UserError('The images must have one shape to calibrate and '
+                            'compare int8 on them, but the test pipeline '
+                            'keeps their aspect. Crop or pad them there, or '
+                            'leave int8 out.')
+        return batches[0]
+
+    def _samples(self, size: int) -> list:
         with self.switch.at(size):
-            samples = [self.loader.dataset[index] for index in self.indices]
-        groups = [samples, *([sample] for sample in samples[:_ALONE])]
-        return [self._inputs(model, group) for group in groups]
+            return [self.loader.dataset[index] for index in self.indices]
+
+    def _joined(self, model: nn.Module, samples: list) -> Tensor | None:
+        """``samples`` as one batch; None for images of several shapes that
+        neither the loader nor the preprocessor pads."""
+        try:
+            return self._inputs(model, samples)
+        except (RuntimeError, AssertionError):  # of torch, and of mmseg
+            if len({str(getattr(each['inputs'], 'shape', ''))
+                    for each in samples}) == 1:
+                raise
+            return None
 
     def labels(self) -> list[int] | None:
         """The class of each image; None if one has none, or several."""

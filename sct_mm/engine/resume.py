@@ -193,13 +193,16 @@ def find_checkpoint(path: str, cfg: Config | None = None) -> str:
     cfg = Config() if cfg is None else copy.deepcopy(cfg)
     cfg.work_dir = folder
     newest = newest_whole(cfg, LOAD)
+    best = ', '.join(sorted(glob.glob(osp.join(glob.escape(folder),
+                                               'best_*.pth'))))
     if newest is None:
         raise UserError(f'{path!r} must hold a checkpoint of a training, but '
-                        'it has none. Train first, or name a file.')
-    best = sorted(glob.glob(osp.join(glob.escape(folder), 'best_*.pth')))
+                        + (f'it has the best by its validation alone: {best}.'
+                           ' Name it to use it.' if best else
+                           'it has none. Train first, or name a file.'))
     if best:
-        print(f'The best by its validation is there, too: {", ".join(best)}. '
-              'Name it to use it.', flush=True)
+        print(f'The best by its validation is there, too: {best}. Name it to '
+              'use it.', flush=True)
     return newest
 
 

@@ -32,6 +32,7 @@ def _arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
         base: by which scales are sizes of the test.
     """
     dataset = cfg.train_dataloader.dataset
+    folder = dataset.get('folder')
     scales = map(base.size_of, cfg.model.scales)
     return {
         '--scales and --sizes': ' '.join(map(str, scales)),
@@ -39,7 +40,8 @@ def _arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
         '--rank': cfg.model.get('rank', 0),
         '--lr': cfg.optim_wrapper.optimizer.lr,
         '--between': cfg.custom_hooks[-1].between,
-        '--images': dataset.get('folder', 'left out'),
+        # Whether it ends in `/`, or is relative, is no difference.
+        '--images': osp.realpath(folder) if folder else 'left out',
         'train_dataloader.dataset.indices': dataset.get('indices', 'left out')}
 
 

@@ -98,7 +98,7 @@ def print_adapted(result: dict) -> None:
     metrics = _metrics_of(rows)
     heads = {name: head for name, (head, _) in metrics.items()}
     table = _table(rows, heads)
-    while Console(width=1000).measure(table).maximum > _WIDTH:
+    while Console(width=1000, markup=False).measure(table).maximum > _WIDTH:
         heads.popitem()
         table = _table(rows, heads)
     # Not the title of the table, which may be narrower.

@@ -14,7 +14,7 @@ from ..datasets.base_size import test_base
 from ..datasets.rescale_pipeline import rescale_pipeline
 from ..utils.arguments import check_int
 from ..utils.config import check_data, check_range
-from ..utils.config_walk import pipelines_in
+from ..utils.config_walk import pipelines_in, type_name
 from ..utils.errors import UserError
 
 # Keys of a data set's config that do not say which images there are.
@@ -119,6 +119,11 @@ def check_held_out(cfg: Config, count: int | None) -> tuple[dict, dict]:
                         'but the config has no `train_dataloader`. Set it, '
                         'or give --threshold.')
     train, test = innermost(train), cfg.test_dataloader.dataset
+    if type_name(train) == 'ImageFolder':  # of adapt --images
+        raise UserError('A threshold is found by labels, but the training '
+                        'images, those of the folder '
+                        f'{train.get("folder")!r}, have none. Give '
+                        '--threshold.')
     while 'pipeline' not in test and isinstance(test.get('dataset'), dict):
         test = test['dataset']
     own, other = ({name: value for name, value in dataset.items()

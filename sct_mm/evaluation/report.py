@@ -137,20 +137,22 @@ def sentences(model: dict) -> list[str]:
 
 def write_report(models: list[dict], path: str, draw: Callable[[str], None],
                  tables: Sequence[Table], lines: Sequence[str]) -> None:
-    """Print ``tables`` and ``lines``; write ``models`` as JSON to ``path``,
-    and a plot beside it by ``draw``. An earlier result there is kept if it has
-    more (:func:`keep_earlier`)."""
+    """Write ``models`` as JSON to ``path``, and a plot beside it by ``draw``;
+    print ``tables`` and ``lines``, also if nothing can be written. An earlier
+    result there is kept if it has more (:func:`keep_earlier`)."""
     console, device = console_for(*tables), device_name()
-    for table in tables:
-        console.print(table)
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    kept = keep_earlier(path, models)
-    dump(dict(device=device, models=models), path)
     plot = osp.splitext(path)[0] + '.png'
-    draw(plot)
+    try:  # first, since who reads the output may have closed the pipe
+        kept = keep_earlier(path, models)
+        dump(dict(device=device, models=models), path)
+        draw(plot)
+    finally:
+        for table in tables:
+            console.print(table)
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(f'{path} and {osp.basename(plot)} beside it hold the same '
-                  f'({device}).')
+                  f'({device}).', highlight=False, soft_wrap=True)
     if kept:
         console.print(f'{kept} is the earlier test of other sizes or '
                       'checkpoints.', highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..datasets.base_size import test_base
+from ..datasets.image_folder import loads_images
 from ..datasets.rescale_pipeline import rescale_pipeline, sized_part
 from ..datasets.size_transforms import paths_in
 from ..utils.config_walk import pipelines_in, type_name
@@ -84,13 +85,10 @@ def steps_of(pipeline: Sequence[dict]) -> tuple[list[dict] | None, str]:
 def channels_of(count: int, pipeline: Sequence[dict], preprocessor: Any
                 ) -> str:
     """The order of ``count`` channels that the network takes: 'GRAY', 'RGB',
-    'BGR', or '' for another number.
-
-    mmcv loads images as BGR; arrays of a data set, as CIFAR's, are RGB.
-    """
+    'BGR', or '' for another number (:func:`loads_images`)."""
     if count not in (1, 3):
         return ''
-    loads = any(type_name(each).startswith('Load') for each in pipeline)
+    loads = loads_images(pipeline)
     turned = any(getattr(preprocessor, name, False)
                  for name in ('to_rgb', '_channel_conversion'))
     return 'GRAY' if count == 1 else 'BGR' if loads != turned else 'RGB'

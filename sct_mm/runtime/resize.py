@@ -115,9 +115,9 @@ def resize(image: Array, height: int, width: int, backend: str = 'pillow',
     uint8 stays uint8, and differs from the backend's by 1 at most: Pillow and
     OpenCV compute in integers. Pillow rounds between the edges, the width
     first; from version 13 on the height first where that is cheaper, as for
-    some images that change their aspect. Then bicubic and lanczos may differ
-    by more. float32 stays float32, as in torch's
-    ``interpolate(antialias=True)`` by the rules of 'pillow'.
+    some images that change their aspect, or are tall and shrink. Then bicubic
+    and lanczos may differ by more (docs/runtime.md). float32 stays float32, as
+    in torch's ``interpolate(antialias=True)`` by the rules of 'pillow'.
 
     Args:
         backend: 'pillow' or 'cv2', as mmcv calls them.

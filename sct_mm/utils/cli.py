@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from urllib.error import URLError
 
 import torch
@@ -214,13 +215,14 @@ def cli(main: Callable[[], None]) -> None:
 
 def console_for(*tables: Table) -> Console:
     """A console as wide as the terminal, or in a file or a pipe as wide as
-    the tables."""
-    console = Console()
+    the tables. Brackets in a path or a name are no markup."""
+    plain = partial(Console, markup=False, emoji=False)
+    console = plain()
     if console.is_terminal:
         return console
-    room = Console(width=1000)
-    return Console(width=max(80, *(room.measure(table).maximum
-                                   for table in tables)))
+    room = plain(width=1000)
+    return plain(width=max(80, *(room.measure(table).maximum
+                                 for table in tables)))
 
 
 def device_name() -> str:

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import init_dist, is_distributed
+from mmengine.utils import is_abs
 from mmengine.utils.dl_utils import set_multi_processing
 
 from .arguments import check_int
@@ -191,17 +192,30 @@ def check_data(loader: Config) -> None:
                                                      'local') != 'local'
     if not root or '://' in root or downloads or remote:
         return
-    if not (osp.isdir(root) and os.listdir(root)):
+    root = osp.expanduser(root)  # as mmpretrain's data sets
+    if _needs_root(dataset) and not (osp.isdir(root) and os.listdir(root)):
         raise UserError(f'The data set must be at {osp.abspath(root)!r}, but '
                         'there is no such folder, or nothing in it. Put it '
                         'there, or set `data_root` in the config'
                         f'{_started_in(root)}.')
-    annotations = osp.join(root, dataset.get('ann_file') or '')
-    if '://' not in annotations and not osp.exists(annotations):
+    name = osp.expanduser(dataset.get('ann_file') or '')
+    annotations = osp.join(root, name)
+    if name and '://' not in annotations and not osp.exists(annotations):
         raise UserError('The annotations of the data set must be at '
                         f'{osp.abspath(annotations)!r}, but there is no such '
                         'file. Put it there, or set `ann_file` in the config'
                         f'{_started_in(annotations)}.')
+
+
+def _needs_root(dataset: dict) -> bool:
+    """Whether a path of ``dataset`` hangs on its ``data_root``: mmengine joins
+    it with those that are not absolute."""
+    prefix = dataset.get('data_prefix')
+    paths = [*(prefix.values() if isinstance(prefix, dict) else [prefix]),
+             *filter(None, [dataset.get('ann_file')])]
+    return not paths or not all(
+        isinstance(path, str) and is_abs(osp.expanduser(path))
+        for path in paths)
 
 
 def _started_in(path: str) -> str:

@@ -263,6 +263,11 @@ def test_no_held_out_images_are_refused(config):
         cfg.test_dataloader.dataset] * 2)
     with pytest.raises(UserError, match="one training set, but got 'Concat"):
         check_held_out(cfg, None)
+    cfg.train_dataloader.dataset = dict(  # as tools/adapt.py --images
+        type='ImageFolder', folder='photos', pipeline=[])
+    with pytest.raises(UserError, match="of the folder 'photos', have none. "
+                       'Give --threshold'):
+        check_held_out(cfg, 5)
 
 
 def test_no_image_of_the_test_is_held_out(config, demo):

@@ -1,9 +1,15 @@
 """Folders of images: what is found, left out and loaded."""
+import pickle
+
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from mmpretrain.datasets import CIFAR10
+from PIL import Image
 
 from sct_mm.datasets.image_folder import (
     check_images,
@@ -17,6 +23,7 @@ from sct_mm.datasets.image_folder import (
 from sct_mm.datasets.image_folder import (
     test_pipeline as pipeline_of,
 )
+from sct_mm.utils.config import load_config
 from sct_mm.utils.errors import UserError
 
 PIPELINE = [dict(type='LoadImageFromFile', imdecode_backend='pillow',
@@ -112,6 +119,60 @@ def test_loading_keeps_its_arguments_but_for_the_place_and_labels():
     assert with_plain_loading(PIPELINE[2:], grey=True) == [
         dict(type='LoadImageFromFile', color_type='grayscale'),
         *PIPELINE[2:]]
+
+
+@pytest.mark.parametrize('pipeline, order', [(PIPELINE, 'BGR'),
+                                             (PIPELINE[2:], 'RGB')])
+def test_colours_are_in_the_order_of_the_config_s_own_images(
+        pipeline, order, folder, tmp_path_factory):
+    """mmcv loads BGR; a data set that holds arrays, as CIFAR, has RGB."""
+    path = tmp_path_factory.mktemp('colours')
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(path / 'a.png')
+    dataset = DATASETS.build(folder_dataset(config(), str(path), pipeline))
+    want = pixels if order == 'RGB' else pixels[..., ::-1]
+    np.testing.assert_array_equal(
+        dataset[0]['inputs'].permute(1, 2, 0).numpy(), want)
+
+
+def test_a_pipeline_that_needs_annotations(folder):
+    class Cut(BaseTransform):
+        def transform(self, results):
+            return results['gt_bboxes'][0]
+
+    dataset = DATASETS.build(folder_dataset(config(), str(folder), [
+        *PIPELINE[:3], dict(type=Cut), PIPELINE[3]]))
+    with pytest.raises(UserError, match="no annotations, but the pipeline "
+                       "needs 'gt_bboxes' of each. Leave --images out"):
+        dataset[0]
+
+
+def test_an_image_is_the_array_that_was_written(tmp_path):
+    """mmpretrain's network and data set of CIFAR-10, whose images are
+    written to a folder."""
+    cfg = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
+    init_default_scope('mmpretrain')
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32),
+                                               np.uint8)
+    inner = tmp_path / 'cifar' / CIFAR10.base_folder
+    inner.mkdir(parents=True)
+    for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list):
+        (inner / name).write_bytes(pickle.dumps(dict(
+            data=images.reshape(8, -1), labels=[0] * 8)))
+    (inner / CIFAR10.meta['filename']).write_bytes(pickle.dumps(
+        {CIFAR10.meta['key']: list('abcdefghij')}))
+    cfg.test_dataloader.dataset.data_root = str(tmp_path / 'cifar')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIFAR10, '_check_integrity', lambda self: True)
+        arrays = DATASETS.build(cfg.test_dataloader.dataset)
+    (tmp_path / 'files').mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(
+            tmp_path / 'files' / f'{i}.png')
+    files = DATASETS.build(folder_dataset(cfg, str(tmp_path / 'files')))
+    assert len(files) == len(arrays) == 8
+    for one, other in zip(files, arrays, strict=True):
+        assert torch.equal(one['inputs'], other['inputs'])
 
 
 @pytest.mark.parametrize('options, channels', [

@@ -227,6 +227,17 @@ def test_the_best_checkpoint_of_a_folder_is_named_not_taken(run, capsys):
     assert f'is there, too: {best}. Name it' in capsys.readouterr().out
 
 
+def test_a_folder_that_has_the_best_checkpoint_alone(tmp_path):
+    """As of CheckpointHook(interval=-1, save_best='auto')."""
+    best = save(tmp_path / 'best_accuracy_top1_epoch_2.pth', 2)
+    with pytest.raises(UserError, match='it has the best by its validation '
+                       f'alone: {best}. Name it to use it'):
+        find_checkpoint(str(tmp_path))
+    os.remove(best)
+    with pytest.raises(UserError, match='it has none. Train first, or name'):
+        find_checkpoint(str(tmp_path))
+
+
 def test_a_checkpoint_in_a_copied_folder(run, capsys):
     at_path(run, 'last_checkpoint').write_text(at(run, 'epoch_3.pth'))
     os.utime(at(run, 'epoch_1.pth'), (9, 9))

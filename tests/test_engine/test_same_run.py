@@ -1,8 +1,41 @@
 """Whether a run that is resumed has the images of the one before."""
 import numpy as np
+import pytest
 import torch
+from mmengine.config import Config
 
-from sct_mm.engine.same_run import digest_of
+from sct_mm.datasets.base_size import BaseSize
+from sct_mm.engine.same_run import check_same_run, digest_of
+from sct_mm.utils.errors import UserError
+
+
+@pytest.mark.parametrize('folder, same', [
+    ('photos', True), ('photos/', True), ('./photos', True),
+    ('{}/photos/', True), ('link', True), ('other', False),
+    ('{}', False), (None, False)])
+def test_the_folder_of_a_run_by_another_name(folder, same, tmp_path,
+                                             monkeypatch):
+    """A shell completes it with `/`, and a script may name it in full."""
+    def config(path):
+        return Config(dict(
+            model=dict(scales=[28, 14]), train_cfg=dict(max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(lr=0.1)),
+            custom_hooks=[dict(between=0.0)], train_dataloader=dict(
+                dataset={} if path is None else dict(folder=path))))
+
+    def check():
+        check_same_run(config('photos'), config(
+            folder and folder.format(tmp_path)), BaseSize(28, 28), {}, [], 0)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'link').symlink_to('photos')
+    if same:
+        check()
+    else:
+        with pytest.raises(UserError, match='`--images` must be .*/photos, '
+                           'as in the run that --resume goes on with, but'):
+            check()
 
 
 def test_the_images_of_a_digest(tmp_path):

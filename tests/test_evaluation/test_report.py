@@ -20,6 +20,7 @@ from sct_mm.evaluation.plots import (
 from sct_mm.evaluation.report import (
     make_comparison,
     make_size_table,
+    report_sizes,
     write_report,
 )
 from sct_mm.evaluation.results_file import read_result
@@ -54,6 +55,29 @@ def written(folder, sizes):
                    checkpoint='a.pth')]
     write_report(models, str(folder / 'scales.json'), lambda path: None,
                  [make_size_table('a', models[0]['rows'])], ())
+
+
+@pytest.mark.parametrize('label', ['a[v1]', 'a[/v1]', 'a:car:'])
+def test_brackets_in_a_path_are_no_markup(label, tmp_path, capsys):
+    """rich would leave out [v1], and raise at [/v1]."""
+    out = tmp_path / label
+    models = [dict(model(label, (28, 14), (28, )), config='a.py',
+                   checkpoint='a.pth')]
+    report_sizes(models, str(out))
+    shown = capsys.readouterr().out
+    assert shown.split()[0] == label
+    assert f'{out / "scales.json"} and scales.png' in shown
+
+
+def test_a_result_outlives_who_reads_the_output(tmp_path, monkeypatch):
+    """As of `tools/test.py ... | head`."""
+    def closed(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, 'print', closed)
+    with pytest.raises(BrokenPipeError):
+        written(tmp_path, (28, 14))
+    assert len(read_result(str(tmp_path / 'scales.json'))['models']) == 1
 
 
 def test_an_earlier_test_that_has_more_is_kept(tmp_path, capsys):

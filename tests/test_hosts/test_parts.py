@@ -4,12 +4,19 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 from cases import HOSTS_OWN, folder_of, need
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import Runner
 from torch import nn
+from torch.testing import assert_close
 
+from sct_mm.datasets.image_folder import folder_dataset
+from sct_mm.datasets.real_images import RealImages
 from sct_mm.datasets.size_switch import SizeSwitch
 from sct_mm.models.host_sizes import host_sizes
+from sct_mm.utils.errors import UserError
 
 pytestmark = HOSTS_OWN
 
@@ -84,3 +91,50 @@ def test_one_pipeline_of_several_data_sets(tmp_path):
         with switch.at(size):
             for i in range(2):
                 assert dataset[i]['inputs'].shape == (3, size, 5 * size)
+
+
+def test_images_of_several_shapes(tmp_path):
+    """mmseg's, as of ADE20K: its preprocessor refuses a batch of them."""
+    need('mmseg')
+    init_default_scope('mmseg')
+    generator = np.random.default_rng(0)
+    for i, width in enumerate((64, 50, 96)):
+        assert cv2.imwrite(str(tmp_path / f'{i}.jpg'), generator.integers(
+            0, 256, (64, width, 3), np.uint8))
+    loader = dict(
+        batch_size=1, num_workers=0, dataset=dict(
+            type='BaseSegDataset', data_root=str(tmp_path), test_mode=True,
+            metainfo=dict(classes=['a'], palette=[[0, 0, 0]]),
+            data_prefix=dict(img_path=''), pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='Resize', scale=(256, 64), keep_ratio=True),
+                dict(type='PackSegInputs')]),
+        sampler=dict(type='DefaultSampler', shuffle=False))
+    model = nn.Module()
+    model.data_preprocessor = MODELS.build(dict(
+        type='SegDataPreProcessor', mean=[120.] * 3, std=[60.] * 3,
+        bgr_to_rgb=True))
+    images = RealImages(Config(dict(
+        default_scope='mmseg', model=dict(), test_dataloader=loader)),
+        [64, 48], 8)
+    for size in (64, 48):
+        loader['dataset']['pipeline'][1]['scale'] = (4 * size, size)
+        want = [model.data_preprocessor(batch, False)['inputs']
+                for batch in Runner.build_dataloader(loader)]
+        assert len({each.shape for each in want}) == 3
+        assert_close(images.batches(model, size)[1:], want)
+
+
+def test_a_folder_without_the_boxes_of_a_pose(tmp_path):
+    """A top-down pipeline of mmpose needs them."""
+    need('mmpose')
+    init_default_scope('mmpose')
+    assert cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3),
+                                                         np.uint8))
+    data = DATASETS.build(folder_dataset(Config(dict(model=dict())), str(
+        tmp_path), [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'),
+                    dict(type='TopdownAffine', input_size=(48, 64)),
+                    dict(type='PackPoseInputs')]))
+    with pytest.raises(UserError, match="no annotations, but the pipeline "
+                       "needs 'bbox' of each. Leave --images out"):
+        data[0]

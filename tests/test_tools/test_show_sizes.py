@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 from show_sizes import as_pixels, samples_of, show_sizes, views_of
 from torch import nn
 
@@ -104,17 +105,34 @@ def test_pixels():
     assert as_pixels(torch.zeros(3, 2, 4)).shape == (2, 4, 3)
 
 
+@pytest.mark.parametrize('loads', [True, False])
 @pytest.mark.parametrize('to_rgb', [True, False])
-def test_pixels_are_those_before_the_preprocessor(to_rgb):
-    """Of an image that OpenCV read: blue comes first."""
-    from mmpretrain.models import ClsDataPreprocessor
-    preprocessor = ClsDataPreprocessor(mean=[10, 20, 30], std=[2, 3, 4],
-                                       to_rgb=to_rgb)
-    bgr = torch.randint(0, 255, (3, 4, 5), dtype=torch.uint8)
-    inputs = preprocessor(dict(inputs=bgr[None]))['inputs']
-    np.testing.assert_allclose(as_pixels(inputs[0], preprocessor),
-                               bgr.flip(0).permute(1, 2, 0).numpy(),
-                               atol=1e-3)
+def test_a_file_is_shown_in_its_own_colours(to_rgb, loads, tmp_path):
+    """The network gets what its data set gives: BGR of files that mmcv loads,
+    RGB of arrays, as of CIFAR; each turned round by ``to_rgb``."""
+    init_default_scope('mmpretrain')
+    rgb = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    path = str(tmp_path / 'a.png')
+    Image.fromarray(rgb).save(path)
+    mean, std = [10., 20., 30.], [2., 3., 4.]
+    model = MODELS.build(dict(
+        type='ImageClassifier', backbone=dict(
+            type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4),
+        neck=dict(type='GlobalAveragePooling'), head=dict(
+            type='LinearClsHead', num_classes=3, in_channels=32),
+        data_preprocessor=dict(mean=mean, std=std, to_rgb=to_rgb))).eval()
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[
+        *[dict(type='LoadImageFromFile')] * loads,
+        dict(type='Resize', scale=8), dict(type='mmpretrain.PackInputs')]))))
+    view, = views_of(model, cfg, path, BaseSize(8, 8), (8, ), None,
+                     0.3)['views']
+    np.testing.assert_allclose(view.pixels, rgb, atol=1e-3)
+    order = rgb if to_rgb == loads else rgb[..., ::-1]
+    x = (torch.from_numpy(order.copy()) - torch.tensor(mean)
+         ) / torch.tensor(std)
+    with torch.no_grad():
+        want = model(x.permute(2, 0, 1)[None], mode='tensor').softmax(1)
+    torch.testing.assert_close(view.scores, want[0])
 
 
 @pytest.mark.parametrize('image, options, match', [

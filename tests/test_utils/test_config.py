@@ -1,5 +1,8 @@
 """Reading a config, and joining the processes that a launcher started."""
 import copy
+import functools
+import itertools
+import json
 import os
 import re
 import subprocess
@@ -10,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 
 import sct_mm  # noqa: F401
 from sct_mm.datasets.image_folder import given_indices
@@ -61,6 +65,56 @@ def test_the_error_of_missing_data_names_where_it_looked(
                 f"must be at '{tmp_path}/{where}', but")) as error:
             check_data(Config(dict(dataset=dict(data_root=root, **more))))
         assert bool(re.search(hint, str(error.value))) == relative
+
+
+@pytest.mark.parametrize('absolute', [*itertools.product([True, False],
+                                                          repeat=2)])
+@pytest.mark.parametrize('named', [True, False])
+def test_a_data_root_is_asked_for_where_the_host_needs_it(
+        absolute, named, tmp_path, monkeypatch):
+    """mmengine joins it with relative paths alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'a.json').write_text(json.dumps(dict(
+        metainfo={}, data_list=[dict(img_path='a.png')])))
+    ann_file, prefix = (
+        str(tmp_path / name) if full else name
+        for full, name in zip(absolute, ('a.json', 'images'), strict=True))
+    options = dict(data_prefix=dict(img_path=prefix)) if named else {}
+    dataset = dict(data_root='nowhere', ann_file=ann_file, **options)
+    check = functools.partial(check_data, Config(dict(dataset=dataset)))
+    if absolute == (True, True) and named:
+        check()
+        image = BaseDataset(**dataset).get_data_info(0)['img_path']
+        assert image == str(tmp_path / 'images' / 'a.png')
+    else:
+        with pytest.raises(UserError, match="at '.*/nowhere', but there is"):
+            check()
+
+
+def test_places_in_the_home_of_the_user(tmp_path, monkeypatch):
+    """mmpretrain's data sets expand them."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'a.txt').write_text('a.png 0')
+    from mmpretrain.datasets import CustomDataset
+    options = dict(ann_file='~/a.txt', data_prefix='~/images')
+    for root in ('nowhere', '~'):
+        check_data(Config(dict(dataset=dict(options, data_root=root))))
+    data = CustomDataset(data_root='nowhere', **options)
+    assert data.get_data_info(0)['img_path'] == f'{tmp_path}/images/a.png'
+    with pytest.raises(UserError, match=f"must be at '{tmp_path}/b.txt'"):
+        check_data(Config(dict(dataset=dict(options, data_root='~',
+                                            ann_file='~/b.txt'))))
+
+
+@pytest.mark.parametrize('split', [dict(data_prefix='{}/images'), dict(
+    data_prefix=dict(img='{}/images', seg='{}/images'), ann_file='')])
+def test_images_at_an_absolute_place_without_annotations(split, tmp_path):
+    def at(value):
+        return ({name: at(each) for name, each in value.items()}
+                if isinstance(value, dict) else value.format(tmp_path))
+
+    check_data(Config(dict(dataset=dict(at(split), data_root='nowhere'))))
 
 
 @pytest.mark.parametrize('indices', [

@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 from sct_mm.datasets.base_size import BaseSize, base_size, test_base
+from sct_mm.datasets.image_folder import loads_images
 from sct_mm.datasets.multi_scale_batch import MultiScaleBatch, padding_of
 from sct_mm.datasets.rescale_pipeline import rescale_pipeline
 from sct_mm.datasets.size_switch import SizeSwitch
@@ -23,6 +24,7 @@ from sct_mm.engine.load_model import loaded_model
 from sct_mm.engine.loops import check_sizes
 from sct_mm.engine.resume import find_checkpoint
 from sct_mm.evaluation.plots import new_figure, save_plot
+from sct_mm.export.preparation import channels_of
 from sct_mm.models.cascade import (
     check_cascade_sizes,
     check_thresholds,
@@ -85,20 +87,29 @@ def samples_of(cfg: Config, image: int | str, sizes: Sequence[int],
     if not osp.isfile(image):
         raise UserError(f'The image must be a file, but got {image!r}. '
                         'Name one, or the index of one of the test set.')
-    pipeline = next(pipelines_in(cfg.test_dataloader.dataset))[1]
+    pipeline = _pipeline_of(cfg)
     tested = test_base(cfg, cfg.test_dataloader.dataset)
+    order = 'bgr' if loads_images(pipeline) else 'rgb'
     return [Compose(_of_a_file(rescale_pipeline(pipeline, size, tested)))(
-        _read(image, channels)) for size in sizes]
+        _read(image, channels, order)) for size in sizes]
 
 
-def _read(path: str, channels: int) -> dict:
+def _pipeline_of(cfg: Config) -> list[dict]:
+    return next(pipelines_in(cfg.test_dataloader.dataset))[1]
+
+
+def _read(path: str, channels: int, order: str) -> dict:
     """The input of a pipeline for an image in a file.
+
+    Args:
+        order: of colours, 'bgr' or 'rgb'.
 
     Raises:
         UserError: for a file that OpenCV cannot read.
     """
     try:
-        pixels = mmcv.imread(path, 'grayscale' if channels == 1 else 'color')
+        pixels = mmcv.imread(path, 'grayscale' if channels == 1 else 'color',
+                             channel_order=order)
     except Exception:  # OpenCV raises several for an empty file
         pixels = None
     if pixels is None:
@@ -119,9 +130,14 @@ def _of_a_file(pipeline: list[dict]) -> list[dict]:
             if type_name(transform) != 'LoadAnnotations']
 
 
-def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
+def as_pixels(image: torch.Tensor, preprocessor: Any = None,
+              order: str = 'RGB') -> np.ndarray:
     """(C, H, W) as (H, W) or (H, W, 3), from 0 to 255, without the
-    normalization of ``preprocessor``."""
+    normalization of ``preprocessor``.
+
+    Args:
+        order: of the channels (:func:`channels_of`); the result is RGB.
+    """
     image = image.float().cpu()
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None:
@@ -129,7 +145,7 @@ def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
     elif preprocessor is not None:
         low, high = image.min(), image.max()
         image = 255 * (image - low) / (high - low).clamp(min=1e-12)
-    if not getattr(preprocessor, 'to_rgb', True):  # hosts read BGR
+    if order == 'BGR':
         image = image.flip(0)
     pixels = image.clamp(0, 255).numpy()
     return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
@@ -137,9 +153,10 @@ def as_pixels(image: torch.Tensor, preprocessor: Any = None) -> np.ndarray:
 
 @torch.no_grad()
 def classified(model: nn.Module, sample: dict, sizes: Sequence[int],
-               base: BaseSize) -> list[View]:
+               base: BaseSize, order: str) -> list[View]:
     """A view per size, the smallest first. ``sample`` has the largest size and
-    is resized as by SCTLossHook and by Cascade."""
+    is resized as by SCTLossHook and by Cascade; ``order`` is that of the
+    network's channels."""
     preprocessor, views = model.data_preprocessor, []
     inputs = preprocessor(dict(inputs=[sample['inputs']]), False)['inputs']
     padding = padding_of(model)
@@ -148,7 +165,8 @@ def classified(model: nn.Module, sample: dict, sizes: Sequence[int],
             dict(inputs=inputs))['inputs']
         with use_scale(model, base.scale_at(size)):
             scores = scores_in(model(resized, mode='predict'))[0]
-        views.append(View(size, as_pixels(resized[0], preprocessor), scores))
+        views.append(View(size, as_pixels(resized[0], preprocessor, order),
+                          scores))
     return views
 
 
@@ -173,7 +191,7 @@ def detected(model: nn.Module, samples: Sequence[dict],
             raise UserError('The network must be a classifier or find boxes, '
                             f'but {type(model).__name__} gives neither. Use '
                             "its host's inferencer.")
-        views.append(View(size, as_pixels(sample['inputs'].flip(0)),  # BGR
+        views.append(View(size, as_pixels(sample['inputs'], order='BGR'),
                           boxes=instances[instances.scores >= least],
                           shape=tuple(found.ori_shape)))
     return views
@@ -278,7 +296,8 @@ def views_of(model: nn.Module, cfg: Config, image: int | str,
     samples = samples_of(cfg, image, sizes, channels)
     sample = samples[-1].get('data_samples')
     if not hasattr(sample, 'gt_instances'):  # every sample of mmdet has them
-        views = classified(model, samples[-1], sizes, base)
+        views = classified(model, samples[-1], sizes, base, channels_of(
+            channels, _pipeline_of(cfg), model.data_preprocessor))
     elif limits is None:
         views = detected(model, samples, sizes, base, least)
     else:

@@ -65,7 +65,8 @@ def nearest_kernel(images: dict[int, list[Tensor]], base: int) -> dict:
                 kernel, type='MultiScaleBatch', scale=size, base_scale=base))(
                     dict(inputs=whole))['inputs'], part)
             for size, batches in images.items() if size != base
-            for whole, part in zip(images[base], batches, strict=True)]))
+            for whole, part in zip(images[base], batches, strict=False)
+            if len(whole) == len(part)]))  # else of other images
 
     return min(KERNELS, key=distance)
 
