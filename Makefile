@@ -105,7 +105,7 @@ demo-det: $(DET_DATA)/composed
 	  --scales 128 112 96 80 64 --out $(DET_RUN)
 
 demo-real: $(LITE)/checked $(PHOTOS)/composed
-	echo "Adapting EfficientNet-Lite0 to 192, 160, 128 and 96 px: 17 minutes on two cores. The full log is in $(REAL_RUN)."
+	echo "Adapting EfficientNet-Lite0 to 192, 160, 128 and 96 px: 14 to 17 minutes on two cores. The full log is in $(REAL_RUN)."
 	$(BIN)/python tools/adapt.py $(REAL) --scales 224 192 160 128 96 \
 	  --images $(PHOTOS)/train --epochs 1 --out $(REAL_RUN) --resume $(BRIEFLY)
 	echo "Comparing it, and the network as it was, with that network's answers at 224 px."
