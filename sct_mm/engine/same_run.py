@@ -24,9 +24,8 @@ _FIXED = ('model', 'data_preprocessor', 'train_cfg', 'optim_wrapper',
 
 
 def _arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
-    """The arguments of tools/adapt.py from which :func:`.adapted_config` made
-    ``cfg``, as a user writes them: those that a run must keep when it is
-    resumed.
+    """The arguments of tools/adapt.py of which ``cfg`` was made, in a user's
+    words: those that a run must keep when it is resumed.
 
     Args:
         base: by which scales are sizes of the test.

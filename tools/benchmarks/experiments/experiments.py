@@ -281,7 +281,7 @@ EXPERIMENTS = {
         'trained at 96 px only, adapted, rank 16': GLYPHS_RANKED._replace(
             adapt=(*GLYPHS_RANKED.adapt, '--rank', '16')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
-    # One seed.
+    # What rank and epochs cost, and gain: --seeds 0 shows it. Not run.
     'glyphs-ranks': Experiment({
         f'rank {rank}, {epochs} epochs': GLYPHS_RANKED._replace(
             seen={96: 6 + epochs / 3, 72: epochs, 48: epochs, 36: epochs},
