@@ -45,6 +45,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         help='images without labels to adapt on, however deep in the folder; '
         'default: the training set of the config')
     parser.add_argument(
+        '--max-images', type=int, metavar='N',
+        help='how many of the images to take, drawn at random; default: all')
+    parser.add_argument(
         '--lr', type=float,
         help='highest learning rate, of AdamW; default: found by short trials')
     parser.add_argument(
@@ -64,7 +67,8 @@ def main() -> None:
         args.config, args.checkpoint, args.scales, epochs=args.epochs,
         out=args.out, images=args.images, lr=args.lr, sizes=args.sizes,
         force=args.force, resume=args.resume, cfg_options=args.cfg_options,
-        launcher=args.launcher, between=args.between, rank=args.rank)
+        launcher=args.launcher, between=args.between, rank=args.rank,
+        max_images=args.max_images)
     if is_main_process():
         command = shlex.join([*tool_command('test'), done['config'],
                               done['checkpoint']])

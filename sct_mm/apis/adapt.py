@@ -26,6 +26,7 @@ from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
 from ..datasets.real_images import RealImages, training_images
 from ..engine.adaptation import (
+    LEAST,
     Case,
     HeldOutImages,
     best,
@@ -189,6 +190,7 @@ class Adaptation:
     sizes: tuple[int, ...]  # those that get statistics but no training
     meta: dict  # of the checkpoint
     dataset: SeededImages  # the training images
+    total: int  # of the training images, how many are taken
     held_out: HeldOutImages  # those of them that nothing trains on
     count: int  # of these
     batch: int  # images in a step of one process
@@ -197,7 +199,7 @@ class Adaptation:
     def __init__(self, config: str, scales: Sizes, epochs: int,
                  out: str | None, images: str | None, lr: float | None,
                  sizes: Sizes, resume: bool, between: float,
-                 rank: int) -> None:
+                 rank: int, max_images: int | None) -> None:
         self.tested = check_scales(expand_sizes(scales, 'scales'))
         if len(self.tested) < 2:
             raise UserError("`scales` must be the network's own size and "
@@ -210,6 +212,10 @@ class Adaptation:
         self.between = SCTLossHook(
             adapt=True, between=between).between or 0.0
         self.rank = check_rank(rank)
+        if max_images is not None:
+            check_int('max_images', max_images, 2 * LEAST,
+                      'Leave it out for all images.')
+        self.max_images = max_images
         self.resume = resume
         # {scale: {what it may keep: its metrics}}
         self.found: dict[int, dict[str, dict[str, float]]] = {}
@@ -292,14 +298,16 @@ class Adaptation:
         if self.images is not None:
             self.dataset[0]  # refuses a pipeline that needs annotations
         self.batch = cfg.train_dataloader.get('batch_size') or 1
+        self.total = min(len(self.dataset),
+                         self.max_images or len(self.dataset))
         self.count = count = number_held_out(
-            len(self.dataset), self.batch * get_world_size(),
+            self.total, self.batch * get_world_size(),
             get_world_size())
-        self.steps = steps_of(cfg.train_dataloader, len(self.dataset) - count,
+        self.steps = steps_of(cfg.train_dataloader, self.total - count,
                               self.epochs)
         self.cfg = adapted_config(
             cfg, self.scales, self.epochs, self.lr or 0.0, self.between,
-            self.rank, count, self.steps)
+            self.rank, count, self.steps, self.max_images)
         self.cfg.custom_hooks[-1].batch_transform = dict(
             type='MultiScaleBatch', **self._kernel(cfg))
         self.model = loaded_model(self.cfg, weights, checkpoint).to(
@@ -398,7 +406,7 @@ class Adaptation:
 
     def _estimate(self, sizes: Sequence[int]) -> None:
         estimate(self.model, self.cfg, self.dataset, sizes, self.base,
-                 slice(self.count, self.count + _IMAGES))
+                 slice(self.count, min(self.count + _IMAGES, self.total)))
 
     def _leave_unchanged(self, names: list[str]) -> None:
         """Give the layers of these ``names`` no change: it would not be
@@ -618,7 +626,8 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
           images: StrPath | None = None, lr: float | None = None,
           sizes: Sizes = (), force: bool = False, resume: bool = False,
           cfg_options: dict | None = None, launcher: str = 'none',
-          between: float = 0.0, rank: int = 8) -> dict[str, Any]:
+          between: float = 0.0, rank: int = 8,
+          max_images: int | None = None) -> dict[str, Any]:
     """Give a trained network smaller sizes, and keep its answers at its own
     size to the bit: what tools/adapt.py calls.
 
@@ -645,8 +654,7 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
             the config to test with, `adapt_NAME_OF_CONFIG.py`, the checkpoint
             `adapted.pth`, and the logs and checkpoints of the training.
         images: path of a folder of images, which need no labels; None: the
-            training set of the config. ``train_dataloader.dataset.indices``
-            among ``cfg_options`` takes a part of either. Of all of them
+            training set of the config. Of all of them
             :func:`~sct_mm.engine.adaptation.number_held_out` are measured on
             and not trained on.
         lr: the highest learning rate, of AdamW; None: the best of ``RATES``
@@ -660,6 +668,7 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
             see ``SCTLossHook``.
         rank: of the private change of the weights at each smaller scale, see
             :func:`~sct_mm.convert_to_ssbn`; 0: none.
+        max_images: how many of the images to take, drawn at random; None: all.
 
     Returns:
         dict: ``config`` and ``checkpoint``, paths; ``scales``; ``held_out``,
@@ -680,7 +689,7 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
     checkpoint = check_path('checkpoint', checkpoint)
     run = Adaptation(config, scales, epochs, optional_path('out', out),
                      optional_path('images', images), lr, sizes, resume,
-                     between, rank)
+                     between, rank, max_images)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     run.read(cfg, given_indices(cfg_options, 'train_dataloader'))

@@ -35,7 +35,7 @@ from .sct.resize import Resize, check_batch_transform
 from .sct.step import check_images
 from .training_images import drawn
 
-_LEAST, _MOST = 32, 1000  # images held out
+LEAST, _MOST = 32, 1000  # images held out
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
@@ -59,30 +59,33 @@ def number_held_out(images: int, batch: int = 1, processes: int = 1) -> int:
     Raises:
         UserError: if less than as many again are left to train on.
     """
-    if images < 2 * _LEAST:
-        raise UserError(f'An adaptation needs at least {2 * _LEAST} images, '
-                        f'of which it holds out {_LEAST} to measure on, but '
+    if images < 2 * LEAST:
+        raise UserError(f'An adaptation needs at least {2 * LEAST} images, '
+                        f'of which it holds out {LEAST} to measure on, but '
                         f'got {images}. Give more.')
-    count = min(max(images // 10, _LEAST), _MOST)
+    count = min(max(images // 10, LEAST), _MOST)
     last = (images - count) % batch
     return count + (last if last <= processes < batch else 0)
 
 
 @DATA_SAMPLERS.register_module()
 class WithoutHeldOut(Sampler):
-    """All images of ``dataset`` in an order of each epoch's own, but for the
-    first ``held_out`` of those that :func:`drawn` puts in order. As mmengine's
-    ``DefaultSampler``, each of several processes gets as many.
+    """The images of ``dataset`` in an order of each epoch's own: those that
+    :func:`drawn` puts in order, but for the first ``held_out``, and all behind
+    the first ``max_images``. As mmengine's ``DefaultSampler``, each of several
+    processes gets as many.
 
     Args:
         seed: of the order, the same for all processes.
     """
 
-    def __init__(self, dataset: Any, held_out: int, shuffle: bool = True,
+    def __init__(self, dataset: Any, held_out: int,
+                 max_images: int | None = None, shuffle: bool = True,
                  seed: int | None = None, round_up: bool = True) -> None:
         self.dataset = dataset
         self._of_part = DATA_SAMPLERS.get('DefaultSampler')(
-            drawn(dataset)[held_out:].tolist(), shuffle, seed, round_up)
+            drawn(dataset)[held_out:max_images].tolist(), shuffle, seed,
+            round_up)
 
     def __iter__(self):
         part = self._of_part.dataset

@@ -84,7 +84,8 @@ def warm_up(steps: int) -> int:
 
 def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
                    lr: float, between: float = 0.0, rank: int = 0,
-                   held_out: int = 0, steps: int = 1000) -> Config:
+                   held_out: int = 0, steps: int = 1000,
+                   max_images: int | None = None) -> Config:
     """The config that adapts the network of ``cfg`` to ``scales``, and by
     which it is tested, exported and loaded afterwards.
 
@@ -97,6 +98,7 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     Args:
         held_out: how many of them no step trains on.
         steps: of the training.
+        max_images: how many of the images are taken; None: all.
     """
     options = cfg.to_dict()
     hooks = [hook for hook in options.get('custom_hooks') or []
@@ -104,7 +106,8 @@ def adapted_config(cfg: Config, scales: Sequence[int], epochs: int,
     options['train_dataloader']['dataset'], _ = last_stage(options)
     options, _ = without_batch_mixes(options)
     options['train_dataloader']['sampler'] = dict(type='WithoutHeldOut',
-                                                  held_out=held_out)
+                                                  held_out=held_out,
+                                                  max_images=max_images)
     for name in ('num_batch_per_epoch', 'drop_last'):  # all images train
         options['train_dataloader'].pop(name, None)
     options.update(

@@ -31,6 +31,7 @@ def _arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
         base: by which scales are sizes of the test.
     """
     dataset = cfg.train_dataloader.dataset
+    most = cfg.train_dataloader.sampler.get('max_images')
     folder = dataset.get('folder')
     scales = map(base.size_of, cfg.model.scales)
     return {
@@ -41,6 +42,7 @@ def _arguments_of(cfg: Config, base: BaseSize) -> dict[str, Any]:
         '--between': cfg.custom_hooks[-1].between,
         # Whether it ends in `/`, or is relative, is no difference.
         '--images': osp.realpath(folder) if folder else 'left out',
+        '--max-images': 'left out' if most is None else most,
         'train_dataloader.dataset.indices': dataset.get('indices', 'left out')}
 
 

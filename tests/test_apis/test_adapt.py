@@ -16,7 +16,7 @@ from conftest import ROOT, become_one_of_two, meeting_place, two_processes
 from fashion_det import make_fashion_det
 from forks import in_two_processes
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATA_SAMPLERS, MODELS, init_default_scope
 from torch.testing import assert_close
 
 from sct_mm.apis import adapt, export, from_pretrained, save_pretrained
@@ -24,6 +24,7 @@ from sct_mm.apis.train import train
 from sct_mm.engine.adaptation import try_rate
 from sct_mm.engine.adapted_config import adapted_config
 from sct_mm.engine.resume import find_checkpoint
+from sct_mm.engine.training_images import SeededImages, drawn
 from sct_mm.evaluation.adapted_report import MIXED, NOTHING, print_adapted
 from sct_mm.models.size_selection import ssbn_layers
 from sct_mm.models.weight_change import changed_layers
@@ -369,6 +370,30 @@ def test_a_part_of_a_folder_in_another_size(stock, tmp_path):
     with pytest.raises(UserError, match='indices` must be -66, .* left out'):
         adapt(CONFIG, stock[0], (28, 14), 1, stock[2], folder, resume=True,
               cfg_options=options)
+
+
+def test_as_many_images_as_asked_drawn_at_random(stock, monkeypatch):
+    """The first ones may all be of one class."""
+    seen = set()
+
+    def get(self, index):
+        seen.add(int(index))
+        return getitem(self, index)
+
+    getitem = SeededImages.__getitem__
+    monkeypatch.setattr(SeededImages, '__getitem__', get)
+    done = adapt_stock(stock, max_images=70)
+    order = drawn(range(96)).tolist()
+    assert seen == {*order[:70]}  # held out, and those of the statistics
+    assert done['steps'] == 3 and done['held_out'] == 32
+    sampler = DATA_SAMPLERS.build(load_config(
+        done['config']).train_dataloader.sampler, default_args=dict(
+            dataset=range(96)))
+    assert {*sampler} == {*order[32:70]}
+    with pytest.raises(UserError, match='`--max-images` must be 70, .* left'):
+        adapt_stock(stock, resume=True)
+    with pytest.raises(ValueError, match='max_images` must be .*64.*but got 6'):
+        adapt_stock(stock, max_images=6)
 
 
 def test_a_folder_that_nothing_resizes(stock, tmp_path):
