@@ -80,8 +80,9 @@ class WithoutHeldOut(Sampler):
     """
 
     def __init__(self, dataset: Any, held_out: int,
-                 max_images: int | None = None, shuffle: bool = True,
-                 seed: int | None = None, round_up: bool = True) -> None:
+                 shuffle: bool = True, seed: int | None = None,
+                 round_up: bool = True,
+                 max_images: int | None = None) -> None:
         self.dataset = dataset
         self._of_part = DATA_SAMPLERS.get('DefaultSampler')(
             drawn(dataset)[held_out:max_images].tolist(), shuffle, seed,

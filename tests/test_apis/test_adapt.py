@@ -392,7 +392,7 @@ def test_as_many_images_as_asked_drawn_at_random(stock, monkeypatch):
     assert {*sampler} == {*order[32:70]}
     with pytest.raises(UserError, match='`--max-images` must be 70, .* left'):
         adapt_stock(stock, resume=True)
-    with pytest.raises(ValueError, match='max_images` must be .*64.*but got 6'):
+    with pytest.raises(ValueError, match='max_images` must be .*64.*got 6'):
         adapt_stock(stock, max_images=6)
 
 
