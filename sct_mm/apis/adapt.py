@@ -115,7 +115,7 @@ RESULTS = 'adapted.json'
 _TRIALS = 'trials'  # of learning rates, in the meta of _START
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 500  # on which a learning rate is measured
-RATES = (0.05, 0.01, 0.003)  # learning rates that are tried
+RATES = (0.1, 0.01, 0.003)  # learning rates that are tried
 
 
 def check_rate(lr: float | None) -> float | None:

@@ -241,19 +241,19 @@ def test_worse_by_more_than_chance(name, before, after, worse):
 
 @pytest.mark.parametrize('name, values, rate', [
     # The first ones are of real trials, docs/results.md.
-    ('agreement/all', (82.2, 80.7, 74.0), 0.05),
-    ('agreement/all', (53.7, 56.3, 53.6), 0.05),
+    ('agreement/all', (88.8, 86.9, 75.9), 0.1),
+    ('agreement/all', (54.4, 57.8, 54.1), 0.1),
     ('agreement/all', (1.3, 58.5, 64.4), 0.003),
-    ('agreement/all', (75.5, 81.0, 81.0), 0.05),
+    ('agreement/all', (75.5, 81.0, 81.0), 0.1),
     ('agreement/all', (75.0, 79.0, 81.0), 0.01),
     ('agreement/all', (None, 46.0, 50.0), 0.003),
     ('agreement/all', (None, None, None), 0.003),
     ('agreement/all', (math.nan, math.nan, None), 0.003),
-    ('loss', (2.1, 2.1, 1.9), 0.003), ('loss', (2.0, 1.98, 2.1), 0.05),
+    ('loss', (2.1, 2.1, 1.9), 0.003), ('loss', (2.0, 1.98, 2.1), 0.1),
     ('bbox_mAP', (0.25, 0.31, 0.2), 0.01)])
 def test_the_best_rate_or_a_larger_one_that_is_near(name, values, rate):
     trials = {of: {} if value is None else {name: value}
-              for of, value in zip((0.05, 0.01, 0.003), values, strict=True)}
+              for of, value in zip((0.1, 0.01, 0.003), values, strict=True)}
     assert best_rate(trials) == rate
 
 
