@@ -202,7 +202,7 @@ class Pin(NamedTuple):
     """What set_scale() sets on a layer. It is one value, since a training
     step pins every layer once for each scale."""
     size: int | None = None
-    thread: int | None = None  # the one within use_scale()
+    thread: Any = None  # the one within use_scale(), and its asyncio task
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
     frozen: Any = None  # what the layer has prepared for `size`
