@@ -120,6 +120,7 @@ def _left_behind(model: nn.Module) -> str:
     return ', '.join(f'{n} {name}' for name, n in sorted(found.items()))
 
 
+@torch.inference_mode(False)  # or the network could not be trained
 def convert_to_ssbn(model: nn.Module,
                     scales: Sequence[int] = DEFAULT_SCALES,
                     rank: int = 0,

@@ -52,7 +52,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
                 if isinstance(layer, (ScaleSpecificNorm, ChangedLayer))
                 else None)
 
-    with torch.enable_grad():  # or a mix would require no gradients
+    # Or a mix would require no gradients, and the copy could not be trained.
+    with torch.inference_mode(False):
         extracted = replace_modules(copy.deepcopy(model), swap)
     refresh_averages(extracted)
     _with_own_forwards(extracted)
