@@ -6,7 +6,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from sct_mm import SSBN
-from sct_mm.models.weight_change import add_changes
+from sct_mm.models.weight_change import add_changes, layers_to_change
 
 
 class Dropping(TinyModel):
@@ -23,7 +23,7 @@ def network(rank=0):
     torch.manual_seed(3)
     model = with_trained_base(Dropping())
     if rank:
-        add_changes(model, SCALES, rank)
+        add_changes(layers_to_change(model, SCALES, rank), SCALES, rank)
     return model
 
 

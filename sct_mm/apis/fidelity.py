@@ -33,6 +33,7 @@ from .test import (
     add_rows,
     add_times,
     folder_of,
+    models_of,
     open_test,
 )
 
@@ -177,21 +178,23 @@ def fidelity(config: StrPath, checkpoint: StrPath,
     config, images = check_path('config', config), optional_path('images',
                                                                 images)
     folder_of(out, config)  # before all images are read
-    indices = given_indices(cfg_options, 'test_dataloader')
     skip = [] if images is None else check_images(images)
     sizes = None if scales is None else expand_sizes(scales, 'scales')
+    models = models_of(config, checkpoint, [
+        *compare, *([] if against is None else [against])], cfg_options)
+    indices = given_indices(cfg_options, 'test_dataloader')
     prepare = partial(
         _prepare, sizes=sizes, sure=sure, folder=images, skip=skip,
         indices=indices)
 
-    def opened(model: tuple[StrPath, StrPath], only_base: bool = False
+    def opened(model: tuple[str, str], only_base: bool = False
                ) -> tuple[dict, Runner]:
         return open_test(*model, None, out, cfg_options, launcher,
                          partial(prepare, only_base=only_base))
 
     reference, named = None, None
     if against is not None:
-        named, runner = opened(against, only_base=True)
+        named, runner = opened(models.pop(), only_base=True)
         named = {name: named[name] for name in ('label', 'config',
                                                 'checkpoint')}
         named['size'] = runner.test_loop.base.test
@@ -199,4 +202,4 @@ def fidelity(config: StrPath, checkpoint: StrPath,
             runner, f'{named["label"]} at {named["size"]}')
     return add_times([
         _compared(*opened(model), reference, named)
-        for model in ((config, checkpoint), *compare)])
+        for model in models])

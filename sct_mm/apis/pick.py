@@ -17,7 +17,13 @@ from ..runtime import (
     latencies_ms,
     sizes_in,
 )
-from ..utils.arguments import StrPath, check_int, check_number, check_path
+from ..utils.arguments import (
+    StrPath,
+    check_int,
+    check_number,
+    check_path,
+    optional_dict,
+)
 from ..utils.checkpoint import check_outputs
 from ..utils.config import config_name
 from ..utils.errors import UserError
@@ -191,7 +197,8 @@ def pick(result: StrPath, max_latency: float | None = None,
                         ('max_gflops', max_gflops)):
         if value is not None:
             check_number(name, value, 0, 'Leave it out for any.')
-    limits = Limits(max_latency, max_gflops, dict(least or {}))
+    limits = Limits(max_latency, max_gflops, optional_dict(
+        'least', least, "Write e.g. {'accuracy/top1': 90}."))
     for name, value in limits.least.items():
         check_number(name, value, float('-inf'), 'Leave it out for any.')
     if not limits.costs() and not limits.least:

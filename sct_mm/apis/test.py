@@ -231,22 +231,19 @@ def folder_of(out: StrPath | None, config: str) -> str:
     return folder
 
 
-def open_test(config: StrPath, checkpoint: StrPath, sizes: Sizes | None,
+def open_test(config: str, checkpoint: str, sizes: Sizes | None,
               out: StrPath | None, cfg_options: dict | None, launcher: str,
               change: Callable[[Config], None] | None = None
               ) -> tuple[dict, Runner]:
     """One result of :func:`test` without rows, and the runner that makes
-    them.
+    them. The model is one of :func:`models_of`.
 
     Args:
         change: called with the config before it is checked and built.
     """
-    config = check_path('config', config)
-    checkpoint = check_path('checkpoint', checkpoint)
     folder = folder_of(out, config)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
-    checkpoint = find_checkpoint(checkpoint, cfg)
     weights = check_checkpoint(checkpoint)  # before any data set is read
     if change is not None:
         change(cfg)
@@ -256,6 +253,31 @@ def open_test(config: StrPath, checkpoint: StrPath, sizes: Sizes | None,
     return dict(label=config_name(config), config=config,
                 checkpoint=checkpoint, cfg_options=cfg_options or {},
                 trained=trained_sizes(cfg, unwrapped(runner.model))), runner
+
+
+def models_of(config: StrPath, checkpoint: StrPath, compare: Any,
+              cfg_options: dict | None) -> list[tuple[str, str]]:
+    """(config, checkpoint) of each model of :func:`test`, that can be read:
+    otherwise the tests of those before it would be lost.
+
+    Raises:
+        TypeError: if ``compare`` is no list of pairs.
+        UserError: for a file that is missing or damaged.
+    """
+    if not isinstance(compare, (list, tuple)) or not all(
+            isinstance(each, (list, tuple)) and len(each) == 2
+            for each in compare):
+        raise TypeError('Each network to compare with must be a pair (config, '
+                        f'checkpoint), but got {compare!r}. Write e.g. '
+                        "[('a.py', 'a.pth')].")
+    models = []
+    for each in ((config, checkpoint), *compare):
+        config, checkpoint = map(check_path, ('config', 'checkpoint'), each)
+        checkpoint = find_checkpoint(checkpoint, load_config(config,
+                                                             cfg_options))
+        check_checkpoint(checkpoint)
+        models.append((config, checkpoint))
+    return models
 
 
 def add_rows(result: dict, runner: Runner) -> tuple[dict, list[Workload]]:
@@ -337,7 +359,7 @@ def test(config: StrPath, checkpoint: StrPath, scales: Sizes | None = None,
     sizes = None if scales is None else expand_sizes(scales, 'scales')
     return add_times([
         add_rows(*open_test(*model, sizes, out, cfg_options, launcher))
-        for model in ((config, checkpoint), *compare)])
+        for model in models_of(config, checkpoint, compare, cfg_options)])
 
 
 def trained_sizes(cfg: Config, model: nn.Module) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from ..datasets.base_size import BaseSize
 from ..models.convert import _Activated, _Foreign
 from ..models.guards import check_own
 from ..models.replace_modules import replace_modules
+from ..models.size_selection import scale_specific
 from ..models.ssbn import ScaleSpecificNorm
 from ..models.weight_change import (
     CHANGE_IN,
@@ -160,16 +161,17 @@ class _Same(nn.Module):
         return self.convolve(x, self.plain.weight, self.plain.bias)
 
 
-def check_norms(model: nn.Module) -> None:
-    """Refuse normalization that a graph cannot mix.
+def check_layers(model: nn.Module) -> None:
+    """Refuse layers of scales that a graph cannot mix.
 
     Raises:
         UserError: naming the layer.
     """
+    for layer in scale_specific(model):
+        check_own(layer)
     for name, layer in model.named_modules():
         if not isinstance(layer, ScaleSpecificNorm):
             continue
-        check_own(layer)
         kind = layer.plain_type.__name__
         if isinstance(layer, _Foreign):
             cause = f'{kind}, which does more than batch normalization'
@@ -195,7 +197,7 @@ class AnySize(nn.Module):
 
     def __init__(self, net: nn.Module, base: BaseSize) -> None:
         super().__init__()
-        check_norms(net)
+        check_layers(net)
         self.base, self.rows = base, PrivateRows()
         self.net = replace_modules(net, self._graph_form)
         self.register_buffer('scales', torch.tensor(base.scales).float())

@@ -153,6 +153,7 @@ class Cascade(BaseModel):
             ``decided_at``: its size in pixels.
 
         Raises:
+            TypeError: for images that are no tensor.
             UserError: for images of another size, for another mode, and for
                 a network that is no classifier.
         """
@@ -211,6 +212,10 @@ class Cascade(BaseModel):
         return outputs, scores
 
     def _check(self, inputs: Tensor, mode: str) -> None:
+        if not isinstance(inputs, Tensor):
+            raise TypeError('`inputs` of a cascade must be a tensor (N, C, H, '
+                            f'W), but got {type(inputs).__name__}. Stack the '
+                            'images, as the data preprocessor does.')
         edge = min(inputs.shape[-2:])
         if edge != self.sizes[-1]:
             raise UserError('A cascade must get images of its largest size, '

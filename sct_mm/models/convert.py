@@ -14,7 +14,7 @@ from .replace_modules import refresh_averages, replace_modules
 from .row_mix import Row
 from .size_selection import DEFAULT_SCALES, check_scales, ssbn_layers
 from .ssbn import SSBN, ScaleSpecificNorm, SSBN1d, SSBN3d, SyncSSBN
-from .weight_change import add_changes, check_rank
+from .weight_change import add_changes, check_rank, layers_to_change
 
 
 class _Activated(nn.Module):
@@ -120,6 +120,7 @@ def _left_behind(model: nn.Module) -> str:
     return ', '.join(f'{n} {name}' for name, n in sorted(found.items()))
 
 
+@torch.inference_mode(False)  # or the network could not be trained
 def convert_to_ssbn(model: nn.Module,
                     scales: Sequence[int] = DEFAULT_SCALES,
                     rank: int = 0,
@@ -145,12 +146,13 @@ def convert_to_ssbn(model: nn.Module,
     (an optimizer, an averaged copy, a wrapper such as DDP) after this call.
 
     Raises:
-        TypeError: for a lazy, pruned or parametrized norm, for a subclass of
-            ``nn.SyncBatchNorm`` that does more than it, and for a model that
-            is wrapped already.
+        TypeError: for a lazy, pruned or parametrized norm, with ``rank`` for
+            any lazy layer, for a subclass of ``nn.SyncBatchNorm`` that does
+            more than it, and for a model that is wrapped already.
         ValueError: for a model without batch normalization, or with SSBN of
-            other scales, and for a norm that shares a tensor with another
-            kind of layer.
+            other scales, for a norm that shares a tensor with another kind
+            of layer, and for a ``rank`` that no layer can have. The model is
+            then as before.
     """
     scales, rank = check_scales(scales), check_rank(rank)
     if not isinstance(model, nn.Module):
@@ -168,11 +170,12 @@ def convert_to_ssbn(model: nn.Module,
                          f'{others or "none"}. Build it with '
                          'nn.BatchNorm2d, or train it without SSBN: '
                          'SCTLossHook(scales=...).')
+    changing = (layers_to_change(model, scales, rank, unchanged) if rank
+                else [])
     model = replace_modules(
         model, lambda m: _with_rows(m, scales) if isinstance(m, _BatchNorm)
         and not isinstance(m, ScaleSpecificNorm) else None)
-    if rank:
-        add_changes(model, scales, rank, unchanged)
+    add_changes(changing, scales, rank)
     refresh_averages(model)
     if others:
         warnings.warn(f'{type(model).__name__} keeps {others}, the same for '

@@ -12,7 +12,7 @@ from .convert import _PLAIN_NAMES
 from .guards import check_own, check_unwrapped
 from .pinning import check_size
 from .replace_modules import refresh_averages, replace_modules
-from .size_selection import ssbn_layers, warn_of_unseen
+from .size_selection import scale_specific, ssbn_layers, warn_of_unseen
 from .ssbn import ScaleSpecificNorm
 from .weight_change import ChangedLayer
 
@@ -32,9 +32,9 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     Raises:
         TypeError, ValueError: if the model has no SSBN layer, or a pruned or
-            parametrized one, or is in a wrapper (DDP, an average, a compiled
-            module), if ``size`` is no size, and as :func:`convert_to_ssbn`
-            for shared tensors.
+            parametrized layer of scales, or is in a wrapper (DDP, an average,
+            a compiled module), if ``size`` is no size, and as
+            :func:`convert_to_ssbn` for shared tensors.
     """
     layers = ssbn_layers(model)
     if not layers:
@@ -43,7 +43,7 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
                          'an ordinary model already.')
     check_unwrapped(model, 'extract_scale')
     size = check_size(layers, size)
-    for layer in layers:
+    for layer in scale_specific(model):
         check_own(layer)
     warn_of_unseen(model, (size, ))
 
@@ -52,7 +52,8 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
                 if isinstance(layer, (ScaleSpecificNorm, ChangedLayer))
                 else None)
 
-    with torch.enable_grad():  # or a mix would require no gradients
+    # Or a mix would require no gradients, and the copy could not be trained.
+    with torch.inference_mode(False):
         extracted = replace_modules(copy.deepcopy(model), swap)
     refresh_averages(extracted)
     _with_own_forwards(extracted)

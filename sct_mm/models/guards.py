@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _LazyNormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 SYNC_BN = ('`sync_bn` replaces SSBN by SyncBatchNorm and drops the statistics '
@@ -153,15 +153,15 @@ def refuse_to_fuse(forms: Iterable[type]) -> None:
                           for kind in classes)] = refuse_fusing
 
 
-def check_own(norm: nn.Module) -> None:
-    """Check that weight and bias of ``norm`` are parameters of its own.
+def check_own(layer: nn.Module) -> None:
+    """Check that weight and bias of ``layer`` are parameters of its own.
 
     Raises:
-        TypeError: for a lazy, pruned or parametrized norm.
+        TypeError: for a lazy, pruned or parametrized layer.
     """
-    if isinstance(norm, _LazyNormBase) or parametrize.is_parametrized(
-            norm) or not {'weight', 'bias'} <= set(norm._parameters):
-        raise TypeError(f'`model` has a {type(norm).__name__}, whose '
+    if isinstance(layer, LazyModuleMixin) or parametrize.is_parametrized(
+            layer) or not {'weight', 'bias'} <= set(layer._parameters):
+        raise TypeError(f'`model` has a {type(layer).__name__}, whose '
                         'parameters are not its own. Run one batch through a '
                         'lazy model, or remove the parametrization or '
                         'pruning, first.')

@@ -1,9 +1,11 @@
 """Pin a network to a size: use_scale() for a block, set_scale() until the
 next call."""
+import asyncio
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,15 +16,22 @@ from .size_selection import Pin, ScaleSpecific, preceding, scale_specific
 _pinning = threading.Lock()
 
 
-def _this_thread() -> int | None:
-    # torch.compile cannot trace it.
-    return None if torch.compiler.is_compiling() else threading.get_ident()
+def _this_thread() -> tuple[int, asyncio.Task | None] | None:
+    """The thread, and its asyncio task."""
+    if torch.compiler.is_compiling():  # it cannot trace them
+        return None
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in the thread
+        task = None
+    return threading.get_ident(), task
 
 
 def _check_thread(layers: Sequence[ScaleSpecific]) -> None:
-    """Refuse a pin while another thread has pinned the network: one of them
-    would run at the size of the other. Python does not list the threads of
-    autograd, which run layers again within the pin of their pass.
+    """Refuse a pin while another thread, or asyncio task of the same one, has
+    pinned the network: one of them would run at the size of the other. Python
+    does not list the threads of autograd, which run layers again within the
+    pin of their pass.
 
     Raises:
         RuntimeError: naming the size that is pinned.
@@ -31,13 +40,14 @@ def _check_thread(layers: Sequence[ScaleSpecific]) -> None:
     others = {pin.thread: pin.size for pin in (layer.pin for layer in layers)
               if pin.thread not in (None, own)}
     living = {t.ident for t in threading.enumerate()} if others else ()
-    for thread, size in others.items():
-        if thread in living and own in living:
+    for (thread, task), size in others.items():
+        if own and thread in living and own[0] in living and (
+                thread != own[0] or (task and own[1])):
             raise RuntimeError(
-                f'Another thread has pinned this network to {size} pixels, '
-                'and a pin holds for all threads. Leave it unpinned, where '
-                'each input tells its size, or give each thread a copy by '
-                'copy.deepcopy().')
+                f'Another {"thread" if thread != own[0] else "asyncio task"} '
+                f'has pinned this network to {size} pixels, and a pin holds '
+                'for all. Leave it unpinned, where each input tells its size, '
+                'or give each a copy by copy.deepcopy().')
 
 
 def check_size(layers: Sequence[ScaleSpecific], size: int) -> int:
@@ -78,14 +88,14 @@ def set_scale(model: nn.Module,
 
     Raises:
         TypeError, ValueError: if ``size`` is no size; nothing is pinned then.
-        RuntimeError: if another thread is within use_scale().
+        RuntimeError: if another thread or asyncio task is within use_scale().
     """
     layers = scale_specific(model)
     _set_pin(layers, size, record, edge)
 
 
 def _set_pin(layers: Sequence[ScaleSpecific], size: int | None,
-             record: bool, edge: int | None, thread: int | None = None,
+             record: bool, edge: int | None, thread: Any = None,
              freeze: bool = False) -> None:
     check_flag('record', record)
     check_flag('freeze', freeze)

@@ -27,6 +27,7 @@ from .weight_change import changed_layers
 _NO_VARIANCE = 'Expected more than 1 value per channel'  # torch's words
 
 
+@torch.inference_mode(False)  # or the network could not be trained
 def add_scale(model: nn.Module, size: int) -> nn.Module:
     """Make ``size`` a scale of the network, in place. Its normalization
     parameters are the mix of its neighbours', so that the network computes

@@ -91,19 +91,16 @@ class ExtentRecord(dict[int, list[int]]):
         is not known.
 
         Args:
-            pass_size: of the preceding layer in the same thread. A layer that
-                does not start a pass follows it if its own input may have
-                that size: the first layers see the image at a finer grid.
+            pass_size: of the preceding layer in the same thread; None where a
+                pass starts. A layer follows it if its own input may have that
+                size: the first layers see the image at a finer grid.
         """
-        known = self.known()
-        if not len(known):  # torch.compile takes an empty one for true
+        if not len(self):  # torch.compile takes an empty one for true
             return None
-        if known.leads:
-            pass_size = None
-        if pass_size is not None and known._looked_up(admits, extent,
-                                                      pass_size):
+        if pass_size is not None and self._looked_up(admits, extent,
+                                                     pass_size):
             return pass_size
-        fits = known._looked_up(fitting_size, extent)
+        fits = self._looked_up(fitting_size, extent)
         return pass_size if fits is None else fits
 
     def may_have(self, extent: int, size: float) -> bool:
@@ -113,6 +110,8 @@ class ExtentRecord(dict[int, list[int]]):
             known._looked_up(admits, extent, size))
 
     def _looked_up(self, rule: Callable, *question) -> Any:
+        if torch.compiler.is_compiling():  # it would guard on each answer
+            return rule(*question, self)
         answers = self._answers  # add() replaces it, maybe in another thread
         if question not in answers:
             answers[question] = rule(*question, self)
@@ -203,7 +202,7 @@ class Pin(NamedTuple):
     """What set_scale() sets on a layer. It is one value, since a training
     step pins every layer once for each scale."""
     size: int | None = None
-    thread: int | None = None  # the one within use_scale()
+    thread: Any = None  # the one within use_scale(), and its asyncio task
     record: bool = False
     ratio: float = 1.0  # of a recorded extent to that of the input
     frozen: Any = None  # what the layer has prepared for `size`
@@ -267,15 +266,19 @@ class ScaleSpecific(nn.Module):
         return size
 
     def _size_of(self, extent: int) -> float:
-        pass_size, known = preceding.size, self.extents.known()
-        if torch.compiler.is_compiling() and pass_size is None and (
-                len(known) and not known.leads):
-            pass_size = size_before_break()
-        size = self.extents.serving(extent, pass_size)
+        pass_size, known = None, self.extents.known()
+        # Read where it matters alone: torch.compile makes a graph for each
+        # value that it reads.
+        if len(known) and not known.leads:
+            pass_size = preceding.size
+            if pass_size is None and torch.compiler.is_compiling():
+                pass_size = size_before_break()
+        size = known.serving(extent, pass_size)
         if size is None:
             # The call stack is walked for the first of equal extents only,
             # but always behind a pooling, where all sizes have one extent.
-            if extent != self._unknown_extent or len(self.extents.known()):
+            if not torch.compiler.is_compiling() and (
+                    extent != self._unknown_extent or len(known)):
                 self._unknown_extent = extent
                 self._warn_of_base()
             return self.scales[0]
@@ -318,7 +321,7 @@ class ScaleSpecific(nn.Module):
 
     def _warn_of_base(self) -> None:
         """Warn once for each model that the base scale serves all sizes."""
-        if len(self.scales) == 1 or torch.compiler.is_compiling():
+        if len(self.scales) == 1:
             return
         model, edge = outermost_call()
         known = len(self.extents.known()) > 0

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..utils.arguments import check_int
-from .guards import Guards
+from .guards import Guards, check_own
 from .row_mix import rows_serving
 from .size_selection import ScaleSpecific
 
@@ -302,19 +302,18 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def add_changes(model: nn.Module, scales: Sequence[int], rank: int,
-                unchanged: Sequence[str] = ()) -> None:
-    """Give each convolution and linear layer of ``model`` a change of
-    ``rank`` at each of ``scales`` below the base, in place.
-
-    The layers stay the same objects, of another class. Left as they are, for
-    all scales: transposed convolutions, layers whose weight is shared with
-    another layer, or is no parameter of its own (parametrized, pruned), and
-    those that are not called, or not always: the projection of
-    ``nn.MultiheadAttention``, those of :data:`_READERS`, and ``unchanged``,
-    names of layers (:func:`noting_unread`).
+def layers_to_change(model: nn.Module, scales: Sequence[int], rank: int,
+                     unchanged: Sequence[str] = ()) -> list[nn.Module]:
+    """The convolutions and linear layers of ``model`` that add_changes() is
+    to change. Left as they are, for all scales: transposed convolutions,
+    layers whose weight is shared with another layer, or is no parameter of
+    its own (parametrized, pruned), and those that are not called, or not
+    always: the projection of ``nn.MultiheadAttention``, those of
+    :data:`_READERS`, and ``unchanged``, names of layers
+    (:func:`noting_unread`).
 
     Raises:
+        TypeError: for a lazy layer, whose weight has no shape yet.
         ValueError: for fewer than two scales, a model without such layers,
             and one that has changes of another rank; for a name of none.
     """
@@ -337,19 +336,28 @@ def add_changes(model: nn.Module, scales: Sequence[int], rank: int,
             for kind in type(m).__mro__
             for name in _READERS.get(kind.__name__, ())]
     read += [layers[name] for name in unchanged]
-    found = [m for m in model.modules()
-             if isinstance(m, (_ConvNd, nn.Linear)) and m not in read
-             and not isinstance(m, (_ConvTransposeNd, ChangedLayer,
-                                    NonDynamicallyQuantizableLinear))
-             and m._parameters.get('weight') is not None
-             and not isinstance(m.weight, nn.UninitializedParameter)
-             and uses[id(m.weight)] == 1]
+    found: list[nn.Module] = [
+        m for m in model.modules()
+        if isinstance(m, (_ConvNd, nn.Linear)) and m not in read
+        and not isinstance(m, (_ConvTransposeNd, ChangedLayer,
+                               NonDynamicallyQuantizableLinear))
+        and m._parameters.get('weight') is not None
+        and uses[id(m.weight)] == 1]
     if not found and not changed_layers(model):
         raise ValueError('`rank` changes convolutions and linear layers, but '
                          f'{type(model).__name__} has none. Leave it out.')
     for module in found:
+        check_own(module)
+    return found
+
+
+def add_changes(layers: Sequence[nn.Module], scales: Sequence[int],
+                rank: int) -> None:
+    """Give each of ``layers`` a change of ``rank`` at each of ``scales`` below
+    the base, in place: they stay the same objects, of another class."""
+    for module in layers:
         form = _changed_form(type(module))
-        module.__class__ = form  # type: ignore[assignment]
+        module.__class__ = form
         cast(ChangedLayer, module).start_changes(scales, rank)
 
 

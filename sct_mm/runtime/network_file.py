@@ -113,7 +113,8 @@ class NetworkFile:
 
     Raises:
         UserError: for a file that is missing, that onnxruntime cannot read,
-            or of another kind or version; and without onnxruntime.
+            or of another kind or version; for providers of which onnxruntime
+            has none; and without onnxruntime.
     """
 
     def __init__(self, path: str, threads: int | None = None,
@@ -123,6 +124,14 @@ class NetworkFile:
         if not osp.isfile(path):
             raise UserError(f'The network must be a file, but got {path!r}. '
                             'Name the .onnx that tools/export.py wrote.')
+        have = runtime.get_available_providers()
+        if isinstance(providers, str) or not {
+                each if isinstance(each, str) else each[0]
+                for each in providers} & {*have}:  # it would run on the CPU
+            raise UserError('`providers` must be a list with one that '
+                            f'onnxruntime has here, {", ".join(have)}, but '
+                            f'got {providers!r}. Install the onnxruntime of '
+                            'another.')
         self._runtime, self._threads = runtime, threads
         self.path, self._providers = path, list(providers)
         self._fixed: dict[tuple[int, ...], Any] = {}  # session of a shape

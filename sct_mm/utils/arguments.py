@@ -78,6 +78,18 @@ def check_flag(name: str, value: Any) -> None:
                         'Leave it out for the default.')
 
 
+def optional_dict(name: str, value: Any, hint: str) -> dict:
+    """``value``, a dict; an empty one for None.
+
+    Raises:
+        TypeError: otherwise, with ``name``, ``value`` and the sentence
+            ``hint``.
+    """
+    if not isinstance(value, dict | None):
+        raise TypeError(f'`{name}` must be a dict, but got {value!r}. {hint}')
+    return value or {}
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse a ``value`` that is none of ``choices``.
 

@@ -13,11 +13,12 @@ def check_cascade_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     Raises:
         UserError: for fewer, or another order.
     """
-    if not isinstance(sizes, (tuple, list)) or len(sizes) < 2:
+    given: Any = sizes if isinstance(sizes, Iterable) else ()
+    if isinstance(given, str) or len(given := tuple(given)) < 2:
         raise UserError('A cascade must have at least two sizes, but got '
                         f'{sizes!r}. Write e.g. 14 28.')
     sizes = tuple(check_int('sizes', size, 1, 'Give them in pixels.')
-                  for size in sizes)
+                  for size in given)
     if sorted(set(sizes)) != list(sizes):
         raise UserError('The sizes of a cascade must ascend, but got '
                         f'{sizes}. Write the smallest first, each once.')

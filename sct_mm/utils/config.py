@@ -15,7 +15,7 @@ from mmengine.dist import init_dist, is_distributed
 from mmengine.utils import is_abs
 from mmengine.utils.dl_utils import set_multi_processing
 
-from .arguments import check_int
+from .arguments import check_int, optional_dict
 from .config_walk import data_sets_in, pipelines_in, type_name
 from .errors import UserError
 from .package import config_path
@@ -35,7 +35,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
     Raises:
         UserError: if there is no such file, it cannot be read, has no
             ``model``, or ``options`` do not fit it.
+        TypeError: if ``options`` are no dict.
     """
+    options = optional_dict('cfg_options', options,
+                            "Write e.g. {'train_cfg.max_epochs': 9}.")
     file = config_path(path)
     if not osp.isfile(file):
         raise UserError(f'The config must be a file, but got {path!r}. Name '
@@ -53,7 +56,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
                         f'({type(error).__name__}: {text}). Fix it there.'
                         ) from error
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
         raise UserError(f'--cfg-options {options} do not fit the config '
                         f'{path!r} ({error.args[0]}). Name settings that it '

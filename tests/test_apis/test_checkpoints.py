@@ -3,8 +3,9 @@ import exports
 import pytest
 import torch
 
-from sct_mm import apis
+from sct_mm import ScalesTestLoop, apis
 from sct_mm.evaluation.report import report_sizes
+from sct_mm.utils.errors import UserError
 
 
 def test_bare_weights_two_of_one_config_and_a_metric_of_arrays(
@@ -30,6 +31,24 @@ def test_bare_weights_two_of_one_config_and_a_metric_of_arrays(
     report_sizes(results, str(tmp_path))
     assert ('single-label/recall_classwise: no single number'
             in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize('run', [apis.test, apis.fidelity])
+def test_a_network_to_compare_with_is_missed_before_any_test(
+        run, tmp_path, monkeypatch):
+    config, checkpoint, options = exports.fashion(tmp_path)
+    monkeypatch.setattr(ScalesTestLoop, 'run', None)  # no test may start
+    arguments = config, checkpoint, [28, 14]
+    gone = config, str(tmp_path / 'b.pth')
+    for wrong in (dict(compare=[gone]), dict(against=gone))[:1 + (
+            run is apis.fidelity)]:
+        with pytest.raises(UserError, match='b.pth.* is missing'):
+            run(*arguments, out=tmp_path, cfg_options=options, **wrong)
+    with pytest.raises(TypeError, match='must be a pair .*, but got .*b.pth'):
+        run(*arguments, out=tmp_path, cfg_options=options, compare=gone)
+    with pytest.raises(TypeError, match="`cfg_options` must be a dict, but "
+                       r"got \['a=1'\]"):
+        run(*arguments, out=tmp_path, cfg_options=['a=1'])
 
 
 def test_a_cascade_tests_the_averaged_weights_as_the_host_does(tmp_path):

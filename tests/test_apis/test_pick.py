@@ -146,6 +146,7 @@ def test_a_result_of_another_version(changes, match, result):
     (dict(max_latency=-1), ValueError, '`max_latency` must be a finite'),
     (dict(max_gflops='1'), TypeError, '`max_gflops` must be a number'),
     (dict(least={'mAP': 1}), UserError, "one of accuracy/top1, but got 'mAP'"),
+    (dict(least=['mAP']), TypeError, "`least` must be a dict, but got .'mAP"),
     (dict(max_gflops=1, metric='mAP'), UserError, "but got 'mAP'"),
     (dict(max_gflops=1, out='a.jpg'), UserError, r"a .png, but got 'a.jpg'")])
 def test_what_is_no_limit(arguments, kind, match, result):

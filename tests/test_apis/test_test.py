@@ -259,7 +259,7 @@ def test_a_test_is_protected_and_needs_a_loader(monkeypatch):
         seen.append(os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD'))
         raise UserError('seen')
 
-    monkeypatch.setattr(sys.modules['sct_mm.apis.test'], 'open_test', look)
+    monkeypatch.setattr(sys.modules['sct_mm.apis.test'], 'models_of', look)
     with pytest.raises(UserError, match='seen'):
         apis.test('a.py', 'a.pth')
     assert seen == ['1']

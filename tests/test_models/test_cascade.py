@@ -156,6 +156,11 @@ def test_what_is_refused(sizes, thresholds, match):
         Cascade(plain_net(), sizes, thresholds)
 
 
+def test_images_that_are_not_stacked():
+    with pytest.raises(TypeError, match=r'tensor \(N, C, H, W\), .* got list'):
+        Cascade(plain_net(), (8, 16), 0.5)([torch.randn(3, 16, 16)])
+
+
 def test_scores_are_taken_as_they_are():
     """Of a network that ends in a softmax: another would blur them."""
     inputs = torch.randn(4, 3, 16, 16)

@@ -252,6 +252,24 @@ def test_a_norm_with_one_of_weight_and_bias(name):
 
 
 @pytest.mark.parametrize('change', [
+    lambda net: extract_scale(net, 16), lambda net: extract_scale(net, 10),
+    lambda net: add_scale(net, 10),
+    lambda net: convert_to_ssbn(extract_scale(net, 8), SCALES, 2)])
+def test_what_inference_mode_has_made_can_be_trained(change):
+    torch.manual_seed(0)
+    net = randomised(convert_to_ssbn(nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), SCALES, 2))
+    x, found = torch.randn(2, 3, 16, 16), []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            made = change(net if mode else copy.deepcopy(net))
+        loss = made.train()(x).square().sum()
+        loss.backward()
+        found.append([p.grad for p in made.parameters()])
+    assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('change', [
     lambda norm: prune.l1_unstructured(norm, 'weight', 0.5),
     lambda norm: register_parametrization(norm, 'weight', nn.Tanh())])
 @pytest.mark.parametrize('function, size', [(extract_scale, 8),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -154,6 +155,24 @@ def test_compiled_model_finds_it():
     for scale in SCALES:
         x = torch.randn(2, 3, scale, scale)
         assert_close(compiled(x), pinned(model, x))
+
+
+def test_compiled_once_for_each_size():
+    """In whatever order they come, as the limit of graphs is 8; without a
+    record the size makes no difference, and plain BN is the reference."""
+    model, unseen = trained(), TinyModel(lambda c: SSBN(c, SCALES)).eval()
+    networks = (model, unseen, extract_scale(unseen, 16))
+    graphs = []
+    for network in networks:
+        torch.compiler.reset()
+        counter = CompileCounter()
+        compiled = torch.compile(network, backend=counter)
+        for size in (16, 12, 8, 12, 16, 8, 16):
+            x = torch.randn(2, 3, size, size)
+            want = pinned(model, x) if network is model else networks[2](x)
+            assert_close(compiled(x), want)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == 3 and graphs[1] == graphs[2]
 
 
 def test_compiled_without_a_record_is_the_base():

@@ -21,6 +21,8 @@ from sct_mm import (
     set_scale,
     use_scale,
 )
+from sct_mm.datasets.base_size import BaseSize
+from sct_mm.export.any_size import AnySize
 from sct_mm.models.size_selection import scale_specific
 from sct_mm.models.weight_change import (
     ChangedLayer,
@@ -356,7 +358,14 @@ def test_refuses_what_is_no_rank():
         with pytest.raises(error, match='`rank`'):
             convert_to_ssbn(net, SCALES, rank)
     with pytest.raises(ValueError, match='needs a scale below the base'):
-        convert_to_ssbn(network(), (16, ), 2)
+        convert_to_ssbn(net, (16, ), 2)
+    with pytest.raises(ValueError, match="has no 'head'"):
+        convert_to_ssbn(net, SCALES, 2, ['head'])
+    assert not scale_specific(net)  # an error leaves it as it was
+    net[10] = nn.LazyLinear(20)
+    with pytest.raises(TypeError, match='LazyLinear.* Run one batch'):
+        convert_to_ssbn(net, SCALES, 2)
+    assert not scale_specific(net)
     with pytest.raises(ValueError, match='has none'):
         convert_to_ssbn(nn.Sequential(nn.BatchNorm2d(3)), SCALES, 2)
     with pytest.raises(ValueError, match='that the model has, 2, but got 3'):
@@ -394,6 +403,20 @@ def test_channels_last():
     net.to(memory_format=torch.channels_last)
     got = net(x.to(memory_format=torch.channels_last))
     assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('change', [
+    lambda layer: prune.random_unstructured(layer, 'weight', 0.5),
+    lambda layer: register_parametrization(layer, 'weight', nn.Identity())])
+@pytest.mark.parametrize('merge', [
+    lambda net: extract_scale(net, 12),
+    lambda net: AnySize(net, BaseSize(16, 16, SCALES))])
+def test_a_weight_that_is_not_the_layers_own_is_not_merged(change, merge):
+    net = changed()
+    change(net[7])
+    with pytest.raises(TypeError, match='has a .*Centred, whose parameters '
+                       'are not its own. .* pruning, first'):
+        merge(net)
 
 
 def test_refuses_to_be_exported():

@@ -96,7 +96,7 @@ def test_images_are_normalized_as_by_the_network(folder, network):
 
 
 @pytest.mark.parametrize('sizes, thresholds', [
-    ((8, 16), 0.6), ((8, 12, 16), (0.8, 0.5)), ((12, 16), 0.0),
+    ((8, 16), 0.6), (np.array([8, 12, 16]), (0.8, 0.5)), ((12, 16), 0.0),
     ((8, 12), 1.0)])
 def test_the_cascade_is_that_of_the_network(sizes, thresholds, folder,
                                             network):
@@ -423,7 +423,9 @@ def test_what_is_no_file(folder, tmp_path):
     (dict(cascade=(8, 9), thresholds=0.5), UserError, '16, 12, 8, but got 9'),
     (dict(cascade=(8, 16), thresholds=2), ValueError, '`thresholds` must be'),
     (dict(channels='GRAY'), ValueError, 'one of RGB, BGR'),
-    (dict(threads=0), ValueError, '`threads` must be an int from 1')])
+    (dict(threads=0), ValueError, '`threads` must be an int from 1'),
+    (dict(providers='CPUExecutionProvider'), UserError, 'a list with one'),
+    (dict(providers=['None']), UserError, r"CPUExec.*, but got \['None'\]")])
 def test_arguments_that_do_not_fit(arguments, kind, match, folder):
     with pytest.raises(kind, match=match):
         Predictor(str(folder), **arguments)
