@@ -67,14 +67,16 @@ def check_pipeline(loader: dict | None, base: int,
         ValueError: if a pipeline makes images of another nominal size, or
             batches get sizes drawn by chance.
     """
+    found = sizes_in_training({**(cfg or {}), 'train_dataloader': loader})
     resize = batch_resize(cfg or {})
     if resize:
+        # Without a size of the pipelines, batches cannot be stacked.
+        fix = ('batch_augments=None' if any(found)
+               else f'its random_size_range=({base}, {base})')
         raise ValueError(f'{resize} gives each batch a size of its own, which '
                          'SCT does with scales, but got it in '
-                         '`data_preprocessor.batch_augments`. Set '
-                         'batch_augments=None.')
-    for sizes in sizes_in_training({**(cfg or {}),
-                                    'train_dataloader': loader}):
+                         f'`data_preprocessor.batch_augments`. Set {fix}.')
+    for sizes in found:
         if sizes and sizes[0] != base:
             raise ValueError(
                 'The base scale must be the nominal size of the images of the '
