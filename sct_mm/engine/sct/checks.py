@@ -317,7 +317,8 @@ def warn_of_lost_defaults(model: nn.Module) -> None:
             if not isinstance(default, dict) or option not in default:
                 continue
             theirs = default[option]
-            ours = {getattr(layer, option) for layer in ssbn_layers(module)}
+            ours = {getattr(layer, option) for layer in ssbn_layers(module)
+                    if not layer.converted}
             if ours - {theirs}:
                 print_log(
                     f'SCTLossHook: {type(module).__name__} has '
