@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import MessageHub, MMLogger, print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
@@ -98,6 +98,10 @@ def prepare_run(cfg: Config) -> None:
     if not MMLogger.check_instance_created(__name__):
         # The hosts' messages go to this logger, which prints errors alone.
         MMLogger.get_instance(__name__, log_level='ERROR')
+    hub = MessageHub.get_current_instance()
+    for name in ('epoch', 'iter'):  # of a Runner: mmyolo's losses ask for it
+        if hub.get_info(name) is None:
+            hub.update_info(name, 0)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
 
 

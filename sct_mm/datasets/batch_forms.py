@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data_samples import content_of, is_padded
-from .sample_fields import Geometry, Shape, unchanged
+from .sample_fields import Geometry, Shape, boxes_at, unchanged
 
 _IMAGES = ('imgs', 'img', 'images', 'image')  # in a dict
 # mmpretrain's, whose lists hold views of the same images.
@@ -100,7 +100,7 @@ def share_of(batch: dict, images: slice) -> dict:
 
 def _collated_boxes(rows: Tensor, geometry: Geometry) -> Tensor:
     return torch.cat([rows[:, :2].to(torch.promote_types(
-        rows.dtype, torch.float32)), geometry.moved(rows[:, 2:])], 1)
+        rows.dtype, torch.float32)), boxes_at(rows[:, 2:], geometry)], 1)
 
 
 def _collated_masks(masks: Tensor, geometry: Geometry) -> Tensor:
@@ -117,7 +117,8 @@ def _collated_masks(masks: Tensor, geometry: Geometry) -> Tensor:
 
 
 # What mmyolo's yolov5_collate packs of n instances: (n, 6) of image, class
-# and box; masks (n, h, w) or, if they overlap, (N, h, w).
+# and box, or (n, 7) if boxes are rotated; masks (n, h, w) or, if they overlap,
+# (N, h, w).
 _COLLATED: dict[str, Callable[[Any, Geometry], Any]] = dict(
     bboxes_labels=_collated_boxes,
     masks=_collated_masks,
@@ -236,11 +237,11 @@ def _check_samples(samples: Any, images: int) -> None:
     if is_collated(samples):
         other = sorted(map(str, set(samples) - set(_COLLATED)))
         rows = samples['bboxes_labels']
-        if other or rows.dim() != 2 or rows.shape[1] != 6:
+        if other or rows.dim() != 2 or rows.shape[1] not in (6, 7):
             raise TypeError('`data_samples` of a whole batch must be those of '
                             "mmyolo's yolov5_collate, bboxes_labels (n, 6) "
-                            f'and any of {list(_COLLATED)[1:]}, but got '
-                            f'{other or _form_of(rows)}. {_FIX}')
+                            f'or (n, 7) and any of {list(_COLLATED)[1:]}, but '
+                            f'got {other or _form_of(rows)}. {_FIX}')
         return
     if not isinstance(samples, (list, tuple)):
         raise TypeError('`data_samples` of a batch at several scales must be '

@@ -2,11 +2,16 @@
 shows."""
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..utils.config_walk import host_model, pipelines_of, type_name
-from .rescale_pipeline import sized_part, smallest_size, train_sizes
+from .rescale_pipeline import (
+    nominal_size,
+    sized_part,
+    smallest_size,
+    train_sizes,
+)
 from .size_transforms import edges_of, paths_in
 
 # Hooks that exchange the pipeline at an epoch -> the pipelines, in order.
@@ -167,7 +172,8 @@ def _parts(dataset: Any, outer: bool = True) -> Iterator[tuple[dict, bool]]:
 
 def without_batch_mixes(cfg: dict) -> tuple[dict, list[str]]:
     """A copy of ``cfg`` that trains on each image as it is: without mixes of
-    a batch's images and sizes drawn for a batch; and their names."""
+    a batch's images and sizes drawn for a batch; and their names. Where no
+    transform sets a size (PPYOLOE), all batches get that of a test."""
     cfg = copy.deepcopy(cfg)
     names: list[str] = []
     for owner, (holder, name) in itertools.product(
@@ -175,10 +181,9 @@ def without_batch_mixes(cfg: dict) -> tuple[dict, list[str]]:
         settings: Any = owner.get(holder) or {}
         found = settings.get(name)
         if isinstance(found, (list, tuple)) and name == 'batch_augments':
-            kept = [each for each in found
-                    if type_name(each) not in BATCH_RESIZES]
-            names += [type_name(each) for each in found if each not in kept]
-            settings[name] = kept
+            names += [type_name(each) for each in found
+                      if type_name(each) in BATCH_RESIZES]
+            settings[name] = _of_one_size(found, cfg)
         elif found:
             inner = (found.get('augments', found)
                      if isinstance(found, dict) else found)
@@ -197,33 +202,60 @@ def _batch_augments(cfg: dict) -> list[dict]:
     return list(augments) if isinstance(augments, (list, tuple)) else []
 
 
+def _of_one_size(augments: Sequence[dict], cfg: dict) -> list[dict]:
+    """``augments`` of a batch without those that draw its size, or with the
+    size of a test if the pipelines of ``cfg`` leave the size to them."""
+    test = next(iter(pipelines_of(cfg.get('test_dataloader') or {})), None)
+    if any(map(train_sizes, all_pipelines(cfg))) or not test:
+        return [each for each in augments
+                if type_name(each) not in BATCH_RESIZES]
+    size = nominal_size(test)
+    return [{**each, 'random_size_range': (size, size)}
+            if type_name(each) in BATCH_RESIZES else each
+            for each in augments]
+
+
 def batch_resize(cfg: dict) -> str | None:
     """The name of a batch augment that draws the size of each batch."""
     return next((type_name(each) for each in _batch_augments(cfg)
-                 if type_name(each) in BATCH_RESIZES), None)
+                 if type_name(each) in BATCH_RESIZES
+                 and len(_drawn_sizes(each)) != 1), None)
 
 
-def _fixed_resize(cfg: dict) -> dict | None:
-    """mmdetection's ``BatchResize`` of ``cfg``, which resizes each batch to
-    one size behind its pipeline (CrowdDet)."""
-    return next((each for each in _batch_augments(cfg)
-                 if type_name(each) == 'BatchResize'), None)
+def _drawn_sizes(resize: dict) -> set[int]:
+    """The smallest and the largest size in pixels that one of
+    ``BATCH_RESIZES`` draws."""
+    divisor = resize.get('size_divisor', 32)
+    return {round(edge / divisor) * divisor
+            for edge in resize.get('random_size_range') or ()}
+
+
+def _fixed_size(cfg: dict) -> int | None:
+    """The shorter edge in pixels of the one size to which ``cfg`` resizes
+    each batch behind its pipeline: by mmdetection's ``BatchResize``
+    (CrowdDet), or by one of ``BATCH_RESIZES`` that draws a single size."""
+    for each in _batch_augments(cfg):
+        if type_name(each) == 'BatchResize':
+            return int(min(edges_of(each['scale'])))
+        if type_name(each) in BATCH_RESIZES and len(_drawn_sizes(each)) == 1:
+            return _drawn_sizes(each).pop()
+    return None
 
 
 def sizes_in_training(cfg: dict) -> list[tuple[int, ...]]:
     """The nominal sizes in pixels of the images of each training pipeline of
-    ``cfg``, later ones included (:func:`train_sizes`). mmdetection's
-    ``BatchResize`` sets another one behind all of them."""
-    resize = _fixed_resize(cfg)
-    if resize:
-        return [(int(min(edges_of(resize['scale']))), )]
+    ``cfg``, later ones included (:func:`train_sizes`), or the one to which
+    batches are resized behind all of them."""
+    fixed = _fixed_size(cfg)
+    if fixed:
+        return [(fixed, )]
     return [train_sizes(pipeline) for pipeline in all_pipelines(cfg)]
 
 
 def smallest_in_training(cfg: dict) -> int:
     """The nominal size in pixels of the smallest training images of ``cfg``;
-    0 if they may have any (:func:`smallest_size`). ``BatchResize`` resizes a
-    batch with its padding, so that an image of it may be smaller."""
-    if _fixed_resize(cfg):
+    0 if they may have any (:func:`smallest_size`). A batch is resized with
+    its padding, so that an image of it may be smaller."""
+    if _fixed_size(cfg):
         return 0
     return min(map(smallest_size, all_pipelines(cfg)), default=0)

@@ -101,7 +101,7 @@ def _check_within(points: Tensor, geometry: Geometry) -> None:
                 geometry)
 
 
-def _boxes(boxes: Any, geometry: Geometry) -> Any:
+def boxes_at(boxes: Any, geometry: Geometry) -> Any:
     """Boxes (n, 4) of corners, (n, 8) of four corners, (n, 5) of centre, edges
     and angle, or mmdet's ``BaseBoxes``. As in mmdet's ``Resize``, none is
     dropped, however small it becomes."""
@@ -338,7 +338,7 @@ def _in(elements: Sequence[str], **fields: Resizer) -> dict[str, Resizer]:
 # the fields of its base classes, too.
 _FIELDS: dict[str, dict[str, Resizer]] = {
     'BaseDataElement': {  # what mmcv's transforms, mmdet and mmseg pack
-        **_in(INSTANCES, bboxes=_boxes, masks=_masks),
+        **_in(INSTANCES, bboxes=boxes_at, masks=_masks),
         # Values of maps are labels or metres.
         **_in(('gt_sem_seg', 'gt_edge_map', 'gt_depth_map'),
               sem_seg=_map, data=_map),
@@ -356,12 +356,12 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
         'img_padding_size': _padding},
     'DetDataSample': {  # mmdet, mmrotate; mmyolo's keypoints and masks
         **_in(INSTANCES, keypoints=_points, keypoints_visible=unchanged),
-        'proposals.bboxes': _boxes,
+        'proposals.bboxes': boxes_at,
         'gt_panoptic_seg.pan_seg': _map},
     'SegDataSample': {  # mmseg: the shape of the batch
         'pad_shape': lambda value, geometry: geometry.padded},
     'ActionDataSample': {  # mmaction2; AVA has several labels an instance
-        'proposals.bboxes': _boxes,
+        'proposals.bboxes': boxes_at,
         'gt_instances.labels': unchanged},
     'PoseDataSample': {  # mmpose: instances in pixels of the original image
         'gt_instances.*': unchanged,
@@ -374,7 +374,7 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
               keypoint_weights=unchanged, keypoints_visible=unchanged,
               keypoints_visible_weights=unchanged),
         # YOLOX-Pose and RTMO: in pixels of the input.
-        **_in(('gt_instance_labels', ), keypoints=_points, bboxes=_boxes,
+        **_in(('gt_instance_labels', ), keypoints=_points, bboxes=boxes_at,
               areas=_areas),
         **_in(('gt_instance_labels', ), keypoint_x_labels=_of_one_size,
               keypoint_y_labels=_of_one_size),

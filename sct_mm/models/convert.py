@@ -106,6 +106,7 @@ def _with_rows(bn: _BatchNorm, scales: Sequence[int]) -> ScaleSpecificNorm:
     layer.__dict__ = dict(bn.__dict__, _parameters=dict(bn._parameters),
                           _buffers=dict(bn._buffers))
     layer.start(scales)
+    layer.converted = True
     return layer
 
 

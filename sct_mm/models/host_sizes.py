@@ -17,6 +17,8 @@ from ..utils.errors import UserError
 _WINDOWS = ('crop_size', 'stride')
 # mmpose: a codec that decodes keypoints knows its input and its heatmaps.
 _CODEC = ('input_size', 'heatmap_size')
+# mmpose: MSPN and RSN resize their heatmaps to (H, W).
+_GRID = 'out_shape'
 
 
 def _scaled(value: Any, ratio: float) -> Any:
@@ -41,8 +43,9 @@ def _udp_factor(codec: Any, value: Any, ratio: float) -> np.ndarray:
 def _windows(settings: Any, ratio: float) -> Any:
     """A copy of a segmentor's ``test_cfg`` with windows of another size."""
     settings = copy.deepcopy(settings)
-    settings.update((name, _scaled(settings[name], ratio))
-                    for name in _WINDOWS if name in settings)
+    # A ConfigDict, as segmentors keep it, takes no pairs.
+    settings.update({name: _scaled(settings[name], ratio)
+                     for name in _WINDOWS if name in settings})
     return settings
 
 
@@ -72,6 +75,8 @@ def _changes(model: nn.Module) -> Iterator[tuple[Any, str, Callable]]:
             yield module, 'test_cfg', _windows
         if hasattr(module, 'prototype_inited'):  # of mmpretrain's retrievers
             yield module, 'prototype', _gallery
+        if isinstance(module.__dict__.get(_GRID), (list, tuple)):
+            yield module, _GRID, _scaled
         decoder = module.__dict__.get('decoder')
         for codec in (decoder, *vars(decoder).values()
                       ) if hasattr(decoder, '__dict__') else ():
@@ -88,8 +93,9 @@ def host_sizes(model: nn.Module, ratio: float,
                galleries: bool = True) -> Iterator[None]:
     """Within a ``with`` block, ``model`` has the settings for an input
     ``ratio`` times as large as that of its config: the windows of sliding
-    inference (mmsegmentation), the codecs that decode keypoints (mmpose), and
-    the gallery of a retriever (mmpretrain), which is made anew.
+    inference (mmsegmentation), the codecs that decode keypoints and a fixed
+    shape of heatmaps (mmpose), and the gallery of a retriever (mmpretrain),
+    which is made anew.
 
     Args:
         galleries: whether galleries are made anew. A timer takes the one that
@@ -132,6 +138,8 @@ def host_sizes_config(model: Any, ratio: float) -> Any:
            for name, value in model.items()}
     if slides(new.get('test_cfg')):
         new['test_cfg'] = _windows(new['test_cfg'], ratio)
+    if isinstance(new.get(_GRID), (list, tuple)):
+        new[_GRID] = _scaled(new[_GRID], ratio)
     gallery = new.get('prototype')
     if isinstance(gallery, dict) and isinstance(gallery.get('dataset'), dict):
         new['prototype'] = _gallery(gallery, ratio)

@@ -460,6 +460,8 @@ def outermost_call() -> tuple[nn.Module | None, int | None]:
 
 class NormOfScales(ScaleSpecific, _BatchNorm):
     """An SSBN layer, with what other modules of this folder use of it."""
+    STATE = (*ScaleSpecific.STATE, 'converted')
+    converted = False  # it stands in for a layer that its host has built
     # Methods of the subclass in ssbn.py, which imports this module.
     row: Callable[[int], Row]
     row_at: Callable[[float], Row]

@@ -12,6 +12,7 @@ from conftest import become_one_of_two, meeting_place, two_processes
 from forks import in_two_processes
 from helpers import randomised
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import set_random_seed
 from torch.testing import assert_close
@@ -152,6 +153,24 @@ def test_a_size_that_the_network_does_not_take(checkpoint, monkeypatch):
     with pytest.raises(UserError, match=r'cannot be tested at 14 pixels '
                        r'\(RuntimeError: The size of tensor a must match\)'):
         calibrate(FASHION, path, [14], out, 32, True, cfg_options=FEW)
+
+
+def test_what_a_loss_asks_a_runner_for(checkpoint, monkeypatch):
+    """As those of mmyolo's YOLOv6 and PPYOLOE: there is none."""
+    asked = []
+
+    def built(*args):
+        model = loaded_model(*args)
+        model.backbone.register_forward_pre_hook(lambda *_: asked.append([
+            MessageHub.get_current_instance().get_info(name)
+            for name in ('epoch', 'iter')]))
+        return model
+
+    monkeypatch.setattr(module, 'loaded_model', built)
+    monkeypatch.setattr(MessageHub, '_instance_dict', {})
+    path, out = checkpoint
+    calibrate(FASHION, path, [21], out, 32, cfg_options=FEW)
+    assert asked and all(each == [0, 0] for each in asked)
 
 
 def test_an_error_is_that_of_the_size_alone_that_ended_the_test():

@@ -147,6 +147,16 @@ def test_samples_of_a_whole_batch_follow(shape):
     check_images(data, 16)
 
 
+def test_rotated_boxes_of_a_whole_batch():
+    """As of mmyolo's RTMDet-R: a box is half as large, and turned alike."""
+    data = collated()
+    data['data_samples']['bboxes_labels'] = torch.tensor(
+        [[0, 7, 8, 6, 4, 2, .3], [3, 5, 10, 12, 6, 8, -1.2]])
+    small = MultiScaleBatch(8, 16)(data)['data_samples']['bboxes_labels']
+    assert_close(small, torch.tensor(
+        [[0, 7, 4, 3, 2, 1, .3], [3, 5, 5, 6, 3, 4, -1.2]]))
+
+
 @pytest.mark.parametrize('part', [1, 4])
 def test_masks_are_padded_as_their_images(part):
     """Images of 48 pixels, which are 24 at half the scale, of 32 with

@@ -12,6 +12,7 @@ from sct_mm.datasets.last_stage import (
     without_batch_mixes,
 )
 from sct_mm.datasets.rescale_pipeline import train_sizes
+from sct_mm.engine.sct.checks import check_pipeline
 from sct_mm.utils.config_walk import type_name
 
 LOAD, PACK = dict(type='LoadImageFromFile'), dict(type='PackDetInputs')
@@ -164,6 +165,30 @@ def test_a_batch_resized_by_chance_is_found():
     assert batch_resize(dict(model=dict(data_preprocessor=dict(
         batch_augments=augments[:1])))) is None
     assert batch_resize({}) is None
+
+
+def test_a_batch_resize_that_alone_sets_the_size():
+    """As PPYOLOE's: without it, images of several shapes make no batch."""
+    def resize(*ends):
+        return dict(type='PPYOLOEBatchRandomResize', size_divisor=32,
+                    random_size_range=ends)
+
+    cfg = config([LOAD, PACK])
+    cfg['model'] = dict(data_preprocessor=dict(batch_augments=[
+        resize(320, 800)]))
+    assert batch_resize(cfg) == 'PPYOLOEBatchRandomResize'
+    with pytest.raises(ValueError, match=r'Set its random_size_range=\(64, 6'):
+        check_pipeline(cfg['train_dataloader'], 64, cfg)
+    new, left_out = without_batch_mixes(cfg)  # tested at 64
+    assert left_out == ['PPYOLOEBatchRandomResize']
+    assert new['model']['data_preprocessor']['batch_augments'] == [
+        resize(64, 64)]
+    assert batch_resize(new) is None and smallest_in_training(new) == 0
+    assert sizes_in_training(new) == [(64, )]
+    check_pipeline(new['train_dataloader'], 64, new)
+    cfg['train_dataloader']['dataset']['pipeline'].insert(1, RESIZE)
+    with pytest.raises(ValueError, match='Set batch_augments=None'):
+        check_pipeline(cfg['train_dataloader'], 64, cfg)
 
 
 def test_sizes_of_all_pipelines_of_a_training():

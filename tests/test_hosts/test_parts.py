@@ -5,8 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from cases import HOSTS_OWN, folder_of, need
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -42,6 +43,50 @@ def test_the_factor_of_associative_embedding_with_udp():
             np.testing.assert_array_equal(model.head.decoder.scale_factor,
                                           want.scale_factor)
     np.testing.assert_array_equal(model.head.decoder.scale_factor, before)
+
+
+def test_heatmaps_that_mspn_resizes():
+    """Of mmpose: keypoints were twice as far from the corner."""
+    need('mmpose')
+    from mmpose.models import MSPNHead
+
+    def head(ratio):
+        torch.manual_seed(0)
+        return MSPNHead(
+            num_stages=1, num_units=1, unit_channels=8, out_channels=17,
+            out_shape=(64 // ratio, 48 // ratio), level_indices=[0],
+            decoder=dict(type='MegviiHeatmap', kernel_size=11, input_size=(
+                192 // ratio, 256 // ratio), heatmap_size=(
+                    48 // ratio, 64 // ratio))).eval()
+
+    features, base = [[torch.rand(1, 8, 32, 24)]], head(1)
+    with host_sizes(base, 0.5):
+        got = base.predict(features, [])[0].keypoints
+    want = head(2).predict(features, [])[0].keypoints
+    np.testing.assert_array_equal(got, want)
+    assert (base.predict(features, [])[0].keypoints != want).any()
+
+
+def test_windows_of_a_segmentor():
+    """Of mmseg, with the settings of a config."""
+    need('mmseg')
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    model = MODELS.build(dict(
+        type='EncoderDecoder', backbone=dict(
+            type='ResNetV1c', depth=18, stem_channels=4, base_channels=4,
+            num_stages=1, out_indices=(0, ), strides=(1, ), dilations=(1, )),
+        decode_head=dict(type='FCNHead', in_channels=4, channels=4,
+                         num_convs=1, num_classes=3, align_corners=False),
+        test_cfg=ConfigDict(mode='slide', crop_size=(32, 32),
+                            stride=(20, 20))))
+    model.eval()
+    image, meta = torch.rand(1, 3, 32, 48), [dict(ori_shape=(32, 48))]
+    with torch.no_grad(), host_sizes(model, 0.5):
+        got = model.inference(image, meta)
+    model.test_cfg.update(crop_size=(16, 16), stride=(10, 10))
+    with torch.no_grad():
+        assert_close(got, model.inference(image, meta))
 
 
 def test_shapes_of_batches_in_multiples_of_64(tmp_path_factory):

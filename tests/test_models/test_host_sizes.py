@@ -3,6 +3,7 @@ import copy
 
 import numpy as np
 import pytest
+from mmengine.config import ConfigDict
 from torch import nn
 
 from sct_mm.models.host_sizes import host_sizes, host_sizes_config
@@ -30,8 +31,9 @@ class Model(nn.Module):
 def test_windows_of_sliding_inference():
     slide = dict(mode='slide', crop_size=(512, 768), stride=(341, 512))
     whole = dict(mode='whole')
-    for settings, want in ((slide, dict(mode='slide', crop_size=(256, 384),
-                                        stride=(170, 256))), (whole, whole)):
+    half = dict(mode='slide', crop_size=(256, 384), stride=(170, 256))
+    for settings, want in ((slide, half), (ConfigDict(slide), half),
+                           (whole, whole)):
         before = copy.deepcopy(settings)
         model = Model(test_cfg=settings)
         with host_sizes(model, 0.5):
@@ -61,6 +63,15 @@ def test_codecs_that_decode_keypoints():
     # A decoder that is a layer is no codec.
     with host_sizes(Model(Head(nn.Linear(2, 2))), 0.5):
         pass
+
+
+def test_heatmaps_of_a_fixed_shape():
+    layer = Model(out_shape=(64, 48))
+    with host_sizes(Model(layer), 0.5):
+        assert layer.out_shape == (32, 24)
+    assert layer.out_shape == (64, 48)
+    config = dict(head=dict(type='MSPNHead', out_shape=(64, 48)))
+    assert host_sizes_config(config, 0.5)['head']['out_shape'] == (32, 24)
 
 
 def test_galleries_are_made_anew_at_each_size():

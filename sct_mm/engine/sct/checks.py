@@ -67,14 +67,16 @@ def check_pipeline(loader: dict | None, base: int,
         ValueError: if a pipeline makes images of another nominal size, or
             batches get sizes drawn by chance.
     """
+    found = sizes_in_training({**(cfg or {}), 'train_dataloader': loader})
     resize = batch_resize(cfg or {})
     if resize:
+        # Without a size of the pipelines, batches cannot be stacked.
+        fix = ('batch_augments=None' if any(found)
+               else f'its random_size_range=({base}, {base})')
         raise ValueError(f'{resize} gives each batch a size of its own, which '
                          'SCT does with scales, but got it in '
-                         '`data_preprocessor.batch_augments`. Set '
-                         'batch_augments=None.')
-    for sizes in sizes_in_training({**(cfg or {}),
-                                    'train_dataloader': loader}):
+                         f'`data_preprocessor.batch_augments`. Set {fix}.')
+    for sizes in found:
         if sizes and sizes[0] != base:
             raise ValueError(
                 'The base scale must be the nominal size of the images of the '
@@ -315,7 +317,8 @@ def warn_of_lost_defaults(model: nn.Module) -> None:
             if not isinstance(default, dict) or option not in default:
                 continue
             theirs = default[option]
-            ours = {getattr(layer, option) for layer in ssbn_layers(module)}
+            ours = {getattr(layer, option) for layer in ssbn_layers(module)
+                    if not layer.converted}
             if ours - {theirs}:
                 print_log(
                     f'SCTLossHook: {type(module).__name__} has '

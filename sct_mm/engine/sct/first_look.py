@@ -103,7 +103,8 @@ def _look(runs: nn.Module, model: nn.Module,
     edge = min(image_shape(part))
     # Of both, since a compiled `forward` of a copy is that of its model.
     modules = {module for each in (runs, model) for module in leaves(each)}
-    with named(f'scale {scale}'), torch.no_grad(), evaluating(
+    smaller = scale < layers[0].scales[0]
+    with named(f'scale {scale}', smaller), torch.no_grad(), evaluating(
             modules), keeping_buffers(model), pinned(
                 [*{*layers, *scale_specific(runs)}], scale,
                 record=True, edge=edge):

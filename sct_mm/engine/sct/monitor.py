@@ -127,24 +127,32 @@ class FiniteLosses:
                              'such steps.')
 
 
-def name_pass(where: str) -> None:
+def name_pass(where: str, smaller: bool = False) -> None:
     """Add ``where``, such as "scale 128", to the message of the exception
-    that is being handled; its type stays."""
+    that is being handled; its type stays. Below the base (``smaller``), an
+    error of a host may mean that the network does not take the size."""
     error = sys.exc_info()[1]
-    text = f'in the pass of SCTLossHook at {where}'
+    text = f'(in the pass of SCTLossHook at {where})'
     if error is None or not isinstance(error, Exception):
         return
+    # Not of a full memory, and not of a message that has a fix.
+    if smaller and type(error) in (RuntimeError, AssertionError) and (
+            '`' not in str(error)):
+        text += ('. If its host fixes the network to one size, or its stride '
+                 f'does not divide it, leave {where} out of `scales`.')
     if len(error.args) == 1 and isinstance(error.args[0], str):
-        error.args = (f'{error.args[0]} ({text})', )
+        error.args = (f'{error.args[0]} {text}', )
+    elif not error.args:
+        error.args = (text, )
     elif hasattr(error, 'add_note'):  # Python 3.11
         error.add_note(text)
 
 
 @contextmanager
-def named(where: str) -> Iterator[None]:
+def named(where: str, smaller: bool = False) -> Iterator[None]:
     """Exceptions of the ``with`` block name the pass that runs in it."""
     try:
         yield
     except Exception:
-        name_pass(where)
+        name_pass(where, smaller)
         raise

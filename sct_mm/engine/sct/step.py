@@ -135,7 +135,8 @@ class SCTStep:
             return None
         try:
             if output is None:
-                name_pass(self._passes[0].where)
+                name_pass(self._passes[0].where,
+                          self._is_smaller(self._passes[0]))
                 return None
             return self._losses_of_step(output)
         finally:
@@ -209,6 +210,9 @@ class SCTStep:
     def _is_elsewhere(self) -> bool:
         """Whether another thread than that of the open step calls."""
         return threading.get_ident() != self._thread
+
+    def _is_smaller(self, p: Pass) -> bool:
+        return p.size < max(self.schedule.weights)
 
     def _nest(self) -> None:
         """A call of the model starts while its own pass is open.
@@ -295,7 +299,8 @@ class SCTStep:
                 for p in others:
                     part = self._parts.pop(p.scale)
                     pin = self._pin_of(p, part)
-                    with named(p.where), pin(), at_rest(self._averaged):
+                    with named(p.where, self._is_smaller(p)), pin(), at_rest(
+                            self._averaged):
                         output = self.model(**part)
                         logs += self._take(backward, output, p, pin)
             finally:

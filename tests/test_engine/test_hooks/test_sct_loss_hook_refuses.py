@@ -292,7 +292,11 @@ def test_on_a_gpu_it_is_told_when_one_waits_for_it():
 
 @pytest.mark.parametrize('error, match', [
     (ValueError('mine'), r'mine \(in the pass of SCTLossHook at scale 8\)'),
-    (torch.OutOfMemoryError('full'), 'full .*at scale 8')])
+    (torch.OutOfMemoryError('full'), r'full .*at scale 8\)$'),
+    (RuntimeError('`a` is 3. Set 2.'), r'Set 2. .*at scale 8\)$'),
+    (RuntimeError('a (3) must match b (4)'), r'at scale 8\). If its host .*, '
+     'leave scale 8 out of `scales`.'),
+    (AssertionError(), r'^\(in the pass .*leave scale 8 out')])
 def test_a_pass_that_raises_names_its_scale(error, match):
     model = Breaks(lambda c: SSBN(c, SCALES))
     model.error = error
@@ -305,12 +309,16 @@ def test_a_lost_default_of_the_host_is_told(caplog):
     logger = MMLogger.get_instance('lost')
     logger.addHandler(caplog.handler)
 
-    def told(**norm_cfg):
+    def told(kind='SSBN', **norm_cfg):
         caplog.clear()
-        net = MODELS.build(dict(
+        model = dict(
             type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.1,
-            norm_cfg=dict(type='SSBN', scales=SCALES, **norm_cfg)))
-        SCTLossHook().attach(net)
+            norm_cfg=dict(norm_cfg, type=kind))
+        if kind == 'SSBN':
+            model['norm_cfg']['scales'] = SCALES
+        else:  # as the host builds it
+            model = dict(type='WithSSBN', scales=SCALES, model=model)
+        SCTLossHook().attach(MODELS.build(model))
         return caplog.text
 
     try:
@@ -319,6 +327,7 @@ def test_a_lost_default_of_the_host_is_told(caplog):
         assert 'momentum=0.03 in its own' in text and 'WithSSBN' in text
         assert 'momentum' not in told(momentum=0.03)
         assert 'norm_cfg' not in told(momentum=0.03, eps=1e-3)
+        assert 'norm_cfg' not in told('BN')
     finally:
         logger.removeHandler(caplog.handler)
         del MMLogger._instance_dict['lost']
