@@ -41,10 +41,10 @@ _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
 _ALIKE = 16  # images that have one class by more than chance
 _SHORTEST_TRIAL, _LONGEST_TRIAL = 48, 64  # steps of one learning rate
 _TRIAL_TRAINS = 512  # images, if the longest trial has as many
-# The share of the best score by which a larger rate may be behind in its trial
-# (our choice: behind by a tenth, it was the worse in a whole training,
-# docs/results.md).
-_NEAR = 0.07
+# The share of the best score by which a larger rate may be behind in a trial
+# that is far shorter than the training (our choice: behind by a tenth, it was
+# the worse in a whole training, docs/results.md).
+_NEAR = 0.08
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -333,15 +333,20 @@ def trial_steps(steps: int, rates: int, scales: Sequence[int],
     return min(max(affordable, least), _LONGEST_TRIAL, steps)
 
 
-def best_rate(trials: dict[float, dict[str, float]]) -> float:
+def best_rate(trials: dict[float, dict[str, float]], share: float) -> float:
     """The learning rate to take of ``{rate: metrics after its trial}``, {}
     where the trial has failed: the largest that is not far behind the best,
-    since short trials favour small ones. If all have failed, it is the
-    smallest."""
+    since a training that is longer than the trials favours larger ones. If all
+    have failed, it is the smallest.
+
+    Args:
+        share: of the training's steps, that a trial has.
+    """
+    near = _NEAR * (1 - share)
     most = max(trials.values(), key=score)
     return max((rate for rate, metrics in trials.items()
                 if math.isfinite(score(metrics))
-                and not is_worse(metrics, most, _NEAR)), default=min(trials))
+                and not is_worse(metrics, most, near)), default=min(trials))
 
 
 def try_rate(model: Any, cfg: Config, rate: float, steps: int,

@@ -468,7 +468,7 @@ def test_a_detector_needs_labels(detector, tmp_path):
 
 def test_the_best_trial_decides_the_learning_rate(stock, monkeypatch, capsys):
     monkeypatch.setattr(module, 'trial_steps', lambda *args: 2)
-    monkeypatch.setattr(module, 'RATES', (1e30, 0.01))
+    monkeypatch.setattr(module, 'RATES', (0.01, 1e30))
     done = adapt_stock(stock, scales=(28, 14))
     assert load_config(done['config']).optim_wrapper.optimizer.lr == 0.01
     assert done['lr'] == 0.01 and done['trials']['steps'] == 2
@@ -500,8 +500,9 @@ def test_a_trial_trains_one_size_alone(stock, monkeypatch):
     found: list = []
     monkeypatch.setattr(module, 'trial_steps', lambda *args: 2)
     monkeypatch.setattr(module, 'try_rate', try_and_compare)
+    monkeypatch.setattr(module, 'best_rate', lambda found, share: max(found))
     adapt_stock(stock, between=0.5)
-    assert found == 3 * [[(False, False), (True, True), (False, False)]]
+    assert found == 4 * [[(False, False), (True, True), (False, False)]]
 
 
 def test_a_training_too_short_for_trials_says_so(stock, capsys):
@@ -517,11 +518,19 @@ def test_a_training_too_short_for_trials_says_so(stock, capsys):
     assert 'learning rate' not in capsys.readouterr().out
 
 
-def test_a_short_training_has_trials(stock):
+@pytest.mark.parametrize('near, tried', [(max, 4), (min, 2)])
+def test_a_short_training_tries_rates_until_one_is_far_behind(
+        stock, monkeypatch, near, tried):
+    def best_rate(found, share):
+        assert share == 1  # a trial has as many steps as the training
+        return near(found)
+
+    monkeypatch.setattr(module, 'best_rate', best_rate)
     done = adapt(CONFIG, stock[0], (28, 14), 1, stock[2], cfg_options={
         **FEW, 'train_dataloader.batch_size': 2})
     assert done['steps'] == 32 and done['trials']['steps'] == 32
-    assert set(done['trials']['scores']) == set(module.RATES)
+    assert list(done['trials']['scores']) == [0.003, 0.01, 0.05, 0.1][:tried]
+    assert done['lr'] == near(done['trials']['scores'])
     rise, = [each for each in load_config(done['config']).param_scheduler
              if each['type'] == 'LinearLR']
     assert rise['end'] == 9  # of 32 steps

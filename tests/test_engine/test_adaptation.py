@@ -239,22 +239,27 @@ def test_worse_by_more_than_chance(name, before, after, worse):
     assert is_worse({name: after}, {name: before}) == worse
 
 
-@pytest.mark.parametrize('name, values, rate', [
+@pytest.mark.parametrize('name, values, share, rate', [
     # The first ones are of real trials, docs/results.md.
-    ('agreement/all', (88.8, 86.9, 75.9), 0.1),
-    ('agreement/all', (54.4, 57.8, 54.1), 0.1),
-    ('agreement/all', (1.3, 58.5, 64.4), 0.003),
-    ('agreement/all', (75.5, 81.0, 81.0), 0.1),
-    ('agreement/all', (75.0, 79.0, 81.0), 0.01),
-    ('agreement/all', (None, 46.0, 50.0), 0.003),
-    ('agreement/all', (None, None, None), 0.003),
-    ('agreement/all', (math.nan, math.nan, None), 0.003),
-    ('loss', (2.1, 2.1, 1.9), 0.003), ('loss', (2.0, 1.98, 2.1), 0.1),
-    ('bbox_mAP', (0.25, 0.31, 0.2), 0.01)])
-def test_the_best_rate_or_a_larger_one_that_is_near(name, values, rate):
-    trials = {of: {} if value is None else {name: value}
-              for of, value in zip((0.1, 0.01, 0.003), values, strict=True)}
-    assert best_rate(trials) == rate
+    ('agreement/all', (79.9, 86.0, None, 87.4), 48 / 305, 0.1),
+    ('agreement/all', (54.1, 57.8, None, 54.4), 48 / 360, 0.1),
+    ('agreement/all', (64.4, 58.5, 1.3), 64 / 563, 0.003),
+    ('agreement/all', (80.2, 86.2, 89.4, 87.8), 48 / 58, 0.05),
+    ('agreement/all', (81.0, 81.0, 75.5), 0.0, 0.05),
+    ('agreement/all', (81.0, 79.0, 75.0), 0.5, 0.01),
+    ('agreement/all', (81.0, 80.9, 75.0), 1.0, 0.003),
+    ('agreement/all', (81.0, 81.0, 75.0), 1.0, 0.01),
+    ('agreement/all', (50.0, 45.0, None), 0.1, 0.003),
+    ('agreement/all', (None, None, None), 0.1, 0.003),
+    ('agreement/all', (None, math.nan, math.nan), 0.1, 0.003),
+    ('loss', (1.9, 2.1, 2.1), 0.1, 0.003),
+    ('loss', (2.1, 1.98, 2.0), 0.1, 0.05),
+    ('bbox_mAP', (0.2, 0.31, 0.25), 0.1, 0.01)])
+def test_the_best_rate_or_a_larger_one_that_is_near(name, values, share,
+                                                    rate):
+    trials = {of: {} if value is None else {name: value} for of, value in zip(
+        (0.003, 0.01, 0.05, 0.1), values, strict=False)}
+    assert best_rate(trials, share) == rate
 
 
 def test_a_crop_alone_takes_images_of_its_size_alone(tmp_path):
