@@ -279,17 +279,8 @@ EXPERIMENTS = {
         'trained at 96 px only': GLYPHS_ADAPTED.start,
         'trained at 96 px only, adapted, rank 8': GLYPHS_RANKED,
         'trained at 96 px only, adapted, rank 16': GLYPHS_RANKED._replace(
-            adapt=(*GLYPHS_RANKED.adapt, '--rank', '16')),
+            adapt=(*GLYPHS_RANKED.adapt, '--rank', '16', '--lr', '0.1')),
     }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'}),
-    # What rank and epochs cost, and gain: --seeds 0 shows it. Not run.
-    'glyphs-ranks': Experiment({
-        f'rank {rank}, {epochs} epochs': GLYPHS_RANKED._replace(
-            seen={96: 6 + epochs / 3, 72: epochs, 48: epochs, 36: epochs},
-            adapt=(*GLYPHS_RANKED.adapt, '--rank', str(rank),
-                   '--epochs', str(epochs)))
-        for rank, epochs in ((4, 2), (8, 1), (8, 2), (8, 4), (16, 2), (32, 2))
-    }, GLYPHS_SIZES, {'accuracy/top1': 'top-1 on letters and digits (%)'},
-        panels=(72, 48, 36)),
     # The pixels of 6 epochs at 96.
     'glyphs-baselines': Experiment({
         'one random size per step, shared BN': GLYPHS_MIXSIZE,
