@@ -21,7 +21,8 @@ def test_the_folder_of_a_run_by_another_name(folder, same, tmp_path,
             model=dict(scales=[28, 14]), train_cfg=dict(max_epochs=1),
             optim_wrapper=dict(optimizer=dict(lr=0.1)),
             custom_hooks=[dict(between=0.0)], train_dataloader=dict(
-                sampler=dict(held_out=32), dataset={} if path is None else dict(folder=path))))
+                sampler=dict(held_out=32),
+                dataset={} if path is None else dict(folder=path))))
 
     def check():
         check_same_run(config('photos'), config(
