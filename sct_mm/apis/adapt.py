@@ -115,7 +115,7 @@ RESULTS = 'adapted.json'
 _TRIALS = 'trials'  # of learning rates, in the meta of _START
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
 _TRIAL_IMAGES = 500  # on which a learning rate is measured
-# Learning rates, tried from the first until one is far behind.
+# Learning rates, tried from the first until one is not near the best.
 RATES = (0.003, 0.01, 0.05, 0.1)
 
 
@@ -213,10 +213,9 @@ class Adaptation:
         self.between = SCTLossHook(
             adapt=True, between=between).between or 0.0
         self.rank = check_rank(rank)
-        if max_images is not None:
-            check_int('max_images', max_images, 2 * LEAST,
-                      'Leave it out for all images.')
-        self.max_images = max_images
+        self.max_images = None if max_images is None else check_int(
+            'max_images', max_images, 2 * LEAST,
+            'Leave it out for all images.')
         self.resume = resume
         # {scale: {what it may keep: its metrics}}
         self.found: dict[int, dict[str, dict[str, float]]] = {}

@@ -205,6 +205,8 @@ def _batch_augments(cfg: dict) -> list[dict]:
 def _of_one_size(augments: Sequence[dict], cfg: dict) -> list[dict]:
     """``augments`` of a batch without those that draw its size, or with the
     size of a test if the pipelines of ``cfg`` leave the size to them."""
+    if not any(type_name(each) in BATCH_RESIZES for each in augments):
+        return list(augments)
     test = next(iter(pipelines_of(cfg.get('test_dataloader') or {})), None)
     if any(map(train_sizes, all_pipelines(cfg))) or not test:
         return [each for each in augments

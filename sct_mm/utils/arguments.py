@@ -87,7 +87,7 @@ def optional_dict(name: str, value: Any, hint: str) -> dict:
     """
     if not isinstance(value, dict | None):
         raise TypeError(f'`{name}` must be a dict, but got {value!r}. {hint}')
-    return value or {}
+    return dict(value or {})
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -201,3 +201,14 @@ def test_sizes_of_all_pipelines_of_a_training():
     assert sizes_in_training(cfg) == [(32, )]
     assert smallest_in_training(cfg) == 0  # images of a padded batch
     assert sizes_in_training({}) == []
+
+
+@pytest.mark.parametrize('kind', ['BatchFixedSizePad', 'BatchResize'])
+def test_augments_that_draw_no_size_stay(kind):
+    """Also where no transform of the test sets a size."""
+    loader = dict(dataset=dict(pipeline=[LOAD, PACK]))
+    augments = [dict(type=kind, scale=(64, 64))]
+    cfg = dict(train_dataloader=loader, test_dataloader=loader, model=dict(
+        data_preprocessor=dict(batch_augments=augments)))
+    new, left_out = without_batch_mixes(cfg)
+    assert new == cfg and not left_out

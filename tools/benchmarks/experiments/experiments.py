@@ -88,7 +88,7 @@ FLAT = Arm(SINGLE[28].config, {
         .split()))
 RANKED = Arm(SINGLE[28].config, {28: 3 + 4 / 3, 21: 4, 14: 4},
              start=SINGLE[28],
-             adapt=tuple('--scales 28 21 14 --epochs 4'.split()))
+             adapt=tuple('--scales 28 21 14 --epochs 4 --lr 0.05'.split()))
 # About the compute of 5 epochs at 28.
 LONGER = {size: lasting(SINGLE[size], 3, epochs) for size, epochs in (
     (28, 5), (24, 8), (21, 8), (18, 9), (16, 18), (14, 19))}
