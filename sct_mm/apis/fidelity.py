@@ -180,8 +180,7 @@ def fidelity(config: StrPath, checkpoint: StrPath,
     folder_of(out, config)  # before all images are read
     skip = [] if images is None else check_images(images)
     sizes = None if scales is None else expand_sizes(scales, 'scales')
-    models = models_of(config, checkpoint, [
-        *compare, *([] if against is None else [against])], cfg_options)
+    models = models_of(config, checkpoint, compare, cfg_options, against)
     indices = given_indices(cfg_options, 'test_dataloader')
     prepare = partial(
         _prepare, sizes=sizes, sure=sure, folder=images, skip=skip,

@@ -256,22 +256,25 @@ def open_test(config: str, checkpoint: str, sizes: Sizes | None,
 
 
 def models_of(config: StrPath, checkpoint: StrPath, compare: Any,
-              cfg_options: dict | None) -> list[tuple[str, str]]:
-    """(config, checkpoint) of each model of :func:`test`, that can be read:
-    otherwise the tests of those before it would be lost.
+              cfg_options: dict | None, against: Any = None
+              ) -> list[tuple[str, str]]:
+    """(config, checkpoint) of each model of :func:`test`, and last of
+    ``against`` if there is one, that can be read: otherwise the tests of those
+    before it would be lost.
 
     Raises:
-        TypeError: if ``compare`` is no list of pairs.
+        TypeError: if one to compare with is no pair.
         UserError: for a file that is missing or damaged.
     """
-    if not isinstance(compare, (list, tuple)) or not all(
-            isinstance(each, (list, tuple)) and len(each) == 2
-            for each in compare):
-        raise TypeError('Each network to compare with must be a pair (config, '
-                        f'checkpoint), but got {compare!r}. Write e.g. '
-                        "[('a.py', 'a.pth')].")
+    others = [*(compare if isinstance(compare, (list, tuple)) else [compare]),
+              *([] if against is None else [against])]
+    for each in others:
+        if not isinstance(each, (list, tuple)) or len(each) != 2:
+            raise TypeError('Each network to compare with must be a pair '
+                            f'(config, checkpoint), but got {each!r}. Write '
+                            "e.g. compare=[('a.py', 'a.pth')].")
     models = []
-    for each in ((config, checkpoint), *compare):
+    for each in ((config, checkpoint), *others):
         config, checkpoint = map(check_path, ('config', 'checkpoint'), each)
         checkpoint = find_checkpoint(checkpoint, load_config(config,
                                                              cfg_options))

@@ -42,8 +42,8 @@ _ALIKE = 16  # images that have one class by more than chance
 _SHORTEST_TRIAL, _LONGEST_TRIAL = 48, 64  # steps of one learning rate
 _TRIAL_TRAINS = 512  # images, if the longest trial has as many
 # The share of the best score by which a larger rate may be behind in a trial
-# that is far shorter than the training (our choice: behind by a tenth, it was
-# the worse in a whole training, docs/results.md).
+# that is far shorter than the training (our choice: behind by 9 %, it was the
+# worse in a whole training, docs/results.md).
 _NEAR = 0.08
 _SURE = 0.5  # share of the images below which they are of another kind
 

@@ -1,4 +1,6 @@
 """What a test takes for a checkpoint, and says of it."""
+import re
+
 import exports
 import pytest
 import torch
@@ -44,8 +46,12 @@ def test_a_network_to_compare_with_is_missed_before_any_test(
             run is apis.fidelity)]:
         with pytest.raises(UserError, match='b.pth.* is missing'):
             run(*arguments, out=tmp_path, cfg_options=options, **wrong)
-    with pytest.raises(TypeError, match='must be a pair .*, but got .*b.pth'):
-        run(*arguments, out=tmp_path, cfg_options=options, compare=gone)
+    for wrong in (dict(compare=gone), dict(compare=None),
+                  dict(against=config))[:2 + (run is apis.fidelity)]:
+        got = 'None' if wrong == dict(compare=None) else repr(config)
+        with pytest.raises(TypeError, match='must be a pair .*, but got '
+                           f'{re.escape(got)}'):
+            run(*arguments, out=tmp_path, cfg_options=options, **wrong)
     with pytest.raises(TypeError, match="`cfg_options` must be a dict, but "
                        r"got \['a=1'\]"):
         run(*arguments, out=tmp_path, cfg_options=['a=1'])

@@ -138,7 +138,7 @@ def name_pass(where: str, smaller: bool = False) -> None:
     # Not of a full memory, and not of a message that has a fix.
     if smaller and type(error) in (RuntimeError, AssertionError) and (
             '`' not in str(error)):
-        text += ('. If its host fixes the network to one size, or its stride '
+        text += ('. If the host fixes the network to one size, or its stride '
                  f'does not divide it, leave {where} out of `scales`.')
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f'{error.args[0]} {text}', )
