@@ -294,7 +294,7 @@ def test_on_a_gpu_it_is_told_when_one_waits_for_it():
     (ValueError('mine'), r'mine \(in the pass of SCTLossHook at scale 8\)'),
     (torch.OutOfMemoryError('full'), r'full .*at scale 8\)$'),
     (RuntimeError('`a` is 3. Set 2.'), r'Set 2. .*at scale 8\)$'),
-    (RuntimeError('a (3) must match b (4)'), r'at scale 8\). If its host .*, '
+    (RuntimeError('a (3) must match b (4)'), r'at scale 8\). If the host .*, '
      'leave scale 8 out of `scales`.'),
     (AssertionError(), r'^\(in the pass .*leave scale 8 out')])
 def test_a_pass_that_raises_names_its_scale(error, match):
