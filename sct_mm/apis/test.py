@@ -2,7 +2,6 @@
 import copy
 import itertools
 import os.path as osp
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -99,8 +98,6 @@ def test_config(cfg: Config, out: str, sizes: Sizes | None) -> Config:
     import_this_package(cfg)
     cfg.load_from, cfg.work_dir, cfg.resume = None, out, False
     cfg.log_level = 'WARNING'  # the progress bar and the table say the rest
-    # mmengine names what it logs by the second: two tests may share one.
-    cfg.experiment_name = f'test-{uuid.uuid4().hex[:8]}'
     if cfg.filename:  # the Runner writes it: not over that of a training
         vars(cfg)['_filename'] = f'test_{osp.basename(cfg.filename)}'
     set_loader_defaults(cfg.test_dataloader, cfg)

@@ -236,13 +236,6 @@ def test_the_config_of_a_training_stays_as_it_is(fashion, tmp_path):
     assert (tmp_path / f'test_{there.name}').is_file()
 
 
-def test_two_tests_of_one_second_have_logs_of_their_own():
-    cfg = Config.fromfile(FASHION)
-    names = [config_of_test(cfg, 'work_dirs/x', None).experiment_name
-             for _ in range(2)]
-    assert len(set(names)) == 2
-
-
 @pytest.mark.parametrize('scales, match', [
     ((0, ), r'`scales` must be positive ints \(pixels\) or .* got \(0,\)'),
     ((), '`scales` must be positive ints'), ('28:14:0', 'step of at least')])

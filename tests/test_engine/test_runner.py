@@ -1,5 +1,5 @@
-"""A Runner of a config that lacks parts of what is not run."""
-import itertools
+"""The Runner of a config, which may lack parts of what is not run."""
+import time
 
 import pytest
 from helpers import collate, samples, ssbn_model
@@ -8,7 +8,6 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS
 
 from sct_mm.engine.runner import built_runner, lacking
 
-COUNT = itertools.count()
 FUNCTIONS.register_module('stacked', force=True, module=collate)
 DATASETS.register_module('EightImages', force=True, module=samples)
 MODELS.register_module('SmallSSBN', force=True, module=ssbn_model)
@@ -20,7 +19,6 @@ def config(folder, **options):
                   collate_fn=dict(type='stacked'))
     return Config(dict(
         model=dict(type='SmallSSBN'), work_dir=str(folder),
-        experiment_name=f'parts-{next(COUNT)}', log_level='ERROR',
         train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         param_scheduler=[], **options))
@@ -48,3 +46,22 @@ def test_the_runner_of_a_training_needs_no_test(tmp_path):
     file, = tmp_path.glob('*.py')  # by which a network is tested later
     assert 'test_dataloader=dict(dataset=dict(a=1))' in ''.join(
         file.read_text().split())
+
+
+@pytest.mark.parametrize('name', [None, 'visualizer'])
+def test_two_runs_of_one_second_have_files_of_their_own(name, tmp_path,
+                                                        monkeypatch):
+    """mmengine knows runs by their second, and mmdet's visualizer by a name
+    that all runs share."""
+    monkeypatch.setattr(time, 'strftime', lambda *args: '20200101_000000')
+    folders = [tmp_path / 'first', tmp_path / 'second']
+    for folder in folders:
+        cfg = config(folder, visualizer=dict(
+            type='Visualizer', vis_backends=[dict(type='LocalVisBackend')],
+            **({'name': name} if name else {})))
+        built_runner(cfg).train()
+    for folder in folders:
+        assert [file.parent.name for file in folder.rglob('config.py')] == [
+            'vis_data']
+        log, = folder.rglob('*.log')
+        assert 'Saving checkpoint at 1 epochs' in log.read_text()
