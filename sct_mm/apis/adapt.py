@@ -29,6 +29,7 @@ from ..engine.adaptation import (
     LEAST,
     Case,
     HeldOutImages,
+    Measured,
     best,
     best_rate,
     copy_row,
@@ -218,7 +219,7 @@ class Adaptation:
             'Leave it out for all images.')
         self.resume = resume
         # {scale: {what it may keep: its metrics}}
-        self.found: dict[int, dict[str, dict[str, float]]] = {}
+        self.found: dict[int, dict[str, Measured]] = {}
         self.trials: dict[str, Any] = {}  # of learning rates
         self.between_found: list[dict[str, Any]] = []  # in the result
         name = f'adapt_{config_name(config)}'
@@ -448,13 +449,13 @@ class Adaptation:
             return RATES[0]
         alone = scale_of_trials(self.scales)
         case = Case(alone, alone)
-        found: dict[float, dict[str, float]] = {}
+        found: dict[float, Measured] = {}
         for rate in RATES:
             model = try_rate(self.model, self.cfg, rate, steps,
                              smallest_in_training(self.cfg))
             failed = [model is None]
             broadcast_object_list(failed)  # all measure, or none
-            found[rate] = {} if failed[0] else self.held_out.measure(
+            found[rate] = Measured() if failed[0] else self.held_out.measure(
                 model or self.model, [case], f'Learning rate {rate:g}',
                 _TRIAL_IMAGES)[case]
             taken = best_rate(found, steps / self.steps)

@@ -3,7 +3,8 @@ keeps by that."""
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ _TRIAL_TRAINS = 512  # images, if the longest trial has as many
 # that is far shorter than the training (our choice: behind by 9 %, it was the
 # worse in a whole training, docs/results.md).
 _NEAR = 0.08
+_PARTS = 10  # of the held-out images, whose differences tell what is chance
 _SURE = 0.5  # share of the images below which they are of another kind
 
 
@@ -125,10 +127,54 @@ def is_worse(after: dict[str, float], before: dict[str, float],
     return score(after) < score(before) - share * abs(score(before))
 
 
-def best(candidates: dict[str, dict[str, float]]) -> str:
-    """The name of the best of ``candidates``, ``{name: metrics}``; the first
-    of equal ones."""
-    return max(candidates, key=lambda name: score(candidates[name]))
+class Measured(dict[str, float]):
+    """Metrics on images that are held out.
+
+    Attributes:
+        without: the :func:`score` on all images but those of one part, for
+            each part; empty if they cannot be divided.
+    """
+    without: tuple[float, ...] = ()
+
+
+def measured(items: Sequence[Any], compute: Callable[[Sequence[Any]],
+                                                     dict[str, float]]
+             ) -> Measured:
+    """The metrics that ``compute`` makes of ``items``, one of an image or of
+    a batch."""
+    found = Measured(compute(items))
+    parts = min(_PARTS, len(items))
+    try:
+        found.without = tuple(
+            score(compute([item for index, item in enumerate(items)
+                           if index % parts != part]))
+            for part in range(parts if parts > 1 else 0))
+    except UserError:  # one part has all objects that the base finds
+        found.without = (math.nan, ) * parts
+    return found
+
+
+def is_gain(after: Measured, before: Measured) -> bool:
+    """Whether ``after`` is ahead of ``before`` by more than the standard error
+    of that, which is the jackknife's (our choice: more rarely than in one
+    case of six by chance, docs/results.md)."""
+    gain = score(after) - score(before)
+    changes = [ours - theirs for ours, theirs in zip(
+        after.without, before.without, strict=True)]
+    if not changes or not math.isfinite(score(before)):
+        return gain > 0
+    mean = sum(changes) / len(changes)
+    error = math.sqrt((len(changes) - 1) / len(changes) * sum(
+        (change - mean) ** 2 for change in changes))
+    return gain > error  # not if it cannot be told: NaN
+
+
+def best(candidates: dict[str, Measured]) -> str:
+    """The name of the best of ``candidates``, ``{name: metrics}``, whose first
+    one is the network as it was: that unless another :func:`is_gain`."""
+    before = next(iter(candidates))
+    most = max(candidates, key=lambda name: score(candidates[name]))
+    return most if is_gain(candidates[most], candidates[before]) else before
 
 
 class HeldOutImages:
@@ -157,7 +203,7 @@ class HeldOutImages:
         self.sure: float | None = None  # share of images, of a classifier
 
     def measure(self, model: Any, cases: Iterable[Case], title: str,
-                images: int | None = None) -> dict[Case, dict[str, float]]:
+                images: int | None = None) -> dict[Case, Measured]:
         """The metrics of ``model`` in each of ``cases``; all processes get
         those of the first.
 
@@ -182,7 +228,7 @@ class HeldOutImages:
         return found
 
     def _loop(self, model: Any, cases: Sequence[Case], title: str,
-              images: int | None) -> dict[Case, dict[str, float]]:
+              images: int | None) -> dict[Case, Measured]:
         first = self._reference is None and not self.by_loss
         made = FidelityMetric()
         reference = self._reference or made.made
@@ -218,7 +264,7 @@ class HeldOutImages:
                 if images is not None and seen >= images:
                     break
         if self.by_loss:
-            return {case: dict(loss=sum(values) / len(values))
+            return {case: measured(values, _mean_loss)
                     for case, values in losses.items()}
         if first:
             own = made.compute_metrics(made.results)
@@ -227,9 +273,7 @@ class HeldOutImages:
                       if name.endswith('sure_images')]
             if counts:
                 self.sure = min(counts) / len(reference.answers)
-        return {case: {name: value for name, value in metric.compute_metrics(
-            metric.results).items() if not name.endswith(
-                ('sure_images', 'truth_boxes'))}
+        return {case: measured(metric.results, partial(_compared, metric))
                 for case, metric in metrics.items()}
 
     def check_answers(self) -> None:
@@ -272,6 +316,17 @@ def _only_class(reference: Reference) -> int | None:
             return None
         classes.add(int(scores.argmax()))
     return classes.pop() if len(classes) == 1 else None
+
+
+def _mean_loss(losses: Sequence[float]) -> dict[str, float]:
+    return dict(loss=sum(losses) / len(losses))
+
+
+def _compared(metric: FidelityMetric, results: list) -> dict[str, float]:
+    """The metrics of ``results``, but for counts."""
+    return {name: value
+            for name, value in metric.compute_metrics(results).items()
+            if not name.endswith(('sure_images', 'truth_boxes'))}
 
 
 def _loss_of(model: Any, batch: dict) -> float:
@@ -333,7 +388,7 @@ def trial_steps(steps: int, rates: int, scales: Sequence[int],
     return min(max(affordable, least), _LONGEST_TRIAL, steps)
 
 
-def best_rate(trials: dict[float, dict[str, float]], share: float) -> float:
+def best_rate(trials: Mapping[float, dict[str, float]], share: float) -> float:
     """The learning rate to take of ``{rate: metrics after its trial}``, {}
     where the trial has failed: the largest that is not far behind the best,
     since a training that is longer than the trials favours larger ones. If all
