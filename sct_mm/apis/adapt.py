@@ -3,8 +3,8 @@ what it answers at its own."""
 import copy
 import os
 import os.path as osp
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,22 +25,13 @@ from ..datasets.image_folder import folder_loader, given_indices
 from ..datasets.last_stage import smallest_in_training
 from ..datasets.multi_scale_batch import padding_of
 from ..datasets.real_images import RealImages, training_images
-from ..engine.adaptation import (
+from ..engine.adaptation.held_out import (
     LEAST,
-    Case,
     HeldOutImages,
-    Measured,
-    best,
-    best_rate,
-    copy_row,
-    drop_change,
-    is_worse,
     number_held_out,
-    scale_of_trials,
-    score,
-    trial_steps,
-    try_rate,
 )
+from ..engine.adaptation.keeping import Keeping
+from ..engine.adaptation.rates import RATES, find_rate
 from ..engine.adapted_config import (
     adapted_config,
     check_folder,
@@ -60,19 +51,12 @@ from ..engine.sct.checks import check_pipeline
 from ..engine.sct.logits import makers_of_logits
 from ..engine.sct.monitor import NotFiniteError
 from ..engine.sct.resize import batch_transform_of, nearest_kernel
-from ..engine.sct.schedule import halfway, sizes_between
+from ..engine.sct.schedule import sizes_between
 from ..engine.training_images import (
     SeededImages,
     build_loader,
     seeded_images,
 )
-from ..evaluation.adapted_report import (
-    MIXED,
-    NOTHING,
-    STATISTICS,
-    TRAINED,
-)
-from ..models import precise_bn
 from ..models.extract import extract_scale
 from ..models.size_selection import check_scales, scales_of
 from ..models.weight_change import (
@@ -94,7 +78,6 @@ from ..utils.checkpoint import (
     dump,
     make_folder,
     meta_of,
-    without_nan,
 )
 from ..utils.config import config_name, load_config, scales_settings
 from ..utils.config_walk import type_name
@@ -115,9 +98,6 @@ _IMAGES = 1024  # that give the statistics, if there are as many
 RESULTS = 'adapted.json'
 _TRIALS = 'trials'  # of learning rates, in the meta of _START
 _KERNEL_IMAGES = 16  # by which a resize is compared with that of a test
-_TRIAL_IMAGES = 500  # on which a learning rate is measured
-# Learning rates, tried from the first until one is not near the best.
-RATES = (0.003, 0.01, 0.05, 0.1)
 
 
 def check_rate(lr: float | None) -> float | None:
@@ -186,7 +166,6 @@ class Adaptation:
     cfg: Config  # of the adapted network
     model: nn.Module  # the network that is adapted
     stock: nn.Module  # the network of the checkpoint, which stays as it is
-    start: nn.Module  # the network with estimated statistics
     base: BaseSize
     scales: tuple[int, ...]  # that serve the sizes of the test, then
     sizes: tuple[int, ...]  # those that get statistics but no training
@@ -195,6 +174,8 @@ class Adaptation:
     total: int  # of the training images, how many are taken
     held_out: HeldOutImages  # those of them that nothing trains on
     count: int  # of these
+    keeping: Keeping  # what was measured on them, and decided by that
+    between_found: list[dict[str, Any]]  # in the result
     batch: int  # images in a step of one process
     steps: int  # of the training
 
@@ -218,10 +199,7 @@ class Adaptation:
             'max_images', max_images, 2 * LEAST,
             'Leave it out for all images.')
         self.resume = resume
-        # {scale: {what it may keep: its metrics}}
-        self.found: dict[int, dict[str, Measured]] = {}
         self.trials: dict[str, Any] = {}  # of learning rates
-        self.between_found: list[dict[str, Any]] = []  # in the result
         name = f'adapt_{config_name(config)}'
         self.out = out or osp.join('work_dirs', name)
         self.config_path = osp.join(self.out, f'{name}.py')
@@ -381,11 +359,15 @@ class Adaptation:
         with noting_unread(self.model) as unread:
             self._estimate(self.scales[1:])
         self._leave_unchanged(unread)
-        self._measure_start()
-        self.start = copy.deepcopy(self.model)
-        self._choose_statistics()
-        if self.lr is None:
-            self._set_lr(self._found_lr() if self.epochs else RATES[0])
+        self.keeping = Keeping(self.held_out, self.scales, self.sizes)
+        self.keeping.measure_start(self.model)
+        self._keep_statistics(self.keeping.choose_statistics(self.model))
+        if self.lr is None and self.epochs:
+            rate, self.trials = find_rate(self.model, self.cfg, self.held_out,
+                                          self.steps, self.batch)
+            self._set_lr(rate)
+        elif self.lr is None:
+            self._set_lr(RATES[0])
         self.cfg.work_dir = osp.dirname(self.config_path)
         self.cfg.load_from = self.start_path
         if is_main_process() and not self.resume:
@@ -424,57 +406,8 @@ class Adaptation:
                   f'their modules read themselves: {", ".join(names)}.',
                   'current')
 
-    def _measure_start(self) -> None:
-        """Measure the smaller sizes as they are, and by the statistics that
-        were estimated for them."""
-        base, own = self.scales[0], self.scales[1:]
-        found = self.held_out.measure(self.model, [
-            *(Case(size, base) for size in (*own, *self.sizes)),
-            *(Case(size, size) for size in own)], 'As it is')
-        self.held_out.check_answers()
-        for case, metrics in found.items():
-            name = NOTHING if case.scale == base else STATISTICS
-            self.found.setdefault(case.size, {})[name] = metrics
-        if doubt := self.held_out.doubt():
-            warnings.warn(doubt, stacklevel=2)
-
     def _set_lr(self, lr: float) -> None:
         self.lr = self.cfg.optim_wrapper.optimizer.lr = lr
-
-    def _found_lr(self) -> float:
-        """Of ``RATES``, by short trials (:func:`best_rate`)."""
-        steps = trial_steps(self.steps, len(RATES), self.scales, self.batch)
-        if not steps:
-            self.trials = dict(steps=0, scores={})
-            return RATES[0]
-        alone = scale_of_trials(self.scales)
-        case = Case(alone, alone)
-        found: dict[float, Measured] = {}
-        for rate in RATES:
-            model = try_rate(self.model, self.cfg, rate, steps,
-                             smallest_in_training(self.cfg))
-            failed = [model is None]
-            broadcast_object_list(failed)  # all measure, or none
-            found[rate] = Measured() if failed[0] else self.held_out.measure(
-                model or self.model, [case], f'Learning rate {rate:g}',
-                _TRIAL_IMAGES)[case]
-            taken = best_rate(found, steps / self.steps)
-            if taken != rate:  # larger ones are farther behind
-                break
-        self.trials = dict(steps=steps, scores=without_nan({
-            rate: score(metrics) for rate, metrics in found.items()}))
-        return taken
-
-    def _choose_statistics(self) -> None:
-        """Let the training keep the statistics of the base if they serve the
-        smaller sizes better than those that were estimated."""
-        gains = sum(score(self.found[scale][STATISTICS])
-                    - score(self.found[scale][NOTHING])
-                    for scale in self.scales[1:])
-        keep = not gains > 0
-        self._keep_statistics(keep)
-        for scale in self.scales[1:] if keep else ():
-            copy_row(self.model, self.start, scale, self.scales[0])
 
     def _keep_statistics(self, keep: bool) -> None:
         self.cfg.custom_hooks[-1].norm_eval = keep
@@ -495,64 +428,16 @@ class Adaptation:
                     'a smaller --lr, or leave it out, and --force.'
                 ) from error
             self.model = model.module if is_model_wrapper(model) else model
-            found = self.held_out.measure(self.model, [
-                Case(size, size) for size in self.scales[1:]], 'Adapted')
-            for case, metrics in found.items():
-                self.found[case.size][TRAINED] = metrics
-        for scale in self.scales[1:]:
-            self._keep_best(scale)
+            self.keeping.measure_trained(self.model)
+        self.keeping.keep_best(self.model)
         if self.sizes:
-            self._add_sizes()
+            self.keeping.add_sizes(self.model, partial(self._estimate,
+                                                       self.sizes))
             self.cfg.model.scales = scales_of(self.model)
             self._write_config()
-        self._measure_between()
-
-    def _measure_between(self) -> None:
-        """Measure the mix half-way between two scales, which no image may
-        have trained, and the network as it was there. A size that the network
-        does not take, for which nobody has asked, is left out."""
-        for size in halfway(scales_of(self.model) or (), padding_of(
-                self.model).get('size_divisor', 1)):
-            cases = Case(size, self.scales[0]), Case(size, size)
-            try:
-                found = self.held_out.measure(self.model, cases,
-                                              f'Between, {size}')
-            except Exception as error:  # of any kind, by the host's layers
-                print_log(f'adapt does not measure {size} px, between two '
-                          f'scales: {error}', 'current')
-                continue
-            before, after = (found[case] for case in cases)
-            self.between_found.append(dict(
-                size=self.base.size_of(size), before=before, after=after,
-                worse=is_worse(after, before)))
-
-    def _keep_best(self, scale: int) -> None:
-        """Undo at ``scale`` what did not gain on the held-out images."""
-        kept = best(self.found[scale])
-        if kept != TRAINED:
-            drop_change(self.model, scale)
-            copy_row(self.model, self.start, scale,
-                     self.scales[0] if kept == NOTHING else scale)
-
-    def _add_sizes(self) -> None:
-        """Make ``sizes`` scales: each serves the mix of its neighbours, gets
-        statistics of its own, or stays as it was, whichever is best."""
-        for size in self.sizes:
-            precise_bn.add_scale(self.model, size)
-        mixed = copy.deepcopy(self.model)
-        cases = [Case(size, size) for size in self.sizes]
-        before = self.held_out.measure(self.model, cases, 'Mixed')
-        self._estimate(self.sizes)
-        after = self.held_out.measure(self.model, cases, 'Between')
-        for case in cases:
-            found = self.found[case.size]
-            found.update({MIXED: before[case], STATISTICS: after[case]})
-            kept = best(found)
-            if kept == NOTHING:
-                drop_change(self.model, case.size)
-            if kept != STATISTICS:
-                copy_row(self.model, mixed, case.size, self.scales[0]
-                         if kept == NOTHING else case.size)
+        self.between_found = [
+            {**row, 'size': self.base.size_of(row['size'])}
+            for row in self.keeping.between(self.model)]
 
     def verify(self) -> dict[str, Any]:
         """Compare the network at the base with the checkpoint, and write
@@ -569,8 +454,8 @@ class Adaptation:
                 f'The network must answer as before at {self.base.test}, but '
                 f'{changed[0]} has changed. Remove the hook from '
                 '`custom_hooks` that does it.')
-        rows = [self._row_of(scale) for scale in (scales_of(self.model)
-                                                  or ())[1:]]
+        rows = [{'size': self.base.size_of(scale), **self.keeping.row(scale)}
+                for scale in (scales_of(self.model) or ())[1:]]
         save_weights(self.model, self.result_path, self.meta)
         if is_main_process():
             dump(dict(base=self.base.test, lr=self.lr, rank=self.rank,
@@ -585,13 +470,6 @@ class Adaptation:
                     held_out=self.count, rows=rows,
                     between=self.between_found, lr=self.lr,
                     trials=self.trials, steps=self.steps)
-
-    def _row_of(self, scale: int) -> dict[str, Any]:
-        """What was measured at ``scale``, and what it keeps."""
-        found = self.found[scale]
-        kept = best(found)
-        return dict(size=self.base.size_of(scale), scale=scale, keeps=kept,
-                    before=found[NOTHING], after=found[kept], found=found)
 
     def _write_config(self) -> None:
         if is_main_process():
@@ -659,8 +537,8 @@ def adapt(config: StrPath, checkpoint: StrPath, scales: Sizes,
             `adapted.pth`, and the logs and checkpoints of the training.
         images: path of a folder of images, which need no labels; None: the
             training set of the config. Of all of them
-            :func:`~sct_mm.engine.adaptation.number_held_out` are measured on
-            and not trained on.
+            :func:`~sct_mm.engine.adaptation.held_out.number_held_out` are
+            measured on and not trained on.
         lr: the highest learning rate, of AdamW; None: the best of ``RATES``
             on held-out images, by short trials.
         sizes: more sizes below the base, as ``scales``.

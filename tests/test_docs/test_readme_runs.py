@@ -64,7 +64,7 @@ def production(tmp_path, monkeypatch):
         model(torch.rand(8, 3, 64, 64))  # statistics
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'stock.pth')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('sct_mm.engine.adaptation.LEAST', 2)
+    monkeypatch.setattr('sct_mm.engine.adaptation.held_out.LEAST', 2)
     # A busy machine may need more than the 5 ms that README asks for.
     monkeypatch.setattr(measure, 'timed', lambda run: (run(), 4e-3)[1])
     return tmp_path

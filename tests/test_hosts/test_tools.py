@@ -165,7 +165,7 @@ def test_train_validate_test_and_export(case, tmp_path_factory,
 def test_adapt(case, tmp_path_factory,
                tmp_path, record_property, monkeypatch):
     record_property('host', case.host)
-    monkeypatch.setattr('sct_mm.engine.adaptation.LEAST', 2)
+    monkeypatch.setattr('sct_mm.engine.adaptation.held_out.LEAST', 2)
     folder = folder_of(case.host, tmp_path_factory)
     stock = with_sum(small(case, folder, tmp_path / 'stock'))
     path = dumped(stock, tmp_path, 'stock')

@@ -1,5 +1,5 @@
-"""What `adapt` measures on held-out images, and how it decides."""
-import math
+"""The images that are held out, what is measured on them, and what a size
+gets back by that."""
 
 import pytest
 import torch
@@ -13,23 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from sct_mm import convert_to_ssbn, use_scale
-from sct_mm.engine.adaptation import (
+from sct_mm.engine.adaptation.held_out import (
     Case,
     HeldOutImages,
-    Measured,
     WithoutHeldOut,
-    best,
-    best_rate,
-    copy_row,
-    drop_change,
-    is_gain,
-    is_worse,
-    measured,
     number_held_out,
-    scale_of_trials,
-    score,
-    trial_steps,
 )
+from sct_mm.engine.adaptation.keeping import copy_row, drop_change
 from sct_mm.engine.adapted_config import check_folder
 from sct_mm.engine.training_images import drawn
 from sct_mm.evaluation.fidelity import compare_scores
@@ -172,7 +162,7 @@ def test_images_that_the_network_is_unsure_of():
     assert images.doubt() is None
 
 
-def test_how_many_are_held_out_and_tried():
+def test_how_many_are_held_out():
     assert [number_held_out(n) for n in (64, 320, 2000, 10**6)] == [
         32, 32, 200, 1000]
     with pytest.raises(UserError, match='at least 64 images.*but got 10'):
@@ -182,68 +172,6 @@ def test_how_many_are_held_out_and_tried():
     assert [number_held_out(64 + n, 32, 2) for n in (0, 1, 2, 3)] == [
         32, 33, 34, 32]
     assert number_held_out(65, 2, 2) == 32  # each batch has one
-    assert [trial_steps(n, 3, (28, 14), 128) for n in (
-        0, 15, 16, 480, 1500, 10**6)] == [0, 0, 16, 48, 50, 64]
-    # A step of all scales costs as much as 2.5 of 160 alone.
-    scales = (224, 192, 160, 128, 96)
-    assert [trial_steps(600, 3, scales, batch)
-            for batch in (64, 16, 10, 8, 1)] == [49, 49, 52, 64, 64]
-    assert scale_of_trials(scales) == 160
-    assert [scale_of_trials(tuple(range(n, 0, -1))) for n in (2, 3, 4)] == [
-        1, 2, 2]
-
-
-def test_the_best_and_the_first_of_equals():
-    def of(*values):
-        return dict(zip(('agreement/all', 'agreement/sure', 'kl'), values,
-                        strict=True))
-
-    assert score(of(50., 70., 1.)) == 60
-    assert score(of(50., math.nan, 1.)) == 50
-    assert score({'a/agreement/all': 10, 'b/agreement/all': 20}) == 15
-    assert score(dict(bbox_mAP=0.3, bbox_mAP_50=0.9)) == 0.3
-    assert score(dict(loss=2.0)) == -2
-    assert score(dict(loss=math.nan)) == score({}) == -math.inf
-    for a, b, which in ((of(50., 70., 1.), of(60., 60., 2.), 'a'),
-                        (of(50., 70., 1.), of(60., 61., 2.), 'b'),
-                        (dict(loss=1.0), dict(loss=0.5), 'b'),
-                        (dict(loss=math.nan), dict(loss=0.5), 'b'),
-                        (dict(loss=0.5), dict(loss=math.nan), 'a')):
-        assert best(dict(a=Measured(a), b=Measured(b))) == which
-
-
-def of_losses(values):
-    return measured(values.tolist(), lambda part: dict(
-        loss=sum(part) / len(part)))
-
-
-@pytest.mark.parametrize('share, gains', [(1.01, True), (0.99, False)])
-def test_a_gain_is_more_than_its_standard_error(share, gains):
-    """Of the means of ten parts, each of which has every tenth image."""
-    before, noise = torch.rand(2, 50, dtype=torch.float64)
-    noise -= noise.mean()
-    error = noise.view(5, 10).mean(0).std() / 10 ** 0.5
-    after = before - noise - share * error
-    names = dict(nothing=of_losses(before), trained=of_losses(after))
-    assert is_gain(names['trained'], names['nothing']) == gains
-    assert best(names) == ('trained' if gains else 'nothing')
-    assert not is_gain(names['nothing'], names['trained'])
-
-
-def test_a_gain_that_cannot_be_told_is_none():
-    """One part has all objects, or answers that are not numbers."""
-    def of(items):
-        if 1 not in items:
-            raise UserError('no objects')
-        return dict(bbox_mAP=sum(items) / len(items))
-
-    few, more = measured([1, 0, 0, 0], of), measured([1, 1, 1, 0], of)
-    assert not is_gain(more, few) and best(dict(a=few, b=more)) == 'a'
-    wrong = of_losses(torch.tensor([1., math.nan, 1.]))
-    right = of_losses(torch.tensor([2., 1., 3.]))
-    assert is_gain(right, wrong) and not is_gain(wrong, right)
-    one, two = (of_losses(torch.tensor([loss])) for loss in (1., 2.))
-    assert is_gain(one, two) and not is_gain(two, one)
 
 
 @pytest.mark.parametrize('shuffle', [True, False])
@@ -269,37 +197,6 @@ def test_a_size_gets_what_it_had():
     drop_change(model, 8)
     assert torch.equal(answers(model, 8, 8), want)
     assert torch.equal(answers(model, 16, 16), before)
-
-
-@pytest.mark.parametrize('name, before, after, worse', [
-    ('agreement/all', 80., 78.5, False), ('agreement/all', 80., 78., True),
-    ('loss', 2., 2.03, False), ('loss', 2., 2.05, True),
-    ('loss', 2., 1., False), ('coco/bbox_mAP', 0.5, 0.4, True)])
-def test_worse_by_more_than_chance(name, before, after, worse):
-    assert is_worse({name: after}, {name: before}) == worse
-
-
-@pytest.mark.parametrize('name, values, share, rate', [
-    # The first ones are of real trials, docs/results.md.
-    ('agreement/all', (79.9, 86.0, None, 87.4), 48 / 305, 0.1),
-    ('agreement/all', (54.1, 57.8, None, 54.4), 48 / 360, 0.1),
-    ('agreement/all', (64.4, 58.5, 1.3), 64 / 563, 0.003),
-    ('agreement/all', (80.2, 86.2, 89.4, 87.8), 48 / 58, 0.05),
-    ('agreement/all', (81.0, 81.0, 75.5), 0.0, 0.05),
-    ('agreement/all', (81.0, 79.0, 75.0), 0.5, 0.01),
-    ('agreement/all', (81.0, 80.9, 75.0), 1.0, 0.003),
-    ('agreement/all', (81.0, 81.0, 75.0), 1.0, 0.01),
-    ('agreement/all', (50.0, 45.0, None), 0.1, 0.003),
-    ('agreement/all', (None, None, None), 0.1, 0.003),
-    ('agreement/all', (None, math.nan, math.nan), 0.1, 0.003),
-    ('loss', (1.9, 2.1, 2.1), 0.1, 0.003),
-    ('loss', (2.1, 1.98, 2.0), 0.1, 0.05),
-    ('bbox_mAP', (0.2, 0.31, 0.25), 0.1, 0.01)])
-def test_the_best_rate_or_a_larger_one_that_is_near(name, values, share,
-                                                    rate):
-    trials = {of: {} if value is None else {name: value} for of, value in zip(
-        (0.003, 0.01, 0.05, 0.1), values, strict=False)}
-    assert best_rate(trials, share) == rate
 
 
 def test_a_crop_alone_takes_images_of_its_size_alone(tmp_path):

@@ -1,0 +1,79 @@
+"""Compare what was measured on images that are held out."""
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...utils.errors import UserError
+
+# Metrics of FidelityMetric whose mean decides, by their end; more is better.
+_DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
+_PARTS = 10  # of the held-out images, whose differences tell what is chance
+
+
+def score(metrics: dict[str, float]) -> float:
+    """One number by which metrics of :meth:`HeldOutImages.measure` compare;
+    more is better, NaN counts as the worst."""
+    if 'loss' in metrics:
+        value = -metrics['loss']
+    else:
+        found = [value for name, value in metrics.items()
+                 if name.endswith(_DECIDING) and not math.isnan(value)]
+        value = sum(found) / len(found) if found else math.nan
+    return -math.inf if math.isnan(value) else value
+
+
+def is_worse(after: dict[str, float], before: dict[str, float],
+             share: float = 0.02) -> bool:
+    """Whether ``after`` is behind ``before`` by more than ``share`` of the
+    latter's :func:`score` (our choice by default: less is chance)."""
+    return score(after) < score(before) - share * abs(score(before))
+
+
+class Measured(dict[str, float]):
+    """Metrics on images that are held out.
+
+    Attributes:
+        without: the :func:`score` on all images but those of one part, for
+            each part; empty if they cannot be divided.
+    """
+    without: tuple[float, ...] = ()
+
+
+def measured(items: Sequence[Any], compute: Callable[[Sequence[Any]],
+                                                     dict[str, float]]
+             ) -> Measured:
+    """The metrics that ``compute`` makes of ``items``, one of an image or of
+    a batch."""
+    found = Measured(compute(items))
+    parts = min(_PARTS, len(items))
+    try:
+        found.without = tuple(
+            score(compute([item for index, item in enumerate(items)
+                           if index % parts != part]))
+            for part in range(parts if parts > 1 else 0))
+    except UserError:  # one part has all objects that the base finds
+        found.without = (math.nan, ) * parts
+    return found
+
+
+def is_gain(after: Measured, before: Measured) -> bool:
+    """Whether ``after`` is ahead of ``before`` by more than the standard error
+    of that, which is the jackknife's (our choice: more rarely than in one
+    case of six by chance, docs/results.md)."""
+    gain = score(after) - score(before)
+    changes = [ours - theirs for ours, theirs in zip(
+        after.without, before.without, strict=True)]
+    if not changes or not math.isfinite(score(before)):
+        return gain > 0
+    mean = sum(changes) / len(changes)
+    error = math.sqrt((len(changes) - 1) / len(changes) * sum(
+        (change - mean) ** 2 for change in changes))
+    return gain > error  # not if it cannot be told: NaN
+
+
+def best(candidates: dict[str, Measured]) -> str:
+    """The name of the best of ``candidates``, ``{name: metrics}``, whose first
+    one is the network as it was: that unless another :func:`is_gain`."""
+    before = next(iter(candidates))
+    most = max(candidates, key=lambda name: score(candidates[name]))
+    return most if is_gain(candidates[most], candidates[before]) else before

@@ -1,0 +1,76 @@
+"""When one measurement is better than another."""
+import math
+
+import pytest
+import torch
+
+from sct_mm.engine.adaptation.gains import (
+    Measured,
+    best,
+    is_gain,
+    is_worse,
+    measured,
+    score,
+)
+from sct_mm.utils.errors import UserError
+
+
+def test_the_best_and_the_first_of_equals():
+    def of(*values):
+        return dict(zip(('agreement/all', 'agreement/sure', 'kl'), values,
+                        strict=True))
+
+    assert score(of(50., 70., 1.)) == 60
+    assert score(of(50., math.nan, 1.)) == 50
+    assert score({'a/agreement/all': 10, 'b/agreement/all': 20}) == 15
+    assert score(dict(bbox_mAP=0.3, bbox_mAP_50=0.9)) == 0.3
+    assert score(dict(loss=2.0)) == -2
+    assert score(dict(loss=math.nan)) == score({}) == -math.inf
+    for a, b, which in ((of(50., 70., 1.), of(60., 60., 2.), 'a'),
+                        (of(50., 70., 1.), of(60., 61., 2.), 'b'),
+                        (dict(loss=1.0), dict(loss=0.5), 'b'),
+                        (dict(loss=math.nan), dict(loss=0.5), 'b'),
+                        (dict(loss=0.5), dict(loss=math.nan), 'a')):
+        assert best(dict(a=Measured(a), b=Measured(b))) == which
+
+
+def of_losses(values):
+    return measured(values.tolist(), lambda part: dict(
+        loss=sum(part) / len(part)))
+
+
+@pytest.mark.parametrize('share, gains', [(1.01, True), (0.99, False)])
+def test_a_gain_is_more_than_its_standard_error(share, gains):
+    """Of the means of ten parts, each of which has every tenth image."""
+    before, noise = torch.rand(2, 50, dtype=torch.float64)
+    noise -= noise.mean()
+    error = noise.view(5, 10).mean(0).std() / 10 ** 0.5
+    after = before - noise - share * error
+    names = dict(nothing=of_losses(before), trained=of_losses(after))
+    assert is_gain(names['trained'], names['nothing']) == gains
+    assert best(names) == ('trained' if gains else 'nothing')
+    assert not is_gain(names['nothing'], names['trained'])
+
+
+def test_a_gain_that_cannot_be_told_is_none():
+    """One part has all objects, or answers that are not numbers."""
+    def of(items):
+        if 1 not in items:
+            raise UserError('no objects')
+        return dict(bbox_mAP=sum(items) / len(items))
+
+    few, more = measured([1, 0, 0, 0], of), measured([1, 1, 1, 0], of)
+    assert not is_gain(more, few) and best(dict(a=few, b=more)) == 'a'
+    wrong = of_losses(torch.tensor([1., math.nan, 1.]))
+    right = of_losses(torch.tensor([2., 1., 3.]))
+    assert is_gain(right, wrong) and not is_gain(wrong, right)
+    one, two = (of_losses(torch.tensor([loss])) for loss in (1., 2.))
+    assert is_gain(one, two) and not is_gain(two, one)
+
+
+@pytest.mark.parametrize('name, before, after, worse', [
+    ('agreement/all', 80., 78.5, False), ('agreement/all', 80., 78., True),
+    ('loss', 2., 2.03, False), ('loss', 2., 2.05, True),
+    ('loss', 2., 1., False), ('coco/bbox_mAP', 0.5, 0.4, True)])
+def test_worse_by_more_than_chance(name, before, after, worse):
+    assert is_worse({name: after}, {name: before}) == worse
