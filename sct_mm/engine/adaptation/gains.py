@@ -7,7 +7,7 @@ from ...utils.errors import UserError
 
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
-_PARTS = 10  # of the held-out images, whose differences tell what is chance
+_PARTS = 10  # of the images, whose differences tell what is chance
 
 
 def score(metrics: dict[str, float]) -> float:
@@ -33,10 +33,10 @@ class Measured(dict[str, float]):
     """Metrics on images that are held out.
 
     Attributes:
-        without: the :func:`score` on all images but those of one part, for
-            each part; empty if they cannot be divided.
+        parts: the :func:`score` on each tenth of the images, as far as they
+            can be divided.
     """
-    without: tuple[float, ...] = ()
+    parts: tuple[float, ...] = ()
 
 
 def measured(items: Sequence[Any], compute: Callable[[Sequence[Any]],
@@ -46,29 +46,33 @@ def measured(items: Sequence[Any], compute: Callable[[Sequence[Any]],
     a batch."""
     found = Measured(compute(items))
     parts = min(_PARTS, len(items))
-    try:
-        found.without = tuple(
-            score(compute([item for index, item in enumerate(items)
-                           if index % parts != part]))
-            for part in range(parts if parts > 1 else 0))
-    except UserError:  # one part has all objects that the base finds
-        found.without = (math.nan, ) * parts
+    found.parts = tuple(_score_of(items[part::parts], compute)
+                        for part in range(parts))
     return found
+
+
+def _score_of(items: Sequence[Any], compute: Callable[
+        [Sequence[Any]], dict[str, float]]) -> float:
+    try:
+        return score(compute(items))
+    except UserError:  # the base finds no object in any of them
+        return -math.inf
 
 
 def is_gain(after: Measured, before: Measured) -> bool:
     """Whether ``after`` is ahead of ``before`` by more than the standard error
-    of that, which is the jackknife's (our choice: more rarely than in one
-    case of six by chance, docs/results.md)."""
+    of that, by the tenths of the images (our choice: by chance in one case of
+    six, docs/results.md)."""
     gain = score(after) - score(before)
     changes = [ours - theirs for ours, theirs in zip(
-        after.without, before.without, strict=True)]
-    if not changes or not math.isfinite(score(before)):
+        after.parts, before.parts, strict=True)
+        if not ours == theirs == -math.inf]
+    if len(changes) < 2 or not math.isfinite(score(before)):
         return gain > 0
     mean = sum(changes) / len(changes)
-    error = math.sqrt((len(changes) - 1) / len(changes) * sum(
-        (change - mean) ** 2 for change in changes))
-    return gain > error  # not if it cannot be told: NaN
+    variance = sum((change - mean) ** 2 for change in changes) / (
+        len(changes) - 1)
+    return gain > math.sqrt(variance / len(changes))  # not of NaN
 
 
 def best(candidates: dict[str, Measured]) -> str:
