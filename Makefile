@@ -12,7 +12,9 @@
 # make docs       makes a site of docs/, whose links must all resolve
 # make reproduce, make reproduce-det
 #                 train and test each network of docs/results.md with three
-#                 seeds: of classification (clothes, letters), and of detection
+#                 seeds: of classification (clothes, letters), and of detection;
+#                 with IMAGES=256 on so many images alone, with one seed, to
+#                 try each command
 # make tables     writes their results into README, docs and the cards
 # Each goes on where it was interrupted. PYTHON=python3.11 chooses the
 # interpreter, STACK=onedl OneDL's forks of the hosts in an environment of
@@ -135,15 +137,18 @@ docs: $(VENV)/docs.done
 	  --site-dir $(CURDIR)/$(WORK)/site
 	echo "The site is in $(WORK)/site: open index.html."
 
+# The last --seeds counts.
+REPRODUCTION = $(if $(IMAGES),--images $(IMAGES) --seeds 0 --out $(WORK)/reproduce-$(IMAGES)-images,--out $(WORK)/reproduce)
+
 reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
 	set -e; for experiment in any-size adapt ablations baselines longer longest \
 	    'compute --seeds 0' distill glyphs glyphs-adapt glyphs-baselines \
 	    'glyphs-distill --seeds 0' 'glyphs-longer --seeds 0'; do \
-	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment --out $(WORK)/reproduce; done
+	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment $(REPRODUCTION); done
 
 reproduce-det: $(DET_DATA)/composed
 	set -e; for experiment in detection detection-baselines detection-schedules; do \
-	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment --out $(WORK)/reproduce; done
+	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment $(REPRODUCTION); done
 
 tables: $(VENV)/classification.done
 	$(BIN)/python $(EXPERIMENTS)/tables.py --take $(WORK)/reproduce

@@ -173,6 +173,20 @@ def test_the_result_is_over_the_seeds(tmp_path, calls):
     assert (tmp_path / 'ablations.png').stat().st_size > 1000
 
 
+def test_a_trial_has_few_images_in_each_command(tmp_path, calls):
+    found = reproduce('baselines', (0, ), str(tmp_path), images=128)
+    tools = {words[0] for words in calls}
+    assert tools == {f'tools/{name}.py' for name in (
+        'train', 'adapt', 'calibrate', 'test')}
+    for words in calls:
+        loader = 'test' if words[0] == 'tools/test.py' else 'train'
+        option = f'{loader}_dataloader.dataset.indices=128'
+        assert option in words[words.index('--cfg-options'):]
+    assert found['images'] == 128
+    with pytest.raises(ValueError, match='`images` must be .*128.* got 64'):
+        reproduce('baselines', (0, ), str(tmp_path), images=64)
+
+
 def test_a_command_that_fails_is_named(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(subprocess, 'run',
                         lambda words, env: SimpleNamespace(returncode=1))

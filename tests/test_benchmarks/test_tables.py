@@ -117,13 +117,15 @@ def test_results_are_taken_of_no_fewer_seeds(tmp_path):
         path.mkdir(parents=True)
     more = dict(RESULT, seeds=[0, 1, 2])
     for name, old, found in (('any-size', RESULT, more),
-                             ('longer', more, RESULT)):
+                             ('longer', more, RESULT),
+                             ('longest', more, dict(more, images=256))):
         (folder / f'{name}.json').write_text(json.dumps(old))
         (runs / f'{name}.json').write_text(json.dumps(found))
     (runs / 'distill.json').write_text(json.dumps(RESULT))
     assert take_results(str(runs), str(tmp_path)) == [
         str(folder / 'any-size.json')]
-    assert results_of(str(folder)) == {'any-size': more, 'longer': more}
+    assert results_of(str(folder)) == {
+        'any-size': more, 'longer': more, 'longest': more}
 
 
 def test_schedules_are_drawn_over_compute_where_they_trained(

@@ -41,6 +41,13 @@ class Step(NamedTuple):
     recipe: str = ''  # '' if it tests
 
 
+def on_few_images(arm: Arm, images: int) -> Arm:
+    """``arm``, and what it starts from, trained on the first ``images``."""
+    return arm._replace(
+        options=(*arm.options, f'train_dataloader.dataset.indices={images}'),
+        start=arm.start and on_few_images(arm.start, images))
+
+
 def config_of(arm: Arm) -> str:
     """The path of its config from the root of the repository."""
     own = osp.join(CONFIGS, f'{arm.config}.py')
@@ -123,17 +130,19 @@ def step_to_make(arm: Arm, seed: int, out: str) -> Step:
         *options), recipe_of(arm))
 
 
-def step_to_test(arm: Arm, seed: int, out: str, sizes: Sequence[int]) -> Step:
-    """The command that tests the arm at ``sizes``."""
+def step_to_test(arm: Arm, seed: int, out: str, sizes: Sequence[int],
+                 images: int | None = None) -> Step:
+    """The command that tests the arm at ``sizes``, on the first ``images``."""
     folder = folder_of(arm, seed, out)
     config = (osp.join(folder, f'adapt_{arm.config}.py') if arm.adapt
               else config_of(arm))
-    scales = (('--cfg-options',
-               f'{_NORM}={",".join(map(str, arm.calibrate))}')
-              if arm.calibrate else ())
+    options = [f'{_NORM}={",".join(map(str, arm.calibrate))}'
+               ] if arm.calibrate else []
+    if images is not None:
+        options.append(f'test_dataloader.dataset.indices={images}')
     return Step(folder, 'test', (
         config, checkpoint_of(arm, folder), '--out', folder, '--scales',
-        *map(str, sizes), *scales))
+        *map(str, sizes), *(('--cfg-options', *options) if options else ())))
 
 
 def rows_in(folder: str) -> dict[int, dict]:
@@ -147,10 +156,11 @@ def rows_in(folder: str) -> dict[int, dict]:
                 for row in json.load(file)['models'][0]['rows']}
 
 
-def steps_left(arm: Arm, seed: int, out: str,
-               sizes: Sequence[int]) -> list[Step]:
+def steps_left(arm: Arm, seed: int, out: str, sizes: Sequence[int],
+               images: int | None = None) -> list[Step]:
     """The commands that are still to be run until the arm has been tested at
-    ``sizes``. A test includes the sizes of the test before it.
+    ``sizes`` on the first ``images``. A test includes the sizes of the test
+    before it.
 
     Raises:
         UserError: see :func:`is_done`.
@@ -163,7 +173,8 @@ def steps_left(arm: Arm, seed: int, out: str,
     rows = rows_in(folder_of(arm, seed, out))
     if steps or set(sizes) - set(rows):
         steps.append(step_to_test(arm, seed, out,
-                                  sorted({*rows, *sizes}, reverse=True)))
+                                  sorted({*rows, *sizes}, reverse=True),
+                                  images))
     return steps
 
 

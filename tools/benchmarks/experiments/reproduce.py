@@ -15,6 +15,7 @@ from commands import (
     command_line,
     command_of,
     folder_of,
+    on_few_images,
     rows_in,
     steps_left,
 )
@@ -27,6 +28,8 @@ from sct_mm.utils.checkpoint import dump
 from sct_mm.utils.cli import cli, console_for
 from sct_mm.utils.errors import UserError
 
+_LEAST = 128  # images, so that the batches of any arm have several
+
 
 def run_step(step: Step, gpus: int = 1) -> None:
     """Run a command as a user does in the root of the repository."""
@@ -38,25 +41,28 @@ def run_step(step: Step, gpus: int = 1) -> None:
                         'run this again: it goes on here.')
 
 
-def networks_of(arm: Arm | Each,
-                sizes: Sequence[int]) -> list[tuple[Arm, Sequence[int]]]:
-    """The networks of an arm, each with the sizes at which it is tested."""
-    if isinstance(arm, Each):
-        return [(each, (size, )) for size, each in arm.arms.items()]
-    return [(arm, sizes)]
+def networks_of(arm: Arm | Each, sizes: Sequence[int],
+                images: int | None = None
+                ) -> list[tuple[Arm, Sequence[int]]]:
+    """The networks of an arm, each with the sizes at which it is tested;
+    trained on the first ``images``, if not on all."""
+    found = ([(each, (size, )) for size, each in arm.arms.items()]
+             if isinstance(arm, Each) else [(arm, sizes)])
+    return [(network if images is None else on_few_images(network, images),
+             at) for network, at in found]
 
 
-def result_of(arm: Arm | Each, seed: int, out: str,
-              sizes: Sequence[int], gpus: int = 1) -> list[dict]:
+def result_of(arm: Arm | Each, seed: int, out: str, sizes: Sequence[int],
+              gpus: int = 1, images: int | None = None) -> list[dict]:
     """The rows of the tests of one arm with one seed. What is still to be
     trained or tested is run."""
-    return [row for network, at in networks_of(arm, sizes)
-            for row in _rows_of(network, seed, out, at, gpus)]
+    return [row for network, at in networks_of(arm, sizes, images)
+            for row in _rows_of(network, seed, out, at, gpus, images)]
 
 
 def _rows_of(arm: Arm, seed: int, out: str, sizes: Sequence[int],
-             gpus: int) -> list[dict]:
-    for step in steps_left(arm, seed, out, sizes):
+             gpus: int, images: int | None) -> list[dict]:
+    for step in steps_left(arm, seed, out, sizes, images):
         if not step.recipe:  # a test
             run_step(step, gpus)
             continue
@@ -125,15 +131,15 @@ def cost_line(name: str, experiment: Experiment) -> str:
         '--amp, channels_last, 128 images).' if hours else '.')
 
 
-def print_commands(experiment: Experiment, seeds: Sequence[int],
-                   out: str) -> None:
+def print_commands(experiment: Experiment, seeds: Sequence[int], out: str,
+                   images: int | None = None) -> None:
     """Print the commands that are still to be run, in their order."""
     printed = set()
     for name, arm in experiment.arms.items():
         print(cost_line(name, experiment))
         for seed in seeds:
-            for network, sizes in networks_of(arm, experiment.sizes):
-                for step in steps_left(network, seed, out, sizes):
+            for network, sizes in networks_of(arm, experiment.sizes, images):
+                for step in steps_left(network, seed, out, sizes, images):
                     if step not in printed:
                         print(command_line(step, experiment.gpus))
                     printed.add(step)
@@ -141,7 +147,7 @@ def print_commands(experiment: Experiment, seeds: Sequence[int],
 
 def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
               out: str = osp.join('work_dirs', 'reproduce'),
-              dry_run: bool = False) -> dict:
+              dry_run: bool = False, images: int | None = None) -> dict:
     """Train and test every arm of an experiment; print a table per metric.
 
     Each arm is made in ``out``/ARM/SEED, by the commands that a user types in
@@ -151,6 +157,8 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
     Args:
         name: of :data:`EXPERIMENTS`.
         dry_run: print the commands instead of running them.
+        images: train and test on so many alone, to see each command end; the
+            result has them, and is no figure for a table.
 
     Returns:
         dict: ``{metric: {arm: {size: [mean, standard deviation]}}}`` over the
@@ -164,24 +172,27 @@ def reproduce(name: str, seeds: Sequence[int] = (0, 1, 2),
             name that was made by another recipe.
     """
     experiment = EXPERIMENTS[name]
+    if images is not None:
+        check_int('images', images, _LEAST, 'Give 256.')
     seeds = [check_int('seeds', seed, 0, 'Give 0, 1, 2.') for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError('`seeds` must be distinct, one at least, but got '
                         f'{seeds}. Give each once.')
     if dry_run:
-        print_commands(experiment, seeds, out)
+        print_commands(experiment, seeds, out, images)
         return {}
     runs: dict[str, list[list[dict]]] = {arm: [] for arm in experiment.arms}
     jobs = [(seed, arm) for seed in seeds for arm in experiment.arms]
     for done, (seed, arm) in enumerate(jobs):
         print(f'[{done + 1}/{len(jobs)}] {arm}, seed {seed}', flush=True)
         runs[arm].append(result_of(experiment.arms[arm], seed, out,
-                                   experiment.sizes, experiment.gpus))
+                                   experiment.sizes, experiment.gpus,
+                                   images))
     gflops = {arm: {row['scale']: row['gflops'] for row in each[0]}
               for arm, each in runs.items()}
     unit = max(max(each.values()) for each in gflops.values())
     result: dict[str, object] = dict(
-        seeds=seeds, compute={
+        seeds=seeds, **({'images': images} if images else {}), compute={
             arm: compute_of(experiment.arms[arm], each, unit)
             for arm, each in gflops.items()},
         configs=configs_of(experiment))
@@ -207,13 +218,17 @@ def parse_args() -> argparse.Namespace:
                         help='folder below the root of the repository')
     parser.add_argument('--dry-run', action='store_true',
                         help='print the commands instead of running them')
+    parser.add_argument('--images', type=int, metavar='N',
+                        help='train and test on the first N images alone, to '
+                        'try each command (give another --out)')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     os.chdir(ROOT)
-    reproduce(args.experiment, args.seeds, args.out, args.dry_run)
+    reproduce(args.experiment, args.seeds, args.out, args.dry_run,
+              args.images)
 
 
 if __name__ == '__main__':

@@ -92,7 +92,8 @@ def results_of(folder: str) -> dict[str, dict]:
 def take_results(source: str, root: str) -> list[str]:
     """Copy results from ``source``, a folder of reproduce.py, to docs/results
     of the repository at ``root``. A result replaces one of the same
-    experiment that does not have more seeds; others are left out.
+    experiment that does not have more seeds; others, and those of
+    ``--images``, are left out.
 
     Returns:
         list: the paths of the files.
@@ -100,7 +101,8 @@ def take_results(source: str, root: str) -> list[str]:
     folder, written = osp.join(root, 'docs', 'results'), []
     before, found = results_of(folder), results_of(source)
     for name in sorted(before.keys() & found.keys()):
-        if len(found[name]['seeds']) >= len(before[name]['seeds']):
+        if 'images' not in found[name] and (
+                len(found[name]['seeds']) >= len(before[name]['seeds'])):
             written.append(osp.join(folder, f'{name}.json'))
             dump(found[name], written[-1])
     return written
