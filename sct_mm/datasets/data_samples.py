@@ -11,7 +11,13 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from .pixel_fields import check_metainfo, check_plain, numbers
-from .sample_fields import Geometry, Shape, resizer_of, unchanged
+from .sample_fields import (
+    Geometry,
+    Shape,
+    padded_shape,
+    resizer_of,
+    unchanged,
+)
 
 # mmseg's names of left, right, top, bottom, in training and in testing.
 _PADDING = ('padding_size', 'img_padding_size')
@@ -38,6 +44,19 @@ def has_padding_size(sample: Any) -> bool:
     the batch, which is then part of the scale."""
     return isinstance(sample, BaseDataElement) and any(
         sample.metainfo.get(name) is not None for name in _PADDING)
+
+
+def is_padded_further(sample: Any, divisor: int) -> bool:
+    """Whether a host padded the image of ``sample`` by more than to multiples
+    of ``divisor``, as mmdet's ``BatchFixedSizePad``: to a shape that is then
+    part of the scale."""
+    if not is_padded(sample):
+        return False
+    shape, padded = (sample.metainfo.get(name)
+                     for name in ('img_shape', 'pad_shape'))
+    return (isinstance(shape, (list, tuple)) and isinstance(padded, (
+        list, tuple)) and any(edge > own for edge, own in zip(
+            padded, padded_shape(shape[:2], divisor), strict=False)))
 
 
 def content_of(sample: Any, batch: Sequence[int]) -> tuple[Shape, Shape]:

@@ -18,7 +18,11 @@ from .batch_forms import (
     views_of,
     with_views,
 )
-from .data_samples import has_padding_size, resized_sample
+from .data_samples import (
+    has_padding_size,
+    is_padded_further,
+    resized_sample,
+)
 from .sample_fields import Geometry, Shape, padded_shape
 
 _INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'nearest-exact', 'area')
@@ -108,8 +112,10 @@ class MultiScaleBatch(BaseTransform):
             return results
         several = len(views_of(results)) > 1
         samples: Any = results.get('data_samples')
-        keeps_padding = (isinstance(samples, (list, tuple)) and any(
-            map(has_padding_size, samples)))
+        keeps_padding = isinstance(samples, (list, tuple)) and any(
+            has_padding_size(sample)
+            or is_padded_further(sample, self.size_divisor)
+            for sample in samples)
         geometries = self._geometries(contents_of(results),
                                       image_shape(results), keeps_padding)
         if is_collated(samples):

@@ -329,6 +329,15 @@ def _shape_of_input(shape: Any, geometry: Geometry) -> Any:
     return shape
 
 
+def _pad_shape(shape: Any, geometry: Geometry) -> Shape:
+    """That of the batch, as of mmseg and of a fixed padding, or of the image
+    alone."""
+    if isinstance(shape, (list, tuple)) and tuple(shape[:2]) == (
+            geometry.batch):
+        return geometry.padded
+    return padded_shape(geometry.new, geometry.divisor)
+
+
 def _in(elements: Sequence[str], **fields: Resizer) -> dict[str, Resizer]:
     return {f'{element}.{name}': resizer for element in elements
             for name, resizer in fields.items()}
@@ -345,8 +354,7 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
         'img_shape': lambda value, geometry: geometry.new,
         'ori_shape': unchanged,
         'batch_input_shape': lambda value, geometry: geometry.padded,
-        'pad_shape': lambda value, geometry: padded_shape(
-            geometry.new, geometry.divisor),
+        'pad_shape': _pad_shape,
         'homography_matrix': _homography,
         'scale_factor': _lengths('whwh', whole=False),
         'scale': _lengths('wh'),
@@ -358,8 +366,6 @@ _FIELDS: dict[str, dict[str, Resizer]] = {
         **_in(INSTANCES, keypoints=_points, keypoints_visible=unchanged),
         'proposals.bboxes': boxes_at,
         'gt_panoptic_seg.pan_seg': _map},
-    'SegDataSample': {  # mmseg: the shape of the batch
-        'pad_shape': lambda value, geometry: geometry.padded},
     'ActionDataSample': {  # mmaction2; AVA has several labels an instance
         'proposals.bboxes': boxes_at,
         'gt_instances.labels': unchanged},

@@ -9,9 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from torch import nn
+from torch import Tensor, nn
 
 from .size_selection import scale_specific
+
+
+def left_by_passes(model: nn.Module) -> dict[int, Tensor]:
+    """The memo for ``copy.deepcopy(model, memo)`` that copies the outputs
+    which a pass has left in attributes of a head, as of mmdet's CondInst:
+    torch refuses to copy what has a graph."""
+    memo: dict[int, Tensor] = {}
+    held: list[Any] = [vars(module) for module in model.modules()]
+    seen = set(map(id, held))
+    for value in held:  # it grows
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, (dict, list, tuple)):
+            inner = [each for each in (dict.values(value) if isinstance(
+                value, dict) else value) if id(each) not in seen]
+            seen.update(map(id, inner))
+            held += inner
+    return memo
 
 
 def scratch_copy(model: nn.Module) -> nn.Module:
@@ -27,7 +46,8 @@ def scratch_copy(model: nn.Module) -> nn.Module:
     shared: list[Any] = [p for p in model.parameters() if p.requires_grad]
     for layer in scale_specific(model):
         shared += layer.extents, getattr(layer, 'process_group', None)
-    memo = {id(each): each for each in shared}
+    memo: dict[int, Any] = {**left_by_passes(model),
+                            **{id(each): each for each in shared}}
     for module in model.modules():
         for hook in (*module._forward_pre_hooks.values(),
                      *module._forward_hooks.values()):

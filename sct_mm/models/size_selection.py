@@ -7,11 +7,12 @@ layers of a network see different extents. Each layer records its extents at
 the scales, and later finds the size of an image by them.
 """
 import itertools
+import math
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -260,10 +261,22 @@ class ScaleSpecific(nn.Module):
         else:
             size = pin.size
             if (self.training or pin.record) and size in self.scales:
-                self.extents.add(pin.size, round(extent_of(x) * pin.ratio),
-                                 pin.begins())
+                self._record(extent_of(x), pin)
         preceding.size = size
         return size
+
+    def _record(self, extent: int, pin: Pin) -> None:
+        """Note the extent of an input at the pinned scale, or of an image of
+        that size."""
+        leads, of_size = pin.begins(), extent * pin.ratio
+        # Of an odd edge a stride leaves half an element more or less.
+        seen = [math.floor(of_size + 1e-6), math.ceil(of_size - 1e-6)]
+        if not (leads or self.extents.leads):
+            # It may not follow the image: the grid of RoIAlign, the channels
+            # of a linear layer.
+            seen.append(extent)
+        for each in seen:
+            self.extents.add(cast(int, pin.size), each, leads)
 
     def _size_of(self, extent: int) -> float:
         pass_size, known = None, self.extents.known()

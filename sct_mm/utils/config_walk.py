@@ -70,6 +70,11 @@ def host_model(model: dict) -> dict:
     return model
 
 
+# Of mmaction2: read a file, named or not, unless `pretrained2d` is False.
+_READ_2D = ('ResNetTSM', 'ResNetTIN', 'MobileNetV2TSM', 'MobileOneTSM',
+            'UniFormer')
+
+
 def without_pretrained(model: Any) -> Any:
     """A copy of the config ``model`` that loads no file as it is initialised:
     for a network whose checkpoint (``load_from``) has all weights, so that
@@ -81,6 +86,8 @@ def without_pretrained(model: Any) -> Any:
     copy = {name: without_pretrained(value) for name, value in model.items()}
     if isinstance(copy.get('pretrained'), str):  # mmseg, mmaction2
         copy['pretrained'] = None
+    if type_name(copy) in _READ_2D or 'pretrained2d' in copy:
+        copy['pretrained2d'] = False
     init: Any = copy.get('init_cfg')
     if isinstance(init, dict) and type_name(init) == 'Pretrained':
         copy['init_cfg'] = None

@@ -50,15 +50,22 @@ def annotated(shape, masks='bitmap', n=3):
         gt_seg_map=rng.integers(0, 5, shape).astype(np.uint8))
 
 
-def at(scale, shapes=SHAPES, boxes_to_tensor=True, pad=True, **kwargs):
-    """The batch that mmdet's own pipeline and preprocessor make."""
+def at(scale, shapes=SHAPES, boxes_to_tensor=True, pad=True, fixed=False,
+       **kwargs):
+    """The batch that mmdet's own pipeline and preprocessor make.
+
+    Args:
+        fixed: whether batches are padded to a square, as for large jittering.
+    """
     pipeline = Resize(scale=(round(LONG * scale / BASE), scale),
                       keep_ratio=True)
     pack = PackDetInputs(meta_keys=META)
     items = [pack(pipeline(annotated(shape, **kwargs))) for shape in shapes]
     preprocessor = DetDataPreprocessor(
         mean=[100.0] * 3, std=[50.0] * 3, pad_size_divisor=16, pad_mask=pad,
-        pad_seg=pad, boxtype2tensor=boxes_to_tensor)
+        pad_seg=pad, boxtype2tensor=boxes_to_tensor, batch_augments=[dict(
+            type='BatchFixedSizePad', size=(2 * scale, 2 * scale),
+            pad_mask=pad, pad_seg=pad)] if fixed else None)
     return preprocessor(dict(
         inputs=[item['inputs'] for item in items],
         data_samples=[item['data_samples'] for item in items]), True)
@@ -76,8 +83,10 @@ def tensor(boxes):
 @pytest.mark.parametrize('masks', ['bitmap', 'polygon'])
 @pytest.mark.parametrize('pad', [True, False])
 @pytest.mark.parametrize('boxes_to_tensor', [True, False])
-def test_it_is_mmdets_own_resize(masks, pad, boxes_to_tensor):
-    options = dict(masks=masks, pad=pad, boxes_to_tensor=boxes_to_tensor)
+@pytest.mark.parametrize('fixed', [True, False])
+def test_it_is_mmdets_own_resize(masks, pad, boxes_to_tensor, fixed):
+    options = dict(masks=masks, pad=pad, boxes_to_tensor=boxes_to_tensor,
+                   fixed=fixed)
     small, want = resized(at(BASE, **options)), at(SCALE, **options)
     assert small['inputs'].shape == want['inputs'].shape
     # mmdet's resize does not antialias: on a smooth image both agree, but for

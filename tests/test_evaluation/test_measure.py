@@ -13,6 +13,7 @@ from sct_mm.apis.test import workload
 from sct_mm.evaluation import measure
 from sct_mm.evaluation.measure import (
     compared,
+    flops_of,
     kept_batch,
     network_stride,
     spread_of,
@@ -20,6 +21,25 @@ from sct_mm.evaluation.measure import (
 )
 from sct_mm.models.pinning import use_scale
 from sct_mm.models.size_selection import ssbn_layers
+
+
+class Queries(nn.Module):
+    """As mmdet's Deformable DETR, whose queries are halves of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.queries = nn.Conv2d(3, 4, 3), nn.Embedding(10, 8)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        first, second = self.queries.weight.split(4, 1)
+        return self.conv(x).sum() + self.layer(first).sum() + second.sum()
+
+
+def test_flops_of_a_part_of_a_parameter():
+    x = torch.rand(2, 3, 8, 8)
+    assert flops_of(lambda: Queries()(x)) == (2 * 6 * 6 * 4 * 3 * 9
+                                              + 10 * 4 * 2)
 
 
 class Timed(nn.Module):

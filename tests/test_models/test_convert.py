@@ -92,6 +92,20 @@ def test_an_extracted_network_runs_itself(wrap):
     assert_close(got(x), want(x), rtol=0, atol=0)
 
 
+def test_what_a_pass_has_left_in_a_network():
+    """As the head of mmdet's CondInst keeps its outputs."""
+    net = convert_to_ssbn(plain_net(), SCALES)
+    x = torch.randn(4, 3, 8, 8)
+    with use_scale(net, 12):
+        net.kept = dict(levels=[(net(x), 'a')])
+    alone = extract_scale(net, 12)
+    (kept, _), = alone.kept['levels']
+    assert torch.equal(kept, net.kept['levels'][0][0]) and kept.is_leaf
+    assert net.kept['levels'][0][0].requires_grad
+    with use_scale(net.eval(), 12):
+        assert_close(alone.eval()(x), net(x), rtol=0, atol=0)
+
+
 def test_extract_errors():
     with pytest.raises(ValueError, match='Sequential has none'):
         extract_scale(plain_net(), 8)

@@ -225,6 +225,7 @@ def test_a_model_that_loads_no_file_as_it_is_initialised():
         type='A', pretrained='open-mmlab://resnet50', init_cfg=normal,
         backbone=dict(type='B', pretrained=True, out_indices=(0, 1),
                       init_cfg=dict(type='Pretrained', checkpoint='b.pth')),
+        neck=dict(type='mmaction.ResNetTSM', pretrained='d.pth'),
         heads=[dict(type='C', init_cfg=[normal, dict(
             type='mmengine.Pretrained', checkpoint='c.pth')])])
     before = copy.deepcopy(model)
@@ -232,5 +233,7 @@ def test_a_model_that_loads_no_file_as_it_is_initialised():
         type='A', pretrained=None, init_cfg=normal,
         backbone=dict(type='B', pretrained=True, out_indices=(0, 1),
                       init_cfg=None),
+        neck=dict(type='mmaction.ResNetTSM', pretrained=None,
+                  pretrained2d=False),
         heads=[dict(type='C', init_cfg=[normal])])
     assert model == before

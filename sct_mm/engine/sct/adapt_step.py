@@ -59,8 +59,8 @@ def check_labels(batch: dict) -> None:
 
 def check_adaptable(model: nn.Module, scales: Sequence[int],
                     weights: Sequence[float]) -> None:
-    """Whether ``model`` has normalization parameters for smaller scales that
-    may train, and a base scale that was trained.
+    """Whether ``model`` has parameters for smaller scales that may train, and
+    a base scale that was trained.
 
     Raises:
         ValueError: if not.
@@ -74,9 +74,11 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
     if not any(weights[1:]):
         raise ValueError('`loss_weights` must be > 0 for a smaller scale with '
                          f'adapt, but got {tuple(weights)}. Leave it out.')
-    if not any(p is not None and p.requires_grad for layer in norms
-               for p in (layer.weight, layer.bias)):
-        raise ValueError('`adapt` trains weight and bias of SSBN, but none '
+    private = _private_of(model)
+    if not any(p.requires_grad and id(p) in private
+               for p in model.parameters()):
+        raise ValueError('`adapt` trains weight and bias of SSBN, and with '
+                         '`rank` changes of weights, but none '
                          f'of {type(model).__name__} requires gradients. Set '
                          'frozen_stages=-1 and requires_grad=True in its '
                          'norm_cfg.')
@@ -93,13 +95,18 @@ def check_adaptable(model: nn.Module, scales: Sequence[int],
 def freeze(model: nn.Module) -> list[nn.Parameter]:
     """Stop the training of all but the weight and bias of SSBN, and the
     changes of weights; returns the parameters that trained before."""
-    rows = {id(p) for layer in ssbn_layers(model)
-            for p in (layer.weight, layer.bias)} | _changes_of(model)
+    private = _private_of(model)
     frozen = [p for p in model.parameters()
-              if p.requires_grad and id(p) not in rows]
+              if p.requires_grad and id(p) not in private]
     for parameter in frozen:
         parameter.requires_grad_(False).grad = None
     return frozen
+
+
+def _private_of(model: nn.Module) -> set[int]:
+    """The ids of the parameters that smaller scales have of their own."""
+    return {id(p) for layer in ssbn_layers(model)
+            for p in (layer.weight, layer.bias)} | _changes_of(model)
 
 
 def _changes_of(model: nn.Module) -> set[int]:

@@ -188,6 +188,20 @@ def test_after_ctrl_c_and_detach_the_model_is_as_before(rank):
     assert_kept(model.state_dict(), before)
 
 
+def test_changes_of_weights_adapt_beside_frozen_norms():
+    """As mmdet's DETR freezes them: requires_grad=False in its norm_cfg."""
+    model = network(1)
+    for layer in ssbn_layers(model):
+        layer.requires_grad_(False)
+    SCTLossHook(adapt=True).attach(model)
+    model(**batch(), mode='loss')['loss'].backward()
+    assert {name for name, grad in grads(model).items()
+            if grad is not None} == {
+                name for name, p in model.named_parameters()
+                if any(p is change for layer in changed_layers(model)
+                       for change in layer.changes)}
+
+
 @pytest.mark.parametrize('rank', [0, 1])
 def test_what_is_kept_is_all_but_the_smaller_rows(rank):
     model = network(rank)

@@ -136,6 +136,23 @@ def test_the_extent_of_an_image_of_the_scale_is_recorded():
     assert layer.pin.ratio == 1
 
 
+@pytest.mark.parametrize('edge', [85, 107, 127, 128, 151, 192])
+def test_the_base_is_found_whatever_batch_was_recorded(edge):
+    """A stride halves odd edges, and the grid behind RoIAlign has one size."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 7, stride=2, padding=3), SSBN(4, (128, 96)),
+        nn.AdaptiveAvgPool2d(14), SSBN(4, (128, 96))).eval()
+    for size, shorter in ((128, edge), (96, 96)):
+        with use_scale(model, size, record=True, edge=shorter):
+            model(torch.rand(2, 3, shorter, 200))
+    model[1].row(96)['bias'].data += 1
+    model[3].row(96)['bias'].data += 1
+    x = torch.rand(2, 3, 128, 200)
+    with use_scale(model, 128):
+        want = model(x)
+    assert torch.equal(model(x), want)
+
+
 def test_norms_without_rows_beside_ssbn_are_told(log):
     model = nn.Sequential(SSBN(3, (16, 8)), nn.BatchNorm2d(3))
     warn_of_shared_norms(model)
