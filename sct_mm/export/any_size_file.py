@@ -1,6 +1,5 @@
 """Make one file for all sizes, and compare it with the network at trained
 sizes, between them and outside of them, before anything is written."""
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from ..datasets.base_size import BaseSize
 from ..evaluation.measure import compared, flops_of
+from ..models.scratch_copy import copied
 from .any_size import AnySize
 from .failure_cause import first_line
 from .formats import Graph, Run, graph_bytes, graph_run
@@ -123,7 +123,7 @@ def make_any_size(model: nn.Module, base: BaseSize,
     plain = extracted(model, base.scales[0])
     part, note = choose_part(plain, first[0][:1], request.part,
                              request.softmax)
-    net = AnySize(Part(copy.deepcopy(model), part, request.softmax),
+    net = AnySize(Part(copied(model), part, request.softmax),
                   base).eval()
     stock = Part(plain, part, request.softmax)
     named = stock.named_outputs(first[0][:1])

@@ -1,6 +1,5 @@
 """Choose the part of a network that is exported, prepare it for inference, and
 describe it."""
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..models.scratch_copy import copied
 from ..runtime.network_file import VERSION
 from ..utils.errors import UserError
 from .failure_cause import first_line
@@ -180,14 +180,14 @@ def deployed(net: Part, x: Tensor, fuse: bool = True,
         tolerance: the largest :func:`relative_difference` by fusing.
     """
     from mmcv.cnn import fuse_conv_bn
-    net = copy.deepcopy(net)
+    net = copied(net)
     reparameterize(net)
     net.eval()
     if not fuse or not norms_in(net):
         return net, ''
     cause = 'does not compute the same'
     try:
-        fused = fuse_conv_bn(copy.deepcopy(net))
+        fused = fuse_conv_bn(copied(net))
         if relative_difference(fused(x), net(x)) <= tolerance:
             return fused, ''
     except Exception as error:  # e.g. norms without affine parameters

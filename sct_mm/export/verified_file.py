@@ -1,6 +1,5 @@
 """Make the file of one size of a network, run it, and compare what it computes
 with the network, before anything is written."""
-import copy
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from ..evaluation.measure import compared, flops_of
 from ..models.extract import extract_scale
 from ..models.pinning import use_scale
+from ..models.scratch_copy import copied
 from ..models.size_selection import scales_of
 from ..utils.errors import UserError
 from .failure_cause import first_line
@@ -58,7 +58,7 @@ def extracted(model: nn.Module, scale: int) -> nn.Module:
     """The plain network of ``scale``, which a model without SSBN is
     already; a copy, in evaluation mode."""
     if scales_of(model) is None:
-        return copy.deepcopy(model).eval()
+        return copied(model).eval()
     return extract_scale(model, scale).eval()
 
 

@@ -1,5 +1,4 @@
 """Extract one size of a network as an independent, plain network."""
-import copy
 import inspect
 from types import MethodType
 from typing import Any
@@ -12,7 +11,7 @@ from .convert import _PLAIN_NAMES
 from .guards import check_own, check_unwrapped
 from .pinning import check_size
 from .replace_modules import refresh_averages, replace_modules
-from .scratch_copy import left_by_passes
+from .scratch_copy import copied
 from .size_selection import scale_specific, ssbn_layers, warn_of_unseen
 from .ssbn import ScaleSpecificNorm
 from .weight_change import ChangedLayer
@@ -55,8 +54,7 @@ def extract_scale(model: nn.Module, size: int) -> nn.Module:
 
     # Or a mix would require no gradients, and the copy could not be trained.
     with torch.inference_mode(False):
-        extracted = replace_modules(
-            copy.deepcopy(model, left_by_passes(model)), swap)
+        extracted = replace_modules(copied(model), swap)
     refresh_averages(extracted)
     _with_own_forwards(extracted)
     for module in extracted.modules():

@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from .size_selection import scale_specific
 
 
-def left_by_passes(model: nn.Module) -> dict[int, Tensor]:
-    """The memo for ``copy.deepcopy(model, memo)`` that copies the outputs
-    which a pass has left in attributes of a head, as of mmdet's CondInst:
-    torch refuses to copy what has a graph."""
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of ``model``, also of one that has trained: torch refuses to copy
+    what has a graph, as outputs which a pass has left in attributes of a head
+    (mmdet's CondInst); they are copied without it."""
+    return copy.deepcopy(model, _left_by_passes(model))
+
+
+def _left_by_passes(model: nn.Module) -> dict[int, Tensor]:
+    """The memo for ``copy.deepcopy`` with which it copies these outputs."""
     memo: dict[int, Tensor] = {}
     held: list[Any] = [vars(module) for module in model.modules()]
     seen = set(map(id, held))
@@ -46,7 +51,7 @@ def scratch_copy(model: nn.Module) -> nn.Module:
     shared: list[Any] = [p for p in model.parameters() if p.requires_grad]
     for layer in scale_specific(model):
         shared += layer.extents, getattr(layer, 'process_group', None)
-    memo: dict[int, Any] = {**left_by_passes(model),
+    memo: dict[int, Any] = {**_left_by_passes(model),
                             **{id(each): each for each in shared}}
     for module in model.modules():
         for hook in (*module._forward_pre_hooks.values(),

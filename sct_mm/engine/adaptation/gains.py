@@ -7,7 +7,7 @@ from ...utils.errors import UserError
 
 # Metrics of FidelityMetric whose mean decides, by their end; more is better.
 _DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
-_PARTS = 10  # of the images, whose differences tell what is chance
+_PARTS = 10  # of the images: each is left out once, to tell what is chance
 
 
 def score(metrics: dict[str, float]) -> float:
@@ -33,10 +33,10 @@ class Measured(dict[str, float]):
     """Metrics on images that are held out.
 
     Attributes:
-        parts: the :func:`score` on each tenth of the images, as far as they
-            can be divided.
+        others: the :func:`score` on all images but a tenth, for each tenth,
+            as far as they can be divided.
     """
-    parts: tuple[float, ...] = ()
+    others: tuple[float, ...] = ()
 
 
 def measured(items: Sequence[Any], compute: Callable[[Sequence[Any]],
@@ -46,8 +46,10 @@ def measured(items: Sequence[Any], compute: Callable[[Sequence[Any]],
     a batch."""
     found = Measured(compute(items))
     parts = min(_PARTS, len(items))
-    found.parts = tuple(_score_of(items[part::parts], compute)
-                        for part in range(parts))
+    found.others = tuple(
+        _score_of([item for index, item in enumerate(items)
+                   if index % parts != part], compute)
+        for part in range(parts)) if parts > 1 else ()
     return found
 
 
@@ -61,18 +63,19 @@ def _score_of(items: Sequence[Any], compute: Callable[
 
 def is_gain(after: Measured, before: Measured) -> bool:
     """Whether ``after`` is ahead of ``before`` by more than the standard error
-    of that, by the tenths of the images (our choice: by chance in one case of
-    six, docs/results.md)."""
+    of that (our choice: by chance in one case of six), which is estimated by
+    the jackknife: a score of few images, as of those where the base is sure,
+    has no use for the tenths alone."""
     gain = score(after) - score(before)
-    changes = [ours - theirs for ours, theirs in zip(
-        after.parts, before.parts, strict=True)
+    gains = [ours - theirs for ours, theirs in zip(
+        after.others, before.others, strict=True)
         if not ours == theirs == -math.inf]
-    if len(changes) < 2 or not math.isfinite(score(before)):
+    if len(gains) < 2 or not math.isfinite(score(before)):
         return gain > 0
-    mean = sum(changes) / len(changes)
-    variance = sum((change - mean) ** 2 for change in changes) / (
-        len(changes) - 1)
-    return gain > math.sqrt(variance / len(changes))  # not of NaN
+    mean = sum(gains) / len(gains)
+    variance = (len(gains) - 1) / len(gains) * sum(
+        (each - mean) ** 2 for each in gains)
+    return gain > math.sqrt(variance)  # not of NaN
 
 
 def best(candidates: dict[str, Measured]) -> str:

@@ -1,6 +1,5 @@
 """What each smaller size keeps of an adaptation: what was trained, the
 statistics alone, or nothing, by the images that are held out."""
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from ...evaluation.adapted_report import (
 )
 from ...models import precise_bn
 from ...models.row_mix import Present
+from ...models.scratch_copy import copied
 from ...models.size_selection import scales_of, ssbn_layers
 from ...models.weight_change import changed_layers
 from ..sct.schedule import halfway
@@ -77,7 +77,7 @@ class Keeping:
             self._found.setdefault(case.size, {})[name] = metrics
         if doubt := self._held_out.doubt():
             warnings.warn(doubt, stacklevel=2)
-        self._start = copy.deepcopy(model)
+        self._start = copied(model)
 
     def choose_statistics(self, model: nn.Module) -> bool:
         """Whether the training keeps the statistics of the base, which serve
@@ -114,7 +114,7 @@ class Keeping:
         it was, whichever is best."""
         for size in self._sizes:
             precise_bn.add_scale(model, size)
-        mixed = copy.deepcopy(model)
+        mixed = copied(model)
         cases = [Case(size, size) for size in self._sizes]
         before = self._held_out.measure(model, cases, 'Mixed')
         estimate()

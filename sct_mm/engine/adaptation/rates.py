@@ -1,5 +1,4 @@
 """Find the learning rate of an adaptation by short trials."""
-import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ...datasets.last_stage import smallest_in_training
 from ...evaluation.adapted_report import FEWEST_STEPS
+from ...models.scratch_copy import copied
 from ...utils.checkpoint import without_nan
 from ..adapted_config import warm_up
 from ..sct.monitor import NotFiniteError
@@ -89,7 +89,7 @@ def try_rate(model: Any, cfg: Config, rate: float, steps: int) -> Any:
     """A copy of ``model`` that is trained as ``cfg`` says, but at
     :func:`scale_of_trials` alone, for a few ``steps``, with the learning rate
     ``rate``; None if its loss was not finite."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'optimizer': {
         **cfg.optim_wrapper.optimizer, 'lr': rate}})
     # As the training: up first, then down to zero.

@@ -41,7 +41,7 @@ def of_losses(values):
 
 @pytest.mark.parametrize('share, gains', [(1.01, True), (0.99, False)])
 def test_a_gain_is_more_than_its_standard_error(share, gains):
-    """Of the means of ten parts, each of which has every tenth image."""
+    """For a mean the jackknife gives what the means of the tenths give."""
     before, noise = torch.rand(2, 50, dtype=torch.float64)
     noise -= noise.mean()
     error = noise.view(5, 10).mean(0).std() / 10 ** 0.5
@@ -60,14 +60,40 @@ def test_parts_that_tell_nothing():
         return dict(bbox_mAP=sum(items) / len(items))
 
     few, more = measured([0, 3, 0, 3], of), measured([0, 4, 0, 4.5], of)
-    assert few.parts == (-math.inf, 3, -math.inf, 3)
+    assert few.others == (2, 1, 2, 1)
     assert is_gain(more, few) and not is_gain(few, more)
     assert not is_gain(measured([0, 2, 0, 4.5], of), few)
+    none, some = measured([0, 0, 3], of), measured([0, 0, 4], of)
+    assert none.others == (1.5, 1.5, -math.inf)
+    assert is_gain(some, none) and not is_gain(none, some)
     wrong = of_losses(torch.tensor([1., math.nan, 1.]))
     right = of_losses(torch.tensor([2., 1., 3.]))
     assert is_gain(right, wrong) and not is_gain(wrong, right)
     one, two = (of_losses(torch.tensor([loss])) for loss in (1., 2.))
     assert is_gain(one, two) and not is_gain(two, one)
+
+
+def test_a_score_of_few_images_is_weighed_by_all():
+    """Its standard error is that of what each image adds to the ratio, though
+    most tenths hold two such images or one."""
+    sure = torch.zeros(400, dtype=torch.bool)
+    sure[[*range(0, 100, 10), *range(1, 300, 19)]] = True
+    generator = torch.Generator().manual_seed(0)
+    before = torch.rand(400, generator=generator) < 0.5
+    after = before | (torch.rand(400, generator=generator) < 0.3)
+
+    def of(right):
+        return measured(list(zip(sure.tolist(), right.tolist(), strict=True)),
+                        lambda items: {'agreement/sure': 100 * sum(
+                            right for sure, right in items if sure) / sum(
+                                sure for sure, _ in items)})
+
+    change = 100 * (after.double() - before.double())[sure]
+    error = change.std() / len(change) ** 0.5
+    gains = torch.tensor(of(after).others) - torch.tensor(of(before).others)
+    found = (0.9 * (gains - gains.mean()).square().sum()).sqrt()
+    assert found == pytest.approx(error.item(), rel=0.3)  # of ten parts
+    assert change.mean() > found and is_gain(of(after), of(before))
 
 
 @pytest.mark.parametrize('name, before, after, worse', [
