@@ -2,6 +2,7 @@
 at the base or those of another network, without labels."""
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -146,10 +147,90 @@ class Boxes(NamedTuple):
         return Boxes(*(part[self.scores >= least] for part in self))
 
 
+class BoxDifferences(NamedTuple):
+    """What COCO's evaluation makes of the boxes of one class in one image:
+    ``dtScores`` (D,) of D answers, by falling score; ``dtMatches`` (T, D),
+    whether each is right at T thresholds of IoU; and ``objects``, how many
+    there are by the reference. The names are those of pycocotools."""
+    dtScores: np.ndarray
+    dtMatches: np.ndarray
+    objects: int
+
+    def as_evaluated(self) -> dict[str, np.ndarray]:
+        """As pycocotools keeps it, which ignores none."""
+        return dict(dtScores=self.dtScores, dtMatches=self.dtMatches,
+                    dtIgnore=np.zeros_like(self.dtMatches),
+                    gtIgnore=np.zeros(self.objects, dtype=bool))
+
+
+# Of an image, the most boxes of a class that count for mAP and, as in mmdet's
+# CocoMetric, for mAP_50; boxes of any area.
+_MOST_BOXES, _ANY_AREA = [100, 1000], [0, 1e10]
+
+
+def _evaluation() -> Any:
+    from pycocotools.cocoeval import COCOeval
+    evaluation = COCOeval(iouType='bbox')
+    evaluation.params.maxDets = _MOST_BOXES
+    evaluation.params.areaRng = [_ANY_AREA]
+    return evaluation
+
+
+def box_differences(reference: Boxes, answer: Boxes, least: float = 0.3
+                    ) -> dict[int, BoxDifferences]:
+    """Match the boxes of one image, by class; for the arguments see
+    :func:`compare_boxes`."""
+    evaluation = _evaluation()
+    kinds = evaluation._gts, evaluation._dts
+    for boxes, found in zip((reference.above(least), answer), kinds,
+                            strict=True):
+        start, end = boxes.bboxes.double().split(2, 1)
+        sides = torch.cat([start, end - start], 1)
+        for name, (box, label, score) in enumerate(zip(
+                sides.tolist(), boxes.labels.tolist(), boxes.scores.tolist(),
+                strict=True), start=1):  # 0 is no match
+            found[0, label].append(dict(id=name, bbox=box, score=score,
+                                        area=0, iscrowd=0, ignore=0))
+    differences = {}
+    for _, label in sorted(set().union(*kinds)):
+        evaluation.ious = {(0, label): evaluation.computeIoU(0, label)}
+        image = evaluation.evaluateImg(0, label, _ANY_AREA, _MOST_BOXES[-1])
+        differences[label] = BoxDifferences(
+            np.array(image['dtScores']), image['dtMatches'] > 0,
+            len(image['gtIds']))
+    return differences
+
+
+def summarise_boxes(found: Sequence[dict[int, BoxDifferences]]
+                    ) -> dict[str, float]:
+    """What :func:`compare_boxes` returns."""
+    count = sum(each.objects for image in found for each in image.values())
+    if not count:
+        return dict(bbox_mAP=math.nan, bbox_mAP_50=math.nan, truth_boxes=0)
+    evaluation = _evaluation()
+    params = evaluation.params
+    params.catIds = sorted(set().union(*found))
+    params.imgIds = range(len(found))
+    evaluation._paramsEval = params
+    evaluation.evalImgs = [
+        image[label].as_evaluated() if label in image else None
+        for label in params.catIds for image in found]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluation.accumulate()
+    precision = evaluation.eval['precision'][:, :, :, 0]
+    return dict(bbox_mAP=_mean(precision[..., 0]),
+                bbox_mAP_50=_mean(precision[0, ..., 1]),  # first threshold
+                truth_boxes=count)
+
+
+def _mean(precision: np.ndarray) -> float:
+    return float(precision[precision > -1].mean())  # -1: no object of a class
+
+
 def compare_boxes(references: Sequence[Boxes], answers: Sequence[Boxes],
                   least: float = 0.3) -> dict[str, float]:
     """Compare a detector's answers with a reference's, without labels, by
-    mmdet's ``CocoMetric``.
+    COCO's evaluation.
 
     Args:
         references: of each of N images. Those of a score of at least
@@ -159,33 +240,16 @@ def compare_boxes(references: Sequence[Boxes], answers: Sequence[Boxes],
 
     Returns:
         dict: ``bbox_mAP``, the mean over the IoU of 0.50 to 0.95, and
-        ``bbox_mAP_50``, both from 0 to 1; and ``truth_boxes``, how many
-        boxes were taken for the truth. Without any, mAP is NaN.
+        ``bbox_mAP_50``, both from 0 to 1, as mmdet's ``CocoMetric`` has them;
+        and ``truth_boxes``, how many boxes were taken for the truth. Without
+        any, mAP is NaN.
 
     Raises:
         ValueError: unless there is one answer for each reference.
     """
-    from mmdet.evaluation import CocoMetric
-    truths = [reference.above(least) for reference in references]
-    count = sum(len(truth.labels) for truth in truths)
-    classes = 1 + max((int(part.labels.max()) for part in (*truths, *answers)
-                       if len(part.labels)), default=0)
-    metric = CocoMetric(metric_items=['mAP', 'mAP_50'])
-    metric.dataset_meta = dict(classes=[str(i) for i in range(classes)])
-    for image, (truth, answer) in enumerate(zip(truths, answers,
-                                                strict=True)):
-        metric.process({}, [dict(
-            img_id=image, ori_shape=(1, 1), pred_instances=answer._asdict(),
-            instances=[dict(bbox=box, bbox_label=label) for box, label in zip(
-                truth.bboxes.tolist(), truth.labels.tolist(),
-                strict=True)])])
-    found = {}
-    if count:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            found = metric.compute_metrics(metric.results)
-    missing = 0.0 if count else float('nan')  # mmdet has no metric of nothing
-    return {**{f'bbox_{name}': found.get(f'bbox_{name}', missing)
-               for name in ('mAP', 'mAP_50')}, 'truth_boxes': count}
+    return summarise_boxes([box_differences(reference, answer, least)
+                            for reference, answer in zip(
+                                references, answers, strict=True)])
 
 
 class MapDifferences(NamedTuple):

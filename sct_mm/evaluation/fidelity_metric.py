@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from .fidelity import (
+    BoxDifferences,
     Boxes,
     MapDifferences,
     ScoreDifferences,
     answers_each_class,
-    compare_boxes,
+    box_differences,
     map_differences,
     score_differences,
+    summarise_boxes,
     summarise_maps,
 )
 
@@ -30,14 +32,14 @@ class Kind(NamedTuple):
     Attributes:
         read: the answer in a field of a sample; None if it is of another kind.
         compare: what is kept of one image, of the reference's answer, the
-            answer, and whether a class is answered for alone.
-        metrics: the metrics of all images, of what ``compare`` returned (as
-            plain tuples, which mmengine makes of named ones) and the least
+            answer, whether a class is answered for alone, and the least
             confidence or score of the reference.
-        least: the default of that.
+        metrics: the metrics of all images, of what ``compare`` returned (as
+            plain tuples, which mmengine makes of named ones) and that least.
+        least: its default.
     """
     read: Callable[[Any], Any]
-    compare: Callable[[Any, Any, bool], Any]
+    compare: Callable[[Any, Any, bool, float], Any]
     metrics: Callable[[Sequence, float], dict[str, float]]
     least: float = 0.0
 
@@ -69,11 +71,11 @@ def _boxes(value: Any) -> Boxes | None:
     return Boxes(*(part.detach().cpu() for part in parts))
 
 
-def _box_metrics(found: Sequence[tuple[Boxes, Boxes]],
+def _box_metrics(found: Sequence[dict[int, BoxDifferences]],
                  least: float) -> dict[str, float]:
-    references, answers = zip(*found, strict=True)
-    metrics = compare_boxes([Boxes(*each) for each in references],
-                            [Boxes(*each) for each in answers], least)
+    metrics = summarise_boxes([
+        {label: BoxDifferences(*each) for label, each in image.items()}
+        for image in found])
     if not metrics['truth_boxes']:
         raise UserError('The reference must find objects to compare others '
                         f'with, but finds none of a score of {least:g} in '
@@ -96,15 +98,15 @@ def _label_map(value: Any) -> np.ndarray | None:
 KINDS = {
     # mmpretrain, mmaction2
     'pred_score': Kind(
-        _scores, lambda reference, answer, each_class: score_differences(
+        _scores, lambda reference, answer, each_class, _: score_differences(
             reference[None], answer[None], each_class), _score_metrics, 0.5),
     # mmdet, mmyolo
     'pred_instances': Kind(
-        _boxes, lambda reference, answer, each_class: (reference, answer),
-        _box_metrics, 0.3),
+        _boxes, lambda reference, answer, _, least: box_differences(
+            reference, answer, least), _box_metrics, 0.3),
     # mmseg
     'pred_sem_seg': Kind(
-        _label_map, lambda reference, answer, each_class: map_differences(
+        _label_map, lambda reference, answer, *_: map_differences(
             reference, answer), lambda found, least: summarise_maps(
                 [MapDifferences(*each) for each in found])),
 }
@@ -226,7 +228,8 @@ class FidelityMetric(BaseMetric):
                     f'{_kinds(answers)}. Compare two of one kind.')
             self.results.append({
                 task: (kind, KINDS[kind].compare(
-                    known[task][1], answer, task in alone))
+                    known[task][1], answer, task in alone,
+                    self._least_of(kind)))
                 for task, (kind, answer) in answers.items()})
 
     def evaluate(self, size: int) -> dict:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from .size_selection import scale_specific
 
+Network = TypeVar('Network', bound=nn.Module)
 
-def copied(model: nn.Module) -> nn.Module:
+
+def copied(model: Network) -> Network:
     """A copy of ``model``, also of one that has trained: torch refuses to copy
     what has a graph, as outputs which a pass has left in attributes of a head
     (mmdet's CondInst); they are copied without it."""
