@@ -3,6 +3,7 @@ what it answers at its own."""
 import copy
 import os
 import os.path as osp
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -18,7 +19,7 @@ from mmengine.dist import (
 )
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.base_size import BaseSize
 from ..datasets.image_folder import folder_loader, given_indices
@@ -31,6 +32,7 @@ from ..engine.adaptation.held_out import (
     number_held_out,
 )
 from ..engine.adaptation.keeping import Keeping
+from ..engine.adaptation.own_size import served_otherwise
 from ..engine.adaptation.rates import RATES, find_rate
 from ..engine.adapted_config import (
     adapted_config,
@@ -200,6 +202,7 @@ class Adaptation:
             'Leave it out for all images.')
         self.resume = resume
         self.trials: dict[str, Any] = {}  # of learning rates
+        self.images_of_test: list[Tensor] = []  # at the base, a batch each
         name = f'adapt_{config_name(config)}'
         self.out = out or osp.join('work_dirs', name)
         self.config_path = osp.join(self.out, f'{name}.py')
@@ -317,6 +320,7 @@ class Adaptation:
                 images = RealImages(cfg, self.tested, _KERNEL_IMAGES)
             found = {size: images.batches(self.stock, size)
                      for size in self.tested}
+            self.images_of_test = found[self.base.test][1:]
         except (UserError, ValueError) as error:
             print_log('adapt cannot compare its images with those of a test: '
                       f'{error}', 'current')
@@ -454,6 +458,7 @@ class Adaptation:
                 f'The network must answer as before at {self.base.test}, but '
                 f'{changed[0]} has changed. Remove the hook from '
                 '`custom_hooks` that does it.')
+        self._warn_of_pin()
         rows = [{'size': self.base.size_of(scale), **self.keeping.row(scale)}
                 for scale in (scales_of(self.model) or ())[1:]]
         save_weights(self.model, self.result_path, self.meta)
@@ -470,6 +475,19 @@ class Adaptation:
                     held_out=self.count, rows=rows,
                     between=self.between_found, lr=self.lr,
                     trials=self.trials, steps=self.steps)
+
+    def _warn_of_pin(self) -> None:
+        """Warn where the network must be told its own size."""
+        scale, images = self.scales[0], self.images_of_test
+        found = served_otherwise(self.model, images, scale)
+        if found and is_main_process():
+            edge = min(found[0].shape[-2:])
+            warnings.warn(
+                f'Unpinned, the network answers {len(found)} of {len(images)} '
+                f'images of the test otherwise than before: their shorter '
+                f'edge, as {edge} pixels, is nearer to a smaller scale than '
+                f'to its own, {scale}. Pin it, as tools/test.py does: `with '
+                f'use_scale(model, {scale})`.', stacklevel=2)
 
     def _write_config(self) -> None:
         if is_main_process():

@@ -1,5 +1,5 @@
 """Re-estimate the statistics of a checkpoint from training images."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -135,14 +135,18 @@ def estimate(model: nn.Module, cfg: Config, dataset: Any,
         UserError: for a size that the network does not take.
     """
     loader, seen = build_loader(cfg.train_dataloader, dataset, images), 0
+
+    def batches(size: int) -> Iterator[dict]:
+        return prepared(loader, model, size, base.train,
+                        smallest_in_training(cfg), batch_transform_of(cfg))
+
+    scales = scales_of(model) or ()
+    precise_bn.record_base(model, batches(scales[0]))
     for size in sizes:
-        if size not in (scales_of(model) or ()):
+        if size not in scales:
             precise_bn.add_scale(model, size)
         with failing_at(base.size_of(size), model):
-            seen = precise_bn.calibrate(
-                model, prepared(loader, model, size, base.train,
-                                smallest_in_training(cfg),
-                                batch_transform_of(cfg)), size)
+            seen = precise_bn.calibrate(model, batches(size), size)
     return seen
 
 

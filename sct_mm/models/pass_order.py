@@ -63,7 +63,8 @@ class _Preceding(threading.local):
         other = begun.other
         if other is None or begun.warned or id(layer) in other.reached or (
                 layer.extents.known().compiled
-                or not layer.extents.may_have(extent, other.size)):
+                or not layer.extents.may_have(
+                    extent, other.size, layer.scales[0])):
             return
         begun.warned = True
         warnings.warn(

@@ -1,4 +1,5 @@
 """Give a network one more scale, and re-estimate statistics from images."""
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -157,6 +158,24 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
                              'or the weights.')
     _put(rows, [total / images for total in sums])
     return images
+
+
+@torch.no_grad()
+def record_base(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Let the layers of ``model`` record what they see at the base, of the
+    first of ``batches`` (:func:`calibrate`), if none has: an unpinned network
+    finds the size of its input by the records of the scales around it."""
+    layers = scale_specific(model)
+    if any(layer.scales[0] in layer.extents.known() for layer in layers):
+        return
+    before = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        for batch in itertools.islice(batches, 1):
+            _forward(model, batch, layers[0].scales[0])
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 @contextmanager

@@ -86,8 +86,8 @@ class ExtentRecord(dict[int, list[int]]):
             record = record._source
         return record
 
-    def serving(self, extent: int,
-                pass_size: float | None) -> float | None:
+    def serving(self, extent: int, pass_size: float | None,
+                base: int) -> float | None:
         """The size in pixels that serves an input of ``extent``; None if it
         is not known.
 
@@ -95,28 +95,38 @@ class ExtentRecord(dict[int, list[int]]):
             pass_size: of the preceding layer in the same thread; None where a
                 pass starts. A layer follows it if its own input may have that
                 size: the first layers see the image at a finer grid.
+            base: the largest scale, at which the network answers as it was
+                trained: an extent above all that are recorded is its, if
+                smaller scales alone were recorded (:func:`calibrate`).
         """
         if not len(self):  # torch.compile takes an empty one for true
             return None
-        if pass_size is not None and self._looked_up(admits, extent,
+        if pass_size is not None and self._looked_up(base, admits, extent,
                                                      pass_size):
             return pass_size
-        fits = self._looked_up(fitting_size, extent)
+        fits = self._looked_up(base, fitting_size, extent)
         return pass_size if fits is None else fits
 
-    def may_have(self, extent: int, size: float) -> bool:
+    def may_have(self, extent: int, size: float, base: int) -> bool:
         """Whether the input may have ``extent`` at ``size`` pixels."""
         known = self.known()
-        return known._looked_up(fitting_size, extent) is None or (
-            known._looked_up(admits, extent, size))
+        return known._looked_up(base, fitting_size, extent) is None or (
+            known._looked_up(base, admits, extent, size))
 
-    def _looked_up(self, rule: Callable, *question) -> Any:
+    def _looked_up(self, base: int, rule: Callable, *question) -> Any:
         if torch.compiler.is_compiling():  # it would guard on each answer
-            return rule(*question, self)
+            return rule(*question, self._with(base))
         answers = self._answers  # add() replaces it, maybe in another thread
         if question not in answers:
-            answers[question] = rule(*question, self)
+            answers[question] = rule(*question, self._with(base))
         return answers[question]
+
+    def _with(self, base: int) -> dict[int, list[int]]:
+        if base in self or not len(self):
+            return self
+        most = max(high for _, high in self.values())
+        # Behind a pooling all sizes have one extent.
+        return {**self, base: [most + int(self.leads), _LARGEST]}
 
     def rows(self, scales: Sequence[int]) -> list[tuple[int, ...]]:
         """Of ``scales``, as :meth:`take` takes them."""
@@ -286,7 +296,7 @@ class ScaleSpecific(nn.Module):
             pass_size = preceding.size
             if pass_size is None and torch.compiler.is_compiling():
                 pass_size = size_before_break()
-        size = known.serving(extent, pass_size)
+        size = known.serving(extent, pass_size, self.scales[0])
         if size is None:
             # The call stack is walked for the first of equal extents only,
             # but always behind a pooling, where all sizes have one extent.
