@@ -74,7 +74,7 @@ def rows_of(old, new, scales=3):
 
 
 def answers(result, size=14):
-    """Of the network that was written."""
+    """Of the network that was written, unpinned."""
     config = load_config(result['config'])
     init_default_scope('mmpretrain')
     model = MODELS.build(config.model)

@@ -125,8 +125,7 @@ class ExtentRecord(dict[int, list[int]]):
         if base in self or not len(self):
             return self
         most = max(high for _, high in self.values())
-        # Behind a pooling all sizes have one extent.
-        return {**self, base: [most + int(self.leads), _LARGEST]}
+        return {**self, base: [most + 1, _LARGEST]}
 
     def rows(self, scales: Sequence[int]) -> list[tuple[int, ...]]:
         """Of ``scales``, as :meth:`take` takes them."""

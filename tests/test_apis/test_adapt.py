@@ -80,6 +80,9 @@ def test_statistics_alone(stock):
         assert torch.equal(rows[2], value) != ('running' in name), name
     assert sorted(os.listdir(stock[2])) == sorted(
         ['adapted.json', 'adapted.pth', 'calibrated.pth', f'adapt_{STOCK}'])
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 28, 28)
+    assert torch.equal(answers(done, 28), stock[1](x))
 
 
 def test_sizes_between_get_statistics_alone(stock):

@@ -218,6 +218,30 @@ def test_images_one_by_one_behind_a_pooling_change_nothing(net, image):
     assert_close(model.state_dict(), state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('scales', [(16, 12, 8), (17, 16, 9), (32, 8)])
+def test_smaller_scales_alone_leave_the_base_as_it_was(scales):
+    """The strides round, and the pooled layer sees one extent at all sizes:
+    above what was recorded, an unpinned network answers as before."""
+    stock = randomised(nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten())).eval()
+    for rank in (0, 2):
+        net = convert_to_ssbn(copy.deepcopy(stock), scales, rank=rank).eval()
+        for size in scales[1:]:
+            calibrate(net, torch.randn(2, 8, 3, size, size), size)
+        again = convert_to_ssbn(copy.deepcopy(stock), scales,
+                                rank=rank).eval()
+        again.load_state_dict(net.state_dict())
+        for size in (*scales, 40):
+            x = torch.randn(2, 3, size, size)
+            with use_scale(net, min(size, scales[0])):
+                want = net(x)
+            assert torch.equal(net(x), want)
+            assert torch.equal(again(x), want)
+            assert torch.equal(stock(x), want) == (size >= scales[0])
+
+
 def test_images_of_a_detector_are_recorded_at_their_nominal_size():
     """Long ones are narrower, and a batch is padded to a multiple."""
     model = trained()

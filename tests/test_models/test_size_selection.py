@@ -250,6 +250,26 @@ def test_extents_seen_at_several_sizes_are_a_range():
     assert fitting_size(22, record) == 640 + 160 * 2 / 5
 
 
+@pytest.mark.parametrize('leads', [True, False])
+def test_what_is_above_all_records_is_of_a_base_without_one(leads):
+    record = ExtentRecord()
+    record.add(128, 32, leads)
+    record.add(96, 24, leads)
+    assert record.serving(28, None, 224) == 112
+    assert record.serving(32, None, 224) == 128
+    assert record.serving(33, None, 224) == record.serving(
+        56, 224, 224) == 224
+    assert record.serving(32, 128, 224) == record.serving(
+        31, 128, 224) == 128
+    # Rounding may leave a layer behind the first one the same extent.
+    assert record.serving(32, 224, 224) == 224
+    assert record.may_have(40, 224, 224) and not record.may_have(
+        40, 128, 224)
+    record.add(224, 56, leads)
+    assert record.serving(44, None, 224) == 176
+    assert ExtentRecord().serving(9, None, 224) is None
+
+
 def test_serving_scale_takes_the_larger_on_a_tie():
     assert serving_scale((128, 160), 144) == 160
     assert serving_scale((128, 160), 143) == 128
