@@ -343,6 +343,11 @@ EXPERIMENTS = {
             adapt=tuple(
                 f'--scales 128 96 64 --sizes 112 80 {ROWS}'.split())),
     }, DET_SIZES, MAP, 0.01),
+    # About the compute of SCT for each.
+    'detection-singles': Experiment({
+        f'trained at {size} px only': Arm(DET_SINGLE.config.replace(
+            '128', str(size)), {size: epochs}, epochs)
+        for size, epochs in ((96, 10), (64, 23))}, DET_SIZES, MAP, 0.01),
     'detection-adapt': Experiment({
         'trained at 128 px only': DET_SINGLE,
         'trained at 128 px only, adapted, rank 8': Arm(
