@@ -5,13 +5,31 @@ from typing import Any
 
 from ...utils.errors import UserError
 
-# Metrics of FidelityMetric whose mean decides, by their end; more is better.
-_DECIDING = ('agreement/all', 'agreement/sure', 'bbox_mAP', 'mIoU')
+# The metric of a classifier that decides: :func:`with_weighed` adds it.
+_WEIGHED = 'agreement/weighed'
+# Metrics whose mean decides, by their end; more is better.
+_DECIDING = (_WEIGHED, 'bbox_mAP', 'mIoU')
 _PARTS = 10  # of the images: each is left out once, to tell what is chance
 
 
+def with_weighed(metrics: dict[str, float], images: int) -> dict[str, float]:
+    """``metrics`` of FidelityMetric on so many ``images``, and those of
+    classifiers also joined: the agreement in % if images of which the base is
+    sure count twice (our choice: they matter more, but where they are few,
+    their share alone is uncertain)."""
+    found = dict(metrics)
+    for name, sure in metrics.items():
+        task = name.removesuffix('sure_images')
+        if task != name:
+            right = images * metrics[f'{task}agreement/all'] + (
+                sure * metrics[f'{task}agreement/sure'] if sure else 0)
+            found[f'{task}{_WEIGHED}'] = right / (images + sure)
+    return found
+
+
 def score(metrics: dict[str, float]) -> float:
-    """One number by which metrics of :meth:`HeldOutImages.measure` compare;
+    """One number by which metrics of :meth:`HeldOutImages.measure` compare:
+    the mean of the weighed agreements, mAP or mIoU, or minus the loss;
     more is better, NaN counts as the worst."""
     if 'loss' in metrics:
         value = -metrics['loss']
@@ -64,8 +82,8 @@ def _score_of(items: Sequence[Any], compute: Callable[
 def is_gain(after: Measured, before: Measured) -> bool:
     """Whether ``after`` is ahead of ``before`` by more than the standard error
     of that (our choice: by chance in one case of six), which is estimated by
-    the jackknife: a score of few images, as of those where the base is sure,
-    has no use for the tenths alone."""
+    the jackknife: the scores of tenths alone differ more, where few images
+    make them."""
     gain = score(after) - score(before)
     gains = [ours - theirs for ours, theirs in zip(
         after.others, before.others, strict=True)

@@ -21,7 +21,7 @@ from ..sct.first_look import evaluating, leaves
 from ..sct.resize import Resize, check_batch_transform
 from ..sct.step import check_images
 from ..training_images import drawn
-from .gains import Measured, measured
+from .gains import Measured, measured, with_weighed
 
 LEAST, _MOST = 32, 1000  # images held out
 _ALIKE = 16  # images that have one class by more than chance
@@ -234,7 +234,8 @@ def _mean_loss(losses: Sequence[float]) -> dict[str, float]:
 def _compared(metric: FidelityMetric, results: list) -> dict[str, float]:
     """The metrics of ``results``, but for counts."""
     return {name: value
-            for name, value in metric.compute_metrics(results).items()
+            for name, value in with_weighed(metric.compute_metrics(results),
+                                            len(results)).items()
             if not name.endswith(('sure_images', 'truth_boxes'))}
 
 

@@ -11,23 +11,26 @@ from sct_mm.engine.adaptation.gains import (
     is_worse,
     measured,
     score,
+    with_weighed,
 )
 from sct_mm.utils.errors import UserError
 
 
 def test_the_best_and_the_first_of_equals():
-    def of(*values):
-        return dict(zip(('agreement/all', 'agreement/sure', 'kl'), values,
-                        strict=True))
+    def of(every, sure, kl, count=50):
+        return with_weighed({'agreement/all': every, 'agreement/sure': sure,
+                             'kl': kl, 'sure_images': count}, 100)
 
-    assert score(of(50., 70., 1.)) == 60
-    assert score(of(50., math.nan, 1.)) == 50
-    assert score({'a/agreement/all': 10, 'b/agreement/all': 20}) == 15
+    # Of 100 images 50 get the same answer, of 50 sure ones 35.
+    assert score(of(50., 70., 1.)) == pytest.approx(100 * 85 / 150)
+    assert score(of(50., math.nan, 1., 0)) == 50
+    assert score({'a/agreement/weighed': 10, 'b/agreement/weighed': 20,
+                  'b/agreement/all': 90}) == 15
     assert score(dict(bbox_mAP=0.3, bbox_mAP_50=0.9)) == 0.3
     assert score(dict(loss=2.0)) == -2
     assert score(dict(loss=math.nan)) == score({}) == -math.inf
-    for a, b, which in ((of(50., 70., 1.), of(60., 60., 2.), 'a'),
-                        (of(50., 70., 1.), of(60., 61., 2.), 'b'),
+    for a, b, which in ((of(50., 70., 1.), of(55., 60., 2.), 'a'),
+                        (of(50., 70., 1.), of(55., 61., 2.), 'b'),
                         (dict(loss=1.0), dict(loss=0.5), 'b'),
                         (dict(loss=math.nan), dict(loss=0.5), 'b'),
                         (dict(loss=0.5), dict(loss=math.nan), 'a')):
@@ -84,7 +87,7 @@ def test_a_score_of_few_images_is_weighed_by_all():
 
     def of(right):
         return measured(list(zip(sure.tolist(), right.tolist(), strict=True)),
-                        lambda items: {'agreement/sure': 100 * sum(
+                        lambda items: {'agreement/weighed': 100 * sum(
                             right for sure, right in items if sure) / sum(
                                 sure for sure, _ in items)})
 
@@ -97,7 +100,8 @@ def test_a_score_of_few_images_is_weighed_by_all():
 
 
 @pytest.mark.parametrize('name, before, after, worse', [
-    ('agreement/all', 80., 78.5, False), ('agreement/all', 80., 78., True),
+    ('agreement/weighed', 80., 78.5, False),
+    ('agreement/weighed', 80., 78., True),
     ('loss', 2., 2.03, False), ('loss', 2., 2.05, True),
     ('loss', 2., 1., False), ('coco/bbox_mAP', 0.5, 0.4, True)])
 def test_worse_by_more_than_chance(name, before, after, worse):

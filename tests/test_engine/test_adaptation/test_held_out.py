@@ -104,6 +104,11 @@ def test_the_metrics_are_those_of_the_answers():
         assert found[case]['agreement/all'] == want['agreement']
         assert found[case]['agreement/sure'] == want['sure_agreement']
         assert found[case]['kl'] == pytest.approx(want['kl'], abs=1e-5)
+        right = (answers(model, *case).argmax(1) == reference.argmax(1))
+        weight = 1. + (reference.amax(1) > 0.5)  # the sure ones count twice
+        assert weight.sum() > 24
+        assert found[case]['agreement/weighed'] == pytest.approx(
+            100 * (right * weight).sum().item() / weight.sum().item())
     assert found[Case(16, 16)]['agreement/all'] == 100
     assert images.sure == want['sure_images'] / 24
     # The reference is that of the first time.

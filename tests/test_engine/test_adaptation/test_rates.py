@@ -12,17 +12,17 @@ from sct_mm.engine.adaptation.rates import (
 
 @pytest.mark.parametrize('name, values, share, rate', [
     # The first ones are of real trials, docs/results.md.
-    ('agreement/all', (79.9, 86.0, None, 87.4), 48 / 305, 0.1),
-    ('agreement/all', (54.1, 57.8, None, 54.4), 48 / 360, 0.1),
-    ('agreement/all', (64.4, 58.5, 1.3), 64 / 563, 0.003),
-    ('agreement/all', (80.2, 86.2, 89.4, 87.8), 48 / 58, 0.05),
-    ('agreement/all', (81.0, 81.0, 75.5), 0.0, 0.05),
-    ('agreement/all', (81.0, 79.0, 75.0), 0.5, 0.01),
-    ('agreement/all', (81.0, 80.9, 75.0), 1.0, 0.003),
-    ('agreement/all', (81.0, 81.0, 75.0), 1.0, 0.01),
-    ('agreement/all', (50.0, 45.0, None), 0.1, 0.003),
-    ('agreement/all', (None, None, None), 0.1, 0.003),
-    ('agreement/all', (None, math.nan, math.nan), 0.1, 0.003),
+    ('agreement/weighed', (79.9, 86.0, None, 87.4), 48 / 305, 0.1),
+    ('agreement/weighed', (54.1, 57.8, None, 54.4), 48 / 360, 0.1),
+    ('agreement/weighed', (64.4, 58.5, 1.3), 64 / 563, 0.003),
+    ('agreement/weighed', (80.2, 86.2, 89.4, 87.8), 48 / 58, 0.05),
+    ('agreement/weighed', (81.0, 81.0, 75.5), 0.0, 0.05),
+    ('agreement/weighed', (81.0, 79.0, 75.0), 0.5, 0.01),
+    ('agreement/weighed', (81.0, 80.9, 75.0), 1.0, 0.003),
+    ('agreement/weighed', (81.0, 81.0, 75.0), 1.0, 0.01),
+    ('agreement/weighed', (50.0, 45.0, None), 0.1, 0.003),
+    ('agreement/weighed', (None, None, None), 0.1, 0.003),
+    ('agreement/weighed', (None, math.nan, math.nan), 0.1, 0.003),
     ('loss', (1.9, 2.1, 2.1), 0.1, 0.003),
     ('loss', (2.1, 1.98, 2.0), 0.1, 0.05),
     ('bbox_mAP', (0.2, 0.31, 0.25), 0.1, 0.01)])
