@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..datasets.batch_forms import views_of
+from ..datasets.batch_forms import check_batch, share_of, views_of
+from ..datasets.multi_scale_batch import MultiScaleBatch, padding_of
 from ..utils.arguments import check_int
 from .guards import check_before_wrapping, check_own
 from .pinning import use_scale
@@ -91,6 +92,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
     a head that all levels of a detector share, gets the mean over its calls;
     one that no pass calls keeps its statistics.
 
+    An unpinned network finds the size of an image between the scales whose
+    maps it has recorded: if the base was not, the layers also see two images
+    of the first batch at its size.
+
     A batch of one image is left out where a layer sees a single value per
     channel, as behind a global pooling: it has no variance. All layers
     normalise with the statistics of the batch meanwhile, as in training. Each
@@ -142,6 +147,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], size: int) -> int:
                             for total, each, row in zip(sums, calls, rows,
                                                         strict=True)]
                     images, seen = images + count, seen + 1
+                    if seen == 1:
+                        record_base(model, _at_base(model, batch, size))
         finally:
             _put(rows, old)
         sums, images, seen = _over_processes(sums, images, seen)
@@ -176,6 +183,25 @@ def record_base(model: nn.Module, batches: Iterable[Any]) -> None:
     finally:
         for module, training in before:
             module.training = training
+
+
+def _at_base(model: nn.Module, batch: Any, size: int) -> Iterator[Any]:
+    """Two images of ``batch``, of ``size`` pixels, at the base; nothing if it
+    holds vectors, or has a form that cannot be resized."""
+    base = scale_specific(model)[0].scales[0]
+    part = slice(2)  # a loss may need two
+    try:
+        if isinstance(batch, dict):
+            check_batch(batch)
+            resize = MultiScaleBatch(base, size, **padding_of(model))
+            batch = resize.transform(share_of(batch, part))
+        else:
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            batch = MultiScaleBatch(base, size).transform(
+                dict(inputs=images[part]))['inputs']
+    except (TypeError, ValueError):
+        return
+    yield batch
 
 
 @contextmanager

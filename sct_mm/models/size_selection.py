@@ -95,37 +95,38 @@ class ExtentRecord(dict[int, list[int]]):
             pass_size: of the preceding layer in the same thread; None where a
                 pass starts. A layer follows it if its own input may have that
                 size: the first layers see the image at a finer grid.
-            base: the largest scale, at which the network answers as it was
-                trained: an extent above all that are recorded is its, if
-                smaller scales alone were recorded (:func:`calibrate`).
+            base: the largest scale. If it was not recorded, but smaller ones
+                were (:func:`calibrate`), an input that may be of an image of
+                that size is one.
         """
         if not len(self):  # torch.compile takes an empty one for true
             return None
-        if pass_size is not None and self._looked_up(base, admits, extent,
-                                                     pass_size):
+        if pass_size is not None and self._admits(extent, pass_size, base):
             return pass_size
-        fits = self._looked_up(base, fitting_size, extent)
+        fits = self._looked_up(_fitting_with, extent, base)
         return pass_size if fits is None else fits
 
     def may_have(self, extent: int, size: float, base: int) -> bool:
         """Whether the input may have ``extent`` at ``size`` pixels."""
         known = self.known()
-        return known._looked_up(base, fitting_size, extent) is None or (
-            known._looked_up(base, admits, extent, size))
+        return (known._looked_up(_fitting_with, extent, base) is None
+                or known._admits(extent, size, base))
 
-    def _looked_up(self, base: int, rule: Callable, *question) -> Any:
+    def _admits(self, extent: int, size: float, base: int) -> bool:
+        # The levels of a detector, which a head sees one by one, and what has
+        # one extent at all sizes, may lie below all that was recorded.
+        if base not in self and size > max(self):
+            return True
+        return self._looked_up(admits, extent, size)
+
+    def _looked_up(self, rule: Callable, *question) -> Any:
         if torch.compiler.is_compiling():  # it would guard on each answer
-            return rule(*question, self._with(base))
+            return rule(*question, self)
         answers = self._answers  # add() replaces it, maybe in another thread
-        if question not in answers:
-            answers[question] = rule(*question, self._with(base))
-        return answers[question]
-
-    def _with(self, base: int) -> dict[int, list[int]]:
-        if base in self or not len(self):
-            return self
-        most = max(high for _, high in self.values())
-        return {**self, base: [most + 1, _LARGEST]}
+        key = rule, *question
+        if key not in answers:
+            answers[key] = rule(*question, self)
+        return answers[key]
 
     def rows(self, scales: Sequence[int]) -> list[tuple[int, ...]]:
         """Of ``scales``, as :meth:`take` takes them."""
@@ -194,6 +195,17 @@ def fitting_size(extent: int,
     low, high = record[below[0]][1], record[above[0]][0]
     share = (extent - low) / (high - low)
     return below[0] + (above[0] - below[0]) * share
+
+
+def _fitting_with(extent: int, base: int,
+                  record: dict[int, list[int]]) -> float | None:
+    """:func:`fitting_size`, where ``record`` may lack the ``base``: it is
+    above the other scales, and has an extent of 1, as a vector and a map
+    behind a pooling have at all sizes, as well as they."""
+    if record and base not in record:
+        most = max(high for _, high in record.values())
+        record = {**record, base: [most + (most > 1), _LARGEST]}
+    return fitting_size(extent, record)
 
 
 def admits(extent: int, size: float, record: dict[int, list[int]]) -> bool:
@@ -270,19 +282,21 @@ class ScaleSpecific(nn.Module):
         else:
             size = pin.size
             if (self.training or pin.record) and size in self.scales:
-                self._record(extent_of(x), pin)
+                # The channels and the number of tokens or points do not
+                # follow the edge of the image.
+                ratio = pin.ratio if x.dim() > 3 else 1.0
+                self._record(extent_of(x), pin, ratio)
         preceding.size = size
         return size
 
-    def _record(self, extent: int, pin: Pin) -> None:
+    def _record(self, extent: int, pin: Pin, ratio: float) -> None:
         """Note the extent of an input at the pinned scale, or of an image of
-        that size."""
-        leads, of_size = pin.begins(), extent * pin.ratio
+        that size, at which it is ``ratio`` times as large."""
+        leads, of_size = pin.begins(), extent * ratio
         # Of an odd edge a stride leaves half an element more or less.
         seen = [math.floor(of_size + 1e-6), math.ceil(of_size - 1e-6)]
         if not (leads or self.extents.leads):
-            # It may not follow the image: the grid of RoIAlign, the channels
-            # of a linear layer.
+            # It may not follow the image: the grid of RoIAlign.
             seen.append(extent)
         for each in seen:
             self.extents.add(cast(int, pin.size), each, leads)

@@ -187,8 +187,11 @@ class ChangedLayer(Guards, ScaleSpecific):
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
-        own = {f'{prefix}{name}' for name in (*_CHANGES, '_extra_state')}
-        if own & set(state_dict):
+        record = f'{prefix}_extra_state'
+        if record in missing_keys:  # a host may keep the weights alone
+            missing_keys.remove(record)
+        own = {f'{prefix}{name}' for name in _CHANGES}
+        if {*own, record} & set(state_dict):
             return
         # A checkpoint of the plain network has no changes, and so leaves none.
         missing_keys[start:] = [key for key in missing_keys[start:]

@@ -17,7 +17,9 @@ from sct_mm import (
     extract_scale,
     use_scale,
 )
+from sct_mm.models import precise_bn
 from sct_mm.models.size_selection import scales_of, ssbn_layers
+from sct_mm.models.weight_change import changed_layers
 
 
 def trained():
@@ -240,6 +242,73 @@ def test_smaller_scales_alone_leave_the_base_as_it_was(scales):
             assert torch.equal(net(x), want)
             assert torch.equal(again(x), want)
             assert torch.equal(stock(x), want) == (size >= scales[0])
+
+
+class Levels(nn.Module):
+    """A detector in small: a head that all levels share."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))
+
+    def forward(self, inputs, data_samples=None):
+        x, found = self.stem(inputs), []
+        for _ in range(4):
+            found.append(self.head(x).mean((2, 3)))
+            x = nn.functional.max_pool2d(x, 2)
+        return torch.stack(found)
+
+
+def behind_a_pooling():
+    return nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1),
+                         nn.BatchNorm2d(3), nn.Flatten())
+
+
+@pytest.mark.filterwarnings('ignore:Sequential serves .* behind a pooling')
+@pytest.mark.parametrize('make', [Levels, behind_a_pooling])
+@pytest.mark.parametrize('records_base', [True, False])
+def test_one_of_several_scales_alone_is_calibrated(make, records_base,
+                                                   monkeypatch):
+    """The base answers as before, also of a checkpoint that knows nothing of
+    its extents; where it knows them, the scale between is found."""
+    if not records_base:
+        monkeypatch.setattr(precise_bn, 'record_base', lambda *args: None)
+    stock = randomised(make()).eval()
+    for scales in ((64, 32), (64, 48, 32)):
+        net = convert_to_ssbn(copy.deepcopy(stock), scales,
+                              rank=2 if make is Levels else 0).eval()
+        for layer in changed_layers(net):
+            nn.init.normal_(layer.changes[0])
+        before = copy.deepcopy(net.state_dict())
+        calibrate(net, [torch.randn(4, 3, 32, w) for w in (32, 40)], 32)
+        for layer in ssbn_layers(net):
+            kept = layer.row(64)['running_mean']
+            assert not torch.equal(layer.row(32)['running_mean'], kept)
+        for (name, value), old in zip(net.state_dict().items(),
+                                      before.values(), strict=True):
+            if 'running' in name:
+                assert torch.equal(value[:-1], old[:-1])
+        for size in (64, 65, 96, (64, 80), *scales[1:], 64):
+            x = torch.randn(2, 3, *(size if isinstance(size, tuple)
+                                    else (size, size)))
+            edge = min(x.shape[-2:])
+            with use_scale(net, min(edge, 64)):
+                want = net(x)
+            if edge >= 64:
+                assert torch.equal(net(x), want)
+                assert torch.equal(stock(x), want)
+            elif make is Levels and (records_base or edge == 32):
+                assert_close(net(x), want)
+
+
+def test_a_batch_that_cannot_be_resized_is_calibrated_all_the_same():
+    net = convert_to_ssbn(nn.Sequential(nn.BatchNorm1d(3)), (16, 8)).eval()
+    calibrate(net, [torch.randn(4, 3)] * 2, 8)
+    assert net[0].extents == {8: [1, 1]}
+    x = torch.randn(4, 3)
+    with pytest.warns(UserWarning, match='behind a pooling'):
+        assert torch.equal(net(x), nn.BatchNorm1d(3).eval()(x))
 
 
 def test_images_of_a_detector_are_recorded_at_their_nominal_size():

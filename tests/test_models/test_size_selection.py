@@ -14,7 +14,13 @@ from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from sct_mm import SSBN, extract_scale, set_scale, use_scale
+from sct_mm import (
+    SSBN,
+    convert_to_ssbn,
+    extract_scale,
+    set_scale,
+    use_scale,
+)
 from sct_mm.models.size_selection import (
     ExtentRecord,
     fitting_size,
@@ -22,6 +28,7 @@ from sct_mm.models.size_selection import (
     serving_scale,
     ssbn_layers,
 )
+from sct_mm.models.weight_change import changed_layers
 
 
 def trained(seed=0):
@@ -265,9 +272,41 @@ def test_what_is_above_all_records_is_of_a_base_without_one(leads):
     assert record.serving(32, 224, 224) == 224
     assert record.may_have(40, 224, 224) and not record.may_have(
         40, 128, 224)
+    # A head sees the levels of a detector one by one.
+    assert record.serving(2, 224, 224) == 224
+    assert record.serving(40, None, 256) == 256  # add_scale() was called
     record.add(224, 56, leads)
     assert record.serving(44, None, 224) == 176
     assert ExtentRecord().serving(9, None, 224) is None
+
+
+def test_an_extent_of_one_may_be_of_a_base_without_a_record():
+    record = ExtentRecord()
+    record.add(128, 1, True)
+    assert record.serving(1, None, 224) is None  # as behind a pooling
+    assert record.serving(1, 128, 224) == 128
+    assert record.serving(1, 224, 224) == 224
+
+
+def test_tokens_do_not_follow_the_edge_of_an_image():
+    """A head that samples points takes more of them in a test, and a detector
+    trains on images whose edge is not the nominal one."""
+    def run(net, x, points):
+        y = net[1](net[0](x).flatten(2)[..., :points])
+        return net[2](y.transpose(1, 2))
+
+    stock = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv1d(4, 4, 1),
+                          nn.Linear(4, 4), nn.BatchNorm1d(4))
+    net = convert_to_ssbn(copy.deepcopy(stock), (16, 8), rank=2).eval()
+    for layer in changed_layers(net):
+        nn.init.normal_(layer.changes[0])
+    for size, edge in ((16, 16), (16, 14), (8, 8), (8, 5)):
+        with use_scale(net, size, record=True, edge=edge):
+            run(net, torch.randn(2, 3, edge, edge), 20)
+    assert net[1].extents == {16: [20, 20], 8: [20, 20]}
+    x = torch.randn(2, 3, 16, 16)
+    for points in (20, 80):
+        assert torch.equal(run(net, x, points), run(stock, x, points))
 
 
 def test_serving_scale_takes_the_larger_on_a_tie():

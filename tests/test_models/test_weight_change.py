@@ -214,6 +214,17 @@ def test_copies_pickles_and_checkpoints():
             layer.changes[0].data.add_(0)
         assert torch.equal(each(x), net(x))
         assert each[0].pin.frozen is None
+    # Where a host keeps the weights alone, the base serves all sizes.
+    weights = {name: value for name, value in net.state_dict().items()
+               if not name.endswith('_extra_state')}
+    alone = convert_to_ssbn(network(), SCALES, 2)
+    alone.load_state_dict(weights)
+    for size, own in ((12, x), (16, torch.randn(2, 3, 16, 16))):
+        with use_scale(net, size), use_scale(alone, size):
+            assert torch.equal(alone(own), net(own))
+    with pytest.warns(UserWarning, match='12 pixels by the rows of its base '
+                      r'scale 16: it has no record'), use_scale(net, 16):
+        assert torch.equal(alone(x), net(x))
     # A checkpoint of the plain network leaves no change.
     assert fresh.load_state_dict(network().state_dict()) is not None
     with use_scale(fresh, 8):
