@@ -176,8 +176,9 @@ def record_base(model: nn.Module, batches: Iterable[Any]) -> None:
     if any(layer.scales[0] in layer.extents.known() for layer in layers):
         return
     before = [(m, m.training) for m in model.modules()]
-    model.eval()
     try:
+        for module, _ in before:  # eval() would look for unseen scales
+            module.training = False
         for batch in itertools.islice(batches, 1):
             _forward(model, batch, layers[0].scales[0])
     finally:

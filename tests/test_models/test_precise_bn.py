@@ -302,6 +302,15 @@ def test_one_of_several_scales_alone_is_calibrated(make, records_base,
                 assert_close(net(x), want)
 
 
+def test_scales_that_have_seen_no_batch_are_warned_of_after_it():
+    model = TinyModel(lambda c: SSBN(c, SCALES))
+    for layer in ssbn_layers(model):
+        layer.row(16)['num_batches_tracked'].add_(1)
+    calibrate(model.eval(), batches(8), 8)
+    with pytest.warns(UserWarning, match='scale 12, which have seen no batch'):
+        model(torch.randn(2, 3, 12, 12))
+
+
 def test_a_batch_that_cannot_be_resized_is_calibrated_all_the_same():
     net = convert_to_ssbn(nn.Sequential(nn.BatchNorm1d(3)), (16, 8)).eval()
     calibrate(net, [torch.randn(4, 3)] * 2, 8)
