@@ -12,7 +12,7 @@ import mmengine.config
 import numpy as np
 import pytest
 import torch
-from adapting import all_gain, killed, stock  # noqa: F401  (fixtures)
+from adaptations import all_gain, killed, stock  # noqa: F401  (fixtures)
 from hypothesis import settings
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import (
+from adaptations import (
     CONFIG,
     FEW,
     SCALES,

@@ -5,7 +5,7 @@ import os.path as osp
 
 import pytest
 import torch
-from adapting import (
+from adaptations import (
     CONFIG,
     FEW,
     SCALES,
