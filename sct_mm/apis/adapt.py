@@ -202,7 +202,8 @@ class Adaptation:
             'Leave it out for all images.')
         self.resume = resume
         self.trials: dict[str, Any] = {}  # of learning rates
-        self.images_of_test: list[Tensor] = []  # at the base, a batch each
+        # At the base, a batch each, made as a test makes them.
+        self.images_of_test: list[Tensor] = []
         name = f'adapt_{config_name(config)}'
         self.out = out or osp.join('work_dirs', name)
         self.config_path = osp.join(self.out, f'{name}.py')
@@ -458,7 +459,6 @@ class Adaptation:
                 f'The network must answer as before at {self.base.test}, but '
                 f'{changed[0]} has changed. Remove the hook from '
                 '`custom_hooks` that does it.')
-        self._warn_of_pin()
         rows = [{'size': self.base.size_of(scale), **self.keeping.row(scale)}
                 for scale in (scales_of(self.model) or ())[1:]]
         save_weights(self.model, self.result_path, self.meta)
@@ -469,6 +469,7 @@ class Adaptation:
                       held_out=self.count, rows=rows,
                       between=self.between_found),
                  osp.join(self.out, RESULTS))
+        self._warn_of_pin()  # nothing is lost if it is made an error
         return dict(config=self.config_path, checkpoint=self.result_path,
                     scales=tuple(map(self.base.size_of,
                                      scales_of(self.model) or ())),
@@ -484,10 +485,11 @@ class Adaptation:
             edge = min(found[0].shape[-2:])
             warnings.warn(
                 f'Unpinned, the network answers {len(found)} of {len(images)} '
-                f'images of the test otherwise than before: their shorter '
-                f'edge, as {edge} pixels, is nearer to a smaller scale than '
-                f'to its own, {scale}. Pin it, as tools/test.py does: `with '
-                f'use_scale(model, {scale})`.', stacklevel=2)
+                'images, made as a test makes them, otherwise than before: '
+                f'their shorter edge, as {edge} pixels, is nearer to a '
+                f'smaller scale than to its own, {scale}. Pin it, as '
+                f'tools/test.py does: `with use_scale(model, {scale})`.',
+                stacklevel=2)
 
     def _write_config(self) -> None:
         if is_main_process():

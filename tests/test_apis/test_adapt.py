@@ -303,8 +303,8 @@ def test_another_size_than_the_pipelines(stock):
                        r'\(32 in training\), but got 32'):
         adapt(CONFIG, stock[0], (32, 16), out=stock[2], cfg_options=options)
     with pytest.warns(UserWarning, match=(  # the test makes images of 28 px
-            r'4 of 4 images of the test otherwise than before: .* as 28 '
-            r'pixels, .* use_scale\(model, 32\)')):
+            r'4 of 4 images, made as a test .* otherwise than before: .* as '
+            r'28 pixels, .* use_scale\(model, 32\)')):
         done = adapt(CONFIG, stock[0], (28, 14), 0, out=stock[2],
                      cfg_options=options)
     assert done['scales'] == (28, 14)

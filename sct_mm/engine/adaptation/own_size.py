@@ -14,9 +14,9 @@ from ...models.pinning import use_scale
 @torch.no_grad()
 def served_otherwise(model: Any, images: Sequence[Tensor],
                      base: int) -> list[Tensor]:
-    """Those of ``images``, batches at the size of the test, of which ``model``
-    makes other features unpinned than with its scale ``base``: their shorter
-    edge is nearer to a smaller scale."""
+    """Those of ``images``, batches that are made as in a test, of which
+    ``model`` makes other features unpinned than with its scale ``base``: their
+    shorter edge is nearer to a smaller scale."""
     model.eval()
     found = []
     for batch in images:
