@@ -147,7 +147,8 @@ reproduce: $(VENV)/classification.done $(DATA)/fetched $(GLYPHS)/made
 	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment $(REPRODUCTION); done
 
 reproduce-det: $(DET_DATA)/composed
-	set -e; for experiment in detection detection-baselines detection-schedules; do \
+	set -e; for experiment in detection detection-baselines detection-schedules \
+	    'detection-singles --seeds 0' 'detection-adapt --seeds 0'; do \
 	  $(BIN)/python $(EXPERIMENTS)/reproduce.py $$experiment $(REPRODUCTION); done
 
 tables: $(VENV)/classification.done
